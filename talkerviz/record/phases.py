@@ -1,0 +1,81 @@
+"""Which phase, frame and step a call belongs to, read off the calls of a few landmark modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+
+class Mark(NamedTuple):
+    """From here on calls belong to this phase, frame and step, until the next mark."""
+
+    phase: str
+    frame: int | None = None
+    step: int | None = None
+
+
+class PhaseRule(Protocol):
+    """How one kind of model divides its run into phases.
+
+    Only the modules in `landmarks` are watched, so the other calls of a run cost nothing.
+    """
+
+    start: Mark
+    landmarks: frozenset[str]
+
+    def entered(self, path: str, kwargs: Mapping[str, Any]) -> Mark | None:
+        """The mark that begins with this call, if any."""
+
+    def left(self, path: str) -> Mark | None:
+        """The mark that begins when this call has returned, if any."""
+
+
+class ForwardPhases:
+    """Any model: one phase, `forward`; each call of the root is a frame."""
+
+    start = Mark("forward")
+
+    def __init__(self, root: str) -> None:
+        self.landmarks = frozenset({root})
+        self._frames = 0
+
+    def entered(self, path: str, kwargs: Mapping[str, Any]) -> Mark | None:
+        """Each outermost call of the root begins a frame."""
+        self._frames += 1
+        return Mark("forward", self._frames - 1)
+
+    def left(self, path: str) -> Mark | None:
+        """What runs between frames belongs to the frame before."""
+        return None
+
+
+class TalkerPhases:
+    """The talker, ours and transformers': setup, prefill and decode, and the code predictor's own two.
+
+    A frame begins with a pass of the root. All that follows it until the next one serves the code predictor: embedding
+    the first code for its first pass (2 positions: `predictor.prefill`), then 14 passes of one position
+    (`predictor.decode`), then embedding the last code.
+    """
+
+    start = Mark("setup")
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._predictor = f"{root}.code_predictor"
+        self.landmarks = frozenset({self._root, self._predictor})
+        self._frame = -1
+        self._step = 0
+
+    def entered(self, path: str, kwargs: Mapping[str, Any]) -> Mark | None:
+        """A pass of the root begins a frame, a pass of the code predictor a step."""
+        if path == self._root:
+            self._frame += 1
+            return Mark("decode" if self._frame else "prefill", self._frame)
+        positions = kwargs.get("inputs_embeds")
+        starts = positions is not None and positions.shape[1] > 1
+        self._step = 0 if starts else self._step + 1
+        return Mark("predictor.prefill" if starts else "predictor.decode", self._frame, self._step)
+
+    def left(self, path: str) -> Mark | None:
+        """After the root's pass the first code is embedded for the code predictor."""
+        return Mark("predictor.prefill", self._frame, 0) if path == self._root else None

@@ -1,0 +1,84 @@
+"""What a trace is made of: the columns of a call, a tensor's description, a module's facts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+
+class TensorInfo(NamedTuple):
+    """What one tensor looked like as it went into or came out of a call.
+
+    Attributes:
+        name: where it was found: `0` for the first positional argument, `inputs_embeds` for a keyword,
+            `output` for a bare result; nested places are joined with dots (`0.1`, `cache.layers.3.keys`).
+        shape: its sizes, outermost first.
+        dtype: torch's name without the prefix, `float32`.
+        device: torch's name, `cpu` or `cuda:0`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+
+    @property
+    def shape_text(self) -> str:
+        """The shape as `1x20x1024`; `scalar` for a tensor without dimensions."""
+        return "x".join(map(str, self.shape)) or "scalar"
+
+
+class ModuleInfo(NamedTuple):
+    """One module of the traced tree.
+
+    Attributes:
+        path: its dotted name from the root, which itself is named by the recorder.
+        class_name: the name of its Python class.
+        parameters: how many numbers its own parameters hold, without its children's.
+        parameter_bytes: the bytes of those.
+        aliases: further paths under which the same module object is registered.
+    """
+
+    path: str
+    class_name: str
+    parameters: int
+    parameter_bytes: int
+    aliases: tuple[str, ...] = ()
+
+
+_TENSORS = pa.list_(
+    pa.struct(
+        [
+            pa.field("name", pa.string(), nullable=False),
+            pa.field("shape", pa.list_(pa.int64()), nullable=False),
+            pa.field("dtype", pa.string(), nullable=False),
+            pa.field("device", pa.string(), nullable=False),
+        ]
+    )
+)
+_NAME = pa.dictionary(pa.int32(), pa.string())
+
+CALLS = pa.schema(
+    [
+        pa.field("call", pa.int64(), nullable=False),  # 0, 1, 2, ... in the order in which calls began
+        pa.field("parent", pa.int64()),  # the call inside which this one ran; null at the top
+        pa.field("depth", pa.int32(), nullable=False),  # 0 at the top
+        pa.field("thread", pa.int32(), nullable=False),  # 0 for the thread that recorded first
+        pa.field("path", _NAME, nullable=False),
+        pa.field("class", _NAME, nullable=False),
+        pa.field("phase", _NAME),
+        pa.field("frame", pa.int64()),  # null outside frames
+        pa.field("step", pa.int64()),  # the code predictor's pass within its frame, 0 to 14; null elsewhere
+        pa.field("inputs", _TENSORS, nullable=False),
+        pa.field("outputs", _TENSORS, nullable=False),
+        # Equal numbers mean equal lists of tensors: what makes a million calls load, group and compare fast.
+        pa.field("inputs_id", pa.int32(), nullable=False),
+        pa.field("outputs_id", pa.int32(), nullable=False),
+        pa.field("host_start_ns", pa.int64()),  # since the recording began; null under `--clock none`
+        pa.field("host_ns", pa.int64()),
+        pa.field("host_self_ns", pa.int64()),
+        pa.field("error", pa.string()),  # the exception's class name where forward raised
+    ]
+)
+"""The columns of the Parquet file, a row a call, in the order in which calls began."""
