@@ -1,8 +1,8 @@
 """The raw log of a thread, and how it becomes rows.
 
 While a run goes on each call appends six whole numbers to a flat list: module, inputs and time as it begins;
--1 - module, outputs and time as it ends. Everything else (nesting, parents, self time, phases) is worked out here, after
-the run, on arrays.
+-1 - module, outputs and time as it ends. Everything else (nesting, parents, self time, phases) is worked out here,
+after the run, on arrays.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def thread_rows(log: ThreadLog, origin_ns: int, timed: bool) -> dict[str, Any]:
     """One thread's log -> columns of its calls, in the order in which they began.
 
     `call` and `parent` count within the thread (parent -1 at the top). `module`, `inputs` and `outputs` are the numbers
-    that the recorder gave. Calls still open at the end of the log (a run stopped from outside) are closed at its last event.
+    that the recorder gave. Calls still open at the end of the log (a run stopped from outside) are closed at its last
+    event.
     """
     events = np.array(log.events, dtype=np.int64).reshape(-1, _WIDTH)
     begins = events[:, 0] >= 0

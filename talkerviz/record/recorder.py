@@ -110,7 +110,7 @@ class Recording:
         paths = [info.path for info in self._infos]
         classes = [info.class_name for info in self._infos]
         modules = calls.pop("module").to_numpy(dtype=int)
-        calls["path"] = pd.Categorical.from_codes(modules, categories=paths)
+        calls["path"] = pd.Categorical([paths[module] for module in modules])
         calls["class"] = pd.Categorical([classes[module] for module in modules])
         calls["inputs"] = lists[calls["inputs"].to_numpy(dtype=int)]
         calls["outputs"] = lists[calls["outputs"].to_numpy(dtype=int)]
@@ -191,11 +191,11 @@ def _is_one_region(module: nn.Module) -> bool:
 
 
 def _in_order_of_start(calls: pd.DataFrame) -> pd.DataFrame:
-    calls = calls.sort_values(["host_start_ns", "call"], ignore_index=True)
-    renumbered = pd.Series(calls.index, index=calls["call"])
-    calls["parent"] = calls["parent"].map(renumbered).fillna(-1).astype("int64")
-    calls["call"] = calls.index
-    return calls
+    ordered: pd.DataFrame = calls.sort_values(["host_start_ns", "call"], ignore_index=True)
+    renumbered = pd.Series(ordered.index, index=ordered["call"])
+    ordered["parent"] = ordered["parent"].map(renumbered).fillna(-1).astype("int64")
+    ordered["call"] = ordered.index
+    return ordered
 
 
 def _no_calls(timed: bool) -> pd.DataFrame:

@@ -1,9 +1,9 @@
 """Watch one module: log the beginning and the end of each of its calls.
 
 The module's `forward` is replaced on the instance, not hooked. torch runs any hook through a slow path that costs more
-than a microsecond a call before the hook does a thing, and its `always_call` hooks see neither Ctrl-C nor which exception
-it was. Around `forward` the cost is a twentieth of that, keyword arguments arrive as they are, and every way out is seen.
-Where `forward` cannot be replaced (scripted modules, and the replicas that DataParallel copies), hooks are used.
+than a microsecond a call before the hook does a thing, and its `always_call` hooks see neither Ctrl-C nor which
+exception it was; scripted modules refuse hooks altogether. Around `forward` the cost is a twentieth of that, keyword
+arguments arrive as they are, and every way out is seen.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from talkerviz.record.events import ThreadLog
@@ -69,9 +68,6 @@ def watch(
         if left is not None:
             left(log, path)
 
-    if isinstance(module, torch.jit.ScriptModule):
-        return _watch_by_hooks(module, begin, end, fail, log_of_thread, now)
-
     # A module compiled in place does not call `forward` from Python.
     attribute = "forward" if module._compiled_call_impl is None else "_compiled_call_impl"
     inner = getattr(module, attribute)
@@ -96,35 +92,5 @@ def watch(
             vars(module)[attribute] = inner
         else:
             del vars(module)[attribute]
-
-    return undo
-
-
-def _watch_by_hooks(
-    module: nn.Module,
-    begin: Callable[[tuple[Any, ...], dict[str, Any]], ThreadLog],
-    end: Callable[[ThreadLog, Any, int], None],
-    fail: Callable[[ThreadLog, str, int], None],
-    log_of_thread: Callable[[], ThreadLog],
-    now: Callable[[], int],
-) -> Callable[[], None]:
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        begin(args, kwargs)
-
-    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        time = now()
-        if output is None:  # how torch tells an always-called hook that forward raised
-            fail(log_of_thread(), "Exception", time)
-        else:
-            end(log_of_thread(), output, time)
-
-    handles = (
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after, with_kwargs=True, always_call=True),
-    )
-
-    def undo() -> None:
-        for handle in handles:
-            handle.remove()
 
     return undo

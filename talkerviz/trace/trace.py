@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -89,9 +90,8 @@ class Trace:
         """The phases in the order in which they first occur."""
         return [str(phase) for phase in self.calls["phase"].dropna().unique()]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, file: str | Path | BinaryIO) -> None:
         """Write the trace as one Parquet file, finished atomically: readers never see half of it."""
-        path = Path(path)
         table = _to_arrow(self.calls).replace_schema_metadata(
             {
                 "talkerviz": FORMAT,
@@ -99,7 +99,11 @@ class Trace:
                 "talkerviz.facts": json.dumps(dict(self.facts)),
             }
         )
-        unfinished = path.with_name(f".{path.name}.{id(table):x}.tmp")
+        if not isinstance(file, str | Path):
+            pq.write_table(table, file, compression="zstd")
+            return
+        path = Path(file)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             pq.write_table(table, unfinished, compression="zstd")
             unfinished.replace(path)
@@ -127,8 +131,7 @@ class Trace:
             raise TraceError(f"{path}: a Parquet file, but not a talkerviz trace; record one with `talkerviz trace`")
         try:
             modules = tuple(
-                ModuleInfo(*row[:-1], aliases=tuple(row[-1]))
-                for row in json.loads(metadata[b"talkerviz.modules"])
+                ModuleInfo._make((*row, tuple(aliases))) for *row, aliases in json.loads(metadata[b"talkerviz.modules"])
             )
             facts = json.loads(metadata[b"talkerviz.facts"])
             return cls(_to_pandas(table), modules, facts)
@@ -153,9 +156,8 @@ def calls_frame(columns: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
         frame[name] = frame[name].astype("Int64")
     for name in _CATEGORICAL:
         frame[name] = _sorted_categories(frame[name])
-    frame["thread"] = frame["thread"].astype("int32")
-    frame["error"] = frame["error"].astype("string")
-    return frame
+    typed: pd.DataFrame = frame.astype({"call": "int64", "depth": "int32", "thread": "int32", "error": "string"})
+    return typed
 
 
 def _sorted_categories(column: pd.Series) -> pd.Series:

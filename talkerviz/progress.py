@@ -1,0 +1,28 @@
+"""A progress bar for the frames of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def frame_progress(frames: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr while frames run, where stderr is a terminal; gives the function that says how many are done."""
+    console = Console(stderr=True)
+    if frames is None or not console.is_terminal:
+        yield lambda done: None
+        return
+    columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Without a thread of its own: that would take time from the calls being measured.
+    with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
+        task = progress.add_task("frames", total=frames)
+        progress.refresh()
+
+        def on_frame(done: int) -> None:
+            progress.update(task, completed=done, refresh=True)
+
+        yield on_frame

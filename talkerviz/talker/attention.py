@@ -1,0 +1,56 @@
+"""Grouped-query attention with normalised queries and keys."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cache import KVCache
+from .config import StackConfig
+from .norm import RMSNorm, ThinkerTextRMSNorm
+from .rope import rotate
+
+
+class TalkerCodePredictorAttention(nn.Module):
+    """Causal self-attention: many query heads share few key-value heads (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    norm: type[RMSNorm] = RMSNorm
+
+    def __init__(self, config: StackConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.grouped = config.num_attention_heads != config.num_key_value_heads
+        query_width = config.num_attention_heads * config.head_dim
+        key_value_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_width, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_width, bias=False)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
+        self.q_norm = self.norm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = self.norm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
+        """Mix hidden states [1, tokens, hidden] with each other and with all tokens in the cache."""
+        batch, tokens, _ = hidden_states.shape
+        heads = (batch, tokens, -1, self.head_dim)
+        query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
+        key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        key, value = cache.update(self.layer, rotate(key, *position_embeddings), value)
+        mixed = F.scaled_dot_product_attention(
+            rotate(query, *position_embeddings),
+            key,
+            value,
+            # A single new token sees all there is; several can only be a prompt, met with an empty cache.
+            is_causal=tokens > 1,
+            enable_gqa=self.grouped,
+        )
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+        return out
+
+
+class ThinkerTextAttention(TalkerCodePredictorAttention):
+    """The decoder's attention: the same, under the names transformers prints."""
+
+    norm = ThinkerTextRMSNorm

@@ -1,0 +1,100 @@
+"""Decoder layers, and the talker's decoder: the stack that makes one hidden state per frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .attention import TalkerCodePredictorAttention, ThinkerTextAttention
+from .cache import KVCache
+from .config import CodePredictorConfig, StackConfig, TextConfig
+from .moe import MLP, TalkerTextSparseMoeBlock
+from .norm import RMSNorm, TextRMSNorm, ThinkerTextRMSNorm
+from .rope import RotaryEmbedding, TalkerRotaryEmbedding
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then feed-forward, each on normalised input and added back; subclasses name the parts."""
+
+    def __init__(self, config: StackConfig, attention: nn.Module, mlp: nn.Module, norm: type[RMSNorm]) -> None:
+        super().__init__()
+        self.self_attn = attention
+        self.mlp = mlp
+        self.input_layernorm = norm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = norm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
+        """[1, tokens, hidden] to the same; the layer's keys and values go into the cache."""
+        hidden_states = hidden_states + self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states),
+            position_embeddings=position_embeddings,
+            cache=cache,
+        )
+        out: Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return out
+
+
+class TalkerDecoderLayer(DecoderLayer):
+    """A layer of the talker's decoder: its feed-forward is a mixture of experts."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        attention = ThinkerTextAttention(config, layer)
+        super().__init__(config, attention, TalkerTextSparseMoeBlock(config), ThinkerTextRMSNorm)
+
+
+class TalkerCodePredictorDecoderLayer(DecoderLayer):
+    """A layer of the code predictor: its feed-forward is dense."""
+
+    def __init__(self, config: CodePredictorConfig, layer: int) -> None:
+        attention = TalkerCodePredictorAttention(config, layer)
+        mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+        super().__init__(config, attention, mlp, RMSNorm)
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a stack returns: its normalised last hidden states [1, tokens, hidden]."""
+
+    last_hidden_state: Tensor
+
+
+def run_layers(
+    layers: nn.ModuleList,
+    norm: RMSNorm,
+    rotary_emb: RotaryEmbedding,
+    inputs_embeds: Tensor,
+    position_ids: Tensor,
+    cache: KVCache,
+) -> ModelOutput:
+    """Send new tokens [1, tokens, hidden] through a stack and move its cache on by as many."""
+    position_embeddings = rotary_emb(inputs_embeds, position_ids)
+    hidden_states = inputs_embeds
+    for layer in layers:
+        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=cache)
+    cache.length += inputs_embeds.shape[1]
+    return ModelOutput(norm(hidden_states))
+
+
+def next_positions(inputs_embeds: Tensor, cache: KVCache) -> Tensor:
+    """Positions [1, tokens] of new tokens: they follow those in the cache."""
+    end = cache.length + inputs_embeds.shape[1]
+    return torch.arange(cache.length, end, device=inputs_embeds.device)[None]
+
+
+class TalkerModel(nn.Module):
+    """The talker's decoder and the embedding of its first code (`talker.model`)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TalkerDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = TextRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = TalkerRotaryEmbedding(config)
+        self.codec_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def forward(self, *, inputs_embeds: Tensor, cache: KVCache) -> ModelOutput:
+        """Hidden states of new tokens [1, tokens, hidden], which follow those in the cache."""
+        # Speech and text have one time: height and width positions are the same as time's.
+        position_ids = next_positions(inputs_embeds, cache).expand(3, 1, -1)
+        return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, position_ids, cache)

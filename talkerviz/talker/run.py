@@ -1,0 +1,34 @@
+"""One run of a scenario, start to end: what a trace of the talker is a trace of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .config import TalkerConfig
+from .generate import generate
+from .prompt import assemble_prompt
+from .scenario import Scenario, scenario_inputs
+
+
+def run(
+    talker: Any,
+    impl: str,
+    scenario: Scenario,
+    config: TalkerConfig,
+    on_frame: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Speak all of the scenario's frames greedily with a talker from `build_talker(config, impl)`.
+
+    Returns codes [frames, 16], int64. `on_frame` is called with the number of frames done.
+    """
+    weight = talker.codec_head.weight
+    thinker = scenario_inputs(scenario, config, weight.device, weight.dtype)
+    prompt = assemble_prompt(talker, config, thinker, config.speaker_id[scenario.speaker.lower()])
+    if impl == "native":
+        return generate(talker, prompt, scenario.frames, ignore_eos=True, on_frame=on_frame)
+    from .transformers_impl import generate_transformers
+
+    return generate_transformers(talker, config, prompt, scenario.frames, ignore_eos=True, on_frame=on_frame)

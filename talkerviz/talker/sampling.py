@@ -1,0 +1,77 @@
+"""From logits to a code: the processors of transformers' `generate`, in its order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import TalkerConfig
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How first codes are chosen. The default is greedy: `do_sample=False` uses the repetition penalty alone.
+
+    Raises ValueError for a temperature or penalty that is not positive, a top_k below 1, a top_p outside (0, 1].
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be positive, not {self.repetition_penalty}")
+
+
+GREEDY = Sampling()
+
+
+def suppressed_codes(config: TalkerConfig, ignore_eos: bool) -> list[int]:
+    """The first codes never to be chosen: the last 1024 are not sound, and of them only end-of-speech may come."""
+    size = config.text.vocab_size
+    return [code for code in range(size - 1024, size) if ignore_eos or code != config.codec_eos_token_id]
+
+
+def penalise_repeats(logits: Tensor, codes: Tensor, penalty: float) -> Tensor:
+    """Make the codes [1, n] already spoken less likely (Keskar et al. 2019, arXiv:1909.05858): [1, vocab]."""
+    spoken = logits.gather(1, codes)
+    return logits.scatter(1, codes, torch.where(spoken < 0, spoken * penalty, spoken / penalty))
+
+
+def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
+    """Leave the top_k largest logits [1, vocab], and those that equal the last of them."""
+    smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Leave the likeliest codes that together reach top_p (Holtzman et al. 2019, arXiv:1904.09751)."""
+    ascending, order = logits.sort()
+    unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    unlikely[:, -1] = False
+    return logits.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """Choose a code [1, 1] from float32 logits [1, vocab]; the generator is needed for sampling only."""
+    if not sampling.do_sample:
+        return logits.argmax(dim=-1, keepdim=True)
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)

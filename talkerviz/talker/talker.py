@@ -1,0 +1,54 @@
+"""The talker: everything between the thinker's embeddings and a frame's codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from .cache import KVCache
+from .code_predictor import TalkerCodePredictorModelForConditionalGeneration
+from .config import TalkerConfig
+from .decoder import TalkerModel
+
+
+class TalkerResizeMLP(nn.Module):
+    """Bring what the thinker hands over to the talker's width."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.linear_fc1 = nn.Linear(config.thinker_hidden_size, config.text.intermediate_size)
+        self.linear_fc2 = nn.Linear(config.text.intermediate_size, config.text.hidden_size)
+        self.act_fn = ACT2FN[config.text.hidden_act]
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        """[..., thinker_hidden] to [..., hidden]."""
+        out: Tensor = self.linear_fc2(self.act_fn(self.linear_fc1(hidden_state)))
+        return out
+
+
+@dataclass(frozen=True)
+class TalkerOutput:
+    """One pass: logits [1, tokens, vocab] of the next first code, and the hidden states [1, tokens, hidden]."""
+
+    logits: Tensor
+    last_hidden_state: Tensor
+
+
+class TalkerForConditionalGeneration(nn.Module):
+    """The Qwen3-Omni talker. `state_dict` keys are the checkpoint's `talker.*` less `talker.`."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = TalkerModel(config.text)
+        self.text_projection = TalkerResizeMLP(config)
+        self.hidden_projection = TalkerResizeMLP(config)
+        self.codec_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+        self.code_predictor = TalkerCodePredictorModelForConditionalGeneration(config.code_predictor)
+
+    def forward(self, *, inputs_embeds: Tensor, cache: KVCache) -> TalkerOutput:
+        """Read new positions [1, tokens, hidden], the prompt or one frame, which follow those in the cache."""
+        hidden_states = self.model(inputs_embeds=inputs_embeds, cache=cache).last_hidden_state
+        return TalkerOutput(self.codec_head(hidden_states), hidden_states)

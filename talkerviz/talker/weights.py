@@ -1,0 +1,83 @@
+"""Build a talker, and fill it with random weights that depend on the seed and the names alone."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from .config import TalkerConfig
+from .rope import RotaryEmbedding
+from .talker import TalkerForConditionalGeneration
+
+
+def build_talker(
+    config: TalkerConfig,
+    impl: str = "native",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> nn.Module:
+    """A talker with random weights, in eval mode and without gradients; `impl` is native or transformers.
+
+    Both get the same weights, bit for bit. On the meta device nothing is filled. Raises ValueError for another
+    impl.
+    """
+    if impl not in ("native", "transformers"):
+        raise ValueError(f"unknown impl '{impl}': choose from native, transformers")
+    device = torch.device(device)
+    # Built without storage and allocated in its final dtype, so there is never a second copy.
+    with torch.device("meta"):
+        if impl == "native":
+            talker: nn.Module = TalkerForConditionalGeneration(config)
+        else:
+            from .transformers_impl import transformers_talker
+
+            talker = transformers_talker(config)
+    talker.to(dtype).to_empty(device=device)
+    talker.eval().requires_grad_(False)
+    if impl == "native":
+        for module in talker.modules():
+            if isinstance(module, RotaryEmbedding):
+                module.reset_buffers(device)
+    else:
+        from .transformers_impl import reset_rope_buffers
+
+        reset_rope_buffers(talker, config, device)
+    if device.type != "meta":
+        init_weights(talker, seed)
+    return talker
+
+
+@torch.no_grad()
+def init_weights(talker: nn.Module, seed: int) -> None:
+    """Fill every parameter in place. Its values depend on the seed, its name, shape and dtype, nothing else."""
+
+    def fill(named: tuple[str, Tensor]) -> None:
+        name, parameter = named
+        # Drawn on the CPU, so that every device gets the same numbers.
+        on_cpu = parameter if parameter.device.type == "cpu" else torch.empty_like(parameter, device="cpu")
+        _draw(on_cpu, name, seed)
+        if on_cpu is not parameter:
+            parameter.copy_(on_cpu)
+
+    # The generators run outside the interpreter lock, one core each.
+    with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
+        list(pool.map(fill, talker.named_parameters()))
+
+
+def _draw(weight: Tensor, name: str, seed: int) -> None:
+    if name.endswith("norm.weight"):
+        weight.fill_(1.0)
+    elif weight.ndim == 1:
+        weight.zero_()
+    else:
+        digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        # Unit variance in the embeddings and after each product, so that codes depend on what came before.
+        # Uniform, since billions of normal numbers take minutes.
+        fan_in = 1 if "codec_embedding" in name else weight.shape[-1]
+        bound = (3 / fan_in) ** 0.5
+        weight.uniform_(-bound, bound, generator=generator)
