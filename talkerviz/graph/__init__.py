@@ -1,0 +1,1 @@
+"""A Trace as something that can be drawn."""

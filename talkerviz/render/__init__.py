@@ -1,0 +1,1 @@
+"""A Trace on screen and in files: one module a format."""

@@ -1,0 +1,62 @@
+"""A summary as a rich table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from talkerviz.render.text import share_text, time_text
+
+_NUMBERS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "calls": ("calls", "{:,}".format),
+    "total_ns": ("total", time_text),
+    "self_ns": ("self", time_text),
+    "mean_ns": ("mean", time_text),
+    "p50_ns": ("p50", time_text),
+    "p95_ns": ("p95", time_text),
+    "share": ("share", share_text),
+}
+_OF_A_SINGLE_CALL = {"calls", "mean_ns", "p50_ns", "p95_ns"}  # always 1 or the total again
+
+
+def render_table(summary: pd.DataFrame, by: str, top: int | None = None) -> Table:
+    """The first `top` rows, or all, of what `summarise(trace, by)` made."""
+    shown = summary if top is None else summary.head(top)
+    left_out = len(summary) - len(shown)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        title=f"Time by {by}",
+        title_justify="left",
+        title_style="bold",
+        caption=f"{left_out:,} more rows: --top {len(summary)}" if left_out else None,
+        caption_justify="left",
+        pad_edge=False,
+    )
+    columns = [name for name in summary.columns if not (by == "call" and name in _OF_A_SINGLE_CALL)]
+    # An unmeasured column would be empty from top to bottom.
+    columns = [name for name in columns if name not in _NUMBERS or not summary[name].isna().all()]
+    for name in columns:
+        if name in _NUMBERS:
+            table.add_column(_NUMBERS[name][0], justify="right", no_wrap=True)
+        else:
+            whole_number = name in ("call", "frame", "step")
+            table.add_column(name, justify="right" if whole_number else "left", overflow="fold", no_wrap=whole_number)
+    for row in shown[columns].itertuples(index=False):
+        table.add_row(*(_cell(name, value) for name, value in zip(columns, row, strict=True)))
+    return table
+
+
+def _cell(name: str, value: Any) -> Text:
+    # As Text, since names may hold what rich reads as markup.
+    if name in _NUMBERS:
+        text = Text("" if pd.isna(value) else _NUMBERS[name][1](value))
+        if name == "share" and not pd.isna(value):
+            text.stylize("bold red" if value >= 0.2 else "yellow" if value >= 0.05 else "")
+        return text
+    return Text("" if pd.isna(value) else str(value), style="dim" if name == "shapes" else "")

@@ -1,0 +1,26 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
+
+
+def time_text(ns: Any) -> str:
+    """Nanoseconds as `1.23 ms`, three digits; empty where there is none."""
+    if pd.isna(ns):
+        return ""
+    # Compared after rounding, so that 999,999 ns is 1.00 ms and not 1000 µs.
+    scale, unit = next(((scale, unit) for scale, unit in _UNITS if ns >= scale * 0.9995), _UNITS[-1])
+    if scale == 1:
+        return f"{ns:.0f} ns"
+    value = ns / scale
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+
+
+def share_text(share: Any) -> str:
+    """A share of one as `12.3 %`; empty where there is none."""
+    return "" if pd.isna(share) else f"{share * 100:.1f} %"

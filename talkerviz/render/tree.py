@@ -1,0 +1,61 @@
+"""The folded call tree as a rich table."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from talkerviz.graph.tree import TreeNode, call_tree
+from talkerviz.render.text import share_text, time_text
+from talkerviz.trace import Trace
+
+
+def render_tree(trace: Trace, depth: int | None = None) -> Table:
+    """One line a module under its caller, below a line for its phase; `depth` 0 shows the phases' own calls alone."""
+    phases = call_tree(trace)
+    times = [phase.total_ns for phase in phases if phase.total_ns is not None]
+    timed = bool(times) and len(times) == len(phases)
+    whole = sum(times) if timed else None
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("module", no_wrap=True)
+    table.add_column("class", no_wrap=True)
+    table.add_column("calls", justify="right", no_wrap=True)
+    if timed:
+        table.add_column("total", justify="right", no_wrap=True)
+        table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("shapes", overflow="fold")
+    for phase in phases:
+        _add(table, phase, "", "", "", whole, None if depth is None else depth + 1)
+    return table
+
+
+def _add(
+    table: Table, node: TreeNode, guide: str, below: str, parent: str, whole: int | None, depth: int | None
+) -> None:
+    is_phase = not node.class_name and not parent
+    name = Text(guide, style="dim")
+    name.append(node.path.removeprefix(f"{parent}."), style="bold cyan" if is_phase else "")
+    if node.modules > 1:
+        name.append(f"  ×{node.modules}", style="bold magenta")
+    cells: list[Text] = [name, Text(node.class_name, style="dim"), Text(f"{node.calls:,}")]
+    if whole is not None:
+        share = node.total_ns / whole if whole and node.total_ns is not None else None
+        cells += [Text(time_text(node.total_ns)), Text(share_text(share))]
+    others = f" (+{len(node.shapes) - 1})" if len(node.shapes) > 1 else ""
+    cells.append(Text(node.shapes[0] + others if node.shapes else "", style="dim"))
+    table.add_row(*cells)
+    if depth == 0:
+        return
+    inside = "" if is_phase else node.path
+    for place, child in enumerate(node.children, start=1):
+        last = place == len(node.children)
+        _add(
+            table,
+            child,
+            below + ("└── " if last else "├── "),
+            below + ("    " if last else "│   "),
+            inside or "\0",
+            whole,
+            None if depth is None else depth - 1,
+        )

@@ -1,0 +1,134 @@
+"""Where the time went: calls grouped by module, class, phase, layer or frame."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.trace.shapes import shapes_text
+from talkerviz.trace.trace import Trace
+
+BY = ("module", "class", "phase", "layer", "frame", "call")
+SORTS = ("self", "total", "calls")
+
+_IN_ORDER = ("phase", "frame")  # rows that stand in the run's order unless asked otherwise
+_LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
+
+
+def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.DataFrame:
+    """One row for each module, class, phase, layer, frame or call of a trace.
+
+    Args:
+        trace: the whole trace, or what `Trace.select` left of it.
+        by: what a row stands for. A layer is a module down to the first number in its path, `talker.model.layers.3`;
+            what is in none stands for itself.
+        sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases and frames.
+
+    Returns:
+        Columns: the names of the row (`module` and `class`, or the one asked for; for calls also `call`, `phase`,
+        `frame`, `step`); `calls`; `total_ns`, the time inside them, where a call within another of the same row is
+        not counted twice; `self_ns`, less the time in calls they made; `mean_ns`, `p50_ns`, `p95_ns` of a single
+        call; `share` of all the self time, 0 to 1; `shapes`, the commonest and how many others there are. What was
+        not measured is `<NA>`.
+
+    Raises:
+        ValueError: an unknown `by` or `sort`.
+    """
+    if by not in BY:
+        raise ValueError(f"cannot group by {by!r}: choose from {', '.join(BY)}")
+    if sort is not None and sort not in SORTS:
+        raise ValueError(f"cannot sort by {sort!r}: choose from {', '.join(SORTS)}")
+    calls = trace.calls
+    key = _keys(calls, by)
+    timed = bool(calls["host_ns"].notna().all()) and len(calls) > 0
+    host = calls["host_ns"].to_numpy(dtype=float, na_value=np.nan)
+    own = calls["host_self_ns"].to_numpy(dtype=float, na_value=np.nan)
+    codes, names = pd.factorize(key)
+    rows = pd.DataFrame({"key": codes, "host": host, "self": own, "outer": np.where(_outermost(calls, codes), host, 0)})
+    groups = rows.groupby("key", sort=True)
+    whole = own.sum()
+
+    summary = _names(calls, by, names, codes)
+    summary["calls"] = groups.size().to_numpy()
+    times = {
+        "total_ns": groups["outer"].sum(),
+        "self_ns": groups["self"].sum(),
+        "mean_ns": groups["host"].mean(),
+        "p50_ns": groups["host"].quantile(0.50),
+        "p95_ns": groups["host"].quantile(0.95),
+    }
+    for name, values in times.items():
+        summary[name] = pd.array(values.round() if timed else [pd.NA] * len(names), dtype="Int64")
+    share = groups["self"].sum() / whole if timed and whole else [pd.NA] * len(names)
+    summary["share"] = pd.array(share, dtype="Float64")
+    summary["shapes"] = _commonest_shapes(calls, codes, len(names))
+    return _sorted(summary, by, sort, timed)
+
+
+def _keys(calls: pd.DataFrame, by: str) -> pd.Series:
+    if by == "layer":
+        layer_of = {path: _layer(path) for path in calls["path"].cat.categories}
+        return calls["path"].astype(object).map(layer_of)
+    column = calls[{"module": "path"}.get(by, by)]
+    # A run outside its frames, such as the talker's setup, is a row as well.
+    return column.astype(object).where(column.notna(), None).map(lambda name: "" if name is None else name)
+
+
+def _layer(path: str) -> str:
+    found = _LAYER.match(path)
+    return found[1] if found else path
+
+
+def _outermost(calls: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
+    """Which calls have no caller, near or far, of their own row."""
+    row_of = pd.Series(np.arange(len(calls)), index=calls["call"].to_numpy())
+    parent = calls["parent"].map(row_of).to_numpy(dtype=float, na_value=np.nan)
+    parent = np.where(np.isnan(parent), -1, parent).astype(int)
+    outer = np.ones(len(calls), dtype=bool)
+    above = parent
+    while (above >= 0).any():
+        outer &= (above < 0) | (codes[above] != codes)
+        above = np.where(above >= 0, parent[above], -1)
+    return outer
+
+
+def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> pd.DataFrame:
+    if by == "call":
+        described = ["call", "path", "class", "phase", "frame", "step"]
+        return calls[described].rename(columns={"path": "module"}).reset_index(drop=True)
+    summary = pd.DataFrame({by: names})
+    if by == "module":
+        first = np.unique(codes, return_index=True)[1]
+        summary["class"] = calls["class"].astype(object).to_numpy()[first]
+    return summary
+
+
+def _commonest_shapes(calls: pd.DataFrame, codes: np.ndarray, groups: int) -> list[str]:
+    # A trace shares the few tuples it has between its calls, so their identity finds the text fast.
+    texts: dict[tuple[int, int], str] = {}
+    counts: list[Counter[str]] = [Counter() for _ in range(groups)]
+    for code, inputs, outputs in zip(codes, calls["inputs"], calls["outputs"], strict=True):
+        pair = (id(inputs), id(outputs))
+        text = texts.get(pair)
+        if text is None:
+            text = texts[pair] = shapes_text(inputs, outputs)
+        counts[code][text] += 1
+    return [_commonest(count) for count in counts]
+
+
+def _commonest(count: Counter[str]) -> str:
+    text = count.most_common(1)[0][0]
+    return f"{text} (+{len(count) - 1})" if len(count) > 1 else text
+
+
+def _sorted(summary: pd.DataFrame, by: str, sort: str | None, timed: bool) -> pd.DataFrame:
+    if sort is None and by in _IN_ORDER:
+        return summary
+    column = {"self": "self_ns", "total": "total_ns", "calls": "calls"}[sort or "self"]
+    if not timed and column != "calls":
+        column = "calls"
+    ordered: pd.DataFrame = summary.sort_values(column, ascending=False, kind="stable", ignore_index=True)
+    return ordered
