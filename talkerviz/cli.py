@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from talkerviz import __version__
 from talkerviz.progress import frame_progress
 from talkerviz.record import recording
 from talkerviz.render.formats import FORMATS, Style, render
+from talkerviz.render.mermaid import oversize_note
 from talkerviz.render.table import render_table
 from talkerviz.render.tree import render_tree
 from talkerviz.talker.config import PRESETS, default_dtype, preset
@@ -26,6 +28,8 @@ from talkerviz.talker.weights import build_talker
 from talkerviz.targets import function_target, talker_target
 from talkerviz.trace import Trace
 from talkerviz.trace.summary import summarise
+
+_FILE_WIDTH = 200
 
 app = typer.Typer(
     name="talkerviz",
@@ -139,10 +143,9 @@ def trace(
     if codes:
         codes.write_text(json.dumps(produced.tolist()) + "\n")
     if output != "-":
-        console = Console()
-        by = "phase" if target == "talker" else "class"
-        console.print(render_table(summarise(rec.trace, by=by), by=by, top=None))
-        console.print(render_table(summarise(rec.trace, by="module"), by="module", top=12))
+        console = _console()
+        for by in ("phase", "class", "module"):
+            console.print(render_table(summarise(rec.trace, by), by, 10, console.width))
         console.print(f"{len(rec.trace.calls):,} calls -> {output}", highlight=False, soft_wrap=True)
 
 
@@ -156,14 +159,14 @@ def show(
 ) -> None:
     """Print a latency table."""
     chosen = Trace.load(path).select(phase=phase)
-    summary = summarise(chosen, by=by.value, **({"sort": sort.value} if sort else {}))
-    Console().print(render_table(summary, by=by.value, top=top))
+    console = _console()
+    console.print(render_table(summarise(chosen, by.value, sort.value if sort else None), by.value, top, console.width))
 
 
 @app.command()
 def tree(path: TracePath, phase: Phase = None, depth: Depth = None) -> None:
     """Print the call tree, what repeats folded."""
-    Console().print(render_tree(Trace.load(path).select(phase=phase), depth=depth))
+    _console().print(render_tree(Trace.load(path).select(phase=phase), depth=depth))
 
 
 @app.command("render")
@@ -180,6 +183,8 @@ def render_command(
     if output != "-":
         _check_writable(output)
     drawn = render(Trace.load(path).select(phase, frame, depth), fmt, style)
+    if fmt == "mermaid" and (note := oversize_note(drawn.decode())):
+        print(f"talkerviz: {output}: {note}", file=sys.stderr)
     if output == "-":
         sys.stdout.buffer.write(drawn)
     else:
@@ -236,6 +241,12 @@ def main() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     print(f"talkerviz: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _console() -> Console:
+    # rich takes 80 columns for a file or a pipe, too few for a table.
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_FILE_WIDTH)
 
 
 def _device(device: Device) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import pandas as pd
@@ -68,7 +68,7 @@ class CallGraph:
     def edges(self) -> list[tuple[int, int]]:
         """Pairs of call numbers: each call and the next one to begin. Call order, not data flow."""
         calls = [node.call for node in self.nodes]
-        return list(zip(calls, calls[1:], strict=False))
+        return list(pairwise(calls))
 
 
 def call_graph(trace: Trace) -> CallGraph:

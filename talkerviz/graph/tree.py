@@ -54,7 +54,7 @@ class _Open:
         self.calls += 1
         self.shapes[shapes] += 1
         missing = self.total_ns is None or pd.isna(host_ns)  # type: ignore[call-overload]
-        self.total_ns = None if missing else self.total_ns + int(host_ns)  # type: ignore[operator,call-overload]
+        self.total_ns = None if missing else self.total_ns + int(host_ns)  # type: ignore[call-overload]
 
 
 def call_tree(trace: Trace) -> list[TreeNode]:

@@ -199,7 +199,8 @@ def _in_order_of_start(calls: pd.DataFrame) -> pd.DataFrame:
 
 
 def _no_calls(timed: bool) -> pd.DataFrame:
-    return pd.DataFrame({**thread_rows(ThreadLog(marks=[(0, Mark("forward"))]), 0, timed), "thread": 0})
+    none: pd.DataFrame = pd.DataFrame({**thread_rows(ThreadLog(marks=[(0, Mark("forward"))]), 0, timed), "thread": 0})
+    return none
 
 
 def _no_time() -> int:

@@ -22,10 +22,14 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "share": ("share", share_text),
 }
 _OF_A_SINGLE_CALL = {"calls", "mean_ns", "p50_ns", "p95_ns"}  # always 1 or the total again
+_ROOM_PERMITTING = {"class", "mean_ns", "p50_ns", "p95_ns", "shapes"}
 
 
-def render_table(summary: pd.DataFrame, by: str, top: int | None = None) -> Table:
-    """The first `top` rows, or all, of what `summarise(trace, by)` made."""
+_WIDE = 120  # characters that all columns need
+
+
+def render_table(summary: pd.DataFrame, by: str, top: int | None = None, width: int = _WIDE) -> Table:
+    """The first `top` rows, or all, of what `summarise(trace, by)` made; fewer columns below 120 characters' width."""
     shown = summary if top is None else summary.head(top)
     left_out = len(summary) - len(shown)
     table = Table(
@@ -38,7 +42,8 @@ def render_table(summary: pd.DataFrame, by: str, top: int | None = None) -> Tabl
         caption_justify="left",
         pad_edge=False,
     )
-    columns = [name for name in summary.columns if not (by == "call" and name in _OF_A_SINGLE_CALL)]
+    omitted = (_OF_A_SINGLE_CALL if by == "call" else set()) | (_ROOM_PERMITTING if width < _WIDE else set())
+    columns = [name for name in summary.columns if name not in omitted or name == by]
     # An unmeasured column would be empty from top to bottom.
     columns = [name for name in columns if name not in _NUMBERS or not summary[name].isna().all()]
     for name in columns:
@@ -46,7 +51,8 @@ def render_table(summary: pd.DataFrame, by: str, top: int | None = None) -> Tabl
             table.add_column(_NUMBERS[name][0], justify="right", no_wrap=True)
         else:
             whole_number = name in ("call", "frame", "step")
-            table.add_column(name, justify="right" if whole_number else "left", overflow="fold", no_wrap=whole_number)
+            one_line = name != "module"
+            table.add_column(name, justify="right" if whole_number else "left", overflow="fold", no_wrap=one_line)
     for row in shown[columns].itertuples(index=False):
         table.add_row(*(_cell(name, value) for name, value in zip(columns, row, strict=True)))
     return table

@@ -26,17 +26,26 @@ def render_tree(trace: Trace, depth: int | None = None) -> Table:
         table.add_column("share", justify="right", no_wrap=True)
     table.add_column("shapes", overflow="fold")
     for phase in phases:
-        _add(table, phase, "", "", "", whole, None if depth is None else depth + 1)
+        _add(table, phase, "", "", None, whole, None if depth is None else depth + 1)
     return table
 
 
 def _add(
-    table: Table, node: TreeNode, guide: str, below: str, parent: str, whole: int | None, depth: int | None
+    table: Table,
+    node: TreeNode,
+    guide: str,
+    below: str,
+    parent: TreeNode | None,
+    whole: int | None,
+    depth: int | None,
 ) -> None:
-    is_phase = not node.class_name and not parent
     name = Text(guide, style="dim")
-    name.append(node.path.removeprefix(f"{parent}."), style="bold cyan" if is_phase else "")
-    if node.modules > 1:
+    if parent is None:
+        name.append(node.path, style="bold cyan")
+    else:
+        # A phase has no path that could be a prefix.
+        name.append(node.path.removeprefix(f"{parent.path}.") if parent.class_name else node.path)
+    if node.modules > (parent.modules if parent else 1):
         name.append(f"  ×{node.modules}", style="bold magenta")
     cells: list[Text] = [name, Text(node.class_name, style="dim"), Text(f"{node.calls:,}")]
     if whole is not None:
@@ -47,7 +56,6 @@ def _add(
     table.add_row(*cells)
     if depth == 0:
         return
-    inside = "" if is_phase else node.path
     for place, child in enumerate(node.children, start=1):
         last = place == len(node.children)
         _add(
@@ -55,7 +63,7 @@ def _add(
             child,
             below + ("└── " if last else "├── "),
             below + ("    " if last else "│   "),
-            inside or "\0",
+            node,
             whole,
             None if depth is None else depth - 1,
         )

@@ -71,10 +71,12 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
 def _keys(calls: pd.DataFrame, by: str) -> pd.Series:
     if by == "layer":
         layer_of = {path: _layer(path) for path in calls["path"].cat.categories}
-        return calls["path"].astype(object).map(layer_of)
+        layers: pd.Series = calls["path"].astype(object).map(layer_of)
+        return layers
     column = calls[{"module": "path"}.get(by, by)]
     # A run outside its frames, such as the talker's setup, is a row as well.
-    return column.astype(object).where(column.notna(), None).map(lambda name: "" if name is None else name)
+    keys: pd.Series = column.astype(object).where(column.notna(), "")
+    return keys
 
 
 def _layer(path: str) -> str:
@@ -98,8 +100,9 @@ def _outermost(calls: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
 def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> pd.DataFrame:
     if by == "call":
         described = ["call", "path", "class", "phase", "frame", "step"]
-        return calls[described].rename(columns={"path": "module"}).reset_index(drop=True)
-    summary = pd.DataFrame({by: names})
+        rows: pd.DataFrame = calls[described].rename(columns={"path": "module"}).reset_index(drop=True)
+        return rows
+    summary: pd.DataFrame = pd.DataFrame({by: names})
     if by == "module":
         first = np.unique(codes, return_index=True)[1]
         summary["class"] = calls["class"].astype(object).to_numpy()[first]
