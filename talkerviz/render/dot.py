@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import graphviz
 
@@ -45,7 +46,7 @@ def render_dot(trace: Trace) -> str:
     rows = max(6, math.ceil(math.sqrt(len(graph.nodes) * _BOX_RATIO / 1.6)))
     for number, group in enumerate(graph.groups):
         _add_group(drawing, number, group, rows)
-    for before, after in zip(graph.groups, graph.groups[1:], strict=False):
+    for before, after in pairwise(graph.groups):
         drawing.edge(_name(before.nodes[-1]), _name(after.nodes[0]), constraint="false")
     _add_legend(drawing, graph)
     return str(drawing.source)
@@ -56,9 +57,14 @@ def _add_group(drawing: graphviz.Digraph, number: int, group: Group, rows: int) 
         cluster.attr(label=dot_string(group.title)[1:-1], style="rounded", color=BORDER, fontsize="14", margin="12")
         for node in group.nodes:
             _add_node(cluster, node)
-        for place, (before, after) in enumerate(zip(group.nodes, group.nodes[1:], strict=False), start=1):
+        for place, (before, after) in enumerate(pairwise(group.nodes), start=1):
             ends_column = place % rows == 0
             cluster.edge(_name(before), _name(after), constraint="false" if ends_column else None)
+        # Unseen edges between their first boxes keep the columns in order, left to right.
+        with cluster.subgraph() as heads:
+            heads.attr(rank="same")
+            for head, next_head in pairwise(group.nodes[::rows]):
+                heads.edge(_name(head), _name(next_head), style="invis")
 
 
 def _add_node(cluster: graphviz.Digraph, node: Node) -> None:

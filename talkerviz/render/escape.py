@@ -9,8 +9,7 @@ _SAFE_ASCII = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012
 
 def one_line(text: str) -> str:
     """Text without line breaks, control characters and lone surrogates, none of which a label can hold."""
-    visible = "".join(char if char.isprintable() else " " for char in text)
-    return visible.encode("utf-8", "replace").decode("utf-8")
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def mermaid_label(text: str) -> str:

@@ -1,0 +1,221 @@
+"""Every renderer: golden files, escaping, and the real parsers."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from golden_files import check_golden
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from sample_trace import call, make_trace, sample_trace, tensor
+
+from talkerviz.render.formats import Style, render
+from talkerviz.render.layout import RenderError, lay_out
+from talkerviz.render.mermaid import oversize_note, render_mermaid
+from talkerviz.render.table import render_table
+from talkerviz.render.text import share_text, time_text
+from talkerviz.render.tree import render_tree
+from talkerviz.trace import Trace
+from talkerviz.trace.summary import BY, summarise
+
+HERE = Path(__file__).parent
+PARSER = HERE / "mermaid"
+needs_parser = pytest.mark.skipif(
+    not (PARSER / "node_modules").is_dir() or not shutil.which("node"),
+    reason="needs node and `npm ci --prefix tests/mermaid`",
+)
+ENGINES = [
+    name for name in ("dot", "graphviz-pure") if shutil.which(name) or (Path(sys.executable).parent / name).exists()
+]
+NASTY = [
+    'a"b', "a[b]{c}(d)", "`md`", "end", "<script>alert(1)</script>", "two\nlines", "Слой-层", "x" * 500, "#quot;",
+    "&amp;&lt;", "a\\", "\\n\\l", "--> n1", "%% note", "1. one", "- item", "**b** _i_ __c__", "\x00\x1b\u202e",
+    ":::heat4", "subgraph", "|pipe|", "</TD></TABLE>", "graph TD;", "click n0 href", "", " ", "$$x$$", "@{ shape: x }",
+]  # fmt: skip
+names = st.text(max_size=30) | st.sampled_from(NASTY)
+
+
+def printed(renderable: object, width: int = 200) -> str:
+    console = Console(width=width, color_system=None, record=True, file=open("/dev/null", "w"))  # noqa: PTH123,SIM115
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
+
+
+def mermaid_errors(charts: list[str]) -> list[str]:
+    """What the real parser says of each chart; empty where it is fine."""
+    import json
+
+    done = subprocess.run(
+        ["node", "parse.mjs"], cwd=PARSER, input=json.dumps(charts), capture_output=True, text=True, check=True
+    )
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def nasty_trace(texts: list[str]) -> Trace:
+    rows = []
+    for number, (path, kind) in enumerate(itertools.pairwise([*texts, "last"])):
+        rows.append(call(number, None, 0, path, kind, 10, 10, phase=texts[number % len(texts)], error=kind))
+    return make_trace(rows, model=texts[0], root=texts[-1])
+
+
+def test_golden_mermaid() -> None:
+    check_golden("sample.mmd", render_mermaid(sample_trace()))
+
+
+def test_golden_dot() -> None:
+    check_golden("sample.dot", render(sample_trace(), "dot").decode())
+
+
+def test_golden_source() -> None:
+    check_golden("sample_source.md", render(sample_trace(), "mermaid", Style.source).decode())
+
+
+@pytest.mark.parametrize("by", BY)
+def test_golden_tables(by: str) -> None:
+    check_golden(f"sample_by_{by}.txt", printed(render_table(summarise(sample_trace(), by), by)))
+
+
+def test_golden_tree() -> None:
+    check_golden("sample_tree.txt", printed(render_tree(sample_trace())))
+
+
+def test_narrow_tables_fit() -> None:
+    for by in BY:
+        text = printed(render_table(summarise(sample_trace(), by), by, width=80), width=80)
+        assert max(map(len, text.splitlines())) <= 80
+
+
+def test_nothing_is_left_out_of_a_flat_chart() -> None:
+    trace = make_trace([call(n, None, 0, "net", "Net", 1, 1) for n in range(1_000)])
+    chart = render_mermaid(trace)
+    assert len(re.findall(r"^    n\d+\[", chart, re.M)) == 1_000
+    assert chart.count(" --> ") == 999
+    note = oversize_note(chart)
+    assert note is not None
+    assert note.startswith("999 edges")
+    assert oversize_note(render_mermaid(sample_trace())) is None
+
+
+@pytest.mark.parametrize("clock", ["cpu", "none"])
+@needs_parser
+def test_mermaid_parses(clock: str) -> None:
+    rows = [call(0, None, 0, "net", "Net", 5, 5)]
+    if clock == "none":
+        rows = [row | {"host_start_ns": None, "host_ns": None, "host_self_ns": None} for row in rows]
+    charts = [render_mermaid(sample_trace()), render_mermaid(make_trace(rows)), render_mermaid(make_trace([]))]
+    golden = (HERE / "golden" / "qwen3_omni_talker_mermaid.md").read_text()
+    charts.append(golden.split("```mermaid\n")[1].removesuffix("```\n"))
+    assert mermaid_errors(charts) == [""] * len(charts)
+
+
+@needs_parser
+def test_the_parser_refuses_what_is_wrong() -> None:
+    assert mermaid_errors(['flowchart TD\n  a["b"c"]\n'])[0]
+
+
+@needs_parser
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.lists(names, min_size=1, max_size=4), min_size=10, max_size=25))
+def test_mermaid_parses_whatever_the_names(lists: list[list[str]]) -> None:
+    charts = [render_mermaid(nasty_trace(texts)) for texts in [NASTY, *lists]]
+    sources = [render(nasty_trace(texts), "mermaid", Style.source).decode() for texts in [NASTY, *lists]]
+    charts += [text.split("```mermaid\n")[1].removesuffix("```\n") for text in sources]
+    assert mermaid_errors(charts) == [""] * len(charts)
+
+
+def drawn(engine: str, dot: str) -> tuple[dict[str, str], set[str]]:
+    """Titles of nodes and of edges in the SVG that an engine draws."""
+    program = shutil.which(engine) or str(Path(sys.executable).parent / engine)
+    done = subprocess.run([program, "-Tsvg"], input=dot.encode(), capture_output=True, check=True)
+    titles: dict[str, dict[str, str]] = {"node": {}, "edge": {}}
+    for group in ElementTree.fromstring(done.stdout).iter("{http://www.w3.org/2000/svg}g"):
+        kind = group.get("class", "")
+        if kind in titles:
+            title = group.findtext("{http://www.w3.org/2000/svg}title", "")
+            text = "".join(part.text or "" for part in group.iter("{http://www.w3.org/2000/svg}text"))
+            titles[kind][title] = text
+    return titles["node"], set(titles["edge"])
+
+
+@pytest.mark.parametrize("engine", ["dot", "graphviz-pure"])
+def test_engines_draw_every_call(engine: str) -> None:
+    if engine not in ENGINES:
+        pytest.skip(f"{engine} is not installed")
+    nodes, edges = drawn(engine, render(sample_trace(), "dot").decode())
+    assert set(nodes) == {"legend", *(f"n{n}" for n in range(11))}
+    assert edges == {f"n{n}->n{n + 1}" for n in range(10)}
+    assert "net.layers.2.proj" in nodes["n7"]
+
+
+@pytest.mark.parametrize("engine", ["dot", "graphviz-pure"])
+@settings(max_examples=15, deadline=None)
+@given(texts=st.lists(names, min_size=1, max_size=4))
+def test_dot_draws_whatever_the_names(engine: str, texts: list[str]) -> None:
+    if engine not in ENGINES:
+        pytest.skip(f"{engine} is not installed")
+    for chosen in (texts, NASTY):
+        nodes, _ = drawn(engine, render(nasty_trace(chosen), "dot").decode())
+        assert len(nodes) == len(chosen) + 1
+
+
+def test_pictures() -> None:
+    assert render(sample_trace(), "svg").lstrip().startswith(b"<?xml")
+    assert render(sample_trace(), "png").startswith(b"\x89PNG")
+
+
+def test_without_the_systems_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert b"<svg" in lay_out("digraph { a -> b }", "svg")
+    with pytest.raises(RenderError, match="pdf needs the system's Graphviz"):
+        lay_out("digraph { a -> b }", "pdf")
+    with pytest.raises(RenderError, match="could not draw the svg"):
+        lay_out("digraph { a -> ", "svg")
+
+
+def test_unknown_formats_and_styles() -> None:
+    with pytest.raises(RenderError, match="unknown format 'gif': choose from mermaid"):
+        render(sample_trace(), "gif")
+    with pytest.raises(RenderError, match="--style source is Mermaid only, not dot"):
+        render(sample_trace(), "dot", Style.source)
+
+
+def test_an_empty_trace() -> None:
+    empty = make_trace([])
+    assert render(empty, "mermaid").startswith(b"flowchart TD")
+    assert b"digraph" in render(empty, "dot")
+    assert printed(render_tree(empty))
+    for by in BY:
+        assert printed(render_table(summarise(empty, by), by))
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [
+        (None, ""),
+        (0, "0 ns"),
+        (999, "999 ns"),
+        (1_000, "1.00 µs"),
+        (999_999, "1.00 ms"),
+        (12_345_678, "12.3 ms"),
+        (2e9, "2.00 s"),
+    ],
+)
+def test_times(ns: float | None, text: str) -> None:
+    assert time_text(ns) == text
+
+
+def test_shares() -> None:
+    assert (share_text(None), share_text(0.1234)) == ("", "12.3 %")
+
+
+def test_tensor_in_sample() -> None:
+    assert tensor("x").shape_text == "scalar"
