@@ -210,7 +210,7 @@ def presets() -> None:
             f"{config.text.num_experts_per_tok} of {config.text.num_experts}",
             str(config.text.moe_intermediate_size),
         )
-    Console().print(table)
+    _console().print(table)
 
 
 @app.callback(invoke_without_command=True)

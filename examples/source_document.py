@@ -1,0 +1,12 @@
+"""Print the document this project grew from, out of a run made here: `python examples/source_document.py`."""
+
+from talkerviz import recording
+from talkerviz.record.phases import TalkerPhases
+from talkerviz.render.source import render_source
+from talkerviz.talker import Scenario, build_talker, preset, run
+
+config, scenario = preset("lite"), Scenario(frames=4)
+talker = build_talker(config, seed=scenario.seed)
+with recording(talker, name="talker", phases=TalkerPhases("talker"), clock="none") as rec:
+    run(talker, "native", scenario, config)
+print(render_source(rec.trace), end="")

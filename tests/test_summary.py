@@ -1,0 +1,90 @@
+"""Grouping calls."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sample_trace import call, make_trace, sample_trace
+
+from talkerviz.trace.summary import BY, summarise
+
+
+def test_nested_calls_are_not_counted_twice() -> None:
+    rows = [
+        call(0, None, 0, "net", "Block", 100, 30),
+        call(1, 0, 1, "net.inner", "Other", 70, 30),
+        call(2, 1, 2, "net.inner.block", "Block", 40, 40),
+    ]
+    by_class = summarise(make_trace(rows), "class").set_index("class")
+    assert by_class["total_ns"].to_dict() == {"Block": 100, "Other": 70}
+    assert by_class["self_ns"].to_dict() == {"Block": 70, "Other": 30}
+    assert by_class["calls"].to_dict() == {"Block": 2, "Other": 1}
+
+
+@pytest.mark.parametrize("by", BY)
+def test_shares_and_calls_sum_up(by: str) -> None:
+    trace = sample_trace()
+    summary = summarise(trace, by)
+    assert summary["share"].sum() == pytest.approx(1)
+    assert summary["calls"].sum() == len(trace.calls)
+    assert summary["self_ns"].sum() == trace.calls["host_self_ns"].sum()
+
+
+@pytest.mark.parametrize("by", BY)
+def test_unmeasured_is_missing_not_zero(by: str) -> None:
+    nothing = {"host_start_ns": None, "host_ns": None, "host_self_ns": None}
+    summary = summarise(make_trace([call(0, None, 0, "net", "Net", 0, 0) | nothing]), by)
+    assert summary[["total_ns", "self_ns", "mean_ns", "p50_ns", "p95_ns", "share"]].isna().all(axis=None)
+
+
+def test_quantiles() -> None:
+    rows = [call(n, None, 0, "net", "Net", (n + 1) * 100, (n + 1) * 100) for n in range(101)]
+    row = summarise(make_trace(rows)).iloc[0]
+    assert (row["mean_ns"], row["p50_ns"], row["p95_ns"]) == (5_100, 5_100, 9_600)
+
+
+def test_sorts() -> None:
+    trace = sample_trace()
+    assert summarise(trace, "phase")["phase"].tolist() == ["setup", "decode"]
+    assert summarise(trace, "phase", "self")["phase"].tolist() == ["decode", "setup"]
+    assert summarise(trace, "module", "total")["module"][0] == "net"
+    with pytest.raises(ValueError, match="cannot group by 'x'"):
+        summarise(trace, "x")
+    with pytest.raises(ValueError, match="cannot sort by 'x'"):
+        summarise(trace, "module", "x")
+
+
+def test_a_selection_without_the_callers() -> None:
+    trace = sample_trace()
+    setup = summarise(trace.select(phase="setup"))
+    assert setup["module"].tolist() == ["net.embed"]
+    assert setup["share"].tolist() == [1.0]
+
+
+@given(st.data())
+def test_total_is_what_a_walk_finds(data: st.DataObject) -> None:
+    parents = [data.draw(st.integers(-1, n - 1)) for n in range(data.draw(st.integers(1, 12)))]
+    rows = []
+    for number, parent in enumerate(parents):
+        kind = data.draw(st.sampled_from("AB"))
+        rows.append(
+            call(number, None if parent < 0 else parent, 0, f"net.{kind}", kind, data.draw(st.integers(1, 99)), 1)
+        )
+
+    def has_ancestor_of_its_kind(number: int) -> bool:
+        above = parents[number]
+        while above >= 0:
+            if rows[above]["class"] == rows[number]["class"]:
+                return True
+            above = parents[above]
+        return False
+
+    expected: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        add = 0 if has_ancestor_of_its_kind(number) else row["host_ns"]
+        expected[row["class"]] = expected.get(row["class"], 0) + add
+    found = summarise(make_trace(rows), "class")
+    assert dict(zip(found["class"], found["total_ns"], strict=True)) == expected
+    assert isinstance(found, pd.DataFrame)
