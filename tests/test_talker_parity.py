@@ -47,7 +47,7 @@ def test_calls_and_numbers_equal_transformers(name: str, seed: int, frames: int)
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("tiny", torch.float32), ("tiny", torch.bfloat16), ("lite", torch.bfloat16)]
+    ("name", "dtype"), [("tiny", torch.float32), ("tiny", torch.bfloat16), ("lite", torch.float32)]
 )
 def test_greedy_codes_are_equal_and_vary(name: str, dtype: torch.dtype, seed: int) -> None:
     scenario = Scenario(frames=12, seed=seed)
@@ -61,10 +61,3 @@ def test_greedy_codes_are_equal_and_vary(name: str, dtype: torch.dtype, seed: in
     assert torch.equal(native, transformers)
     assert len(native.unique(dim=0)) >= 6
     assert all(len(native[:, group].unique()) > 1 for group in range(16))
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_lite_float32_codes_are_equal(seed: int) -> None:
-    config, scenario = preset("lite"), Scenario(frames=12, seed=seed)
-    codes = [run(build_talker(config, impl, seed=seed), impl, scenario, config) for impl in ("native", "transformers")]
-    assert torch.equal(*codes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -83,21 +82,20 @@ def _closed(node: _Open) -> TreeNode:
     return TreeNode(node.path, node.class_name, 1, node.calls, node.total_ns, shapes, children)
 
 
-def _fold(siblings: list[TreeNode]) -> Iterator[TreeNode]:
-    """Join runs of siblings that differ in their number alone: `layers.0`, `layers.1`, ... alike in all but time."""
-    run: list[TreeNode] = []
+def _fold(siblings: list[TreeNode]) -> list[TreeNode]:
+    """Join siblings that differ in their number alone: `layers.0`, `layers.1`, ... alike in all but time."""
+    runs: list[list[TreeNode]] = []
+    # The path that would continue a run -> the run. Its members need not be neighbours: a loop calls them in turn.
+    continues: dict[str, list[TreeNode]] = {}
     for node in siblings:
-        if run and not (_follows(run[-1].path, node.path) and _form(run[0]) == _form(node)):
-            yield _joined(run)
+        run = continues.pop(node.path, None)
+        if run is None or _form(run[0]) != _form(node):
             run = []
+            runs.append(run)
         run.append(node)
-    if run:
-        yield _joined(run)
-
-
-def _follows(before: str, after: str) -> bool:
-    first, second = _NUMBERED.match(before), _NUMBERED.match(after)
-    return bool(first and second and first[1] == second[1] and int(second[2]) == int(first[2]) + 1)
+        if found := _NUMBERED.match(node.path):
+            continues[f"{found[1]}{int(found[2]) + 1}"] = run
+    return [_joined(run) for run in runs]
 
 
 def _form(node: TreeNode) -> object:
