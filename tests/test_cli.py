@@ -80,6 +80,7 @@ def test_show(by: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capt
 def test_tree_and_presets(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert talkerviz(monkeypatch, "tree", tiny, "--depth", 2) == 0
     assert "layers.0-1  ×2" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "120")
     assert talkerviz(monkeypatch, "presets") == 0
     assert "3,324,596,480" in capsys.readouterr().out
 

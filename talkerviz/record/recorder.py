@@ -50,7 +50,9 @@ class Recording:
         self._latest = phases.start
         self._timed = clock == "cpu"
         self._signatures = Signatures()
-        self._logs: dict[int, ThreadLog] = {}
+        self._logs: list[ThreadLog] = []
+        # Not by thread number: the system gives a number again once its thread has ended.
+        self._of_thread = threading.local()
         self._origin_ns = perf_counter_ns()
         self._undo: list[Callable[[], None]] = []
 
@@ -75,10 +77,11 @@ class Recording:
             self._undo.pop()()
 
     def _log_of_thread(self) -> ThreadLog:
-        thread = threading.get_ident()
-        log = self._logs.get(thread)
-        if log is None:
-            log = self._logs[thread] = ThreadLog(marks=[(0, self._latest)])
+        try:
+            log: ThreadLog = self._of_thread.log
+        except AttributeError:
+            log = self._of_thread.log = ThreadLog(marks=[(0, self._latest)])
+            self._logs.append(log)
         return log
 
     def _entered(self, log: ThreadLog, path: str, kwargs: Mapping[str, Any]) -> None:
@@ -95,7 +98,7 @@ class Recording:
     def _build_trace(self, facts: Mapping[str, Any]) -> Trace:
         threads = []
         calls_before = 0
-        for number, log in enumerate(self._logs.values()):
+        for number, log in enumerate(self._logs):
             rows = thread_rows(log, self._origin_ns, self._timed)
             nested = rows["parent"] >= 0
             rows["call"] += calls_before
