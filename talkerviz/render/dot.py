@@ -14,6 +14,8 @@ from talkerviz.render.text import time_text
 from talkerviz.trace import Trace
 
 _FAILED = "#c8102e"
+# From the right of a column's last box to the left of the next one's first.
+_TO_NEXT_COLUMN = {"constraint": "false", "tailport": "e", "headport": "w"}
 # A box is about this many times as wide as it is high, gaps included.
 _BOX_RATIO = 2.4
 
@@ -31,7 +33,9 @@ def render_dot(trace: Trace) -> str:
             "nodesep": "0.25",
             "ranksep": "0.25",
             "bgcolor": "white",
-            "splines": "true" if len(graph.nodes) < 500 else "line",
+            # Curves around the boxes of a column tangle; straight lines run behind them.
+            "splines": "line",
+            "outputorder": "edgesfirst",
         },
         node_attr={
             "shape": "box",
@@ -47,7 +51,7 @@ def render_dot(trace: Trace) -> str:
     for number, group in enumerate(graph.groups):
         _add_group(drawing, number, group, rows)
     for before, after in pairwise(graph.groups):
-        drawing.edge(_name(before.nodes[-1]), _name(after.nodes[0]), constraint="false")
+        drawing.edge(_name(before.nodes[-1]), _name(after.nodes[0]), **_TO_NEXT_COLUMN)
     _add_legend(drawing, graph)
     return str(drawing.source)
 
@@ -59,7 +63,7 @@ def _add_group(drawing: graphviz.Digraph, number: int, group: Group, rows: int) 
             _add_node(cluster, node)
         for place, (before, after) in enumerate(pairwise(group.nodes), start=1):
             ends_column = place % rows == 0
-            cluster.edge(_name(before), _name(after), constraint="false" if ends_column else None)
+            cluster.edge(_name(before), _name(after), **(_TO_NEXT_COLUMN if ends_column else {}))
         # Unseen edges between their first boxes keep the columns in order, left to right.
         with cluster.subgraph() as heads:
             heads.attr(rank="same")

@@ -49,6 +49,8 @@ def _legend(graph: CallGraph) -> list[str]:
     if graph.heat_floors:
         texts = heat_legend(graph.heat_floors)
         lines.append('  subgraph legend["self time of a call; arrows are call order"]')
+        # Mermaid turns a subgraph without edges to the outside on its side, unless told.
+        lines.append("    direction TB")
         lines += [f'    l{heat}["{mermaid_label(text)}"]:::heat{heat}' for heat, text in enumerate(texts)]
         lines.append("  end")
         lines += [
