@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -15,7 +17,7 @@ from golden_files import check_golden
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from sample_trace import call, make_trace, sample_trace, tensor
+from sample_trace import call, make_trace, sample_trace
 
 from talkerviz.render.formats import Style, render
 from talkerviz.render.layout import RenderError, lay_out
@@ -44,15 +46,13 @@ names = st.text(max_size=30) | st.sampled_from(NASTY)
 
 
 def printed(renderable: object, width: int = 200) -> str:
-    console = Console(width=width, color_system=None, record=True, file=open("/dev/null", "w"))  # noqa: PTH123,SIM115
+    console = Console(width=width, color_system=None, record=True, file=io.StringIO())
     console.print(renderable)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
 
 
 def mermaid_errors(charts: list[str]) -> list[str]:
     """What the real parser says of each chart; empty where it is fine."""
-    import json
-
     done = subprocess.run(
         ["node", "parse.mjs"], cwd=PARSER, input=json.dumps(charts), capture_output=True, text=True, check=True
     )
@@ -216,7 +216,3 @@ def test_times(ns: float | None, text: str) -> None:
 
 def test_shares() -> None:
     assert (share_text(None), share_text(0.1234)) == ("", "12.3 %")
-
-
-def test_tensor_in_sample() -> None:
-    assert tensor("x").shape_text == "scalar"
