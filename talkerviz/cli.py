@@ -179,9 +179,8 @@ def render_command(
     frame: Annotated[int | None, typer.Option(min=0, help="Only this frame, from 0.")] = None,
     depth: Depth = None,
 ) -> None:
-    """Draw a trace, or write its table, in another format."""
-    if output != "-":
-        _check_writable(output)
+    """Draw a trace."""
+    _check_writable(output)
     drawn = render(Trace.load(path).select(phase, frame, depth), fmt, style)
     if fmt == "mermaid" and (note := oversize_note(drawn.decode())):
         print(f"talkerviz: {output}: {note}", file=sys.stderr)

@@ -8,8 +8,9 @@ from itertools import groupby, pairwise
 import numpy as np
 import pandas as pd
 
+from talkerviz.graph.phase import phase_title
 from talkerviz.trace import Trace
-from talkerviz.trace.shapes import shapes_text
+from talkerviz.trace.shapes import shapes_of_calls
 
 HEATS = 5
 
@@ -75,7 +76,7 @@ def call_graph(trace: Trace) -> CallGraph:
     """Draw up the graph of a trace, or of what `Trace.select` left of it."""
     calls = trace.calls
     floors = _heat_floors(calls["host_self_ns"].dropna().to_numpy(dtype=float))
-    rows = list(zip(*(calls[name].astype(object) for name in _COLUMNS), strict=True))
+    rows = list(zip(*(calls[name].astype(object) for name in _COLUMNS), shapes_of_calls(calls), strict=True))
     groups = [
         Group(title, tuple(_node(row, floors) for row in members))
         for title, members in groupby(rows, key=lambda row: _title(*row[:2]))
@@ -83,17 +84,17 @@ def call_graph(trace: Trace) -> CallGraph:
     return CallGraph(tuple(groups), floors)
 
 
-_COLUMNS = ("phase", "frame", "call", "path", "class", "inputs", "outputs", "host_ns", "host_self_ns", "error")
+_COLUMNS = ("phase", "frame", "call", "path", "class", "host_ns", "host_self_ns", "error")
 
 
 def _node(row: tuple[object, ...], floors: tuple[float, ...]) -> Node:
-    _, _, call, path, class_name, inputs, outputs, host_ns, self_ns, error = row
+    _, _, call, path, class_name, host_ns, self_ns, error, shapes = row
     own = _number(self_ns)
     return Node(
         call=int(call),  # type: ignore[call-overload]
         path=str(path),
         class_name=str(class_name),
-        shapes=shapes_text(inputs, outputs),  # type: ignore[arg-type]
+        shapes=str(shapes),
         host_ns=_number(host_ns),
         self_ns=own,
         heat=None if own is None else int(np.searchsorted(floors, own, side="right")),
@@ -102,7 +103,7 @@ def _node(row: tuple[object, ...], floors: tuple[float, ...]) -> Node:
 
 
 def _title(phase: object, frame: object) -> str:
-    name = "outside any phase" if pd.isna(phase) else str(phase)  # type: ignore[call-overload]
+    name = phase_title(phase)
     return name if pd.isna(frame) else f"{name} · frame {frame}"  # type: ignore[call-overload]
 
 

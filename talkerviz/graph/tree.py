@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from talkerviz.graph.phase import phase_title
 from talkerviz.trace import Trace
-from talkerviz.trace.shapes import shapes_text
+from talkerviz.trace.shapes import shapes_of_calls
 
 _NUMBERED = re.compile(r"^(.*?)(\d+)$")
 
@@ -61,15 +62,15 @@ def call_tree(trace: Trace) -> list[TreeNode]:
     phases: dict[str, _Open] = {}
     open_calls: dict[int, _Open] = {}
     calls = trace.calls
-    columns = ("phase", "call", "parent", "path", "class", "inputs", "outputs", "host_ns")
-    for row in zip(*(calls[name].astype(object) for name in columns), strict=True):
-        phase, call, parent, path, class_name, inputs, outputs, host_ns = row
-        name = "outside any phase" if pd.isna(phase) else phase
+    columns = ("phase", "call", "parent", "path", "class", "host_ns")
+    for row in zip(*(calls[name].astype(object) for name in columns), shapes_of_calls(calls), strict=True):
+        phase, call, parent, path, class_name, host_ns, shapes = row
+        name = phase_title(phase)
         root = phases.setdefault(name, _Open(name, ""))
         # The caller may not be among the calls selected.
         caller = None if pd.isna(parent) else open_calls.get(parent)
         node = (caller or root).child(path, class_name)
-        node.add(host_ns, shapes_text(inputs, outputs))
+        node.add(host_ns, shapes)
         open_calls[call] = node
         if caller is None:
             root.add(host_ns, "")

@@ -8,7 +8,7 @@ from itertools import pairwise
 import graphviz
 
 from talkerviz.graph.calls import CallGraph, Group, Node, call_graph
-from talkerviz.render.escape import dot_html, dot_string, one_line
+from talkerviz.render.escape import dot_html, dot_string
 from talkerviz.render.heat import BORDER, HEAT_FILLS, HEAT_INKS, heat_legend
 from talkerviz.render.text import time_text
 from talkerviz.trace import Trace
@@ -29,7 +29,7 @@ def render_dot(trace: Trace) -> str:
             "fontname": "Helvetica",
             "fontsize": "18",
             "labelloc": "t",
-            "label": dot_string(f"{_title(trace)}: arrows are call order, colours self time")[1:-1],
+            "label": dot_string(f"{_title(trace)}: arrows are call order, colours self time"),
             "nodesep": "0.25",
             "ranksep": "0.25",
             "bgcolor": "white",
@@ -58,7 +58,7 @@ def render_dot(trace: Trace) -> str:
 
 def _add_group(drawing: graphviz.Digraph, number: int, group: Group, rows: int) -> None:
     with drawing.subgraph(name=f"cluster_{number}") as cluster:
-        cluster.attr(label=dot_string(group.title)[1:-1], style="rounded", color=BORDER, fontsize="14", margin="12")
+        cluster.attr(label=dot_string(group.title), style="rounded", color=BORDER, fontsize="14", margin="12")
         for node in group.nodes:
             _add_node(cluster, node)
         for place, (before, after) in enumerate(pairwise(group.nodes), start=1):
@@ -83,7 +83,7 @@ def _add_node(cluster: graphviz.Digraph, node: Node) -> None:
     cluster.node(
         _name(node),
         label=f"<{'<BR/>'.join(line for line in lines if line)}>",
-        tooltip=dot_string(f"call {node.call}: {node.path}")[1:-1],
+        tooltip=dot_string(f"call {node.call}: {node.path}"),
         fillcolor="white" if node.heat is None else HEAT_FILLS[heat],
         fontcolor=_FAILED if node.error else HEAT_INKS[heat],
         color=_FAILED if node.error else BORDER,
@@ -109,4 +109,4 @@ def _name(node: Node) -> str:
 def _title(trace: Trace) -> str:
     facts = trace.facts
     parts = [facts.get("model", "model"), facts.get("preset"), facts.get("device"), facts.get("dtype")]
-    return one_line(", ".join(str(part) for part in parts if part))
+    return ", ".join(str(part) for part in parts if part)

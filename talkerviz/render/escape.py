@@ -23,7 +23,6 @@ def dot_html(text: str) -> str:
 
 
 def dot_string(text: str) -> str:
-    """A quoted Graphviz string."""
+    """Text for a Graphviz string, whose quotes the graphviz package adds."""
     # An HTML entity in a string is decoded, so a name that looks like one is kept from being one.
-    escaped = one_line(text).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
-    return f'"{escaped}"'
+    return one_line(text).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")

@@ -9,6 +9,7 @@ from rich.text import Text
 from talkerviz.graph.tree import TreeNode, call_tree
 from talkerviz.render.text import share_text, time_text
 from talkerviz.trace import Trace
+from talkerviz.trace.shapes import and_others
 
 
 def render_tree(trace: Trace, depth: int | None = None) -> Table:
@@ -51,8 +52,7 @@ def _add(
     if whole is not None:
         share = node.total_ns / whole if whole and node.total_ns is not None else None
         cells += [Text(time_text(node.total_ns)), Text(share_text(share))]
-    others = f" (+{len(node.shapes) - 1})" if len(node.shapes) > 1 else ""
-    cells.append(Text(node.shapes[0] + others if node.shapes else "", style="dim"))
+    cells.append(Text(and_others(node.shapes), style="dim"))
     table.add_row(*cells)
     if depth == 0:
         return

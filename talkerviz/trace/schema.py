@@ -29,6 +29,10 @@ class TensorInfo(NamedTuple):
         return "x".join(map(str, self.shape)) or "scalar"
 
 
+Tensors = tuple[TensorInfo, ...]
+"""All tensors of a call's inputs, or of its outputs."""
+
+
 class ModuleInfo(NamedTuple):
     """One module of the traced tree.
 

@@ -1,10 +1,12 @@
-"""A call's shapes in one short text."""
+"""Calls' shapes in short texts."""
 
 from __future__ import annotations
 
-from talkerviz.trace.schema import TensorInfo
+from collections.abc import Sequence
 
-Tensors = tuple[TensorInfo, ...]
+import pandas as pd
+
+from talkerviz.trace.schema import Tensors
 
 
 def shapes_text(inputs: Tensors, outputs: Tensors) -> str:
@@ -14,3 +16,24 @@ def shapes_text(inputs: Tensors, outputs: Tensors) -> str:
     first_in = inputs[0].shape_text if inputs else ""
     first_out = outputs[0].shape_text if outputs else ""
     return f"{first_in} → {first_out}".strip()
+
+
+def shapes_of_calls(calls: pd.DataFrame) -> list[str]:
+    """`shapes_text` of each row of a trace's calls."""
+    # A trace shares the few tuples it has between its calls, so their identity finds the text fast.
+    texts: dict[tuple[int, int], str] = {}
+    found = []
+    for inputs, outputs in zip(calls["inputs"], calls["outputs"], strict=True):
+        pair = (id(inputs), id(outputs))
+        text = texts.get(pair)
+        if text is None:
+            text = texts[pair] = shapes_text(inputs, outputs)
+        found.append(text)
+    return found
+
+
+def and_others(texts: Sequence[str]) -> str:
+    """The first of several different texts and how many others there are, `1x4 → 1x9 (+2)`; empty for none."""
+    if not texts:
+        return ""
+    return f"{texts[0]} (+{len(texts) - 1})" if len(texts) > 1 else texts[0]

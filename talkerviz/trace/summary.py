@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from talkerviz.trace.shapes import shapes_text
+from talkerviz.trace.shapes import and_others, shapes_of_calls
 from talkerviz.trace.trace import Trace
 
 BY = ("module", "class", "phase", "layer", "frame", "call")
@@ -62,7 +62,7 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
     }
     for name, values in times.items():
         summary[name] = pd.array(values.round() if timed else [pd.NA] * len(names), dtype="Int64")
-    share = groups["self"].sum() / whole if timed and whole else [pd.NA] * len(names)
+    share = times["self_ns"] / whole if timed and whole else [pd.NA] * len(names)
     summary["share"] = pd.array(share, dtype="Float64")
     summary["shapes"] = _commonest_shapes(calls, codes, len(names))
     return _sorted(summary, by, sort, timed)
@@ -110,28 +110,15 @@ def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> 
 
 
 def _commonest_shapes(calls: pd.DataFrame, codes: np.ndarray, groups: int) -> list[str]:
-    # A trace shares the few tuples it has between its calls, so their identity finds the text fast.
-    texts: dict[tuple[int, int], str] = {}
     counts: list[Counter[str]] = [Counter() for _ in range(groups)]
-    for code, inputs, outputs in zip(codes, calls["inputs"], calls["outputs"], strict=True):
-        pair = (id(inputs), id(outputs))
-        text = texts.get(pair)
-        if text is None:
-            text = texts[pair] = shapes_text(inputs, outputs)
+    for code, text in zip(codes, shapes_of_calls(calls), strict=True):
         counts[code][text] += 1
-    return [_commonest(count) for count in counts]
-
-
-def _commonest(count: Counter[str]) -> str:
-    text = count.most_common(1)[0][0]
-    return f"{text} (+{len(count) - 1})" if len(count) > 1 else text
+    return [and_others([text for text, _ in count.most_common()]) for count in counts]
 
 
 def _sorted(summary: pd.DataFrame, by: str, sort: str | None, timed: bool) -> pd.DataFrame:
     if sort is None and by in _IN_ORDER:
         return summary
-    column = {"self": "self_ns", "total": "total_ns", "calls": "calls"}[sort or "self"]
-    if not timed and column != "calls":
-        column = "calls"
+    column = {"self": "self_ns", "total": "total_ns", "calls": "calls"}[sort or "self"] if timed else "calls"
     ordered: pd.DataFrame = summary.sort_values(column, ascending=False, kind="stable", ignore_index=True)
     return ordered

@@ -14,13 +14,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from talkerviz.trace.schema import CALLS, ModuleInfo, TensorInfo
+from talkerviz.trace.schema import CALLS, ModuleInfo, TensorInfo, Tensors
 
 FORMAT = "1"
 _NULLABLE = ("parent", "frame", "step", "host_start_ns", "host_ns", "host_self_ns")
 _CATEGORICAL = ("path", "class", "phase")
-
-Tensors = tuple[TensorInfo, ...]
 
 
 class TraceError(ValueError):
