@@ -14,12 +14,14 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from talkerviz import __version__
 from talkerviz.progress import frame_progress
 from talkerviz.record import recording
 from talkerviz.render.formats import FORMATS, Style, render
 from talkerviz.render.mermaid import oversize_note
+from talkerviz.render.notes import notes_on
 from talkerviz.render.table import render_table
 from talkerviz.render.tree import render_tree
 from talkerviz.talker.config import PRESETS, default_dtype, preset
@@ -108,6 +110,11 @@ def trace(
     speaker: Annotated[str, typer.Option(help="A voice of the checkpoint.")] = "ethan",
     seed: Annotated[int, typer.Option(help="Draws the weights and the thinker's outputs.")] = 0,
     clock: Annotated[Clock, typer.Option(help="none records shapes alone.")] = Clock.cpu,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Record only modules that fit, such as '*.self_attn*'.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Record none that fit.")] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="Record only so many levels below the root.")] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="The trace; - for stdout.")] = "run.parquet",
 ) -> None:
     """Run a model, record every module call, and print where the time went."""
@@ -124,7 +131,17 @@ def trace(
     failure: BaseException | None = None
     with (
         frame_progress(made.frames) as on_frame,
-        recording(made.model, made.name, made.phases, clock.value, facts) as rec,
+        recording(
+            made.model,
+            made.name,
+            made.phases,
+            clock.value,
+            facts,
+            include or (),
+            exclude or (),
+            depth,
+            file=None if output == "-" else output,
+        ) as rec,
     ):
         try:
             produced = made.run(on_frame)
@@ -133,8 +150,6 @@ def trace(
 
     if output == "-":
         rec.trace.save(sys.stdout.buffer)
-    else:
-        rec.trace.save(output)
     if isinstance(failure, KeyboardInterrupt):
         raise typer.Abort
     if failure is not None:
@@ -146,6 +161,7 @@ def trace(
         console = _console()
         for by in ("phase", "class", "module"):
             console.print(render_table(summarise(rec.trace, by), by, 10, console.width))
+        _print_notes(console, rec.trace)
         console.print(f"{len(rec.trace.calls):,} calls -> {output}", highlight=False, soft_wrap=True)
 
 
@@ -161,6 +177,7 @@ def show(
     chosen = Trace.load(path).select(phase=phase)
     console = _console()
     console.print(render_table(summarise(chosen, by.value, sort.value if sort else None), by.value, top, console.width))
+    _print_notes(console, chosen)
 
 
 @app.command()
@@ -246,6 +263,11 @@ def _console() -> Console:
     # rich takes 80 columns for a file or a pipe, too few for a table.
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_FILE_WIDTH)
+
+
+def _print_notes(console: Console, trace: Trace) -> None:
+    for note in notes_on(trace.facts):
+        console.print(Text(note, style="dim"), soft_wrap=True)
 
 
 def _device(device: Device) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from talkerviz.trace import ModuleInfo, TensorInfo, Trace
-from talkerviz.trace.trace import calls_frame
+from talkerviz.trace.frame import calls_frame
 
 
 def tensor(name: str, *shape: int) -> TensorInfo:

@@ -13,7 +13,7 @@ from torch import nn
 
 import talkerviz as tv
 from talkerviz.trace import TensorInfo, Trace, TraceError
-from talkerviz.trace.trace import calls_frame
+from talkerviz.trace.frame import calls_frame
 
 names = st.text(max_size=12)
 tensors = st.lists(

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-
-class Mark(NamedTuple):
-    """From here on calls belong to this phase, frame and step, until the next mark."""
-
-    phase: str
-    frame: int | None = None
-    step: int | None = None
+from talkerviz.trace.log import Mark
 
 
 class PhaseRule(Protocol):

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
-import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import talkerviz
-from talkerviz.record.events import ThreadLog, thread_rows
-from talkerviz.record.phases import ForwardPhases, Mark, PhaseRule
-from talkerviz.record.tensors import Signatures
-from talkerviz.record.watch import watch
-from talkerviz.trace.schema import ModuleInfo
-from talkerviz.trace.trace import Trace, calls_frame
+from talkerviz.record.clocks import CLOCKS, own_cost_ns
+from talkerviz.record.modules import one_call_regions, select_modules, tree_of
+from talkerviz.record.patch import step_in
+from talkerviz.record.phases import ForwardPhases, PhaseRule
+from talkerviz.record.spool import Spool
+from talkerviz.record.tap import Tap
+from talkerviz.record.tensors import Signatures, kind_of
+from talkerviz.trace.frame import log_frame, log_frames
+from talkerviz.trace.log import PAUSE, Mark, Names, read_log
+from talkerviz.trace.parquet import write_trace
+from talkerviz.trace.trace import Trace
 
-CLOCKS = ("cpu", "none")
+_BATCH = 1 << 15  # events: 16,384 calls, 768 KiB
+_MOST_NS_A_BATCH = 1_000_000_000
 
 
 class Recording:
@@ -32,93 +40,144 @@ class Recording:
         trace: the record. There once the recording has ended, also when the code inside it raised.
     """
 
-    trace: Trace
-
-    def __init__(self, model: nn.Module, name: str, phases: PhaseRule, clock: str) -> None:
-        self._modules, self._paths = _watched_modules(model, name)
-        self._infos = tuple(
-            ModuleInfo(
-                path,
-                type(module).__name__,
-                sum(p.numel() for p in module.parameters(recurse=False)),
-                sum(p.numel() * p.element_size() for p in module.parameters(recurse=False)),
-                tuple(self._paths[id(module)][1:]),
-            )
-            for path, module in self._modules.items()
-        )
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        phases: PhaseRule,
+        clock: str,
+        facts: Mapping[str, Any],
+        watched: Callable[[str], bool],
+        path: Path | None,
+    ) -> None:
+        self._modules, self._infos = tree_of(model, name)
+        self._facts = facts
         self._phases = phases
-        self._latest = phases.start
-        self._timed = clock == "cpu"
-        self._signatures = Signatures()
-        self._logs: list[ThreadLog] = []
-        # Not by thread number: the system gives a number again once its thread has ended.
-        self._of_thread = threading.local()
-        self._origin_ns = perf_counter_ns()
+        self._landmarks = {id(module): p for p, module in self._modules.items() if p in phases.landmarks}
+        self._watched = watched
+        self._timed = clock != "none"
+        self._path = path
+        self._names = Names(marks=[phases.start])
+        self._mark_numbers = {phases.start: 0}
+        self._latest = 0
+        self._signatures = Signatures(self._names.tensors)
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        partial = path and path.with_name(f"{path.name}.partial")
+        self._origin_ns = self._written_ns = perf_counter_ns()
+        self._spool = Spool(partial, self._infos, facts, self._origin_ns, self._timed)
         self._undo: list[Callable[[], None]] = []
 
+    @cached_property
+    def trace(self) -> Trace:
+        """The record, read when it is first asked for."""
+        if self._undo:
+            raise RuntimeError("the recording is going on: its trace is there when it has ended")
+        if self._path is not None:
+            return Trace.load(self._path)
+        return Trace(log_frame(self._log), self._infos, self._facts)
+
     def _attach(self) -> None:
+        self._undo.append(step_in("__call__", self._make_tap))
+        self._undo.append(step_in("_replicate_for_data_parallel", self._make_replicate))
+
+    def _make_tap(self, below: Callable[..., Any]) -> Callable[..., Any]:
+        self._below = below
+        self._tap = Tap(
+            tensor=Tensor,
+            parameter=nn.Parameter,
+            below=below,
+            of_inputs=self._signatures.of_inputs,
+            of_output=self._signatures.of_output,
+            kind_of=kind_of,
+            entered=self._entered,
+            left=self._left,
+            failed=self._failed,
+            started=lambda: self._latest,
+            full=self._write,
+            stamp=None,
+            timed=self._timed,
+            limit=_BATCH,
+        )
         for number, (path, module) in enumerate(self._modules.items()):
-            entered, left = (self._entered, self._left) if path in self._phases.landmarks else (None, None)
-            self._undo.append(
-                watch(
-                    module,
-                    number,
-                    path,
-                    log_of_thread=self._log_of_thread,
-                    signatures=self._signatures,
-                    now=perf_counter_ns if self._timed else _no_time,
-                    entered=entered,
-                    left=left,
-                )
-            )
+            landmark = id(module) in self._landmarks
+            if self._watched(path):
+                self._tap.watch(module, number, below, landmark)
+            elif landmark:
+                self._tap.watch(module, -1, below, True)
+        call: Callable[..., Any] = self._tap.call
+        return call
+
+    def _make_replicate(self, below: Callable[..., Any]) -> Callable[..., Any]:
+        """DataParallel runs replicas of the modules: their calls are those of the originals."""
+        numbers = {
+            id(module): number for number, (path, module) in enumerate(self._modules.items()) if self._watched(path)
+        }
+
+        def replicate(module: nn.Module) -> nn.Module:
+            replica: nn.Module = below(module)
+            if id(module) in numbers:
+                self._tap.watch(replica, numbers[id(module)], self._below, False)
+            return replica
+
+        return replicate
+
+    def _entered(self, module: nn.Module, kwargs: Mapping[str, Any]) -> int:
+        # A good moment to write: between frames, where a pause is least in the way.
+        if perf_counter_ns() - self._written_ns > _MOST_NS_A_BATCH:
+            self._write()
+        return self._mark(self._phases.entered(self._landmarks[id(module)], kwargs))
+
+    def _left(self, module: nn.Module) -> int:
+        return self._mark(self._phases.left(self._landmarks[id(module)]))
+
+    def _mark(self, mark: Mark | None) -> int:
+        if mark is None:
+            return -1
+        with self._lock:
+            if mark not in self._mark_numbers:
+                self._names.marks.append(mark)
+                self._mark_numbers[mark] = len(self._names.marks) - 1
+            self._latest = self._mark_numbers[mark]
+        return self._latest
+
+    def _failed(self, error: type[BaseException]) -> int:
+        # How gradient checkpointing ends a recomputation once it has what it needs.
+        name = error.__name__
+        if name == "_StopRecomputationError":
+            return 0
+        with self._lock:
+            errors = self._names.errors
+            if name not in errors:
+                errors.append(name)
+            return -1 - errors.index(name)
+
+    def _write(self) -> None:
+        """Write this thread's events away, and note how long that took: it is no call's time."""
+        if os.getpid() != self._process:
+            return  # a forked process shares the file, and must not write into it
+        began = perf_counter_ns()
+        with self._lock:
+            thread = self._tap.thread()
+            self._spool.write(thread, self._tap.take(thread), self._names)
+            self._written_ns = perf_counter_ns()
+        if self._timed:
+            self._tap.put(PAUSE, 0, perf_counter_ns() - began)
 
     def _detach(self) -> None:
         while self._undo:
             self._undo.pop()()
 
-    def _log_of_thread(self) -> ThreadLog:
-        try:
-            log: ThreadLog = self._of_thread.log
-        except AttributeError:
-            log = self._of_thread.log = ThreadLog(marks=[(0, self._latest)])
-            self._logs.append(log)
-        return log
-
-    def _entered(self, log: ThreadLog, path: str, kwargs: Mapping[str, Any]) -> None:
-        self._mark(log, self._phases.entered(path, kwargs))
-
-    def _left(self, log: ThreadLog, path: str) -> None:
-        self._mark(log, self._phases.left(path))
-
-    def _mark(self, log: ThreadLog, mark: Mark | None) -> None:
-        if mark is not None:
-            self._latest = mark
-            log.marks.append((len(log.events), mark))
-
-    def _build_trace(self, facts: Mapping[str, Any]) -> Trace:
-        threads = []
-        calls_before = 0
-        for number, log in enumerate(self._logs):
-            rows = thread_rows(log, self._origin_ns, self._timed)
-            nested = rows["parent"] >= 0
-            rows["call"] += calls_before
-            rows["parent"][nested] += calls_before
-            calls_before += len(rows["call"])
-            threads.append(pd.DataFrame({**rows, "thread": number}))
-        calls = pd.concat(threads, ignore_index=True) if threads else _no_calls(self._timed)
-        if len(threads) > 1 and self._timed:
-            calls = _in_order_of_start(calls)
-
-        lists = pd.Series([*self._signatures.lists, None], dtype=object).to_numpy()[:-1]
-        paths = [info.path for info in self._infos]
-        classes = [info.class_name for info in self._infos]
-        modules = calls.pop("module").to_numpy(dtype=int)
-        calls["path"] = pd.Categorical([paths[module] for module in modules])
-        calls["class"] = pd.Categorical([classes[module] for module in modules])
-        calls["inputs"] = lists[calls["inputs"].to_numpy(dtype=int)]
-        calls["outputs"] = lists[calls["outputs"].to_numpy(dtype=int)]
-        calls["parent"] = calls["parent"].astype("Int64").mask(calls["parent"] < 0)
-        return Trace(calls_frame(calls), self._infos, facts)
+    def _finish(self) -> None:
+        for thread in range(self._tap.threads()):
+            self._spool.write(thread, self._tap.take(thread), self._names)
+        self._tap.close()
+        written = self._spool.close()
+        self._log = read_log(written)
+        if self._path is not None:
+            write_trace(self._path, log_frames(self._log), self._infos, self._facts)
+            Path(written).unlink()
+            del self._log
 
 
 @contextmanager
@@ -128,10 +187,14 @@ def recording(
     phases: PhaseRule | None = None,
     clock: str = "cpu",
     facts: Mapping[str, Any] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    depth: int | None = None,
+    file: str | Path | None = None,
 ) -> Iterator[Recording]:
     """Record every call of the model's modules made inside the `with` block, on any thread.
 
-    The model is left exactly as it was, whatever happens inside, and `trace` holds the calls made until then.
+    Nothing is put on the model, and `trace` holds the calls made until the end, whatever that is.
 
     Args:
         model: any module.
@@ -139,20 +202,33 @@ def recording(
         phases: how the run divides into phases and frames; by default each call of the root is a frame.
         clock: `cpu` for host times in nanoseconds, `none` for shapes alone.
         facts: what to note of the run, JSON values; versions, device and threads are noted anyway.
+        include: record only modules whose path fits one of these patterns, as in a shell; `*` crosses dots.
+        exclude: nor those that fit one of these.
+        depth: nor those more than so many levels below the root.
+        file: keep the trace in this file. While the run goes on, `FILE.partial` beside it holds what was recorded, and
+            `Trace.load` opens it if the process is killed; memory stays bounded.
 
     Raises:
-        ValueError: an unknown clock.
+        ValueError: an unknown clock, or no module that fits.
+        OSError: the file cannot be written.
     """
     if clock not in CLOCKS:
         raise ValueError(f"unknown clock {clock!r}: choose from {', '.join(CLOCKS)}")
-    rec = Recording(model, name, phases or ForwardPhases(name), clock)
-    started = datetime.datetime.now(datetime.timezone.utc)
+    rec = Recording(
+        model,
+        name,
+        phases or ForwardPhases(name),
+        clock,
+        {**_facts(model, name, clock), **(facts or {})},
+        select_modules(model, name, include, exclude, depth),
+        None if file is None else Path(file),
+    )
     try:
         rec._attach()
         yield rec
     finally:
         rec._detach()
-        rec.trace = rec._build_trace({**_facts(model, name, clock, started), **(facts or {})})
+        rec._finish()
 
 
 def record(
@@ -162,58 +238,21 @@ def record(
     phases: PhaseRule | None = None,
     clock: str = "cpu",
     facts: Mapping[str, Any] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    depth: int | None = None,
+    file: str | Path | None = None,
 ) -> Trace:
     """Call `run` and record every call it makes of the model's modules; see `recording` for the arguments."""
-    with recording(model, name, phases, clock, facts) as rec:
+    with recording(model, name, phases, clock, facts, include, exclude, depth, file) as rec:
         run()
     return rec.trace
 
 
-def _watched_modules(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], dict[int, list[str]]]:
-    """The modules to watch by path, and every path of each module by its id.
-
-    What runs inside a compiled or scripted region makes no Python calls, so such a module is watched as one.
-    """
-    modules: dict[str, nn.Module] = {}
-    paths: dict[int, list[str]] = {}
-    closed: list[str] = []
-    for path, module in model.named_modules(prefix=name, remove_duplicate=False):
-        if any(path.startswith(region) for region in closed):
-            continue
-        if _is_one_region(module):
-            closed.append(f"{path}.")
-        if id(module) not in paths:
-            modules[path] = module
-        paths.setdefault(id(module), []).append(path)
-    return modules, paths
-
-
-def _is_one_region(module: nn.Module) -> bool:
-    compiled = isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
-    return compiled or isinstance(module, torch.jit.ScriptModule)
-
-
-def _in_order_of_start(calls: pd.DataFrame) -> pd.DataFrame:
-    ordered: pd.DataFrame = calls.sort_values(["host_start_ns", "call"], ignore_index=True)
-    renumbered = pd.Series(ordered.index, index=ordered["call"])
-    ordered["parent"] = ordered["parent"].map(renumbered).fillna(-1).astype("int64")
-    ordered["call"] = ordered.index
-    return ordered
-
-
-def _no_calls(timed: bool) -> pd.DataFrame:
-    none: pd.DataFrame = pd.DataFrame({**thread_rows(ThreadLog(marks=[(0, Mark("forward"))]), 0, timed), "thread": 0})
-    return none
-
-
-def _no_time() -> int:
-    return -1
-
-
-def _facts(model: nn.Module, name: str, clock: str, started: datetime.datetime) -> dict[str, Any]:
+def _facts(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
     parameter = next(model.parameters(), None)
     facts: dict[str, Any] = {
-        "date": started.isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "talkerviz": talkerviz.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -224,6 +263,10 @@ def _facts(model: nn.Module, name: str, clock: str, started: datetime.datetime) 
         "parameters": sum(p.numel() for p in model.parameters()),
         "clock": clock,
     }
+    if clock != "none":
+        facts["own_cost_ns"] = own_cost_ns()
+    if regions := one_call_regions(model, name):
+        facts["one_call"] = regions
     if parameter is not None:
         facts["device"] = str(parameter.device)
         facts["dtype"] = str(parameter.dtype).removeprefix("torch.")

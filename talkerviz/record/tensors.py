@@ -8,24 +8,31 @@ new key. The key holds no tensor: tracing must not keep memory alive.
 from __future__ import annotations
 
 import dataclasses
+import enum
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from talkerviz.trace.schema import TensorInfo
+from talkerviz.trace.log import NO_TENSORS
+from talkerviz.trace.schema import TensorInfo, Tensors
 
 Key = tuple[Any, ...] | None
-NO_TENSORS = 0  # the number of the empty list
 _MAX_NESTING = 8  # guards against structures that contain themselves
 
 
 class Signatures:
-    """Numbers for lists of tensors: equal lists get equal numbers."""
+    """Numbers for lists of tensors: equal lists get equal numbers.
 
-    def __init__(self) -> None:
+    Args:
+        lists: where a new list is put, at the place that is its number; it holds the empty one already.
+    """
+
+    def __init__(self, lists: list[Tensors]) -> None:
         self._numbers: dict[Any, int] = {None: NO_TENSORS}
-        self.lists: list[tuple[TensorInfo, ...]] = [()]
+        self._lists = lists
+        self._lock = threading.Lock()
 
     def of_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         """The number of a call's arguments; positional ones are named by position, the others by keyword."""
@@ -39,10 +46,12 @@ class Signatures:
         number = self._numbers.get(key)
         return self._new(key, tuple(_named(key, "output"))) if number is None else number
 
-    def _new(self, key: Any, tensors: tuple[TensorInfo, ...]) -> int:
-        # Two threads may both miss; setdefault keeps the first number, the second list is never named by one.
-        self.lists.append(tensors)
-        return self._numbers.setdefault(key, len(self.lists) - 1)
+    def _new(self, key: Any, tensors: Tensors) -> int:
+        with self._lock:
+            if key not in self._numbers:
+                self._lists.append(tensors)
+                self._numbers[key] = len(self._lists) - 1
+            return self._numbers[key]
 
 
 def _key(value: Any, level: int) -> Key:
@@ -95,6 +104,27 @@ def _walk_for(kind: type) -> Callable[[Any, int], Key]:
     if "cache" in kind.__name__.lower() or "cache" in kind.__module__.lower():
         return _attributes_key
     return _nothing_key
+
+
+class Kind(enum.IntEnum):
+    """Where `_tap.c` finds the tensors of a value by itself; it has the same numbers."""
+
+    NOTHING = 0
+    TENSOR = 1
+    SEQUENCE = 2
+    MAPPING = 3
+    ATTRIBUTES = 4
+    ASK_PYTHON = 5
+
+
+def kind_of(kind: type) -> int:
+    """The `Kind` of a type's values."""
+    walk = _walk_for(kind)
+    if walk is _mapping_key:
+        return Kind.MAPPING if issubclass(kind, dict) else Kind.ASK_PYTHON
+    if walk in (_dataclass_key, _attributes_key):
+        return Kind.ATTRIBUTES if kind.__dictoffset__ else Kind.ASK_PYTHON
+    return {_nothing_key: Kind.NOTHING, _tensor_key: Kind.TENSOR, _sequence_key: Kind.SEQUENCE}[walk]
 
 
 _WALKS: dict[type, Callable[[Any, int], Key]] = {}

@@ -82,6 +82,15 @@ CALLS = pa.schema(
         pa.field("host_start_ns", pa.int64()),  # since the recording began; null under `--clock none`
         pa.field("host_ns", pa.int64()),
         pa.field("host_self_ns", pa.int64()),
+        pa.field("device_start_ns", pa.int64()),  # on the host's time line; null but under `--clock cuda`
+        pa.field("device_ns", pa.int64()),  # between the call's events on its stream
+        pa.field("device_self_ns", pa.int64()),
+        pa.field("busy_ns", pa.int64()),  # its kernels' run time; null without `--busy`
+        pa.field("flops", pa.int64()),  # null without `--cost`, and where an operation is unknown
+        pa.field("bytes_read", pa.int64()),  # from outside the call, each byte once
+        pa.field("bytes_written", pa.int64()),  # for use outside the call
+        pa.field("memory_peak_bytes", pa.int64()),  # above what was allocated as it began; null without `--memory`
+        pa.field("memory_delta_bytes", pa.int64()),  # allocated at its end less at its beginning
         pa.field("error", pa.string()),  # the exception's class name where forward raised
     ]
 )

@@ -1,0 +1,63 @@
+"""Write a recording's events away while the run goes on.
+
+Memory stays bounded, and what has been written survives whatever ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from talkerviz.trace.log import EVENTS, Names, header
+from talkerviz.trace.schema import ModuleInfo
+
+
+class Spool:
+    """An append-only stream of whole batches of events; see `trace/log.py` for what is in them.
+
+    Args:
+        path: the file; None keeps the stream in memory.
+        modules: what modules' numbers stand for.
+        facts: what is known of the run as it begins.
+        origin_ns: the time that counts as 0.
+        timed: whether events hold times.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        modules: tuple[ModuleInfo, ...],
+        facts: Mapping[str, Any],
+        origin_ns: int,
+        timed: bool,
+    ) -> None:
+        self.path = path
+        # Unbuffered: what is written has left the process.
+        self._sink = pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_stream(self._sink, header(modules, facts, origin_ns, timed))
+        self._told = (len(Names().tensors), 0, 0)
+
+    def write(self, thread: int, events: bytes, names: Names) -> None:
+        """Append a thread's events, and the names that are new since the last batch."""
+        numbers = np.frombuffer(events, dtype=np.int64).reshape(-1, 3)
+        columns = [pa.array(numbers[:, place], field.type) for place, field in enumerate(EVENTS)]
+        tensors, marks, errors = self._told
+        new = (names.tensors[tensors:], names.marks[marks:], names.errors[errors:])
+        # Counted in what is said: other threads may be adding names.
+        self._told = (tensors + len(new[0]), marks + len(new[1]), errors + len(new[2]))
+        said = {"thread": thread, "tensors": new[0], "marks": new[1], "errors": new[2]}
+        batch = pa.record_batch(columns, schema=EVENTS)
+        self._writer.write_batch(batch, custom_metadata={"names": json.dumps(said)})
+
+    def close(self) -> Path | pa.Buffer:
+        """End the stream; gives where `read_log` finds it."""
+        self._writer.close()
+        if self.path is None:
+            return self._sink.getvalue()
+        self._sink.close()
+        return self.path

@@ -1,0 +1,112 @@
+"""The frame that a trace's calls are kept in, and how a raw log becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from talkerviz.trace.log import UNFINISHED, Log, Rows, call_rows
+from talkerviz.trace.schema import CALLS
+
+_CATEGORICAL = ("path", "class", "phase")
+COLUMNS = [name for name in CALLS.names if not name.endswith("_id")]
+NULLABLE = [field.name for field in CALLS if field.type == pa.int64() and field.nullable]
+"""Columns of whole numbers where some may be missing."""
+
+
+def calls_frame(columns: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
+    """Columns by name -> the frame a `Trace` holds, with the dtypes that survive a round trip.
+
+    Columns of what was not measured may be left out.
+    """
+    length = len(columns["call"])
+    frame = pd.DataFrame({n: columns[n] if n in columns else pd.array([pd.NA] * length, "Int64") for n in COLUMNS})
+    types = dict.fromkeys(NULLABLE, "Int64")
+    for name in _CATEGORICAL:
+        frame[name] = _sorted_categories(frame[name])
+    typed: pd.DataFrame = frame.astype(
+        {**types, "call": "int64", "depth": "int32", "thread": "int32", "error": "string"}
+    )
+    return typed
+
+
+def _sorted_categories(column: pd.Series) -> pd.Series:
+    """Only the names in use, in order, whatever the frame came from: equal traces have equal frames."""
+    column = column.astype("category").cat.remove_unused_categories()
+    return column.cat.reorder_categories(sorted(column.cat.categories))
+
+
+def log_frame(log: Log) -> pd.DataFrame:
+    """All calls of a log."""
+    parts = list(call_rows(log))
+    return _frame(log, {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]} if parts else {})
+
+
+def log_frames(log: Log, rows_each: int = 1 << 16) -> Iterator[pd.DataFrame]:
+    """All calls of a log, about so many at a time."""
+    waiting: list[Rows] = []
+    for rows in call_rows(log):
+        waiting.append(rows)
+        if sum(len(part["call"]) for part in waiting) >= rows_each:
+            yield _frame(log, {name: np.concatenate([part[name] for part in waiting]) for name in rows})
+            waiting = []
+    if waiting:
+        yield _frame(log, {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]})
+
+
+def _frame(log: Log, rows: Rows) -> pd.DataFrame:
+    rows = rows or dict.fromkeys(
+        ("call", "depth", "thread", "parent", "module", "mark", "inputs", "outputs", "error", *_TIMES),
+        np.empty(0, dtype=np.int64),
+    )
+    names = log.names
+    mark = rows["mark"]
+    return calls_frame(
+        {
+            **{name: rows[name] for name in ("call", "depth", "thread")},
+            "parent": _present(rows["parent"], rows["parent"] >= 0),
+            "path": _named(rows["module"], [module.path for module in log.modules]),
+            "class": _named(rows["module"], [module.class_name for module in log.modules]),
+            "phase": _named(mark, [mark.phase for mark in names.marks]),
+            "frame": _marked(mark, [mark.frame for mark in names.marks]),
+            "step": _marked(mark, [mark.step for mark in names.marks]),
+            "inputs": _objects(names.tensors)[rows["inputs"]],
+            "outputs": _objects(names.tensors)[rows["outputs"]],
+            **{name: _present(rows[name], np.full(len(mark), log.timed)) for name in _TIMES},
+            # -1 and -2, the two numbers that are no names, are the list's last places.
+            "error": _objects([*names.errors, UNFINISHED, None])[rows["error"]],
+        }
+    )
+
+
+_TIMES = ("host_start_ns", "host_ns", "host_self_ns")
+
+
+def _objects(values: list[Any]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        array[place] = value
+    return array
+
+
+def _named(numbers: np.ndarray, names: list[str]) -> pd.Categorical:
+    # Different modules may be of one class, different marks of one phase.
+    unique = list(dict.fromkeys(names))
+    place = {name: code for code, name in enumerate(unique)}
+    codes = np.array([place[name] for name in names], dtype=np.int32)
+    of_calls = codes[numbers] if len(numbers) else np.empty(0, dtype=np.int32)
+    return pd.Categorical.from_codes(of_calls, pd.Index(unique, dtype=object))
+
+
+def _marked(marks: np.ndarray, values: list[int | None]) -> pd.api.extensions.ExtensionArray:
+    found = np.array([-1 if value is None else value for value in values], dtype=np.int64)
+    of_calls = found[marks] if len(marks) else marks
+    return _present(of_calls, of_calls >= 0)
+
+
+def _present(values: np.ndarray, there: np.ndarray) -> pd.api.extensions.ExtensionArray:
+    return pd.arrays.IntegerArray(values.astype(np.int64), ~there)

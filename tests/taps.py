@@ -1,0 +1,26 @@
+"""The two taps, for tests that hold for either."""
+
+from __future__ import annotations
+
+import pytest
+
+from talkerviz.record import clocks, recorder, tap
+
+both_taps = pytest.mark.parametrize(
+    "any_tap",
+    [
+        pytest.param("c", marks=pytest.mark.skipif(tap.Tap is tap.PythonTap, reason="no C compiler built _tap.c")),
+        "python",
+    ],
+    indirect=True,
+)
+
+
+@pytest.fixture
+def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "python":
+        monkeypatch.setattr(recorder, "Tap", tap.PythonTap)
+    else:
+        assert recorder.Tap is not tap.PythonTap
+    assert clocks.CLOCKS
+    return str(request.param)

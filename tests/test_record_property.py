@@ -1,0 +1,187 @@
+"""Random trees of modules and random nested tensors, against an interpreter that logs itself."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import OrderedDict, UserDict
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from taps import any_tap, both_taps  # noqa: F401
+from torch import nn
+
+import talkerviz as tv
+from talkerviz.record import recorder
+
+
+@dataclasses.dataclass
+class Pair:
+    first: Any
+    second: Any
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    only: Any
+
+
+class Named(NamedTuple):
+    left: Any
+    right: Any
+
+
+class KVCache:
+    def __init__(self, **tensors: Any) -> None:
+        vars(self).update(tensors)
+
+
+class Seen(NamedTuple):
+    path: str
+    parent: int | None
+    depth: int
+    inputs: list[tuple[str, tuple[int, ...], str]]
+    outputs: list[tuple[str, tuple[int, ...], str]]
+    error: str | None
+
+
+def flatten(value: Any, name: str = "") -> list[tuple[str, tuple[int, ...], str]]:
+    """Names, shapes and dtypes of a value's tensors, in the plainest way there is."""
+    join = lambda inner: f"{name}.{inner}" if name else str(inner)  # noqa: E731
+    if isinstance(value, torch.Tensor):
+        return [(name, tuple(value.shape), str(value.dtype)[6:])]
+    if isinstance(value, (dict, UserDict)):
+        return [found for key, inner in value.items() for found in flatten(inner, join(key))]
+    if isinstance(value, (tuple, list)):
+        return [found for place, inner in enumerate(value) for found in flatten(inner, join(place))]
+    if isinstance(value, Slotted):
+        return flatten(value.only, join("only"))
+    if isinstance(value, (Pair, KVCache)):
+        return [found for key, inner in vars(value).items() for found in flatten(inner, join(key))]
+    return []
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a module does when it is called: call children with values, then return one or raise."""
+
+    calls: list[tuple[int, tuple[Any, ...], dict[str, Any]]]
+    result: Any
+    raises: bool
+
+
+class Acting(nn.Module):
+    def __init__(self, plan: Plan, children: list[nn.Module], log: list[Any]) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(children)
+        self.plan = plan
+        self.log = log
+        self.path = "model"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        begun = [*flatten(args), *flatten(kwargs)]
+        rows, stack = self.log
+        number = len(rows)
+        rows.append(None)
+        parent = stack[-1] if stack else None
+        stack.append(number)
+        error, result = None, None
+        try:
+            for child, child_args, child_kwargs in self.plan.calls:
+                try:
+                    self.inner[child % len(self.inner)](*child_args, **child_kwargs)
+                except ArithmeticError:
+                    error = "ArithmeticError"
+                    raise
+            if self.plan.raises:
+                error = "ArithmeticError"
+                raise ArithmeticError
+            result = self.plan.result
+        finally:
+            stack.pop()
+            named = flatten(result, "output") if isinstance(result, torch.Tensor) else flatten(result)
+            rows[number] = Seen(self.path, parent, len(stack), begun, named, error)
+        return result
+
+
+def tensors() -> st.SearchStrategy[torch.Tensor]:
+    shapes = st.lists(st.integers(0, 3), max_size=3)
+    dtypes = st.sampled_from([torch.float32, torch.int64, torch.bool, torch.bfloat16])
+    made = st.builds(lambda shape, dtype: torch.zeros(shape, dtype=dtype), shapes, dtypes)
+    parameters = shapes.map(lambda shape: nn.Parameter(torch.zeros(shape)))
+    return st.one_of(made, parameters, shapes.map(lambda shape: torch.empty(shape, device="meta")))
+
+
+KEYS = st.text(st.characters(categories=["L"]), min_size=1, max_size=4)
+VALUES = st.recursive(
+    st.one_of(tensors(), st.sampled_from([None, 1, 2.5, "text", torch.float32])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(KEYS, inner, max_size=3),
+        st.dictionaries(st.integers(0, 9), inner, max_size=2),
+        st.dictionaries(KEYS, inner, max_size=2).map(OrderedDict),
+        st.dictionaries(KEYS, inner, max_size=2).map(UserDict),
+        st.dictionaries(KEYS, inner, max_size=2).map(lambda d: KVCache(**d)),
+        st.builds(Pair, inner, inner),
+        st.builds(Slotted, inner),
+        st.builds(Named, inner, inner),
+    ),
+    max_leaves=6,
+)
+ARGUMENTS = st.tuples(
+    st.integers(0, 5), st.lists(VALUES, max_size=2).map(tuple), st.dictionaries(KEYS, VALUES, max_size=2)
+)
+PLANS = st.builds(Plan, st.lists(ARGUMENTS, max_size=3), VALUES, st.sampled_from([False] * 9 + [True]))
+
+
+@st.composite
+def trees(draw: st.DrawFn, depth: int = 3) -> Any:
+    """A tree of plans."""
+    plan = draw(PLANS)
+    children = draw(st.lists(trees(depth - 1), max_size=2)) if depth else []
+    if not children:
+        plan.calls = []
+    return plan, children
+
+
+def build(tree: Any, log: Any) -> Acting:
+    plan, children = tree
+    return Acting(plan, [build(child, log) for child in children], log)
+
+
+@both_taps
+@settings(
+    deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(tree=trees(), first=ARGUMENTS, times=st.integers(1, 3), batch=st.sampled_from([2, 7, 1 << 15]))
+def test_what_a_reference_interpreter_sees(any_tap: str, tree: Any, first: Any, times: int, batch: int) -> None:  # noqa: F811
+    log: Any = ([], [])
+    model = build(tree, log)
+    for path, module in model.named_modules(prefix="model"):
+        if isinstance(module, Acting):
+            module.path = path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "_BATCH", batch)
+        with tv.recording(model) as rec:
+            for _ in range(times):
+                with contextlib.suppress(ArithmeticError):
+                    model(*first[1], **first[2])
+    calls = rec.trace.calls
+    assert len(calls) == len(log[0])
+    for seen, row in zip(log[0], calls.itertuples(index=False), strict=True):
+        assert row.path == seen.path
+        assert (None if row.parent is calls["parent"].dtype.na_value else row.parent) == seen.parent
+        assert row.depth == seen.depth
+        assert [(t.name, t.shape, t.dtype) for t in row.inputs] == seen.inputs
+        assert [(t.name, t.shape, t.dtype) for t in row.outputs] == seen.outputs
+        assert (row.error if isinstance(row.error, str) else None) == seen.error
+    nested = calls[calls["parent"].notna()]
+    for row in nested.itertuples():
+        assert calls["host_start_ns"][row.parent] <= row.host_start_ns
+        assert row.host_start_ns + row.host_ns <= calls["host_start_ns"][row.parent] + calls["host_ns"][row.parent]
+    assert (calls["host_self_ns"] >= 0).all()
+    assert calls["host_self_ns"].sum() == calls.loc[calls["depth"] == 0, "host_ns"].sum()
