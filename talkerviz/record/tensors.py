@@ -124,7 +124,8 @@ def kind_of(kind: type) -> int:
         return Kind.MAPPING if issubclass(kind, dict) else Kind.ASK_PYTHON
     if walk in (_dataclass_key, _attributes_key):
         return Kind.ATTRIBUTES if kind.__dictoffset__ else Kind.ASK_PYTHON
-    return {_nothing_key: Kind.NOTHING, _tensor_key: Kind.TENSOR, _sequence_key: Kind.SEQUENCE}[walk]
+    plain: dict[Any, Kind] = {_nothing_key: Kind.NOTHING, _tensor_key: Kind.TENSOR, _sequence_key: Kind.SEQUENCE}
+    return plain[walk]
 
 
 _WALKS: dict[type, Callable[[Any, int], Key]] = {}
