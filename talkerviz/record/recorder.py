@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 import talkerviz
 from talkerviz.record.clocks import CLOCKS, own_cost_ns
+from talkerviz.record.cost import CostMeter
 from talkerviz.record.modules import one_call_regions, select_modules, tree_of
 from talkerviz.record.patch import step_in
 from talkerviz.record.phases import ForwardPhases, PhaseRule
 from talkerviz.record.spool import Spool
 from talkerviz.record.tap import Tap
 from talkerviz.record.tensors import Signatures, kind_of
-from talkerviz.trace.frame import log_frame, log_frames
-from talkerviz.trace.log import PAUSE, Mark, Names, read_log
+from talkerviz.trace.frame import log_edges, log_frame, log_frames
+from talkerviz.trace.log import PAUSE, Log, Mark, Names, read_log
 from talkerviz.trace.parquet import write_trace
 from talkerviz.trace.trace import Trace
 
@@ -49,6 +50,7 @@ class Recording:
         facts: Mapping[str, Any],
         watched: Callable[[str], bool],
         path: Path | None,
+        cost: bool,
     ) -> None:
         self._modules, self._infos = tree_of(model, name)
         self._facts = facts
@@ -67,6 +69,8 @@ class Recording:
         self._origin_ns = self._written_ns = perf_counter_ns()
         self._spool = Spool(partial, self._infos, facts, self._origin_ns, self._timed)
         self._undo: list[Callable[[], None]] = []
+        self._cost = cost
+        self._gauges: list[CostMeter] = []
 
     @cached_property
     def trace(self) -> Trace:
@@ -75,10 +79,22 @@ class Recording:
             raise RuntimeError("the recording is going on: its trace is there when it has ended")
         if self._path is not None:
             return Trace.load(self._path)
-        return Trace(log_frame(self._log), self._infos, self._facts)
+        return self._measured(self._log)
+
+    def _measured(self, log: Log) -> Trace:
+        calls, facts = log_frame(log), dict(self._facts)
+        for gauge in self._gauges:
+            calls = calls.assign(**gauge.measured(calls, log_edges(log)))
+            facts.update(gauge.facts())
+        return Trace(calls, self._infos, facts)
 
     def _attach(self) -> None:
         self._undo.append(step_in("__call__", self._make_tap))
+        if self._cost:
+            meter = CostMeter(self._tap.thread)
+            self._gauges.append(meter)
+            meter.__enter__()
+            self._undo.append(lambda: meter.__exit__(None, None, None))
         self._undo.append(step_in("_replicate_for_data_parallel", self._make_replicate))
 
     def _make_tap(self, below: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,7 +111,7 @@ class Recording:
             failed=self._failed,
             started=lambda: self._latest,
             full=self._write,
-            stamp=None,
+            stamp=self._stamp if self._cost else None,
             timed=self._timed,
             limit=_BATCH,
         )
@@ -107,6 +123,10 @@ class Recording:
                 self._tap.watch(module, -1, below, True)
         call: Callable[..., Any] = self._tap.call
         return call
+
+    def _stamp(self) -> None:
+        for gauge in self._gauges:
+            gauge.stamp()
 
     def _make_replicate(self, below: Callable[..., Any]) -> Callable[..., Any]:
         """DataParallel runs replicas of the modules: their calls are those of the originals."""
@@ -175,7 +195,10 @@ class Recording:
         written = self._spool.close()
         self._log = read_log(written)
         if self._path is not None:
-            write_trace(self._path, log_frames(self._log), self._infos, self._facts)
+            if self._gauges:
+                self._measured(self._log).save(self._path)
+            else:
+                write_trace(self._path, log_frames(self._log), self._infos, self._facts)
             Path(written).unlink()
             del self._log
 
@@ -190,6 +213,7 @@ def recording(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     depth: int | None = None,
+    cost: bool = False,
     file: str | Path | None = None,
 ) -> Iterator[Recording]:
     """Record every call of the model's modules made inside the `with` block, on any thread.
@@ -205,6 +229,8 @@ def recording(
         include: record only modules whose path fits one of these patterns, as in a shell; `*` crosses dots.
         exclude: nor those that fit one of these.
         depth: nor those more than so many levels below the root.
+        cost: count floating-point operations and bytes of each call. The run is several times slower for it, so its
+            times say nothing: take them from another.
         file: keep the trace in this file. While the run goes on, `FILE.partial` beside it holds what was recorded, and
             `Trace.load` opens it if the process is killed; memory stays bounded.
 
@@ -222,6 +248,7 @@ def recording(
         {**_facts(model, name, clock), **(facts or {})},
         select_modules(model, name, include, exclude, depth),
         None if file is None else Path(file),
+        cost,
     )
     try:
         rec._attach()
@@ -241,10 +268,11 @@ def record(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     depth: int | None = None,
+    cost: bool = False,
     file: str | Path | None = None,
 ) -> Trace:
     """Call `run` and record every call it makes of the model's modules; see `recording` for the arguments."""
-    with recording(model, name, phases, clock, facts, include, exclude, depth, file) as rec:
+    with recording(model, name, phases, clock, facts, include, exclude, depth, cost, file) as rec:
         run()
     return rec.trace
 

@@ -46,6 +46,14 @@ def log_frame(log: Log) -> pd.DataFrame:
     return _frame(log, {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]} if parts else {})
 
 
+def log_edges(log: Log) -> pd.DataFrame:
+    """Of each call in `log_frame`: its `thread`, and which of the thread's edges are its `begin` and `end`."""
+    parts = [(rows["thread"], rows["begin_edge"], rows["end_edge"]) for rows in call_rows(log)]
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.empty(0, dtype=np.int64)] * 3
+    edges: pd.DataFrame = pd.DataFrame(dict(zip(("thread", "begin", "end"), columns, strict=True)))
+    return edges
+
+
 def log_frames(log: Log, rows_each: int = 1 << 16) -> Iterator[pd.DataFrame]:
     """All calls of a log, about so many at a time."""
     waiting: list[Rows] = []

@@ -121,22 +121,25 @@ class _Open:
     number: np.ndarray
     module: np.ndarray
     start: np.ndarray
+    edge: np.ndarray
     inside: np.ndarray  # nanoseconds in calls that they made
     mark: int = 0
     paused: int = 0
     next_number: int = 0
     last_time: int = 0
+    edges: int = 0  # beginnings and ends so far
 
 
 _NONE = np.empty(0, dtype=np.int64)
-_NOTHING_OPEN = _Open(_NONE, _NONE, _NONE, _NONE)
+_NOTHING_OPEN = _Open(_NONE, _NONE, _NONE, _NONE, _NONE)
 
 
 def call_rows(log: Log) -> Iterator[Rows]:
     """The log's calls as columns of numbers, some thousands of rows at a time, in the order in which they began.
 
     `parent` is -1 at the top. `module`, `inputs`, `outputs`, `mark` are the log's numbers, `error` too, -1 for none
-    and -2 for a call that never ended. Times are nanoseconds; -1 without a clock.
+    and -2 for a call that never ended. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` count the
+    beginnings and ends of the thread's calls: what else was noted at each of them has that place.
     """
     threads = sorted({thread for thread, _ in log.batches})
     if len(threads) == 1:
@@ -165,7 +168,7 @@ def _thread_rows(log: Log, thread: int) -> Iterator[Rows]:
         yield rows
 
 
-_LATE = ("end", "inside", "outputs", "error")
+_LATE = ("end", "end_edge", "inside", "outputs", "error")
 
 
 def _steps(log: Log, thread: int) -> Iterator[tuple[Rows, Rows, np.ndarray]]:
@@ -185,6 +188,7 @@ def _steps(log: Log, thread: int) -> Iterator[tuple[Rows, Rows, np.ndarray]]:
         {
             "call": state.number,
             "end": stopped,
+            "end_edge": np.full(len(stopped), state.edges),
             "inside": state.inside,
             "outputs": np.full(len(stopped), NO_TENSORS),
             "error": np.full(len(stopped), -2),
@@ -193,7 +197,7 @@ def _steps(log: Log, thread: int) -> Iterator[tuple[Rows, Rows, np.ndarray]]:
     )
 
 
-_ROW = ("call", "parent", "depth", "inputs", "mark", "host_start_ns", *_LATE)
+_ROW = ("call", "parent", "depth", "inputs", "mark", "begin_edge", "host_start_ns", *_LATE)
 
 
 def _step(
@@ -213,9 +217,10 @@ def _step(
     tensor = np.concatenate([np.full(carried, NO_TENSORS), tensors[calls]])
     times = np.concatenate([state.start, time])
     mark = np.concatenate([np.zeros(carried, dtype=np.int64), mark[calls]])
+    edge = np.concatenate([state.edge, state.edges + np.arange(len(time))])
     pairs = _pairs(module)
     if pairs is None:
-        module, tensor, times, mark = _with_missing_ends(module, tensor, times, mark)
+        module, tensor, times, mark, edge = _with_missing_ends(module, tensor, times, mark, edge)
         pairs = _pairs(module)
         assert pairs is not None
     begin_at, end_at, closed, depth = pairs
@@ -236,8 +241,10 @@ def _step(
         "module": module[begin_at],
         "inputs": tensor[begin_at],
         "mark": mark[begin_at],
+        "begin_edge": edge[begin_at],
         "host_start_ns": start,
         "end": end,
+        "end_edge": np.where(closed, edge[end_at], 0),
         "inside": inside,
         "outputs": np.where(raised, NO_TENSORS, result),
         "error": np.where(raised, -1 - result, -1),
@@ -249,11 +256,13 @@ def _step(
         number=number[is_open],
         module=columns["module"][is_open],
         start=start[is_open],
+        edge=edge[begin_at][is_open],
         inside=inside[is_open],
         mark=last_mark,
         paused=int(paused[-1]) if len(paused) else state.paused,
         next_number=state.next_number + int(begun.sum()),
         last_time=int(time[-1]) if len(time) else state.last_time,
+        edges=state.edges + len(time),
     )
     return {name: values[begun] for name, values in columns.items()}, late, closed[begun], following_state
 

@@ -1,0 +1,205 @@
+"""What each call costs whatever runs it: floating-point operations, and the bytes it must move.
+
+Every torch operator is seen as it is dispatched, with the tensors that it really gets: the cache's length, the rows
+of an embedding, the experts that are hit. A call's bytes are those of an ideal implementation that keeps all that it
+makes for itself on the chip: what it reads from outside, each byte once, and what it writes for use outside. Watching
+costs several times the run itself, so this is done in a run of its own, or on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from talkerviz.record.flops import flops_of, is_view
+from talkerviz.record.meta import MetaMemory
+
+# Operators that read only some rows of their first tensor, as many as they give; that write only some of it.
+_READS_ROWS = frozenset(("embedding", "index", "gather", "index_select"))
+_WRITES_ROWS = frozenset(("index_put_", "index_copy_", "scatter_", "index_put", "index_copy", "scatter"))
+_ONLY_WRITES = frozenset(("copy_", "fill_", "zero_", "normal_", "uniform_", "index_put_", "index_copy_", "scatter_"))
+_MOST_STORAGES = 100_000
+
+_Part = tuple[int, Any, int]
+"""Storage, which part of it, how many bytes."""
+
+
+@dataclass
+class _Storage:
+    born: int  # the operator that made it; -1 for what was there before
+    bytes: int
+    last_read: int = -1
+    alive: StorageWeakRef | None = None
+
+
+class CostMeter(TorchDispatchMode):
+    """While it is entered it notes every operator; as a gauge of a recording it knows which call each belongs to.
+
+    Attributes:
+        unknown: names of operators whose arithmetic is not known, with how often they ran.
+    """
+
+    def __init__(self, thread: Callable[[], int]) -> None:
+        """`thread` gives the number of the calling thread; only the one that this is made and entered in is seen."""
+        super().__init__()
+        self.unknown: Counter[str] = Counter()
+        self._thread = thread
+        self._own_thread = thread()
+        self._flops: list[int | None] = []  # an entry an operator, as in the next two
+        self._reads: list[list[_Part]] = []
+        self._writes: list[list[_Part]] = []
+        self._edges: list[int] = []  # how many operators there were at each edge of a call
+        self._storages: list[_Storage] = []
+        self._numbers: dict[int, int] = {}
+        self._meta = MetaMemory()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, and note it."""
+        kwargs = kwargs or {}
+        out = self._meta.run(func, args, kwargs)
+        if not is_view(func):
+            self._note(func, args, kwargs, out)
+        return out
+
+    def stamp(self) -> None:
+        """Note an edge of a call."""
+        if self._thread() == self._own_thread:
+            self._edges.append(len(self._flops))
+
+    def _note(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        name = func._overloadpacket.__name__
+        flops = flops_of(func, args, kwargs, out)
+        if flops is None:
+            self.unknown[name] += 1
+        here = len(self._flops)
+        made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+        reads, writes = [], []
+        arguments = func._schema.arguments
+        given = [(arguments[place], value) for place, value in enumerate(args)]
+        given += [(argument, kwargs[argument.name]) for argument in arguments if argument.name in kwargs]
+        mutated = set()
+        for place, (argument, value) in enumerate(given):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            for tensor in tree_leaves(value):
+                if not isinstance(tensor, Tensor):
+                    continue
+                part = self._part(tensor, -1)
+                if written:
+                    mutated.add(part[0])
+                    writes.append(self._rows(part, here, args[-1]) if name in _WRITES_ROWS else part)
+                if not (written and name in _ONLY_WRITES):
+                    rows = place == 0 and name in _READS_ROWS
+                    reads.append(self._rows(part, here, made[0]) if rows else part)
+        writes += [part for tensor in made if (part := self._part(tensor, here))[0] not in mutated]
+        for storage, _, _ in reads:
+            self._storages[storage].last_read = here
+        self._flops.append(flops)
+        self._reads.append(reads)
+        self._writes.append(writes)
+
+    def _part(self, tensor: Tensor, born: int) -> _Part:
+        storage = tensor.untyped_storage()
+        number = self._numbers.get(storage._cdata)
+        if number is None:
+            # A weak reference: it keeps no memory, but no other storage gets its address while it is held.
+            reference = StorageWeakRef(storage)
+            if len(self._numbers) >= _MOST_STORAGES:
+                self._forget_the_dead()
+            number = self._numbers[reference.cdata] = len(self._storages)
+            self._storages.append(_Storage(born, storage.nbytes(), alive=reference))
+        sizes, strides = tensor.shape, tensor.stride()
+        # A dimension of stride 0 is one row, seen many times.
+        elements = 1
+        for size, stride in zip(sizes, strides, strict=True):
+            elements *= size if stride else min(size, 1)
+        return number, (tensor.storage_offset(), sizes, strides), elements * tensor.element_size()
+
+    def _rows(self, part: _Part, here: int, like: Any) -> _Part:
+        """Some rows of a part, as many bytes as another tensor has."""
+        size = like.numel() * like.element_size() if isinstance(like, Tensor) else part[2]
+        return part[0], ("rows", here), min(part[2], size)
+
+    def _forget_the_dead(self) -> None:
+        for address, number in list(self._numbers.items()):
+            storage = self._storages[number]
+            if storage.alive is not None and storage.alive.expired():
+                storage.alive = None
+                del self._numbers[address]
+
+    def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
+        """Columns for a trace's calls, whose begin and end are the edges given for each thread."""
+        for storage in self._storages:
+            if storage.alive is not None and not storage.alive.expired():
+                storage.last_read = np.iinfo(np.int64).max  # still there: it may be used yet
+        found = np.zeros((len(calls), 3), dtype=np.int64)
+        rows = np.flatnonzero(edges["thread"].to_numpy() == self._own_thread)
+        at = np.array([*self._edges, len(self._flops)])
+        begin, end = (at[np.minimum(edges[name].to_numpy()[rows], len(self._edges))] for name in ("begin", "end"))
+        unknown = np.cumsum([0, *(flops is None for flops in self._flops)])
+        total = np.cumsum([0, *(flops or 0 for flops in self._flops)])
+        found[rows, 0] = total[end] - total[begin]
+        found[rows, 1:] = self._bytes(begin, end)
+        unseen = np.ones(len(calls), dtype=bool)
+        unseen[rows] = False
+        missing = unseen.copy()
+        missing[rows] = unknown[end] != unknown[begin]
+        return {
+            "flops": pd.arrays.IntegerArray(found[:, 0].copy(), missing),
+            "bytes_read": pd.arrays.IntegerArray(found[:, 1].copy(), unseen.copy()),
+            "bytes_written": pd.arrays.IntegerArray(found[:, 2].copy(), unseen.copy()),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Operators whose arithmetic is not known, with how often they ran."""
+        return {"unknown_operators": dict(self.unknown.most_common())} if self.unknown else {}
+
+    def _bytes(self, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Bytes read and written by calls, in their order, which begin and end after so many operators."""
+        moved = np.zeros((len(begin), 2), dtype=np.int64)
+        inside: list[tuple[int, int, int, dict[int, dict[Any, int]], dict[int, dict[Any, int]]]] = []
+        following = 0
+
+        def close(until: int) -> None:
+            while inside and inside[-1][2] <= until:
+                row, _, _, read, written = inside.pop()
+                moved[row] = self._total(read), self._total(written)
+
+        for here in range(len(self._flops)):
+            close(here)
+            while following < len(begin) and begin[following] <= here:
+                if end[following] > here:
+                    inside.append((following, int(begin[following]), int(end[following]), {}, {}))
+                following += 1
+            for number, part, size in self._reads[here]:
+                born = self._storages[number].born
+                for _, first, _, read, _ in reversed(inside):
+                    if born >= first:
+                        break  # made inside this call, and so inside all around it
+                    read.setdefault(number, {})[part] = size
+            for number, part, size in self._writes[here]:
+                storage = self._storages[number]
+                for _, first, last, _, written in reversed(inside):
+                    if storage.born < first or storage.last_read >= last:
+                        written.setdefault(number, {})[part] = size
+        close(len(self._flops))
+        return moved
+
+    def _total(self, parts: dict[int, dict[Any, int]]) -> int:
+        # Parts may overlap; together they are no more than there is.
+        return sum(min(self._storages[number].bytes, sum(sizes.values())) for number, sizes in parts.items())
+
+
+def same_calls(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two recordings saw the same calls with the same tensors."""
+    return len(one) == len(other) and all(
+        one[name].tolist() == other[name].tolist() for name in ("path", "depth", "inputs", "outputs")
+    )
