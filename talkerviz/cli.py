@@ -3,35 +3,42 @@
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from talkerviz import __version__
+from talkerviz.doctor import diagnose
 from talkerviz.progress import frame_progress
 from talkerviz.record import recording
+from talkerviz.record.measure import measure_peaks
 from talkerviz.render.formats import FORMATS, Style, render
 from talkerviz.render.mermaid import oversize_note
 from talkerviz.render.notes import notes_on
 from talkerviz.render.table import render_table
+from talkerviz.render.text import amount_text
 from talkerviz.render.tree import render_tree
 from talkerviz.talker.config import PRESETS, default_dtype, preset
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.weights import build_talker
 from talkerviz.targets import function_target, talker_target
 from talkerviz.trace import Trace
+from talkerviz.trace.join import join
+from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of, save_peaks
 from talkerviz.trace.summary import summarise
 
-_FILE_WIDTH = 200
+_FILE_WIDTH = 240
 
 app = typer.Typer(
     name="talkerviz",
@@ -56,6 +63,7 @@ class Device(str, enum.Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+    meta = "meta"
 
 
 class Dtype(str, enum.Enum):
@@ -115,10 +123,16 @@ def trace(
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Record none that fit.")] = None,
     depth: Annotated[int | None, typer.Option(min=0, help="Record only so many levels below the root.")] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Run once more, and count FLOP and bytes of each call.")] = False,
+    peaks: Annotated[Path | None, typer.Option(help="What the device can do, from `doctor --measure -o`.")] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="The trace; - for stdout.")] = "run.parquet",
 ) -> None:
     """Run a model, record every module call, and print where the time went."""
     _check_writable(output, codes)
+    limits = load_peaks(peaks) if peaks else None
+    on_meta = target == "talker" and device is Device.meta
+    if on_meta and codes:
+        raise ValueError("--codes: the meta device computes no codes")
     if target == "talker":
         scenario = Scenario(prompt_tokens, text_tokens, speaker, frames, seed)
         made = talker_target(preset_name, impl.value, _device(device), _dtype(dtype), scenario)
@@ -127,19 +141,18 @@ def trace(
     else:
         made = function_target(target)
 
-    facts = {**made.facts, "command": shlex.join(["talkerviz", *sys.argv[1:]])}
+    facts = {**made.facts, **_peaks_facts(made.model, limits), "command": shlex.join(["talkerviz", *sys.argv[1:]])}
+    record = functools.partial(
+        recording, made.model, made.name, include=include or (), exclude=exclude or (), depth=depth, facts=facts
+    )
     failure: BaseException | None = None
     with (
         frame_progress(made.frames) as on_frame,
-        recording(
-            made.model,
-            made.name,
-            made.phases,
-            clock.value,
-            facts,
-            include or (),
-            exclude or (),
-            depth,
+        record(
+            phases=made.phases(),
+            # Nothing is computed there, so there is nothing to time, and all the time to count.
+            clock="none" if on_meta else clock.value,
+            cost=on_meta,
             file=None if output == "-" else output,
         ) as rec,
     ):
@@ -148,21 +161,30 @@ def trace(
         except (Exception, KeyboardInterrupt) as error:
             failure = error  # what was recorded until now is kept
 
-    if output == "-":
-        rec.trace.save(sys.stdout.buffer)
     if isinstance(failure, KeyboardInterrupt):
+        if output == "-":
+            rec.trace.save(sys.stdout.buffer)
         raise typer.Abort
+    recorded = rec.trace
+    if failure is None and cost and not on_meta:
+        with frame_progress(made.frames) as on_frame, record(phases=made.phases(), clock="none", cost=True) as again:
+            made.run(on_frame)
+        recorded = _joined(recorded, again.trace, ("flops", "bytes_read", "bytes_written"))
+    if output == "-":
+        recorded.save(sys.stdout.buffer)
+    elif recorded is not rec.trace:
+        recorded.save(output)
     if failure is not None:
         reason = " ".join(f"{type(failure).__name__}: {failure}".split())
-        raise ValueError(f"the run stopped with {reason}; {len(rec.trace.calls)} calls are kept in {output}")
+        raise ValueError(f"the run stopped with {reason}; {len(recorded.calls)} calls are kept in {output}")
     if codes:
         codes.write_text(json.dumps(produced.tolist()) + "\n")
     if output != "-":
         console = _console()
         for by in ("phase", "class", "module"):
-            console.print(render_table(summarise(rec.trace, by), by, 10, console.width))
-        _print_notes(console, rec.trace)
-        console.print(f"{len(rec.trace.calls):,} calls -> {output}", highlight=False, soft_wrap=True)
+            console.print(render_table(summarise(recorded, by), by, 10, console.width))
+        _print_notes(console, recorded)
+        console.print(f"{len(recorded.calls):,} calls -> {output}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -229,6 +251,33 @@ def presets() -> None:
     _console().print(table)
 
 
+@app.command()
+def doctor(
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure matrix products and copies, some seconds.")
+    ] = False,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write what was measured, for --peaks.")] = None,
+) -> None:
+    """Say what can run here, and how fast the device is."""
+    _check_writable(output)
+    if output and not measure:
+        raise ValueError("-o: only what --measure finds is written")
+    table = Table(box=None, show_header=False)
+    for what, found in diagnose():
+        table.add_row(Text(what, style="bold"), Text(found))
+    if measure:
+        if device is Device.meta:
+            raise ValueError("--device meta: nothing is computed there")
+        found_peaks = measure_peaks(_device(device))
+        for name, rate in found_peaks.flops.items():
+            table.add_row(Text(f"matrix products, {name}", style="bold"), Text(f"{amount_text(rate)}FLOP/s"))
+        table.add_row(Text("copies", style="bold"), Text(f"{amount_text(found_peaks.bandwidth)}B/s"))
+        if output:
+            save_peaks(found_peaks, output)
+    _console().print(table)
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -263,6 +312,28 @@ def _console() -> Console:
     # rich takes 80 columns for a file or a pipe, too few for a table.
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=_FILE_WIDTH)
+
+
+def _peaks_facts(model: nn.Module, given: Peaks | None) -> dict[str, Any]:
+    parameter = next(model.parameters(), None)
+    known = given
+    if known is None and parameter is not None and parameter.is_cuda:
+        known = peaks_of(torch.cuda.get_device_name(parameter.device))
+    if known is None or parameter is None:
+        return {}
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    limits = limits_of_run(known, dtype, torch.backends.cuda.matmul.allow_tf32)
+    if given is not None and not limits:
+        raise ValueError(f"--peaks: no figure for {dtype}, only for {', '.join(given.flops)}")
+    return {"peaks": limits} if limits else {}
+
+
+def _joined(recorded: Trace, other: Trace, columns: tuple[str, ...]) -> Trace:
+    try:
+        return join(recorded, other, columns)
+    except ValueError as error:
+        print(f"talkerviz: --cost: {error}; what it counted is left out", file=sys.stderr)
+        return recorded
 
 
 def _print_notes(console: Console, trace: Trace) -> None:

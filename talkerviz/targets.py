@@ -29,7 +29,7 @@ class Target:
         name: the root's name in the trace.
         model: the module that is traced.
         run: runs it; calls back with the number of frames done, and returns what the run produced.
-        phases: how its run divides into phases.
+        phases: makes the rule by which one run divides into phases.
         facts: what to note of it in the trace.
         frames: how many frames the run has, where that is known beforehand.
     """
@@ -37,7 +37,7 @@ class Target:
     name: str
     model: nn.Module
     run: Callable[[OnFrame], Any]
-    phases: PhaseRule
+    phases: Callable[[], PhaseRule]
     facts: Mapping[str, Any]
     frames: int | None = None
 
@@ -55,7 +55,7 @@ def talker_target(preset_name: str, impl: str, device: str, dtype: torch.dtype |
         name="talker",
         model=talker,
         run=lambda on_frame: run(talker, impl, scenario, config, on_frame),
-        phases=TalkerPhases("talker"),
+        phases=lambda: TalkerPhases("talker"),
         facts={"preset": preset_name, "impl": impl, "scenario": asdict(scenario)},
         frames=scenario.frames,
     )
@@ -81,4 +81,4 @@ def function_target(spec: str) -> Target:
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
         raise ValueError(f"target {spec!r}: the function must return (model, callable), not {type(made).__name__}")
     model, run_model = made
-    return Target("model", model, lambda on_frame: run_model(), ForwardPhases("model"), {"target": spec})
+    return Target("model", model, lambda on_frame: run_model(), lambda: ForwardPhases("model"), {"target": spec})

@@ -196,10 +196,3 @@ class CostMeter(TorchDispatchMode):
     def _total(self, parts: dict[int, dict[Any, int]]) -> int:
         # Parts may overlap; together they are no more than there is.
         return sum(min(self._storages[number].bytes, sum(sizes.values())) for number, sizes in parts.items())
-
-
-def same_calls(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two recordings saw the same calls with the same tensors."""
-    return len(one) == len(other) and all(
-        one[name].tolist() == other[name].tolist() for name in ("path", "depth", "inputs", "outputs")
-    )

@@ -49,7 +49,7 @@ def flops_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -
     name = packet.__name__
     if name.startswith("_scaled_dot_product") and not name.endswith("backward"):
         query, key, value = args[:3]
-        return 2 * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        return int(2 * prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
     if packet in flop_registry:
         count: Callable[..., int] = flop_registry[packet]
         return int(count(*args, **kwargs, out_val=out))

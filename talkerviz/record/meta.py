@@ -58,7 +58,7 @@ def _describe(value: Any, seen: list[Any]) -> bool:
         return True
     if isinstance(value, tuple | list):
         seen.append(len(value))
-        return all([_describe(inner, seen) for inner in value])
+        return all(_describe(inner, seen) for inner in value)
     # 1, 1.0 and True are equal, and give different dtypes.
     seen += (type(value), value)
     return True

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from talkerviz.render.text import share_text, time_text
+from talkerviz.render.text import amount_text, share_text, time_text
 
 _NUMBERS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "calls": ("calls", "{:,}".format),
@@ -20,16 +20,25 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "p50_ns": ("p50", time_text),
     "p95_ns": ("p95", time_text),
     "share": ("share", share_text),
+    "device_ns": ("device", time_text),
+    "busy_ns": ("busy", time_text),
+    "flops": ("FLOP", amount_text),
+    "bytes": ("bytes", amount_text),
+    "intensity": ("FLOP/byte", "{:.2f}".format),
+    "of_peak": ("of peak", share_text),
+    "memory_peak_bytes": ("memory", amount_text),
 }
+_UNMEASURED_LEFT_OUT = {*_NUMBERS, "bound"}
 _OF_A_SINGLE_CALL = {"calls", "mean_ns", "p50_ns", "p95_ns"}  # always 1 or the total again
 _ROOM_PERMITTING = {"class", "mean_ns", "p50_ns", "p95_ns", "shapes"}
 
 
 _WIDE = 120  # characters that all columns need
+_COST_WIDE = 50  # and those of cost
 
 
 def render_table(summary: pd.DataFrame, by: str, top: int | None = None, width: int = _WIDE) -> Table:
-    """The first `top` rows, or all, of what `summarise(trace, by)` made; fewer columns below 120 characters' width."""
+    """The first `top` rows, or all, of what `summarise(trace, by)` made; fewer columns where there is no room."""
     shown = summary if top is None else summary.head(top)
     left_out = len(summary) - len(shown)
     table = Table(
@@ -42,10 +51,12 @@ def render_table(summary: pd.DataFrame, by: str, top: int | None = None, width: 
         caption_justify="left",
         pad_edge=False,
     )
-    omitted = (_OF_A_SINGLE_CALL if by == "call" else set()) | (_ROOM_PERMITTING if width < _WIDE else set())
+    with_cost = not summary["flops"].isna().all()
+    narrow = width < _WIDE + (_COST_WIDE if with_cost else 0)
+    omitted = (_OF_A_SINGLE_CALL if by == "call" else set()) | (_ROOM_PERMITTING if narrow else set())
     columns = [name for name in summary.columns if name not in omitted or name == by]
     # An unmeasured column would be empty from top to bottom.
-    columns = [name for name in columns if name not in _NUMBERS or not summary[name].isna().all()]
+    columns = [name for name in columns if name not in _UNMEASURED_LEFT_OUT or not summary[name].isna().all()]
     for name in columns:
         if name in _NUMBERS:
             table.add_column(_NUMBERS[name][0], justify="right", no_wrap=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+_AMOUNTS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns"))
 
 
@@ -19,6 +20,17 @@ def time_text(ns: Any) -> str:
         return f"{ns:.0f} ns"
     value = ns / scale
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+
+
+def amount_text(amount: Any) -> str:
+    """A count of operations or bytes as `1.23 G`, three digits, in thousands; empty where there is none."""
+    if pd.isna(amount):
+        return ""
+    scale, unit = next(((s, unit) for s, unit in _AMOUNTS if abs(amount) >= s * 0.9995), (1, ""))
+    if scale == 1:
+        return f"{amount:,.0f}"
+    value = amount / scale
+    return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f} {unit}"
 
 
 def share_text(share: Any) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.roofline import roofline
 from talkerviz.trace.shapes import and_others, shapes_of_calls
 from talkerviz.trace.trace import Trace
 
@@ -31,7 +32,9 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
         Columns: the names of the row (`module` and `class`, or the one asked for; for calls also `call`, `phase`,
         `frame`, `step`); `calls`; `total_ns`, the time inside them, where a call within another of the same row is
         not counted twice; `self_ns`, less the time in calls they made; `mean_ns`, `p50_ns`, `p95_ns` of a single
-        call; `share` of all the self time, 0 to 1; `shapes`, the commonest and how many others there are. What was
+        call; `share` of all the self time, 0 to 1; `device_ns` and `busy_ns`, the like of `total_ns` on the device;
+        `flops` and `bytes` read and written, of the same calls as `total_ns`; `intensity`, `of_peak` and `bound`, see
+        `roofline`; `memory_peak_bytes`, the largest; `shapes`, the commonest and how many others there are. What was
         not measured is `<NA>`.
 
     Raises:
@@ -47,7 +50,8 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
     host = calls["host_ns"].to_numpy(dtype=float, na_value=np.nan)
     own = calls["host_self_ns"].to_numpy(dtype=float, na_value=np.nan)
     codes, names = pd.factorize(key)
-    rows = pd.DataFrame({"key": codes, "host": host, "self": own, "outer": np.where(_outermost(calls, codes), host, 0)})
+    outer = _outermost(calls, codes)
+    rows = pd.DataFrame({"key": codes, "host": host, "self": own, "outer": np.where(outer, host, 0)})
     groups = rows.groupby("key", sort=True)
     whole = own.sum()
 
@@ -64,6 +68,21 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
         summary[name] = pd.array(values.round() if timed else [pd.NA] * len(names), dtype="Int64")
     share = times["self_ns"] / whole if timed and whole else [pd.NA] * len(names)
     summary["share"] = pd.array(share, dtype="Float64")
+    summary["device_ns"] = _total(calls["device_ns"], codes, outer)
+    summary["busy_ns"] = _total(calls["busy_ns"], codes, outer)
+    summary["flops"] = _total(calls["flops"], codes, outer)
+    summary["bytes"] = _total(calls["bytes_read"] + calls["bytes_written"], codes, outer)
+    on_device = summary["device_ns"].notna().any()
+    limits = roofline(
+        summary["flops"],
+        summary["bytes"],
+        summary["device_ns" if on_device else "total_ns"],
+        summary["busy_ns"],
+        trace.facts.get("peaks", {}),
+    )
+    summary[limits.columns] = limits
+    peak = pd.Series(calls["memory_peak_bytes"].array).groupby(codes).max()
+    summary["memory_peak_bytes"] = pd.array(peak.to_numpy(), dtype="Int64")
     summary["shapes"] = _commonest_shapes(calls, codes, len(names))
     return _sorted(summary, by, sort, timed)
 
@@ -95,6 +114,15 @@ def _outermost(calls: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
         outer &= (above < 0) | (codes[above] != codes)
         above = np.where(above >= 0, parent[above], -1)
     return outer
+
+
+def _total(values: pd.Series, codes: np.ndarray, outer: np.ndarray) -> pd.api.extensions.ExtensionArray:
+    """The sum of each group's outermost calls; missing where one of them is."""
+    whole = pd.Series(values.array)[outer]
+    groups = whole.groupby(codes[outer])
+    sums = groups.sum().where(~groups.agg(lambda column: column.isna().any()), pd.NA)
+    total: pd.api.extensions.ExtensionArray = pd.array(sums, dtype="Int64")
+    return total
 
 
 def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> pd.DataFrame:

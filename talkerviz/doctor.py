@@ -1,0 +1,53 @@
+"""What can run on this machine, and what is missing for the rest."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import talkerviz
+from talkerviz.record.clocks import own_cost_ns
+from talkerviz.record.tap import PythonTap, Tap
+from talkerviz.render.text import amount_text, time_text
+from talkerviz.trace.peaks import peaks_of
+
+
+def diagnose() -> list[tuple[str, str]]:
+    """What was looked at, and what was found, in the words of a user."""
+    found = [
+        ("talkerviz", talkerviz.__version__),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("transformers", _version("transformers")),
+        ("recorder", f"{_recorder()}; {time_text(own_cost_ns())} a call"),
+    ]
+    if not torch.cuda.is_available():
+        found.append(("GPU", "none that torch sees"))
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        name = torch.cuda.get_device_name(number)
+        peaks = peaks_of(name)
+        limits = "not in the table of peaks: doctor --measure"
+        if peaks:
+            rate, bandwidth = amount_text(peaks.flops["bfloat16"]), amount_text(peaks.bandwidth)
+            limits = f"{rate}FLOP/s in bfloat16, {bandwidth}B/s ({peaks.source})"
+        memory = torch.cuda.get_device_properties(number).total_memory
+        found.append((f"GPU {number}", f"{name}, {amount_text(memory)}B, {limits}"))
+    dot = shutil.which("dot")
+    found.append(
+        ("pictures", f"{dot}" if dot else "no `dot`: SVG and PNG by graphviz-pure, PDF needs Graphviz installed")
+    )
+    return found
+
+
+def _recorder() -> str:
+    return "in Python, since no C compiler built its faster form" if Tap is PythonTap else "in C"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

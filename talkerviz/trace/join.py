@@ -1,0 +1,28 @@
+"""Put together what several runs of the same calls measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from talkerviz.trace.trace import Trace
+
+_SAME = ("path", "depth", "inputs", "outputs")
+
+
+def join(trace: Trace, other: Trace, columns: Sequence[str]) -> Trace:
+    """The trace with these columns of another run's, and with that run's facts where it has none of its own.
+
+    Raises:
+        ValueError: the other run did not make the same calls with the same tensors.
+    """
+    one, two = trace.calls, other.calls
+    if len(one) != len(two):
+        raise ValueError(f"the second run made {len(two):,} calls, the first {len(one):,}")
+    for name in _SAME:
+        differs = (one[name].astype(object).to_numpy() != two[name].astype(object).to_numpy()).nonzero()[0]
+        if len(differs):
+            row = one.iloc[int(differs[0])]
+            raise ValueError(f"the second run differs at call {row['call']:,}, {row['path']}, in its {name}")
+    found = {name: two[name].array for name in columns}
+    return replace(trace, calls=one.assign(**found), facts={**other.facts, **trace.facts})
