@@ -22,6 +22,7 @@ from talkerviz import __version__
 from talkerviz.doctor import diagnose
 from talkerviz.progress import frame_progress
 from talkerviz.record import recording
+from talkerviz.record.clocks import MEASURED_COLUMNS
 from talkerviz.record.measure import measure_peaks
 from talkerviz.render.formats import FORMATS, Style, render
 from talkerviz.render.mermaid import oversize_note
@@ -76,7 +77,9 @@ class Dtype(str, enum.Enum):
 class Clock(str, enum.Enum):
     """What measures a call."""
 
+    auto = "auto"
     cpu = "cpu"
+    cuda = "cuda"
     none = "none"
 
 
@@ -117,20 +120,26 @@ def trace(
     frames: Annotated[int, typer.Option(help="Frames of 80 ms to speak.")] = 8,
     speaker: Annotated[str, typer.Option(help="A voice of the checkpoint.")] = "ethan",
     seed: Annotated[int, typer.Option(help="Draws the weights and the thinker's outputs.")] = 0,
-    clock: Annotated[Clock, typer.Option(help="none records shapes alone.")] = Clock.cpu,
+    clock: Annotated[Clock, typer.Option(help="auto takes cuda on CUDA; none records shapes alone.")] = Clock.auto,
     include: Annotated[
         list[str] | None, typer.Option(help="Record only modules that fit, such as '*.self_attn*'.")
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Record none that fit.")] = None,
     depth: Annotated[int | None, typer.Option(min=0, help="Record only so many levels below the root.")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="Run once more, and count FLOP and bytes of each call.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Run once more, for each call's CUDA memory.")] = False,
+    busy: Annotated[bool, typer.Option("--busy", help="Run once more, for how long CUDA kernels run.")] = False,
     peaks: Annotated[Path | None, typer.Option(help="What the device can do, from `doctor --measure -o`.")] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="The trace; - for stdout.")] = "run.parquet",
 ) -> None:
     """Run a model, record every module call, and print where the time went."""
     _check_writable(output, codes)
     limits = load_peaks(peaks) if peaks else None
+    if (busy or memory) and not torch.cuda.is_available():
+        raise ValueError(f"--{'busy' if busy else 'memory'}: torch sees no CUDA device, and nothing else can tell")
     on_meta = target == "talker" and device is Device.meta
+    if on_meta and impl is Impl.transformers:
+        raise ValueError("--device meta: transformers' talker reads values, which are not there; use --impl native")
     if on_meta and codes:
         raise ValueError("--codes: the meta device computes no codes")
     if target == "talker":
@@ -151,8 +160,8 @@ def trace(
         record(
             phases=made.phases(),
             # Nothing is computed there, so there is nothing to time, and all the time to count.
-            clock="none" if on_meta else clock.value,
-            cost=on_meta,
+            clock="none" if on_meta else _clock(clock, made.model),
+            measure="cost" if on_meta else None,
             file=None if output == "-" else output,
         ) as rec,
     ):
@@ -166,10 +175,17 @@ def trace(
             rec.trace.save(sys.stdout.buffer)
         raise typer.Abort
     recorded = rec.trace
-    if failure is None and cost and not on_meta:
-        with frame_progress(made.frames) as on_frame, record(phases=made.phases(), clock="none", cost=True) as again:
+    wanted = {"cost": cost and not on_meta, "memory": memory, "busy": busy}
+    for measure in [name for name, asked in wanted.items() if asked and failure is None]:
+        with (
+            frame_progress(made.frames) as on_frame,
+            record(phases=made.phases(), clock="none", measure=measure) as again,
+        ):
             made.run(on_frame)
-        recorded = _joined(recorded, again.trace, ("flops", "bytes_read", "bytes_written"))
+        try:
+            recorded = join(recorded, again.trace, MEASURED_COLUMNS[measure])
+        except ValueError as error:
+            print(f"talkerviz: --{measure}: {error}; what it measured is left out", file=sys.stderr)
     if output == "-":
         recorded.save(sys.stdout.buffer)
     elif recorded is not rec.trace:
@@ -328,12 +344,10 @@ def _peaks_facts(model: nn.Module, given: Peaks | None) -> dict[str, Any]:
     return {"peaks": limits} if limits else {}
 
 
-def _joined(recorded: Trace, other: Trace, columns: tuple[str, ...]) -> Trace:
-    try:
-        return join(recorded, other, columns)
-    except ValueError as error:
-        print(f"talkerviz: --cost: {error}; what it counted is left out", file=sys.stderr)
-        return recorded
+def _clock(clock: Clock, model: nn.Module) -> str:
+    if clock is Clock.auto:
+        return "cuda" if any(parameter.is_cuda for parameter in model.parameters()) else "cpu"
+    return str(clock.value)
 
 
 def _print_notes(console: Console, trace: Trace) -> None:

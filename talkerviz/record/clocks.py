@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import functools
 import statistics
+from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from talkerviz.record.busy import BusyMeter
+from talkerviz.record.cost import CostMeter
+from talkerviz.record.cuda_clock import CudaClock
+from talkerviz.record.cuda_memory import MemoryMeter
+from talkerviz.record.gauge import Gauge
 from talkerviz.record.tap import Tap
 
-CLOCKS = ("cpu", "none")
+CLOCKS = ("cpu", "cuda", "none")
+MEASURED_COLUMNS = {
+    "cost": ("flops", "bytes_read", "bytes_written"),
+    "memory": ("memory_peak_bytes", "memory_delta_bytes"),
+    "busy": ("busy_ns",),
+}
+"""What can be measured in a run of its own -> the columns that it fills."""
+
 
 _CALLS, _ROUNDS = 500, 7
 
@@ -20,6 +33,40 @@ _CALLS, _ROUNDS = 500, 7
 class _Bare(nn.Module):
     def forward(self, x: Any) -> Any:
         return x
+
+
+def make_gauges(
+    clock: str, measure: str | None, thread: Callable[[], int], origin_ns: int, devices: tuple[int, ...]
+) -> list[Gauge]:
+    """What a recording stamps at the edges of calls beside the host's time; see `recording` for the first two.
+
+    Args:
+        clock: one of `CLOCKS`.
+        measure: one of `MEASURED_COLUMNS`, or None.
+        thread: gives the number of the calling thread.
+        origin_ns: the host's time that counts as 0.
+        devices: numbers of the CUDA devices that the model is on.
+
+    Raises:
+        ValueError: unknown, or not possible here.
+    """
+    if clock not in CLOCKS:
+        raise ValueError(f"unknown clock {clock!r}: choose from {', '.join(CLOCKS)}")
+    if measure is not None and measure not in MEASURED_COLUMNS:
+        raise ValueError(f"cannot measure {measure!r}: choose from {', '.join(MEASURED_COLUMNS)}")
+    needs_cuda = "clock 'cuda'" if clock == "cuda" else f"{measure!r}" if measure in ("memory", "busy") else None
+    if needs_cuda and not devices:
+        raise ValueError(f"{needs_cuda} needs a model on a CUDA device")
+    gauges: list[Gauge] = [CudaClock(thread, origin_ns, devices)] if clock == "cuda" else []
+    if measure == "cost":
+        gauges.append(CostMeter(thread))
+    elif measure == "memory":
+        if len(devices) > 1:
+            raise ValueError(f"'memory' measures one device, and the model is on {len(devices)}")
+        gauges.append(MemoryMeter(thread, devices[0]))
+    elif measure == "busy":
+        gauges.append(BusyMeter(thread))
+    return gauges
 
 
 @functools.cache

@@ -49,11 +49,10 @@ class CostMeter(TorchDispatchMode):
     """
 
     def __init__(self, thread: Callable[[], int]) -> None:
-        """`thread` gives the number of the calling thread; only the one that this is made and entered in is seen."""
+        """`thread` gives the number of the calling thread; only the one that this is started on is seen."""
         super().__init__()
-        self.unknown: Counter[str] = Counter()
         self._thread = thread
-        self._own_thread = thread()
+        self.unknown: Counter[str] = Counter()
         self._flops: list[int | None] = []  # an entry an operator, as in the next two
         self._reads: list[list[_Part]] = []
         self._writes: list[list[_Part]] = []
@@ -69,6 +68,15 @@ class CostMeter(TorchDispatchMode):
         if not is_view(func):
             self._note(func, args, kwargs, out)
         return out
+
+    def start(self) -> None:
+        """Watch this thread's operators."""
+        self._own_thread = self._thread()
+        self.__enter__()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self.__exit__(None, None, None)
 
     def stamp(self) -> None:
         """Note an edge of a call."""

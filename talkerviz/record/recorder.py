@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import talkerviz
-from talkerviz.record.clocks import CLOCKS, own_cost_ns
-from talkerviz.record.cost import CostMeter
+from talkerviz.record.clocks import make_gauges, own_cost_ns
+from talkerviz.record.cuda_clock import CudaClock
+from talkerviz.record.graphs import GraphReplays
 from talkerviz.record.modules import one_call_regions, select_modules, tree_of
 from talkerviz.record.patch import step_in
 from talkerviz.record.phases import ForwardPhases, PhaseRule
@@ -50,7 +51,7 @@ class Recording:
         facts: Mapping[str, Any],
         watched: Callable[[str], bool],
         path: Path | None,
-        cost: bool,
+        measure: str | None,
     ) -> None:
         self._modules, self._infos = tree_of(model, name)
         self._facts = facts
@@ -67,10 +68,12 @@ class Recording:
         self._process = os.getpid()
         partial = path and path.with_name(f"{path.name}.partial")
         self._origin_ns = self._written_ns = perf_counter_ns()
-        self._spool = Spool(partial, self._infos, facts, self._origin_ns, self._timed)
         self._undo: list[Callable[[], None]] = []
-        self._cost = cost
-        self._gauges: list[CostMeter] = []
+        devices = {p.device.index for p in model.parameters() if p.is_cuda}
+        self._gauges = make_gauges(clock, measure, self._thread, self._origin_ns, tuple(sorted(devices)))
+        cuda = next((gauge for gauge in self._gauges if isinstance(gauge, CudaClock)), None)
+        self._cuda, self._graphs = cuda, GraphReplays(cuda, lambda: self._latest) if cuda else None
+        self._spool = Spool(partial, self._infos, facts, self._origin_ns, self._timed)
 
     @cached_property
     def trace(self) -> Trace:
@@ -82,20 +85,25 @@ class Recording:
         return self._measured(self._log)
 
     def _measured(self, log: Log) -> Trace:
-        calls, facts = log_frame(log), dict(self._facts)
+        calls, edges, facts = log_frame(log), log_edges(log), dict(self._facts)
         for gauge in self._gauges:
-            calls = calls.assign(**gauge.measured(calls, log_edges(log)))
+            calls = calls.assign(**gauge.measured(calls, edges))
             facts.update(gauge.facts())
+        if self._graphs is not None:
+            calls = self._graphs.with_replays(calls, edges, self._names.marks, self._origin_ns)
+            facts.update(self._graphs.facts())
         return Trace(calls, self._infos, facts)
 
+    def _thread(self) -> int:
+        return int(self._tap.thread())
+
     def _attach(self) -> None:
-        self._undo.append(step_in("__call__", self._make_tap))
-        if self._cost:
-            meter = CostMeter(self._tap.thread)
-            self._gauges.append(meter)
-            meter.__enter__()
-            self._undo.append(lambda: meter.__exit__(None, None, None))
-        self._undo.append(step_in("_replicate_for_data_parallel", self._make_replicate))
+        self._undo.append(step_in(nn.Module, "__call__", self._make_tap))
+        self._undo.append(step_in(nn.Module, "_replicate_for_data_parallel", self._make_replicate))
+        if self._graphs is not None:
+            self._undo += self._graphs.attach()
+        for gauge in self._gauges:
+            gauge.start()
 
     def _make_tap(self, below: Callable[..., Any]) -> Callable[..., Any]:
         self._below = below
@@ -111,7 +119,7 @@ class Recording:
             failed=self._failed,
             started=lambda: self._latest,
             full=self._write,
-            stamp=self._stamp if self._cost else None,
+            stamp=self._stamp if self._gauges else None,
             timed=self._timed,
             limit=_BATCH,
         )
@@ -180,6 +188,8 @@ class Recording:
         with self._lock:
             thread = self._tap.thread()
             self._spool.write(thread, self._tap.take(thread), self._names)
+            if self._cuda is not None:
+                self._cuda.harvest()
             self._written_ns = perf_counter_ns()
         if self._timed:
             self._tap.put(PAUSE, 0, perf_counter_ns() - began)
@@ -187,6 +197,15 @@ class Recording:
     def _detach(self) -> None:
         while self._undo:
             self._undo.pop()()
+        for gauge in list(self._gauges):
+            try:
+                gauge.stop()
+                if gauge is self._cuda and self._graphs is not None:
+                    self._graphs.read_last()
+            except RuntimeError as error:  # a device that has failed tells no more, but the calls are kept
+                self._gauges.remove(gauge)
+                self._graphs = None
+                self._facts = {**self._facts, "unmeasured": " ".join(str(error).split())}
 
     def _finish(self) -> None:
         for thread in range(self._tap.threads()):
@@ -213,7 +232,7 @@ def recording(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     depth: int | None = None,
-    cost: bool = False,
+    measure: str | None = None,
     file: str | Path | None = None,
 ) -> Iterator[Recording]:
     """Record every call of the model's modules made inside the `with` block, on any thread.
@@ -224,22 +243,21 @@ def recording(
         model: any module.
         name: the root's name in the trace; the path of every module begins with it.
         phases: how the run divides into phases and frames; by default each call of the root is a frame.
-        clock: `cpu` for host times in nanoseconds, `none` for shapes alone.
+        clock: `cpu` for host times in nanoseconds, `cuda` for device times as well, `none` for shapes alone.
         facts: what to note of the run, JSON values; versions, device and threads are noted anyway.
         include: record only modules whose path fits one of these patterns, as in a shell; `*` crosses dots.
         exclude: nor those that fit one of these.
         depth: nor those more than so many levels below the root.
-        cost: count floating-point operations and bytes of each call. The run is several times slower for it, so its
-            times say nothing: take them from another.
+        measure: what slows the run down, so that its times say nothing: take those from another recording, and put the
+            two together with `join`. `cost` counts floating-point operations and bytes of each call, on any device;
+            `memory` what it allocates and `busy` how long its kernels run, on CUDA devices.
         file: keep the trace in this file. While the run goes on, `FILE.partial` beside it holds what was recorded, and
             `Trace.load` opens it if the process is killed; memory stays bounded.
 
     Raises:
-        ValueError: an unknown clock, or no module that fits.
+        ValueError: an unknown clock or measure, or one that is not possible here; no module that fits.
         OSError: the file cannot be written.
     """
-    if clock not in CLOCKS:
-        raise ValueError(f"unknown clock {clock!r}: choose from {', '.join(CLOCKS)}")
     rec = Recording(
         model,
         name,
@@ -248,7 +266,7 @@ def recording(
         {**_facts(model, name, clock), **(facts or {})},
         select_modules(model, name, include, exclude, depth),
         None if file is None else Path(file),
-        cost,
+        measure,
     )
     try:
         rec._attach()
@@ -268,11 +286,11 @@ def record(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     depth: int | None = None,
-    cost: bool = False,
+    measure: str | None = None,
     file: str | Path | None = None,
 ) -> Trace:
     """Call `run` and record every call it makes of the model's modules; see `recording` for the arguments."""
-    with recording(model, name, phases, clock, facts, include, exclude, depth, cost, file) as rec:
+    with recording(model, name, phases, clock, facts, include, exclude, depth, measure, file) as rec:
         run()
     return rec.trace
 

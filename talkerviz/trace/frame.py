@@ -47,10 +47,11 @@ def log_frame(log: Log) -> pd.DataFrame:
 
 
 def log_edges(log: Log) -> pd.DataFrame:
-    """Of each call in `log_frame`: its `thread`, and which of the thread's edges are its `begin` and `end`."""
-    parts = [(rows["thread"], rows["begin_edge"], rows["end_edge"]) for rows in call_rows(log)]
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.empty(0, dtype=np.int64)] * 3
-    edges: pd.DataFrame = pd.DataFrame(dict(zip(("thread", "begin", "end"), columns, strict=True)))
+    """Of each call in `log_frame`: its `thread`, which of the thread's edges are its `begin` and `end`, and for how
+    many nanoseconds the recorder had `paused` the thread by then."""
+    parts = [(rows["thread"], rows["begin_edge"], rows["end_edge"], rows["paused"]) for rows in call_rows(log)]
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.empty(0, dtype=np.int64)] * 4
+    edges: pd.DataFrame = pd.DataFrame(dict(zip(("thread", "begin", "end", "paused"), columns, strict=True)))
     return edges
 
 

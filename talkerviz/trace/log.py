@@ -139,7 +139,8 @@ def call_rows(log: Log) -> Iterator[Rows]:
 
     `parent` is -1 at the top. `module`, `inputs`, `outputs`, `mark` are the log's numbers, `error` too, -1 for none
     and -2 for a call that never ended. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` count the
-    beginnings and ends of the thread's calls: what else was noted at each of them has that place.
+    beginnings and ends of the thread's calls: what else was noted at each of them has that place. `paused` is how long
+    the recorder had held the thread up by then.
     """
     threads = sorted({thread for thread, _ in log.batches})
     if len(threads) == 1:
@@ -197,7 +198,7 @@ def _steps(log: Log, thread: int) -> Iterator[tuple[Rows, Rows, np.ndarray]]:
     )
 
 
-_ROW = ("call", "parent", "depth", "inputs", "mark", "begin_edge", "host_start_ns", *_LATE)
+_ROW = ("call", "parent", "depth", "inputs", "mark", "begin_edge", "paused", "host_start_ns", *_LATE)
 
 
 def _step(
@@ -218,9 +219,10 @@ def _step(
     times = np.concatenate([state.start, time])
     mark = np.concatenate([np.zeros(carried, dtype=np.int64), mark[calls]])
     edge = np.concatenate([state.edge, state.edges + np.arange(len(time))])
+    pause = np.concatenate([np.zeros(carried, dtype=np.int64), paused[calls]])
     pairs = _pairs(module)
     if pairs is None:
-        module, tensor, times, mark, edge = _with_missing_ends(module, tensor, times, mark, edge)
+        module, tensor, times, mark, edge, pause = _with_missing_ends(module, tensor, times, mark, edge, pause)
         pairs = _pairs(module)
         assert pairs is not None
     begin_at, end_at, closed, depth = pairs
@@ -242,6 +244,7 @@ def _step(
         "inputs": tensor[begin_at],
         "mark": mark[begin_at],
         "begin_edge": edge[begin_at],
+        "paused": pause[begin_at],
         "host_start_ns": start,
         "end": end,
         "end_edge": np.where(closed, edge[end_at], 0),

@@ -1,0 +1,89 @@
+"""Busy time: how long a call's kernels ran, from torch's profiler.
+
+Each edge of a call leaves a note among the profiler's own events, so its clock alone says which call a kernel was
+launched in. The profiler slows the host several times, so this is done in a run of its own; how long a kernel runs
+does not depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+_NOTE = "talkerviz edge"
+_LAUNCHES = ("cuda_runtime", "cuda_driver")
+_RUN_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+class BusyMeter:
+    """A gauge that gives `busy_ns`, for the thread that it is started on."""
+
+    def __init__(self, thread: Callable[[], int]) -> None:
+        self._thread = thread
+        self._profile = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+
+    def start(self) -> None:
+        """Begin to profile."""
+        self._own_thread = self._thread()
+        self._profile.start()
+
+    def stamp(self) -> None:
+        """Leave a note."""
+        if self._thread() == self._own_thread:
+            with torch.profiler.record_function(_NOTE):
+                pass
+
+    def stop(self) -> None:
+        """Read what the profiler saw."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._profile.stop()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "profile.json"
+            self._profile.export_chrome_trace(str(path))
+            self._seen = json.loads(path.read_text())
+
+    def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
+        """The run times of the kernels launched between each call's edges, added up."""
+        until_edge = busy_until_edges(self._seen)
+        there = (edges["thread"].to_numpy() == self._own_thread) & (edges["end"].to_numpy() < len(until_edge))
+        begin, end = (np.where(there, edges[name].to_numpy(), 0) for name in ("begin", "end"))
+        until_edge = until_edge if len(until_edge) else np.zeros(1, dtype=np.int64)
+        return {"busy_ns": pd.arrays.IntegerArray(until_edge[end] - until_edge[begin], ~there)}
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing to note."""
+        return {}
+
+
+def busy_until_edges(seen: Mapping[str, Any]) -> np.ndarray:
+    """Of a profile in Chrome's trace format: nanoseconds of the kernels launched before each edge's note."""
+    notes, thread = [], None
+    launched: dict[int, tuple[float, Any]] = {}
+    ran: list[tuple[int, float]] = []
+    for event in seen["traceEvents"]:
+        kind = event.get("cat")
+        if kind == "user_annotation" and event.get("name") == _NOTE:
+            notes.append(float(event["ts"]))
+            thread = event["tid"]
+        elif kind in _LAUNCHES:
+            launched[event["args"].get("correlation")] = float(event["ts"]), event["tid"]
+        elif kind in _RUN_ON_DEVICE:
+            ran.append((event["args"].get("correlation"), float(event["dur"])))
+    # What other threads launched, such as the backward pass's, is in no call of this one.
+    found = [
+        (launched[number][0], time) for number, time in ran if number in launched and launched[number][1] == thread
+    ]
+    at = np.array([launch for launch, _ in found])
+    order = np.argsort(at)
+    until = np.concatenate([[0], np.cumsum(np.rint(np.array([time for _, time in found])[order] * 1e3))])
+    places = np.searchsorted(at[order], np.sort(np.array(notes)))
+    return until[places].astype(np.int64)

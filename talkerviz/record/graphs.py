@@ -1,0 +1,176 @@
+"""Device times inside replays of CUDA graphs.
+
+Modules are called while a graph is captured, and never again. So each edge of a call leaves an event inside the graph
+(`torch.cuda.Event(external=True)`, an event-record node), which every replay passes anew. It is read before the next
+replay of that graph, if the device is done by then, and after the run; nothing waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from talkerviz.record.cuda_clock import CudaClock, device_columns
+from talkerviz.record.patch import step_in
+from talkerviz.trace.frame import calls_frame
+from talkerviz.trace.log import Mark
+
+
+@dataclass
+class _Replay:
+    mark: int
+    device: int
+    anchor: Any  # an event just before the replay
+    host_ns: int
+    times: np.ndarray | None = None  # nanoseconds from the anchor to each captured event
+
+
+@dataclass
+class _Graph:
+    graph: Any  # kept, so that no other gets its identity
+    edges: list[tuple[int, int]]  # thread and edge of each event
+    events: list[Any]
+    waiting: _Replay | None = None
+
+
+class GraphReplays:
+    """Follows captures and replays, and adds a replay's calls to a trace.
+
+    Args:
+        clock: the clock whose stamps fall into captures.
+        mark: gives the number of the mark that holds now.
+        owner: the class of graphs.
+    """
+
+    def __init__(self, clock: CudaClock, mark: Callable[[], int], owner: type = torch.cuda.CUDAGraph) -> None:
+        self._clock = clock
+        self._mark = mark
+        self._owner = owner
+        self._graphs: dict[int, _Graph] = {}
+        self._replays: list[tuple[_Graph, _Replay]] = []
+        self.unread = 0
+
+    def attach(self) -> list[Callable[[], None]]:
+        """Watch every graph; gives what undoes it."""
+        return [
+            step_in(self._owner, name, make)
+            for name, make in (
+                ("capture_begin", self._make_begin),
+                ("capture_end", self._make_end),
+                ("replay", self._make_replay),
+            )
+        ]
+
+    def _make_begin(self, below: Callable[..., Any]) -> Callable[..., Any]:
+        def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:
+            self._clock.captured = []
+            return below(graph, *args, **kwargs)
+
+        return capture_begin
+
+    def _make_end(self, below: Callable[..., Any]) -> Callable[..., Any]:
+        def capture_end(graph: Any) -> Any:
+            result = below(graph)
+            captured, self._clock.captured = self._clock.captured, []
+            if captured:
+                edges = [(thread, edge) for thread, edge, _ in captured]
+                self._graphs[id(graph)] = _Graph(graph, edges, [event for _, _, event in captured])
+            return result
+
+        return capture_end
+
+    def _make_replay(self, below: Callable[..., Any]) -> Callable[..., Any]:
+        def replay(graph: Any) -> Any:
+            known = self._graphs.get(id(graph))
+            if known is None:
+                return below(graph)
+            self._read(known, known.events[-1].query())
+            cuda = self._clock.cuda
+            anchor = cuda.event(False)
+            anchor.record()
+            known.waiting = _Replay(self._mark(), cuda.device(), anchor, perf_counter_ns())
+            self._clock.know(known.waiting.device)
+            return below(graph)
+
+        return replay
+
+    def _read(self, graph: _Graph, passed: bool) -> None:
+        replay, graph.waiting = graph.waiting, None
+        if replay is None:
+            return
+        if not passed:
+            self.unread += 1
+            return
+        replay.times = np.array([round(replay.anchor.elapsed_time(event) * 1e6) for event in graph.events])
+        replay.host_ns = self._clock.line(replay.device).time_of(replay.anchor)
+        self._replays.append((graph, replay))
+
+    def read_last(self) -> None:
+        """After the run, when the device is done."""
+        for graph in self._graphs.values():
+            self._read(graph, True)
+
+    def with_replays(
+        self, calls: pd.DataFrame, edges: pd.DataFrame, marks: Sequence[Mark], origin_ns: int
+    ) -> pd.DataFrame:
+        """The calls, and those of every replay among them, in the order in which they began.
+
+        A replayed call has device times and no host times.
+        """
+        added = [calls]
+        place = {
+            (int(thread), int(edge)): row
+            for name in ("begin", "end")
+            for row, (thread, edge) in enumerate(zip(edges["thread"], edges[name], strict=True))
+        }
+        number = len(calls)
+        for graph, replay in self._replays:
+            assert replay.times is not None
+            event_of: dict[int, list[int]] = {}
+            for event, edge in enumerate(graph.edges):
+                if edge in place:
+                    event_of.setdefault(place[edge], []).append(event)
+            rows = sorted(row for row, events in event_of.items() if len(events) == 2)
+            if not rows:
+                continue
+            again = calls.iloc[rows].reset_index(drop=True)
+            new_number = dict(zip(calls["call"].iloc[rows], range(number, number + len(rows)), strict=True))
+            parent = [new_number.get(one) for one in again["parent"]]
+            mark = marks[replay.mark]
+            begin = replay.times[[event_of[row][0] for row in rows]]
+            end = replay.times[[event_of[row][1] for row in rows]]
+            base = int(self._clock.line(replay.device).corrected(np.array([replay.host_ns]))[0]) - origin_ns
+            again = again.assign(
+                call=list(new_number.values()),
+                parent=pd.array(parent, dtype="Int64"),
+                depth=again["depth"] - again["depth"].min(),
+                phase=mark.phase,
+                frame=pd.array([mark.frame] * len(rows), dtype="Int64"),
+                step=pd.array([mark.step] * len(rows), dtype="Int64"),
+                host_start_ns=pd.NA,
+                host_ns=pd.NA,
+                host_self_ns=pd.NA,
+                error=None,
+            )
+            local = again.assign(parent=again["parent"] - number)
+            times = device_columns(local, begin + base, end - begin, np.ones(len(rows), dtype=bool))
+            added.append(again.assign(**times))
+            number += len(rows)
+        if len(added) == 1:
+            return calls
+        whole = pd.concat([part.astype({"phase": object, "path": object, "class": object}) for part in added])
+        start = whole["host_start_ns"].fillna(whole["device_start_ns"])
+        whole = whole.iloc[np.lexsort((whole["call"], start.to_numpy(dtype=float, na_value=np.inf)))]
+        renumbered = pd.Series(range(len(whole)), index=whole["call"].to_numpy())
+        parents = whole["parent"].map(renumbered).astype("Int64")
+        return calls_frame(whole.assign(call=range(len(whole)), parent=parents).reset_index(drop=True))
+
+    def facts(self) -> dict[str, Any]:
+        """How many replays were timed, and how many could not be read before the next."""
+        return {"graph_replays": len(self._replays), "graph_replays_unread": self.unread} if self._graphs else {}
