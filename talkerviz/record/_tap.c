@@ -460,9 +460,9 @@ static int landmark_entered(Tap *tap, Log *log, const Watched *watched, PyObject
   return bad ? -1 : 0;
 }
 
-static int stamp(Tap *tap) {
+static int stamp(Tap *tap, PyObject *beginning) {
   if (tap->stamp == Py_None) return 0;
-  PyObject *answer = PyObject_CallNoArgs(tap->stamp);
+  PyObject *answer = PyObject_CallOneArg(tap->stamp, beginning);
   Py_XDECREF(answer);
   return answer == NULL ? -1 : 0;
 }
@@ -485,7 +485,7 @@ static void fail(Tap *tap, Log *log, const Watched *watched, int64_t time) {
   if (PyErr_Occurred()) error = NO_TENSORS;
   PyErr_Clear(); /* what goes wrong here must not hide what went wrong in the model */
   if (watched->number >= 0) {
-    stamp(tap);
+    stamp(tap, Py_False);
     PyErr_Clear();
     push(log, -1 - watched->number, error, time);
   }
@@ -506,7 +506,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   if (watched.landmark && landmark_entered(tap, log, &watched, args + count, names) < 0) return NULL;
   if (watched.number >= 0) {
     int64_t inputs = inputs_number(tap, args + 1, count - 1, names);
-    if (inputs < 0 || stamp(tap) < 0 || push(log, watched.number, inputs, now_ns(tap)) < 0) return NULL;
+    if (inputs < 0 || stamp(tap, Py_True) < 0 || push(log, watched.number, inputs, now_ns(tap)) < 0) return NULL;
   }
   Py_INCREF(self); /* the recording may end inside */
   PyObject *output = PyObject_Vectorcall(watched.inner, args, nargsf, names);
@@ -516,7 +516,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   } else {
     int bad = 0;
     if (watched.number >= 0) {
-      int64_t outputs = stamp(tap) < 0 ? -1 : output_number(tap, output);
+      int64_t outputs = stamp(tap, Py_False) < 0 ? -1 : output_number(tap, output);
       bad = outputs < 0; /* Ctrl-C, most likely; the call has an end all the same */
       bad |= push(log, -1 - watched.number, bad ? NO_TENSORS : outputs, time) < 0;
     }

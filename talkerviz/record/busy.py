@@ -35,7 +35,7 @@ class BusyMeter:
         self._own_thread = self._thread()
         self._profile.start()
 
-    def stamp(self) -> None:
+    def stamp(self, beginning: bool) -> None:
         """Leave a note."""
         if self._thread() == self._own_thread:
             with torch.profiler.record_function(_NOTE):

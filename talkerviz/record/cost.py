@@ -2,7 +2,7 @@
 
 Every torch operator is seen as it is dispatched, with the tensors that it really gets: the cache's length, the rows
 of an embedding, the experts that are hit. A call's bytes are those of an ideal implementation that keeps all that it
-makes for itself on the chip: what it reads from outside, each byte once, and what it writes for use outside. Watching
+makes for itself on the chip: what it reads from outside, each byte once, and what it leaves behind. Watching
 costs several times the run itself, so this is done in a run of its own, or on the meta device.
 """
 
@@ -37,8 +37,7 @@ _Part = tuple[int, Any, int]
 class _Storage:
     born: int  # the operator that made it; -1 for what was there before
     bytes: int
-    last_read: int = -1
-    alive: StorageWeakRef | None = None
+    alive: StorageWeakRef | None
 
 
 class CostMeter(TorchDispatchMode):
@@ -57,6 +56,8 @@ class CostMeter(TorchDispatchMode):
         self._reads: list[list[_Part]] = []
         self._writes: list[list[_Part]] = []
         self._edges: list[int] = []  # how many operators there were at each edge of a call
+        self._made: list[list[int]] = [[]]  # by each open call, the outermost first: storages that are still there
+        self._kept: dict[int, frozenset[int]] = {}  # at the edge that is a call's end
         self._storages: list[_Storage] = []
         self._numbers: dict[int, int] = {}
         self._meta = MetaMemory()
@@ -78,10 +79,22 @@ class CostMeter(TorchDispatchMode):
         """Watch no more."""
         self.__exit__(None, None, None)
 
-    def stamp(self) -> None:
-        """Note an edge of a call."""
-        if self._thread() == self._own_thread:
-            self._edges.append(len(self._flops))
+    def stamp(self, beginning: bool) -> None:
+        """Note an edge of a call, and at its end which of the storages made inside are still there: its results."""
+        if self._thread() != self._own_thread:
+            return
+        if beginning:
+            self._made.append([])
+        else:
+            made = self._made.pop()
+            kept = [number for number in made if not self._expired(number)]
+            self._kept[len(self._edges)] = frozenset(kept)
+            self._made[-1] += kept
+        self._edges.append(len(self._reads))
+
+    def _expired(self, number: int) -> bool:
+        alive = self._storages[number].alive
+        return alive is None or bool(alive.expired())
 
     def _note(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         name = func._overloadpacket.__name__
@@ -108,8 +121,6 @@ class CostMeter(TorchDispatchMode):
                     rows = place == 0 and name in _READS_ROWS
                     reads.append(self._rows(part, here, made[0]) if rows else part)
         writes += [part for tensor in made if (part := self._part(tensor, here))[0] not in mutated]
-        for storage, _, _ in reads:
-            self._storages[storage].last_read = here
         self._flops.append(flops)
         self._reads.append(reads)
         self._writes.append(writes)
@@ -123,7 +134,9 @@ class CostMeter(TorchDispatchMode):
             if len(self._numbers) >= _MOST_STORAGES:
                 self._forget_the_dead()
             number = self._numbers[reference.cdata] = len(self._storages)
-            self._storages.append(_Storage(born, storage.nbytes(), alive=reference))
+            self._storages.append(_Storage(born, storage.nbytes(), reference))
+            if born >= 0:
+                self._made[-1].append(number)
         sizes, strides = tensor.shape, tensor.stride()
         # A dimension of stride 0 is one row, seen many times.
         elements = 1
@@ -145,17 +158,15 @@ class CostMeter(TorchDispatchMode):
 
     def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
         """Columns for a trace's calls, whose begin and end are the edges given for each thread."""
-        for storage in self._storages:
-            if storage.alive is not None and not storage.alive.expired():
-                storage.last_read = np.iinfo(np.int64).max  # still there: it may be used yet
         found = np.zeros((len(calls), 3), dtype=np.int64)
         rows = np.flatnonzero(edges["thread"].to_numpy() == self._own_thread)
         at = np.array([*self._edges, len(self._flops)])
-        begin, end = (at[np.minimum(edges[name].to_numpy()[rows], len(self._edges))] for name in ("begin", "end"))
+        edge = {name: np.minimum(edges[name].to_numpy()[rows], len(self._edges)) for name in ("begin", "end")}
+        begin, end = at[edge["begin"]], at[edge["end"]]
         unknown = np.cumsum([0, *(flops is None for flops in self._flops)])
         total = np.cumsum([0, *(flops or 0 for flops in self._flops)])
         found[rows, 0] = total[end] - total[begin]
-        found[rows, 1:] = self._bytes(begin, end)
+        found[rows, 1:] = self._bytes(begin, end, [self._kept.get(last, frozenset()) for last in edge["end"].tolist()])
         unseen = np.ones(len(calls), dtype=bool)
         unseen[rows] = False
         missing = unseen.copy()
@@ -170,7 +181,7 @@ class CostMeter(TorchDispatchMode):
         """Operators whose arithmetic is not known, with how often they ran."""
         return {"unknown_operators": dict(self.unknown.most_common())} if self.unknown else {}
 
-    def _bytes(self, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    def _bytes(self, begin: np.ndarray, end: np.ndarray, kept: list[frozenset[int]]) -> np.ndarray:
         """Bytes read and written by calls, in their order, which begin and end after so many operators."""
         moved = np.zeros((len(begin), 2), dtype=np.int64)
         inside: list[tuple[int, int, int, dict[int, dict[Any, int]], dict[int, dict[Any, int]]]] = []
@@ -195,8 +206,8 @@ class CostMeter(TorchDispatchMode):
                     read.setdefault(number, {})[part] = size
             for number, part, size in self._writes[here]:
                 storage = self._storages[number]
-                for _, first, last, _, written in reversed(inside):
-                    if storage.born < first or storage.last_read >= last:
+                for row, first, _, _, written in reversed(inside):
+                    if storage.born < first or number in kept[row]:
                         written.setdefault(number, {})[part] = size
         close(len(self._flops))
         return moved

@@ -124,7 +124,7 @@ class CudaClock:
         assert best is not None
         return best[1], best[2]
 
-    def stamp(self) -> None:
+    def stamp(self, beginning: bool) -> None:
         """Record an event on the current stream."""
         thread, device = self._thread(), self.cuda.device()
         edges = self._edges.setdefault(thread, _Edges())

@@ -40,7 +40,7 @@ class MemoryMeter:
         self._own_thread = self._thread()
         self._read(self._device)
 
-    def stamp(self) -> None:
+    def stamp(self, beginning: bool) -> None:
         """Read the counters."""
         if self._thread() == self._own_thread:
             current, peak = self._read(self._device)

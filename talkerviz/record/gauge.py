@@ -13,8 +13,8 @@ class Gauge(Protocol):
     def start(self) -> None:
         """The run is about to begin, on this thread."""
 
-    def stamp(self) -> None:
-        """A call begins or ends, on this thread."""
+    def stamp(self, beginning: bool) -> None:
+        """A call begins, or else ends, on this thread."""
 
     def stop(self) -> None:
         """The run is over. What waits for a device waits here."""

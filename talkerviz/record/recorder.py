@@ -132,9 +132,9 @@ class Recording:
         call: Callable[..., Any] = self._tap.call
         return call
 
-    def _stamp(self) -> None:
+    def _stamp(self, beginning: bool) -> None:
         for gauge in self._gauges:
-            gauge.stamp()
+            gauge.stamp(beginning)
 
     def _make_replicate(self, below: Callable[..., Any]) -> Callable[..., Any]:
         """DataParallel runs replicas of the modules: their calls are those of the originals."""

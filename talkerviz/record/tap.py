@@ -39,7 +39,7 @@ class PythonTap:
         failed: the type of an exception -> -1 less its number.
         started: () -> the number of the mark that a new thread begins with.
         full: (), called on a thread whose log holds `limit` events.
-        stamp: () called just outside the two times of a call, or None.
+        stamp: (whether the call begins) called just outside the two times of a call, or None.
         timed: whether events hold times; -1 otherwise.
         limit: events after which `full` is called.
     """
@@ -57,7 +57,7 @@ class PythonTap:
         failed: Callable[[type[BaseException]], int],
         started: Callable[[], int],
         full: Callable[[], None],
-        stamp: Callable[[], None] | None,
+        stamp: Callable[[bool], None] | None,
         timed: bool,
         limit: int,
     ) -> None:
@@ -89,7 +89,7 @@ class PythonTap:
             if number >= 0:
                 inputs = of_inputs(args, kwargs)
                 if stamp is not None:
-                    stamp()
+                    stamp(True)
                 log.extend((number, inputs, now()))
             try:
                 output = inner(self, *args, **kwargs)
@@ -97,14 +97,14 @@ class PythonTap:
                 time = now()
                 if number >= 0:
                     if stamp is not None:
-                        stamp()
+                        stamp(False)
                     log.extend((-1 - number, failed(type(error)), time))
                 leave(log, self, landmark)
                 raise
             time = now()
             if number >= 0:
                 if stamp is not None:
-                    stamp()
+                    stamp(False)
                 log.extend((-1 - number, of_output(output), time))
             leave(log, self, landmark)
             return output

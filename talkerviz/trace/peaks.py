@@ -71,9 +71,7 @@ def load_peaks(path: Path) -> Peaks:
         flops = {str(name): float(value) for name, value in said["flops"].items()}
         peaks = Peaks(str(said["device"]), flops, float(said["bandwidth"]), str(said["source"]))
     except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not a file of peaks; make one with `talkerviz doctor --measure -o {path}`"
-        ) from error
+        raise ValueError(f"{path}: holds no peaks; make them with `talkerviz doctor --measure -o {path}`") from error
     if min([peaks.bandwidth, *peaks.flops.values()], default=0) <= 0:
         raise ValueError(f"{path}: peaks must be above 0")
     return peaks

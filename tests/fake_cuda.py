@@ -1,0 +1,113 @@
+"""A device that runs behind the host, on a clock of its own, for tests of what reads real ones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any
+
+from talkerviz.record.cuda_clock import Cuda
+
+
+@dataclass
+class FakeDevice:
+    """Work is queued and done in order; its clock is 5 seconds off and a little fast."""
+
+    drift: float = 1.0
+    busy_until: int = 0  # host nanoseconds
+    capturing: list[tuple[str, Any]] | None = None
+
+    def clock(self, host_ns: int) -> float:
+        return host_ns * self.drift + 5e9
+
+    def work(self, ns: int) -> None:
+        if self.capturing is not None:
+            self.capturing.append(("work", ns))
+        else:
+            self.busy_until = max(self.busy_until, perf_counter_ns()) + ns
+
+
+@dataclass
+class FakeEvent:
+    machine: FakeMachine
+    external: bool
+    passed: int | None = None  # host nanoseconds at which the device passes it
+    device: FakeDevice | None = None
+
+    def record(self) -> None:
+        device = self.machine.devices[self.machine.current]
+        self.device = device
+        if device.capturing is not None:
+            if not self.external:
+                raise RuntimeError("an internal event cannot be timed")
+            device.capturing.append(("event", self))
+        else:
+            self.passed = device.busy_until = max(device.busy_until, perf_counter_ns())
+
+    def query(self) -> bool:
+        return self.passed is not None and self.passed <= perf_counter_ns()
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        assert self.device is other.device
+        assert self.query()
+        assert other.query(), "read before the device has passed it"
+        return (self.device.clock(other.passed) - self.device.clock(self.passed)) / 1e6
+
+
+@dataclass
+class FakeMachine:
+    devices: list[FakeDevice] = field(default_factory=lambda: [FakeDevice()])
+    current: int = 0
+    made: int = 0
+    waits_allowed: bool = True
+    external: bool = True
+
+    def runtime(self) -> Cuda:
+        return Cuda(
+            event=self.event,
+            device=lambda: self.current,
+            capturing=lambda: self.devices[self.current].capturing is not None,
+            synchronize=self.synchronize,
+            select=self.select,
+        )
+
+    def event(self, external: bool) -> FakeEvent:
+        if external and not self.external:
+            raise RuntimeError("External events are disallowed in rocm")
+        self.made += 1
+        return FakeEvent(self, external)
+
+    def synchronize(self, device: int) -> None:
+        assert self.waits_allowed, "the run must not wait for the device"
+        while perf_counter_ns() < self.devices[device].busy_until:
+            pass
+
+    @contextlib.contextmanager
+    def select(self, device: int) -> Iterator[None]:
+        before, self.current = self.current, device
+        yield
+        self.current = before
+
+
+class FakeGraph:
+    """As torch.cuda.CUDAGraph is used."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.machine = machine
+
+    def capture_begin(self) -> None:
+        self.machine.devices[self.machine.current].capturing = []
+
+    def capture_end(self) -> None:
+        device = self.machine.devices[self.machine.current]
+        self.steps, device.capturing = device.capturing, None
+
+    def replay(self) -> None:
+        device = self.machine.devices[self.machine.current]
+        for kind, step in self.steps:
+            if kind == "work":
+                device.work(step)
+            else:
+                step.passed = device.busy_until = max(device.busy_until, perf_counter_ns())

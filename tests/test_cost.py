@@ -1,0 +1,264 @@
+"""Floating-point operations and bytes, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import talkerviz as tv
+from talkerviz.record.phases import TalkerPhases
+from talkerviz.talker.config import preset
+from talkerviz.talker.run import run
+from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.weights import build_talker
+from talkerviz.trace.join import join
+from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of, save_peaks
+from talkerviz.trace.roofline import roofline
+from talkerviz.trace.summary import summarise
+
+DEVICES = pytest.mark.parametrize("device", ["cpu", "meta"])
+
+
+@torch.no_grad()
+def cost(model: nn.Module, *inputs: torch.Tensor) -> list[tuple[int, int, int]]:
+    """(FLOP, bytes read, bytes written) of every call."""
+    calls = tv.record(model, lambda: model(*inputs), measure="cost").calls
+    return list(calls[["flops", "bytes_read", "bytes_written"]].itertuples(index=False, name=None))
+
+
+class Attention(nn.Module):
+    """One new token against a cache of which some positions are filled."""
+
+    def __init__(self, filled: int, device: str) -> None:
+        super().__init__()
+        self.filled = filled
+        self.keys = torch.zeros(1, 2, 32, 16, device=device)
+        self.values = torch.zeros(1, 2, 32, 16, device=device)
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        end = self.filled + 1
+        self.keys[:, :, self.filled : end] = key
+        self.values[:, :, self.filled : end] = key
+        return F.scaled_dot_product_attention(query, self.keys[:, :, :end], self.values[:, :, :end], enable_gqa=True)
+
+
+@DEVICES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear(device: str, dtype: torch.dtype) -> None:
+    size = dtype.itemsize
+    model = nn.Linear(32, 48, bias=False, device=device, dtype=dtype)
+    x = torch.zeros(2, 5, 32, device=device, dtype=dtype)
+    assert cost(model, x) == [(2 * 10 * 32 * 48, size * (10 * 32 + 32 * 48), size * 10 * 48)]
+
+
+@DEVICES
+def test_a_product_and_its_bias(device: str) -> None:
+    model = nn.Linear(8, 4, device=device)
+    # torch's own count of addmm leaves the bias's additions out.
+    assert cost(model, torch.zeros(3, 8, device=device)) == [(2 * 3 * 8 * 4, 4 * (3 * 8 + 8 * 4 + 4), 4 * 3 * 4)]
+
+
+@DEVICES
+def test_an_embedding_reads_the_rows_it_gives(device: str) -> None:
+    model = nn.Embedding(1000, 16, device=device)
+    tokens = torch.zeros(1, 3, dtype=torch.long, device=device)
+    assert cost(model, tokens) == [(0, 3 * 16 * 4 + 3 * 8, 3 * 16 * 4)]
+
+
+@DEVICES
+def test_norms(device: str) -> None:
+    x = torch.zeros(2, 16, device=device)
+    assert cost(nn.LayerNorm(16, device=device), x)[0] == (7 * 32, 4 * (32 + 32), 4 * 32)
+    # As the formula of RMSNorm goes: square, mean; add, root of each row; scale, weigh.
+    flops, read, written = cost(nn.RMSNorm(16, device=device), x)[0]
+    assert flops in (4 * 32, 4 * 32 + 2 * 2)
+    assert read == 4 * (32 + 16)
+    assert written == 4 * 32
+
+
+@DEVICES
+@pytest.mark.parametrize("filled", [0, 7, 20])
+def test_attention_counts_the_cache_that_is_filled(device: str, filled: int) -> None:
+    model = Attention(filled, device)
+    query, key = torch.zeros(1, 4, 1, 16, device=device), torch.zeros(1, 2, 1, 16, device=device)
+    (flops, read, written) = cost(model, query, key)[0]
+    products = 2 * 4 * (filled + 1) * (16 + 16)
+    # Where no fused kernel runs, the softmax's own operators are counted too.
+    assert products <= flops <= products + 4 * (filled + 1) * 12 + 4 * 16 * 2 + 2 * (filled + 1) * 16 * 2
+    row = 4 * 2 * 16
+    assert read == 4 * (4 * 16 + 2 * 16) + 2 * (filled + 1) * row
+    assert written == 2 * row + 4 * 4 * 16
+
+
+@DEVICES
+def test_convolutions(device: str) -> None:
+    model = nn.Conv1d(3, 8, 5, device=device)
+    x = torch.zeros(2, 3, 20, device=device)
+    flops, read, written = cost(model, x)[0]
+    assert flops == 2 * (2 * 8 * 16) * (3 * 5)
+    assert (read, written) == (4 * (2 * 3 * 20 + 8 * 3 * 5 + 8), 4 * 2 * 8 * 16)
+
+
+def test_what_is_made_inside_is_not_moved() -> None:
+    first, second = nn.Linear(8, 1024, bias=False), nn.Linear(1024, 8, bias=False)
+    whole, *parts = cost(nn.Sequential(first, second), torch.zeros(1, 8))
+    weights = 4 * 2 * 8 * 1024
+    assert whole == (sum(flops for flops, _, _ in parts), weights + 4 * 8, 4 * 8)
+    assert parts[1][1] == weights // 2 + 4 * 1024
+
+
+def test_what_is_read_twice_is_read_once() -> None:
+    layer = nn.Linear(16, 16, bias=False)
+    whole, once, again = cost(nn.Sequential(layer, layer), torch.zeros(1, 16))
+    assert whole[1] == 4 * (16 * 16 + 16)
+    assert once[1] == again[1] == 4 * (16 * 16 + 16)
+
+
+def test_an_unknown_operator_is_unknown_all_the_way_up() -> None:
+    class Inverse(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.inv(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), Inverse())
+    with torch.no_grad():
+        trace = tv.record(model, lambda: model(torch.eye(4)), measure="cost")
+    assert trace.calls["flops"].isna().tolist() == [True, False, True]
+    assert trace.calls["bytes_read"].notna().all()
+    assert "linalg_inv_ex" in trace.facts["unknown_operators"]
+
+
+def test_other_threads_are_not_counted_rather_than_wrong() -> None:
+    import threading
+
+    model = nn.Linear(4, 4)
+
+    def both() -> None:
+        model(torch.zeros(1, 4))
+        thread = threading.Thread(target=lambda: model(torch.zeros(1, 4)))
+        thread.start()
+        thread.join()
+
+    calls = tv.record(model, both, measure="cost").calls
+    assert calls["flops"].isna().tolist() == [False, True]
+
+
+def talker_trace(
+    name: str, device: str, frames: int = 2, clock: str = "none", measure: str | None = "cost"
+) -> tv.Trace:
+    config = preset(name)
+    dtype = torch.bfloat16 if name == "full" else torch.float32
+    talker = build_talker(config, "native", device, dtype, 0)
+    go = lambda: run(talker, "native", Scenario(frames=frames), config)  # noqa: E731
+    return tv.record(talker, go, "talker", TalkerPhases("talker"), clock=clock, measure=measure)
+
+
+def test_the_whole_talker_on_the_meta_device() -> None:
+    """Sizes by hand from the configuration: 1,024 wide, 16 query and 2 key-value heads of 64, 6 of 128 experts."""
+    trace = talker_trace("full", "meta")
+    calls = trace.calls
+    text = preset("full").text
+    hidden, width, experts = text.hidden_size, text.moe_intermediate_size, text.num_experts_per_tok
+    decode = calls[(calls["phase"] == "decode") & (calls["path"] == "talker.model.layers.5.mlp.experts")].iloc[0]
+    weights = experts * 3 * hidden * width
+    assert decode["flops"] >= 2 * weights
+    assert decode["flops"] < 2 * weights * 1.01
+    assert 2 * weights < decode["bytes_read"] < 2 * weights * 1.01
+    head = calls[(calls["phase"] == "decode") & (calls["path"] == "talker.codec_head")].iloc[0]
+    assert head["flops"] == 2 * hidden * text.vocab_size
+    # A frame reads the 20 layers' active weights: 14.3 M parameters each, and the head's.
+    frame = calls[(calls["phase"] == "decode") & (calls["path"] == "talker")].iloc[0]
+    assert frame["bytes_read"] == pytest.approx(2 * (20 * 14.3e6 + hidden * text.vocab_size), rel=0.01)
+    assert calls["flops"].notna().all()
+    assert calls["host_ns"].isna().all()
+
+
+def test_experts_that_are_really_hit() -> None:
+    config = preset("tiny")
+    calls = talker_trace("tiny", "cpu").calls
+    talker = build_talker(config, "native", "cpu", torch.float32, 0)
+    hit = []
+    for layer in talker.model.layers:
+        layer.mlp.experts.register_forward_pre_hook(lambda module, args: hit.append(len(args[1].unique())))
+    run(talker, "native", Scenario(frames=2), config)
+    text = config.text
+    an_expert = 4 * 3 * text.hidden_size * text.moe_intermediate_size
+    rows = calls[calls["path"].str.endswith("mlp.experts")]
+    assert len(set(hit)) > 1
+    for count, row in zip(hit, rows.itertuples(), strict=True):
+        inputs = sum(np.prod(t.shape) * {"float32": 4, "int64": 8}[t.dtype] for t in row.inputs)
+        assert row.bytes_read == count * an_expert + inputs
+
+
+def test_joined_with_the_times_of_another_run() -> None:
+    timed, counted = talker_trace("tiny", "cpu", clock="cpu", measure=None), talker_trace("tiny", "cpu")
+    both = join(timed, counted, ("flops", "bytes_read", "bytes_written"))
+    assert both.calls["host_ns"].equals(timed.calls["host_ns"])
+    assert both.calls["flops"].equals(counted.calls["flops"])
+    assert both.facts["clock"] == "cpu"
+    with pytest.raises(ValueError, match="the second run made"):
+        join(timed, talker_trace("tiny", "cpu", frames=3), ("flops",))
+    shifted = counted.calls["path"].astype(object).shift(fill_value="x")
+    other = replace(counted, calls=counted.calls.assign(path=shifted))
+    with pytest.raises(ValueError, match=r"differs at call 0, .*, in its path"):
+        join(timed, other, ("flops",))
+
+
+def test_summaries_add_up_outermost_calls() -> None:
+    trace = talker_trace("tiny", "cpu")
+    calls = trace.calls
+    by_class = summarise(trace, "class").set_index("class")
+    linear = calls[calls["class"] == "Linear"]
+    assert by_class["flops"]["Linear"] == linear["flops"].sum()
+    assert by_class["bytes"]["Linear"] == (linear["bytes_read"] + linear["bytes_written"]).sum()
+    by_phase = summarise(trace, "phase").set_index("phase")
+    assert by_phase["flops"]["decode"] == calls[calls["path"] == "talker"]["flops"].iloc[1]
+    assert by_class["of_peak"].isna().all()
+    assert by_class["bound"].isna().all()
+
+
+def series(*values: float | None) -> pd.Series:
+    return pd.Series(pd.array([pd.NA if value is None else value for value in values], dtype="Float64"))
+
+
+def test_roofline() -> None:
+    peaks = {"flops": 1e12, "bandwidth": 1e11}
+    flops, moved = series(1e9, 1e6, 1e6, 1e6, None), series(1e6, 1e8, 1e6, 1e6, 1e6)
+    time, busy = series(1.25e6, 1.25e6, 1e6, 1e6, 1e6), series(None, None, None, 1e5, None)
+    found = roofline(flops, moved, time, busy, peaks)
+    assert found["intensity"].tolist()[:3] == [1000, 0.01, 1]
+    assert found["of_peak"].tolist()[:3] == [0.8, 0.8, 0.01]
+    assert found["bound"].fillna("").tolist() == ["compute", "memory", "overhead", "launch", ""]
+    without = roofline(flops, moved, time, busy, {})
+    assert without["of_peak"].isna().all()
+    assert without["bound"].fillna("").tolist() == ["", "", "", "launch", ""]
+    nearly = roofline(series(1e6), series(1e6), series(1e6), series(0.9e6), peaks)
+    assert nearly["bound"].tolist() == ["memory"]
+
+
+def test_peaks(tmp_path: Path) -> None:
+    h200 = peaks_of("NVIDIA H200")
+    assert h200 is not None
+    assert h200.bandwidth == 4.8e12
+    assert peaks_of("NVIDIA L40S") is not peaks_of("NVIDIA L4") is not None
+    assert peaks_of("NVIDIA A100-SXM4-40GB") is None or peaks_of("NVIDIA A100-SXM4-40GB").bandwidth == 1.555e12
+    assert peaks_of("NVIDIA H2000") is None
+    assert limits_of_run(h200, "float32", tf32=True)["flops"] == 494.5e12
+    assert limits_of_run(h200, "float32", tf32=False)["flops"] == 67e12
+    assert limits_of_run(h200, "int8", tf32=False) == {}
+    mine = Peaks("mine", {"float32": 1e9}, 2e9, "a test")
+    save_peaks(mine, tmp_path / "peaks.json")
+    assert load_peaks(tmp_path / "peaks.json") == mine
+    for text in ("", "[]", "{}", '{"device": 1, "flops": {"a": "x"}, "bandwidth": 1, "source": ""}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.json: holds no peaks"):
+            load_peaks(tmp_path / "bad.json")
+    save_peaks(Peaks("mine", {"float32": 0}, 2e9, ""), tmp_path / "bad.json")
+    with pytest.raises(ValueError, match="peaks must be above 0"):
+        load_peaks(tmp_path / "bad.json")
