@@ -20,7 +20,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
@@ -33,7 +33,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import talkerviz as tv
+from talkerviz.record import recorder
 from talkerviz.record.phases import TalkerPhases
+from talkerviz.record.tap import PythonTap
 from talkerviz.talker.cache import KVCache
 from talkerviz.talker.config import TalkerConfig, preset
 from talkerviz.talker.prompt import assemble_prompt
@@ -42,7 +44,7 @@ from talkerviz.talker.scenario import Scenario, scenario_inputs
 from talkerviz.talker.weights import build_talker
 
 PEERS = ("torchinfo", "torchview", "torchlens")
-SCENARIO = Scenario(prompt_tokens=11, text_tokens=20, frames=4)
+SCENARIO = Scenario(prompt_tokens=11, text_tokens=20, frames=12)
 SECONDS_A_TOOL = 25  # slow tools are repeated less often, so that they take no longer than this
 FEWEST_REPEATS = 3
 SEED = 0  # of the order within the rounds
@@ -147,12 +149,27 @@ def plain_hooks(model: nn.Module) -> Iterator[list[tuple[str, int, Any]]]:
 
 
 def talkerviz_tool(model: nn.Module, run: Callable[[], object], clock: str, records: str) -> Tool:
-    # The phase rule counts frames, so each recording has its own.
-    return Tool(
-        f"talkerviz, `clock={clock!r}`".replace("'", '"'),
-        records,
-        lambda: timed(lambda: tv.recording(model, "talker", TalkerPhases("talker"), clock), run),
-    )
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        # The phase rule counts frames, so each recording has its own.
+        with tv.recording(model, "talker", TalkerPhases("talker"), clock) as rec:
+            yield
+        assert len(rec.trace.calls)  # the finished table counts as well
+
+    return Tool(f"talkerviz, `clock={clock!r}`".replace("'", '"'), records, lambda: timed(recorded, run))
+
+
+def without_c(tool: Tool) -> Tool:
+    """The same tool as it is where no C compiler built the faster part."""
+
+    def measure() -> Sample:
+        in_c, recorder.Tap = recorder.Tap, PythonTap
+        try:
+            return tool.measure()
+        finally:
+            recorder.Tap = in_c
+
+    return replace(tool, name=f"{tool.name}, all in Python", measure=measure)
 
 
 def profiler_tool(run: Callable[[], object], records: str, **options: bool) -> Tool:
@@ -193,6 +210,7 @@ def scenario_work(talker: nn.Module, config: TalkerConfig) -> Work:
         untraced_tool(run),
         talkerviz_tool(talker, run, "cpu", f"{every_call}, host time"),
         talkerviz_tool(talker, run, "none", every_call),
+        without_c(talkerviz_tool(talker, run, "cpu", "the same")),
         Tool(
             "plain forward hooks",
             "every call: path, shapes of tensors and of sequences of them, host time",

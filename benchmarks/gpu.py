@@ -1,0 +1,137 @@
+"""On a CUDA device: what recording costs there, and where a frame's time goes.
+
+    PYTHONPATH=. python benchmarks/gpu.py [--presets lite full] [--repeats 7] [-o reports/h200]
+
+Writes `overhead.md` and, for each preset, `PRESET.md` and `PRESET.parquet` into the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import random
+import statistics
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from rich.console import Console
+
+import talkerviz as tv
+from talkerviz.record.clocks import MEASURED_COLUMNS
+from talkerviz.record.phases import TalkerPhases
+from talkerviz.record.tap import PythonTap, Tap
+from talkerviz.render.notes import notes_on
+from talkerviz.render.table import render_table
+from talkerviz.talker.config import default_dtype, preset
+from talkerviz.talker.run import run
+from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.weights import build_talker
+from talkerviz.trace.join import join
+from talkerviz.trace.peaks import limits_of_run, peaks_of
+from talkerviz.trace.summary import summarise
+
+SCENARIO = Scenario(frames=8)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of one run, the device's work included."""
+    gc.collect()
+    torch.cuda.synchronize()
+    began = perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return perf_counter() - began
+
+
+def recorded_seconds(model: torch.nn.Module, work: Callable[[], object], clock: str) -> float:
+    with tv.recording(model, "talker", TalkerPhases("talker"), clock):
+        return seconds(work)
+
+
+def overhead(model: torch.nn.Module, work: Callable[[], object], repeats: int) -> dict[str, tuple[float, float]]:
+    """Median seconds, and median ratio to the untraced runs around it, of each clock."""
+    times: dict[str, list[tuple[float, float]]] = {}
+    order = random.Random(0)
+    clocks = ["untraced", "none", "cpu", "cuda"]
+    for _ in range(repeats):
+        order.shuffle(clocks)
+        for clock in clocks:
+            before = seconds(work)
+            here = seconds(work) if clock == "untraced" else recorded_seconds(model, work, clock)
+            after = seconds(work)
+            times.setdefault(clock, []).append((here, here / ((before + after) / 2)))
+    return {clock: tuple(map(statistics.median, zip(*found, strict=True))) for clock, found in times.items()}  # type: ignore[misc]
+
+
+def record(model: torch.nn.Module, work: Callable[[], object], name: str) -> tv.Trace:
+    """Times, cost, busy time and memory of the same calls."""
+    dtype = str(default_dtype(name)).removeprefix("torch.")
+    peaks = peaks_of(torch.cuda.get_device_name())
+    limits = limits_of_run(peaks, dtype, torch.backends.cuda.matmul.allow_tf32) if peaks else {}
+    facts = {"preset": name, "impl": "native", "peaks": limits}
+    trace = tv.record(model, work, "talker", TalkerPhases("talker"), "cuda", facts)
+    for measure, columns in MEASURED_COLUMNS.items():
+        other = tv.record(model, work, "talker", TalkerPhases("talker"), "none", measure=measure)
+        trace = join(trace, other, columns)
+    return trace
+
+
+def tables(trace: tv.Trace) -> str:
+    console = Console(width=240, record=True, file=io.StringIO())
+    for by in ("phase", "frame", "class", "module"):
+        console.print(render_table(summarise(trace, by), by, 15, console.width))
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--presets", nargs="+", default=["lite", "full"])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200"))
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py: torch sees no CUDA device; nothing was measured")
+    options.output.mkdir(parents=True, exist_ok=True)
+    head = (
+        f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, recorder in "
+        f"{'Python' if Tap is PythonTap else 'C'}; made by `python benchmarks/gpu.py`."
+    )
+    rows = []
+    for name in options.presets:
+        config = preset(name)
+        talker = build_talker(config, "native", "cuda", default_dtype(name), SCENARIO.seed)
+
+        def work(talker: torch.nn.Module = talker, config: object = config) -> object:
+            return run(talker, "native", SCENARIO, config)  # type: ignore[arg-type]
+
+        work()
+        work()
+        for clock, (time, ratio) in overhead(talker, work, options.repeats).items():
+            rows.append(f"| {name} | {clock} | {time / SCENARIO.frames * 1e3:.2f} | {ratio:.3f} |")
+        trace = record(talker, work, name)
+        trace.save(options.output / f"{name}.parquet")
+        notes = "\n".join(f"- {note}" for note in notes_on(trace.facts))
+        (options.output / f"{name}.md").write_text(f"# {name}\n\n{head}\n\n{notes}\n\n```\n{tables(trace)}\n```\n")
+        del talker
+        torch.cuda.empty_cache()
+    text = [
+        "# What recording costs on a GPU",
+        "",
+        head,
+        f"{SCENARIO.frames} frames of the native talker; ratio to the untraced runs before and after.",
+        "",
+        "| preset | clock | ms a frame | ratio |",
+        "| --- | --- | ---: | ---: |",
+        *rows,
+    ]
+    (options.output / "overhead.md").write_text("\n".join(text) + "\n")
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
