@@ -6,7 +6,6 @@ import functools
 import statistics
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from talkerviz.record.cuda_clock import CudaClock
 from talkerviz.record.cuda_memory import MemoryMeter
 from talkerviz.record.gauge import Gauge
 from talkerviz.record.tap import Tap
+from talkerviz.record.tensors import Signatures, kind_of
 
 CLOCKS = ("cpu", "cuda", "none")
 MEASURED_COLUMNS = {
@@ -28,11 +28,6 @@ MEASURED_COLUMNS = {
 
 
 _CALLS, _ROUNDS = 500, 7
-
-
-class _Bare(nn.Module):
-    def forward(self, x: Any) -> Any:
-        return x
 
 
 def make_gauges(
@@ -70,38 +65,45 @@ def make_gauges(
 
 
 @functools.cache
-def own_cost_ns() -> int:
+def own_cost_ns(device: int | None = None) -> int:
     """What recording one call of one tensor adds to the run on this machine, in nanoseconds.
 
-    It falls outside the call's own time and into its caller's self time.
+    It falls outside the call's own time and into its caller's self time. Measured on a small matrix product, over and
+    over; between calls that differ it is more, as the processor's caches are then not warm.
+
+    Args:
+        device: the CUDA device whose clock is stamped as well.
     """
-    bare, tensor = _Bare(), torch.empty(1)
+    model, tensor = nn.Linear(64, 64), torch.zeros(1, 64)
+    signatures = Signatures([()])
     below = nn.Module.__call__
+    stamps = [] if device is None else [CudaClock(lambda: 0, 0, (device,))]
     tap = Tap(
         tensor=Tensor,
         parameter=nn.Parameter,
         below=below,
-        of_inputs=lambda args, kwargs: 0,
-        of_output=lambda output: 0,
-        kind_of=lambda kind: 0,
+        of_inputs=signatures.of_inputs,
+        of_output=signatures.of_output,
+        kind_of=kind_of,
         entered=lambda module, kwargs: -1,
         left=lambda module: -1,
         failed=lambda error: 0,
         started=lambda: -1,
         full=lambda: None,
-        stamp=None,
+        stamp=stamps[0].stamp if stamps else None,
         timed=True,
         limit=4 * _CALLS * _ROUNDS,
     )
-    tap.watch(bare, 0, below, False)
+    tap.watch(model, 0, below, False)
     added = []
-    for _ in range(_ROUNDS):
-        times = []
-        for call in (below, tap.call):
-            began = perf_counter_ns()
-            for _ in range(_CALLS):
-                call(bare, tensor)
-            times.append(perf_counter_ns() - began)
-        added.append((times[1] - times[0]) / _CALLS)
+    with torch.no_grad():
+        for _ in range(_ROUNDS):
+            times = []
+            for call in (below, tap.call):
+                began = perf_counter_ns()
+                for _ in range(_CALLS):
+                    call(model, tensor)
+                times.append(perf_counter_ns() - began)
+            added.append((times[1] - times[0]) / _CALLS)
     tap.close()
     return max(0, round(statistics.median(added)))

@@ -310,7 +310,8 @@ def _facts(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
         "clock": clock,
     }
     if clock != "none":
-        facts["own_cost_ns"] = own_cost_ns()
+        stamped = clock == "cuda" and parameter is not None and parameter.is_cuda
+        facts["own_cost_ns"] = own_cost_ns(torch.cuda.current_device() if stamped else None)
     if regions := one_call_regions(model, name):
         facts["one_call"] = regions
     if parameter is not None:

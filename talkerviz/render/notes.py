@@ -13,7 +13,9 @@ def notes_on(facts: Mapping[str, Any]) -> list[str]:
     notes = []
     if facts.get("own_cost_ns"):
         cost = time_text(facts["own_cost_ns"])
-        notes.append(f"Recording a call costs {cost} on this machine, outside its time and in its caller's self time.")
+        notes.append(
+            f"Recording a call costs {cost} or more on this machine, outside its time and in its caller's self time."
+        )
     for path, why in facts.get("one_call", {}).items():
         notes.append(f"{path} is {why}: what runs inside it is one call.")
     if facts.get("unfinished"):
