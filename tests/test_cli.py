@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from talkerviz.cli import main
 from talkerviz.trace import Trace
+from talkerviz.trace.peaks import Peaks
 
 GOLDEN = Path(__file__).parent / "golden" / "qwen3_omni_talker_mermaid.md"
 Capture = pytest.CaptureFixture[str]
@@ -105,6 +107,17 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["trace", "nosuch.module:f"], "No module named 'nosuch'"),
         (["trace", "nosuch"], "give `talker` or `package.module:function`"),
         (["trace", "-o", "/nosuch/r.parquet"], "no such folder /nosuch"),
+        (
+            ["trace", "--preset", "tiny", "--include", "nosuch.*"],
+            "no module fits 'nosuch.*': paths begin with 'talker'",
+        ),
+        (["trace", "--preset", "tiny", "--exclude", "*"], "no module is left to record: widen --include"),
+        (["trace", "--device", "meta", "--codes", "c.json"], "--codes: the meta device computes no codes"),
+        (["trace", "--device", "meta", "--impl", "transformers"], "--device meta: transformers' talker reads values"),
+        (["trace", "--peaks", "missing.json"], "No such file or directory: 'missing.json'"),
+        (["trace", "--peaks", "text.txt"], "text.txt: holds no peaks; make them with `talkerviz doctor --measure"),
+        (["doctor", "-o", "p.json"], "-o: only what --measure finds is written"),
+        (["doctor", "--measure", "--device", "meta"], "--device meta: nothing is computed there"),
         (["show", "missing.parquet"], "missing.parquet: no such file"),
         (["tree", "cut.parquet"], "cut.parquet: a trace that is cut short or damaged"),
         (["render", "text.txt", "-f", "svg"], "text.txt: not a talkerviz"),
@@ -114,6 +127,97 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["render", "good.parquet", "-f", "svg", "--frame", "9"], "no frame 9 in this trace: it has frames 0 to 2"),
         (["nosuch"], "No such command"),
     ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--clock", "cuda"], "clock 'cuda' needs a model on a CUDA device"),
+        (["--busy"], "--busy: torch sees no CUDA device"),
+        (["--memory"], "--memory: torch sees no CUDA device"),
+        (["--device", "cuda"], "--device cuda: torch sees no CUDA device"),
+    ],
+)
+def test_without_a_gpu(
+    option: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert talkerviz(monkeypatch, "trace", "--preset", "tiny", *option) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.parquet"
+    some = ("--include", "*.layers.*", "--include", "*.code_predictor*", "--exclude", "*.layers.1*", "--depth", 4)
+    assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 2, *some, "-o", path) == 0
+    trace = Trace.load(path)
+    assert all(".layers.1" not in found and found.count(".") <= 4 for found in trace.calls["path"])
+    assert not trace.calls["path"].isin(["talker", "talker.model", "talker.codec_head"]).any()
+    # Phases are right although the talker's own calls are not recorded.
+    assert trace.phases == ["prefill", "predictor.prefill", "predictor.decode", "decode"]
+    in_layers = trace.calls["path"].str.startswith("talker.model.layers.0")
+    assert trace.calls[in_layers]["frame"].unique().tolist() == [0, 1]
+
+
+def test_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    paths = {}
+    for device in ("cpu", "meta"):
+        paths[device] = tmp_path / f"{device}.parquet"
+        args = ("--preset", "tiny", "--frames", 2, "--device", device, "-o", paths[device])
+        assert talkerviz(monkeypatch, "trace", *args) == 0
+    shown = capsys.readouterr().out
+    assert "FLOP/byte" in shown
+    real, shapes = (Trace.load(paths[device]).calls for device in ("cpu", "meta"))
+    assert real["path"].tolist() == shapes["path"].tolist()
+    without_device = [[t[:3] for t in tensors] for tensors in shapes["inputs"]]
+    assert without_device == [[t[:3] for t in tensors] for tensors in real["inputs"]]
+    assert shapes["host_ns"].isna().all()
+    assert shapes["flops"].notna().all()
+
+
+def test_cost_and_peaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    peaks, path = tmp_path / "peaks.json", tmp_path / "r.parquet"
+    monkeypatch.setattr(
+        "talkerviz.cli.measure_peaks", lambda device: Peaks("a test", {"float32": 2e11}, 5e10, "made up")
+    )
+    monkeypatch.setenv("COLUMNS", "240")
+    assert talkerviz(monkeypatch, "doctor", "--measure", "-o", peaks) == 0
+    shown = capsys.readouterr().out
+    assert "200 GFLOP/s" in shown
+    assert "50.0 GB/s" in shown
+    args = ("--preset", "tiny", "--frames", 2, "--cost", "--peaks", peaks, "-o", path)
+    assert talkerviz(monkeypatch, "trace", *args) == 0
+    shown = capsys.readouterr().out
+    for column in ("FLOP", "bytes", "of peak", "bound", "Recording a call costs"):
+        assert column in shown
+    trace = Trace.load(path)
+    assert trace.calls[["host_ns", "flops", "bytes_read", "bytes_written"]].notna().all().all()
+    assert trace.facts["peaks"] == {"device": "a test", "flops": 2e11, "bandwidth": 5e10, "source": "made up"}
+    assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--dtype", "bfloat16", "--peaks", peaks) == 2
+    assert "--peaks: no figure for bfloat16, only for float32" in capsys.readouterr().err
+
+
+CHANGES_ITS_MIND = """
+import torch
+from torch import nn
+
+def make():
+    model, sizes = nn.Linear(4, 4), iter(range(1, 9))
+    return model, lambda: model(torch.ones(next(sizes), 4))
+"""
+
+
+def test_cost_of_a_run_that_is_never_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("changing.py").write_text(CHANGES_ITS_MIND)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert talkerviz(monkeypatch, "trace", "changing:make", "--cost") == 0
+    assert "--cost: the second run differs at call 0, model, in its inputs" in capsys.readouterr().err
+    calls = Trace.load("run.parquet").calls
+    assert calls["flops"].isna().all()
+    assert calls["host_ns"].notna().all()
 
 
 @pytest.mark.parametrize(("args", "message"), bad_inputs())
