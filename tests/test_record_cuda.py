@@ -234,6 +234,8 @@ def test_busy_time_from_a_profile() -> None:
     until = busy_until_edges({"traceEvents": events})
     assert until.tolist() == [100_000, 100_000, 112_000, 114_250]
     assert busy_until_edges({"traceEvents": []}).tolist() == []
+    with pytest.raises(RuntimeError, match="saw 1 kernels, and none of them launched by the thread of the calls"):
+        busy_until_edges({"traceEvents": [note(1), *kernel(2, 3.0, 1, thread=8), note(4)]})
 
 
 @pytest.mark.parametrize(

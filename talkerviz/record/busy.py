@@ -49,14 +49,13 @@ class BusyMeter:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "profile.json"
             self._profile.export_chrome_trace(str(path))
-            self._seen = json.loads(path.read_text())
+            self._until = busy_until_edges(json.loads(path.read_text()))
 
     def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
         """The run times of the kernels launched between each call's edges, added up."""
-        until_edge = busy_until_edges(self._seen)
-        there = (edges["thread"].to_numpy() == self._own_thread) & (edges["end"].to_numpy() < len(until_edge))
+        there = (edges["thread"].to_numpy() == self._own_thread) & (edges["end"].to_numpy() < len(self._until))
         begin, end = (np.where(there, edges[name].to_numpy(), 0) for name in ("begin", "end"))
-        until_edge = until_edge if len(until_edge) else np.zeros(1, dtype=np.int64)
+        until_edge = self._until if len(self._until) else np.zeros(1, dtype=np.int64)
         return {"busy_ns": pd.arrays.IntegerArray(until_edge[end] - until_edge[begin], ~there)}
 
     def facts(self) -> dict[str, Any]:
@@ -65,7 +64,11 @@ class BusyMeter:
 
 
 def busy_until_edges(seen: Mapping[str, Any]) -> np.ndarray:
-    """Of a profile in Chrome's trace format: nanoseconds of the kernels launched before each edge's note."""
+    """Of a profile in Chrome's trace format: nanoseconds of the kernels launched before each edge's note.
+
+    Raises:
+        RuntimeError: no kernel can be told to have been launched by the thread that left the notes.
+    """
     notes, thread = [], None
     launched: dict[int, tuple[float, Any]] = {}
     ran: list[tuple[int, float]] = []
@@ -78,10 +81,13 @@ def busy_until_edges(seen: Mapping[str, Any]) -> np.ndarray:
             launched[event["args"].get("correlation")] = float(event["ts"]), event["tid"]
         elif kind in _RUN_ON_DEVICE:
             ran.append((event["args"].get("correlation"), float(event["dur"])))
+    known = [(*launched[number], time) for number, time in ran if number in launched]
     # What other threads launched, such as the backward pass's, is in no call of this one.
-    found = [
-        (launched[number][0], time) for number, time in ran if number in launched and launched[number][1] == thread
-    ]
+    found = [(at, time) for at, of_thread, time in known if of_thread == thread]
+    if ran and notes and not found:
+        raise RuntimeError(
+            f"the profiler saw {len(ran):,} kernels, and none of them launched by the thread of the calls"
+        )
     at = np.array([launch for launch, _ in found])
     order = np.argsort(at)
     until = np.concatenate([[0], np.cumsum(np.rint(np.array([time for _, time in found])[order] * 1e3))])

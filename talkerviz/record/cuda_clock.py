@@ -24,14 +24,17 @@ _MOST_NS_FROM_ANCHOR = 100_000_000
 _NO_TIME = -1
 
 
-_event: Any = torch.cuda.Event  # which is not typed
+def _event(external: bool) -> Any:
+    event: Any = torch.cuda.Event  # which is not typed
+    # Not every torch knows external events; only captures need them.
+    return event(enable_timing=True, external=True) if external else event(enable_timing=True)
 
 
 @dataclass(frozen=True)
 class Cuda:
     """The few things that are needed of a device's runtime; the tests bring their own."""
 
-    event: Callable[[bool], Any] = lambda external: _event(enable_timing=True, external=external)
+    event: Callable[[bool], Any] = _event
     device: Callable[[], int] = lambda: torch.cuda.current_device()
     capturing: Callable[[], bool] = lambda: torch.cuda.is_current_stream_capturing()
     synchronize: Callable[[int], None] = lambda device: torch.cuda.synchronize(device)
@@ -106,7 +109,7 @@ class CudaClock:
     def start(self) -> None:
         """Find what the host's time is on each device."""
         for device in self._aligned:
-            self._lines[device] = DeviceLine(*self._ping(device))
+            self._lines[device], self._pool[device] = DeviceLine(*self._ping(device)), []
 
     def _ping(self, device: int) -> tuple[Any, int]:
         """An event, and the host's time when the device passed it: of some tries the one with the least doubt."""
@@ -127,15 +130,18 @@ class CudaClock:
     def stamp(self, beginning: bool) -> None:
         """Record an event on the current stream."""
         thread, device = self._thread(), self.cuda.device()
-        edges = self._edges.setdefault(thread, _Edges())
+        edges = self._edges.get(thread)
+        if edges is None:
+            edges = self._edges[thread] = _Edges()
         if self.cuda.capturing():
             self._stamp_capture(thread, len(edges.times) + len(edges.waiting))
             edges.waiting.append((device, None))
             return
-        pool = self._pool.setdefault(device, [])
+        if device not in self._lines:
+            self.know(device)
+        pool = self._pool[device]
         event = pool.pop() if pool else self.cuda.event(False)
         event.record()
-        self.know(device)
         edges.waiting.append((device, event))
 
     def know(self, device: int) -> None:
@@ -143,7 +149,7 @@ class CudaClock:
         if device not in self._lines:
             first = self.cuda.event(False)
             first.record()
-            self._lines[device] = DeviceLine(first, perf_counter_ns())
+            self._lines[device], self._pool[device] = DeviceLine(first, perf_counter_ns()), []
 
     def _stamp_capture(self, thread: int, edge: int) -> None:
         if self.capture_fault is not None:
@@ -158,6 +164,8 @@ class CudaClock:
 
     def harvest(self) -> None:
         """Read the events that the device has passed, without waiting for any."""
+        if self.cuda.capturing():
+            return  # to ask an event how far it is would break the capture
         self._read(lambda event: bool(event.query()))
 
     def stop(self) -> None:

@@ -90,7 +90,7 @@ class GraphReplays:
             known = self._graphs.get(id(graph))
             if known is None:
                 return below(graph)
-            self._read(known, known.events[-1].query())
+            self._read(known, known.waiting is not None and known.events[-1].query())
             cuda = self._clock.cuda
             anchor = cuda.event(False)
             anchor.record()
