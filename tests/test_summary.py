@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_trace import call, make_trace, sample_trace
+from torch import nn
 
+import talkerviz as tv
 from talkerviz.trace.summary import BY, summarise
 
 
@@ -88,3 +91,11 @@ def test_total_is_what_a_walk_finds(data: st.DataObject) -> None:
     found = summarise(make_trace(rows), "class")
     assert dict(zip(found["class"], found["total_ns"], strict=True)) == expected
     assert isinstance(found, pd.DataFrame)
+
+
+def test_parameters_of_a_module_and_all_below_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU()))
+    summary = summarise(tv.record(model, lambda: model(torch.zeros(1, 4))), "module").set_index("module")
+    expected = {"model": 21, "model.0": 15, "model.1": 6, "model.1.0": 6, "model.1.1": 0}
+    assert summary["parameters"].to_dict() == expected
+    assert summary["parameter_bytes"].to_dict() == {path: 4 * count for path, count in expected.items()}

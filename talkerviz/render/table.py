@@ -13,6 +13,7 @@ from rich.text import Text
 from talkerviz.render.text import amount_text, share_text, time_text
 
 _NUMBERS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "parameters": ("params", amount_text),
     "calls": ("calls", "{:,}".format),
     "total_ns": ("total", time_text),
     "self_ns": ("self", time_text),
@@ -30,7 +31,8 @@ _NUMBERS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 _UNMEASURED_LEFT_OUT = {*_NUMBERS, "bound"}
 _OF_A_SINGLE_CALL = {"calls", "mean_ns", "p50_ns", "p95_ns"}  # always 1 or the total again
-_ROOM_PERMITTING = {"class", "mean_ns", "p50_ns", "p95_ns", "shapes"}
+_NEVER_SHOWN = {"parameter_bytes"}
+_ROOM_PERMITTING = {"class", "parameters", "mean_ns", "p50_ns", "p95_ns", "shapes"}
 
 
 _WIDE = 120  # characters that all columns need
@@ -53,7 +55,7 @@ def render_table(summary: pd.DataFrame, by: str, top: int | None = None, width: 
     )
     with_cost = not summary["flops"].isna().all()
     narrow = width < _WIDE + (_COST_WIDE if with_cost else 0)
-    omitted = (_OF_A_SINGLE_CALL if by == "call" else set()) | (_ROOM_PERMITTING if narrow else set())
+    omitted = _NEVER_SHOWN | (_OF_A_SINGLE_CALL if by == "call" else set()) | (_ROOM_PERMITTING if narrow else set())
     columns = [name for name in summary.columns if name not in omitted or name == by]
     # An unmeasured column would be empty from top to bottom.
     columns = [name for name in columns if name not in _UNMEASURED_LEFT_OUT or not summary[name].isna().all()]

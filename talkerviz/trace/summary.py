@@ -30,12 +30,12 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
 
     Returns:
         Columns: the names of the row (`module` and `class`, or the one asked for; for calls also `call`, `phase`,
-        `frame`, `step`); `calls`; `total_ns`, the time inside them, where a call within another of the same row is
-        not counted twice; `self_ns`, less the time in calls they made; `mean_ns`, `p50_ns`, `p95_ns` of a single
-        call; `share` of all the self time, 0 to 1; `device_ns` and `busy_ns`, the like of `total_ns` on the device;
-        `flops` and `bytes` read and written, of the same calls as `total_ns`; `intensity`, `of_peak` and `bound`, see
-        `roofline`; `memory_peak_bytes`, the largest; `shapes`, the commonest and how many others there are. What was
-        not measured is `<NA>`.
+        `frame`, `step`); of a module or layer and all below it `parameters` and `parameter_bytes`; `calls`; `total_ns`,
+        the time inside them, where a call within another of the same row is not counted twice; `self_ns`, less the time
+        in calls they made; `mean_ns`, `p50_ns`, `p95_ns` of a single call; `share` of all the self time, 0 to 1;
+        `device_ns` and `busy_ns`, the like of `total_ns` on the device; `flops` and `bytes` read and written, of the
+        same calls as `total_ns`; `intensity`, `of_peak` and `bound`, see `roofline`; `memory_peak_bytes`, the largest;
+        `shapes`, the commonest and how many others there are. What was not measured is `<NA>`.
 
     Raises:
         ValueError: an unknown `by` or `sort`.
@@ -56,6 +56,8 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
     whole = own.sum()
 
     summary = _names(calls, by, names, codes)
+    if by in ("module", "layer"):
+        summary["parameters"], summary["parameter_bytes"] = _parameters(trace, summary[by])
     summary["calls"] = groups.size().to_numpy()
     times = {
         "total_ns": groups["outer"].sum(),
@@ -114,6 +116,22 @@ def _outermost(calls: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
         outer &= (above < 0) | (codes[above] != codes)
         above = np.where(above >= 0, parent[above], -1)
     return outer
+
+
+def _parameters(trace: Trace, paths: pd.Series) -> tuple[list[int], list[int]]:
+    """Numbers and bytes of all that is in each module and below it."""
+    sums: dict[str, list[int]] = {}
+    for module in trace.modules:
+        path = module.path
+        while True:
+            below = sums.setdefault(path, [0, 0])
+            below[0] += module.parameters
+            below[1] += module.parameter_bytes
+            if "." not in path:
+                break
+            path = path.rpartition(".")[0]
+    found = [sums.get(path, [0, 0]) for path in paths]
+    return [numbers for numbers, _ in found], [size for _, size in found]
 
 
 def _total(values: pd.Series, codes: np.ndarray, outer: np.ndarray) -> pd.api.extensions.ExtensionArray:
