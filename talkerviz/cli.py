@@ -177,15 +177,16 @@ def trace(
     recorded = rec.trace
     wanted = {"cost": cost and not on_meta, "memory": memory, "busy": busy}
     for measure in [name for name, asked in wanted.items() if asked and failure is None]:
-        with (
-            frame_progress(made.frames) as on_frame,
-            record(phases=made.phases(), clock="none", measure=measure) as again,
-        ):
-            made.run(on_frame)
         try:
+            with (
+                frame_progress(made.frames) as on_frame,
+                record(phases=made.phases(), clock="none", measure=measure) as again,
+            ):
+                made.run(on_frame)
             recorded = join(recorded, again.trace, MEASURED_COLUMNS[measure])
-        except ValueError as error:
-            print(f"talkerviz: --{measure}: {error}; what it measured is left out", file=sys.stderr)
+        except Exception as error:  # the first run's trace is good all the same
+            reason = " ".join(f"{error or type(error).__name__}".split())
+            print(f"talkerviz: --{measure}: {reason}; what it measured is left out", file=sys.stderr)
     if output == "-":
         recorded.save(sys.stdout.buffer)
     elif recorded is not rec.trace:

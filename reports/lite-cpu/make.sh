@@ -3,8 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 trace=$(mktemp --suffix=.parquet)
-trap 'rm -f "$trace"' EXIT
-talkerviz trace --preset lite --device cpu -o "$trace" > run.txt
+peaks=$(mktemp --suffix=.json)
+trap 'rm -f "$trace" "$peaks"' EXIT
+talkerviz doctor --measure --device cpu -o "$peaks" > doctor.txt
+talkerviz trace --preset lite --device cpu --cost --peaks "$peaks" -o "$trace" > run.txt
 sed -i '/-> .*parquet$/d' run.txt
 talkerviz render "$trace" -f mermaid --style source -o source.md
 talkerviz render "$trace" -f mermaid --frame 1 --depth 2 -o frame-1.mmd
