@@ -106,7 +106,7 @@ typedef struct {
 
 typedef struct {
   PyObject_HEAD vectorcallfunc vectorcall;
-  PyObject *below, *of_inputs, *of_output, *kind_of, *entered, *left, *failed, *started, *full, *stamp;
+  PyObject *below, *of_inputs, *of_output, *kind_of, *tracing, *entered, *left, *failed, *started, *full, *stamp;
   PyObject *keep; /* what a pointer in a table stands for, so that no other object takes its place */
   int timed;
   Py_ssize_t limit;
@@ -231,6 +231,15 @@ static int kind_of(Tap *tap, PyTypeObject *type) {
   return kind;
 }
 
+/* While torch.jit traces, even to read a shape becomes an operator of what it makes. DLPack does not. */
+static int is_tracing(Tap *tap) {
+  PyObject *answer = PyObject_CallNoArgs(tap->tracing);
+  int tracing = answer != NULL && PyObject_IsTrue(answer);
+  Py_XDECREF(answer);
+  PyErr_Clear();
+  return tracing;
+}
+
 static int add_tensor(Tap *tap, PyObject *tensor, Row *row) {
   PyTypeObject *type = Py_TYPE(tensor);
   if (tap->dltensor != NULL && (type == tap->tensor_type || type == tap->parameter_type)) {
@@ -251,6 +260,7 @@ static int add_tensor(Tap *tap, PyObject *tensor, Row *row) {
     PyErr_Clear();
     if (++tap->refused == 8) tap->dltensor = NULL;
   }
+  if (is_tracing(tap)) return -1;
   PyObject *shape = PyObject_GetAttr(tensor, name_shape), *dtype = NULL, *device = NULL;
   int failed = -1;
   if (shape != NULL && PyTuple_Check(shape) && (dtype = PyObject_GetAttr(tensor, name_dtype)) != NULL &&
@@ -411,6 +421,7 @@ static int64_t inputs_number(Tap *tap, PyObject *const *args, Py_ssize_t count, 
     Signature *found = find(tap, &row, hash = row_hash(&row));
     if (found->tokens != NULL) return found->number;
   }
+  if (is_tracing(tap)) return NO_TENSORS;
   PyObject *positional = PyTuple_New(count), *keywords = PyDict_New();
   int64_t number = -1;
   if (positional != NULL && keywords != NULL) {
@@ -440,6 +451,7 @@ static int64_t output_number(Tap *tap, PyObject *output) {
     Signature *found = find(tap, &row, hash = row_hash(&row));
     if (found->tokens != NULL) return found->number;
   }
+  if (is_tracing(tap)) return NO_TENSORS;
   int64_t number = number_from(PyObject_CallOneArg(tap->of_output, output));
   if (number >= 0 && !failed && (keep_names(tap, output, 0) || remember(tap, &row, hash, (int32_t)number))) {
     if (!PyErr_Occurred()) PyErr_NoMemory();
@@ -584,8 +596,8 @@ static PyObject *tap_close(Tap *tap, PyObject *Py_UNUSED(ignored)) {
 }
 
 static PyObject **callables(Tap *tap, int at) {
-  PyObject **all[] = {&tap->below,  &tap->of_inputs, &tap->of_output, &tap->kind_of, &tap->entered,
-                      &tap->left,   &tap->failed,    &tap->started,   &tap->full,    &tap->stamp};
+  PyObject **all[] = {&tap->below,  &tap->of_inputs, &tap->of_output, &tap->kind_of, &tap->tracing,
+                      &tap->entered, &tap->left,     &tap->failed,    &tap->started, &tap->full,    &tap->stamp};
   return at < (int)(sizeof(all) / sizeof(*all)) ? all[at] : NULL;
 }
 
@@ -641,14 +653,14 @@ static void find_dlpack(Tap *tap) {
 }
 
 static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-  static char *names[] = {"tensor", "parameter", "below",  "of_inputs", "of_output", "kind_of", "entered",
-                          "left",   "failed",    "started", "full",     "stamp",     "timed",   "limit", NULL};
-  PyObject *tensor, *parameter, *given[10];
+  static char *names[] = {"tensor", "parameter", "below",  "of_inputs", "of_output", "kind_of", "tracing",
+                          "entered", "left",     "failed", "started",   "full",      "stamp",   "timed",   "limit", NULL};
+  PyObject *tensor, *parameter, *given[11];
   int timed;
   Py_ssize_t limit;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!OOOOOOOOOOpn", names, &PyType_Type, &tensor, &PyType_Type,
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!OOOOOOOOOOOpn", names, &PyType_Type, &tensor, &PyType_Type,
                                    &parameter, &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],
-                                   &given[6], &given[7], &given[8], &given[9], &timed, &limit))
+                                   &given[6], &given[7], &given[8], &given[9], &given[10], &timed, &limit))
     return NULL;
   Tap *tap = (Tap *)type->tp_alloc(type, 0);
   if (tap == NULL) return NULL;

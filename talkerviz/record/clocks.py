@@ -16,7 +16,7 @@ from talkerviz.record.cuda_clock import CudaClock
 from talkerviz.record.cuda_memory import MemoryMeter
 from talkerviz.record.gauge import Gauge
 from talkerviz.record.tap import Tap
-from talkerviz.record.tensors import Signatures, kind_of
+from talkerviz.record.tensors import Signatures, is_tracing, kind_of
 
 CLOCKS = ("cpu", "cuda", "none")
 MEASURED_COLUMNS = {
@@ -85,6 +85,7 @@ def own_cost_ns(device: int | None = None) -> int:
         of_inputs=signatures.of_inputs,
         of_output=signatures.of_output,
         kind_of=kind_of,
+        tracing=is_tracing,
         entered=lambda module, kwargs: -1,
         left=lambda module: -1,
         failed=lambda error: 0,

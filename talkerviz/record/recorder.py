@@ -25,7 +25,7 @@ from talkerviz.record.patch import step_in
 from talkerviz.record.phases import ForwardPhases, PhaseRule
 from talkerviz.record.spool import Spool
 from talkerviz.record.tap import Tap
-from talkerviz.record.tensors import Signatures, kind_of
+from talkerviz.record.tensors import Signatures, is_tracing, kind_of
 from talkerviz.trace.frame import log_edges, log_frame, log_frames
 from talkerviz.trace.log import PAUSE, Log, Mark, Names, read_log
 from talkerviz.trace.parquet import write_trace
@@ -114,6 +114,7 @@ class Recording:
             of_inputs=self._signatures.of_inputs,
             of_output=self._signatures.of_output,
             kind_of=kind_of,
+            tracing=is_tracing,
             entered=self._entered,
             left=self._left,
             failed=self._failed,

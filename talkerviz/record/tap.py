@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from talkerviz.trace.log import MARK
+from talkerviz.trace.log import MARK, NO_TENSORS
 
 
 class PythonTap:
@@ -34,6 +34,7 @@ class PythonTap:
         of_inputs: (args, kwargs) -> the number of their tensors, see `Signatures`.
         of_output: what a call returned -> the same.
         kind_of: the kind of a type, see `tensors.py`; for the C version.
+        tracing: () -> whether torch.jit traces, when to look at a tensor would leave something in what it makes.
         entered: (module, kwargs) of a landmark about to be called -> the number of the mark that begins, or -1.
         left: (module) of a landmark that has returned or raised -> the same.
         failed: the type of an exception -> -1 less its number.
@@ -52,6 +53,7 @@ class PythonTap:
         of_inputs: Callable[[tuple[Any, ...], Mapping[str, Any]], int],
         of_output: Callable[[Any], int],
         kind_of: Callable[[type], int],
+        tracing: Callable[[], bool],
         entered: Callable[[nn.Module, Mapping[str, Any]], int],
         left: Callable[[nn.Module], int],
         failed: Callable[[type[BaseException]], int],
@@ -87,7 +89,7 @@ class PythonTap:
             if landmark:
                 mark(log, entered(self, kwargs))
             if number >= 0:
-                inputs = of_inputs(args, kwargs)
+                inputs = NO_TENSORS if tracing() else of_inputs(args, kwargs)
                 if stamp is not None:
                     stamp(True)
                 log.extend((number, inputs, now()))
@@ -105,7 +107,7 @@ class PythonTap:
             if number >= 0:
                 if stamp is not None:
                     stamp(False)
-                log.extend((-1 - number, of_output(output), time))
+                log.extend((-1 - number, NO_TENSORS if tracing() else of_output(output), time))
             leave(log, self, landmark)
             return output
 

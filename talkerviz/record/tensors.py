@@ -19,6 +19,7 @@ from talkerviz.trace.log import NO_TENSORS
 from talkerviz.trace.schema import TensorInfo, Tensors
 
 Key = tuple[Any, ...] | None
+is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 _MAX_NESTING = 8  # guards against structures that contain themselves
 
 
@@ -37,14 +38,20 @@ class Signatures:
     def of_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         """The number of a call's arguments; positional ones are named by position, the others by keyword."""
         key = (_sequence_key(args, 0), _mapping_key(kwargs, 0) if kwargs else None)
-        number = self._numbers.get(key)
+        number = self._find(key)
         return self._new(key, (*_named(key[0], ""), *_named(key[1], ""))) if number is None else number
 
     def of_output(self, output: Any) -> int:
         """The number of what a call returned; a bare tensor is named `output`, others by where they are in it."""
         key = _key(output, 0)
-        number = self._numbers.get(key)
+        number = self._find(key)
         return self._new(key, tuple(_named(key, "output"))) if number is None else number
+
+    def _find(self, key: Any) -> int | None:
+        try:
+            return self._numbers.get(key)
+        except TypeError:  # while a model is exported a size may be a symbol, which is no number
+            return NO_TENSORS
 
     def _new(self, key: Any, tensors: Tensors) -> int:
         with self._lock:
