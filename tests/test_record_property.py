@@ -115,7 +115,8 @@ def tensors() -> st.SearchStrategy[torch.Tensor]:
     return st.one_of(made, parameters, shapes.map(lambda shape: torch.empty(shape, device="meta")))
 
 
-KEYS = st.text(st.characters(categories=["L"]), min_size=1, max_size=4)
+# torch has an argument of that name itself.
+KEYS = st.text(st.characters(categories=["L"]), min_size=1, max_size=4).filter(lambda name: name != "self")
 VALUES = st.recursive(
     st.one_of(tensors(), st.sampled_from([None, 1, 2.5, "text", torch.float32])),
     lambda inner: st.one_of(
