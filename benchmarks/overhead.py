@@ -480,7 +480,7 @@ def _version(package: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what watching a run costs.")
     parser.add_argument("--repeats", type=int, default=40, help="rounds (default: %(default)s)")
-    parser.add_argument("-o", type=Path, metavar="FILE", help="write the report here instead of to stdout")
+    parser.add_argument("-o", type=Path, metavar="FILE", default=Path("reports/benchmarks/overhead.md"))
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
@@ -496,11 +496,9 @@ def main() -> None:
             print(f"{work.title}: {work.calls:,} calls", file=sys.stderr)
             works.append((work, measure(work, options.repeats)))
     text = report(works, options.repeats, config)
-    if options.o is None:
-        print(text, end="")
-    else:
-        options.o.parent.mkdir(parents=True, exist_ok=True)
-        options.o.write_text(text, encoding="utf-8")
+    options.o.parent.mkdir(parents=True, exist_ok=True)
+    options.o.write_text(text, encoding="utf-8")
+    print(text, end="")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-_MOSTLY = 0.5
+_BUSY = 0.5
+_EXPLAINED = 0.1
 
 
 def roofline(
@@ -26,8 +27,8 @@ def roofline(
     Returns:
         `intensity`, FLOP a byte; `of_peak`, the least time that the limits allow over the time it took, 0 to 1;
         `bound`: `launch` where kernels ran less than half of the time; else `compute` or `memory`, whichever limit is
-        the nearer one. Without a measurement of kernels a row that took more than twice its least time is `overhead`:
-        neither limit explains it. Missing where the figures for it are.
+        the nearer one. Without a measurement of kernels a row that took more than ten times its least time is
+        `overhead`: neither limit explains it. Missing where the figures for it are.
     """
     flop, size = flops.to_numpy(float, na_value=np.nan), moved.to_numpy(float, na_value=np.nan)
     time, busy = time_ns.to_numpy(float, na_value=np.nan), busy_ns.to_numpy(float, na_value=np.nan)
@@ -37,9 +38,11 @@ def roofline(
         computing = flop / peaks["flops"] * 1e9 if peaks else nan
         moving = size / peaks["bandwidth"] * 1e9 if peaks else nan
         of_peak = np.where(time > 0, np.maximum(computing, moving) / time, np.nan)
-        launching = busy < _MOSTLY * time
+        launching = busy < _BUSY * time
     side = np.where(computing > moving, "compute", "memory").astype(object)
-    bound = np.where(np.isnan(busy), np.where(of_peak < _MOSTLY, "overhead", side), np.where(launching, "launch", side))
+    bound = np.where(
+        np.isnan(busy), np.where(of_peak < _EXPLAINED, "overhead", side), np.where(launching, "launch", side)
+    )
     unknown = np.isnan(of_peak) & ~(~np.isnan(busy) & launching)
     bound[unknown] = None
     found: pd.DataFrame = pd.DataFrame(
