@@ -210,6 +210,30 @@ def test_joined_with_the_times_of_another_run() -> None:
         join(timed, other, ("flops",))
 
 
+def test_joined_where_graphs_were_replayed() -> None:
+    """Replays have calls in the timed run alone, with device times and no host times."""
+    model = nn.Sequential(nn.Linear(4, 4))
+    run = lambda: [model(torch.ones(1, 4)) for _ in range(3)]  # noqa: E731
+    timed, counted = tv.record(model, run), tv.record(model, lambda: model(torch.ones(1, 4)), measure="cost")
+    calls = timed.calls
+    calls.loc[2:, "host_ns"] = pd.NA
+    calls.loc[2:, "device_ns"] = 5
+    both = join(timed, counted, ("flops",)).calls
+    assert both["flops"].fillna(-1).tolist() == [32, 32, -1, -1, -1, -1]
+    assert both["device_ns"].fillna(-1).tolist() == [-1, -1, 5, 5, 5, 5]
+
+
+def test_sparse_tensors_do_not_stop_the_count() -> None:
+    class Sparse(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sparse.mm(x.to_sparse(), x)
+
+    model, x = Sparse(), torch.eye(4)
+    with torch.no_grad():
+        calls = tv.record(model, lambda: model(x), measure="cost").calls
+    assert calls["bytes_written"].tolist() == [64]
+
+
 def test_summaries_add_up_outermost_calls() -> None:
     trace = talker_trace("tiny", "cpu")
     calls = trace.calls

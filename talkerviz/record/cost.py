@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,7 +103,7 @@ class CostMeter(TorchDispatchMode):
         if flops is None:
             self.unknown[name] += 1
         here = len(self._flops)
-        made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
+        made = _with_storage(out)
         reads, writes = [], []
         arguments = func._schema.arguments
         given = [(arguments[place], value) for place, value in enumerate(args)]
@@ -110,15 +111,13 @@ class CostMeter(TorchDispatchMode):
         mutated = set()
         for place, (argument, value) in enumerate(given):
             written = argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in tree_leaves(value):
-                if not isinstance(tensor, Tensor):
-                    continue
+            for tensor in _with_storage(value):
                 part = self._part(tensor, -1)
                 if written:
                     mutated.add(part[0])
                     writes.append(self._rows(part, here, args[-1]) if name in _WRITES_ROWS else part)
                 if not (written and name in _ONLY_WRITES):
-                    rows = place == 0 and name in _READS_ROWS
+                    rows = place == 0 and name in _READS_ROWS and made
                     reads.append(self._rows(part, here, made[0]) if rows else part)
         writes += [part for tensor in made if (part := self._part(tensor, here))[0] not in mutated]
         self._flops.append(flops)
@@ -215,3 +214,8 @@ class CostMeter(TorchDispatchMode):
     def _total(self, parts: dict[int, dict[Any, int]]) -> int:
         # Parts may overlap; together they are no more than there is.
         return sum(min(self._storages[number].bytes, sum(sizes.values())) for number, sizes in parts.items())
+
+
+def _with_storage(value: Any) -> list[Tensor]:
+    """The tensors in a value whose bytes can be told; a sparse one is made of others."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]

@@ -203,12 +203,14 @@ class Recording:
                 gauge.stop()
                 if gauge is self._cuda and self._graphs is not None:
                     self._graphs.read_last()
-            except RuntimeError as error:  # a device that has failed tells no more, but the calls are kept
+            except Exception as error:  # a device that has failed tells no more, but the calls are kept
                 self._gauges.remove(gauge)
                 self._graphs = None
                 self._facts = {**self._facts, "unmeasured": " ".join(str(error).split())}
 
     def _finish(self) -> None:
+        if os.getpid() != self._process:
+            return  # as in `_write`
         for thread in range(self._tap.threads()):
             self._spool.write(thread, self._tap.take(thread), self._names)
         self._tap.close()
@@ -273,8 +275,10 @@ def recording(
         rec._attach()
         yield rec
     finally:
-        rec._detach()
-        rec._finish()
+        try:
+            rec._detach()
+        finally:
+            rec._finish()
 
 
 def record(
