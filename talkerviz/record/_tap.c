@@ -462,12 +462,12 @@ static int64_t output_number(Tap *tap, PyObject *output) {
 
 /* ---- The call itself. */
 
-static int landmark_entered(Tap *tap, Log *log, const Watched *watched, PyObject *const *values, PyObject *names) {
+static int landmark_entered(Tap *tap, Log *log, PyObject *module, PyObject *const *values, PyObject *names) {
   PyObject *keywords = PyDict_New();
   int bad = keywords == NULL;
   for (Py_ssize_t i = 0; !bad && names != NULL && i < PyTuple_GET_SIZE(names); i++)
     bad = PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, i), values[i]) < 0;
-  if (!bad) bad = push_mark(tap, log, PyObject_CallFunctionObjArgs(tap->entered, watched->module, keywords, NULL)) < 0;
+  if (!bad) bad = push_mark(tap, log, PyObject_CallFunctionObjArgs(tap->entered, module, keywords, NULL)) < 0;
   Py_XDECREF(keywords);
   return bad ? -1 : 0;
 }
@@ -480,9 +480,9 @@ static int stamp(Tap *tap, PyObject *beginning) {
 }
 
 /* After an end: the mark of a landmark, and room in the log. An exception that is being raised goes on. */
-static int leave(Tap *tap, Log *log, const Watched *watched) {
+static int leave(Tap *tap, Log *log, const Watched *watched, PyObject *module) {
   if (watched->landmark &&
-      push_mark(tap, log, PyObject_CallOneArg(tap->left, watched->module)) < 0)
+      push_mark(tap, log, PyObject_CallOneArg(tap->left, module)) < 0)
     return -1;
   if (log->used < tap->limit) return 0;
   PyObject *answer = PyObject_CallNoArgs(tap->full);
@@ -490,7 +490,7 @@ static int leave(Tap *tap, Log *log, const Watched *watched) {
   return answer == NULL ? -1 : 0;
 }
 
-static void fail(Tap *tap, Log *log, const Watched *watched, int64_t time) {
+static void fail(Tap *tap, Log *log, const Watched *watched, PyObject *module, int64_t time) {
   PyObject *type, *value, *traceback;
   PyErr_Fetch(&type, &value, &traceback);
   int64_t error = number_from(PyObject_CallOneArg(tap->failed, type == NULL ? Py_None : type));
@@ -501,7 +501,7 @@ static void fail(Tap *tap, Log *log, const Watched *watched, int64_t time) {
     PyErr_Clear();
     push(log, -1 - watched->number, error, time);
   }
-  leave(tap, log, watched);
+  leave(tap, log, watched, module);
   PyErr_Clear();
   PyErr_Restore(type, value, traceback);
 }
@@ -515,7 +515,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   Watched watched = tap->watched[place];
   Log *log = log_of_thread(tap);
   if (log == NULL) return NULL;
-  if (watched.landmark && landmark_entered(tap, log, &watched, args + count, names) < 0) return NULL;
+  if (watched.landmark && landmark_entered(tap, log, args[0], args + count, names) < 0) return NULL;
   if (watched.number >= 0) {
     int64_t inputs = inputs_number(tap, args + 1, count - 1, names);
     if (inputs < 0 || stamp(tap, Py_True) < 0 || push(log, watched.number, inputs, now_ns(tap)) < 0) return NULL;
@@ -524,7 +524,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   PyObject *output = PyObject_Vectorcall(watched.inner, args, nargsf, names);
   int64_t time = now_ns(tap);
   if (output == NULL) {
-    fail(tap, log, &watched, time);
+    fail(tap, log, &watched, args[0], time);
   } else {
     int bad = 0;
     if (watched.number >= 0) {
@@ -532,7 +532,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
       bad = outputs < 0; /* Ctrl-C, most likely; the call has an end all the same */
       bad |= push(log, -1 - watched.number, bad ? NO_TENSORS : outputs, time) < 0;
     }
-    if (bad || leave(tap, log, &watched) < 0) Py_CLEAR(output);
+    if (bad || leave(tap, log, &watched, args[0]) < 0) Py_CLEAR(output);
   }
   Py_DECREF(self);
   return output;
@@ -542,16 +542,25 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
 
 static PyObject *tap_watch(Tap *tap, PyObject *args) {
   Watched made;
-  int number;
-  if (!PyArg_ParseTuple(args, "OiOp", &made.module, &number, &made.inner, &made.landmark)) return NULL;
+  int number, keep;
+  if (!PyArg_ParseTuple(args, "OiOpp", &made.module, &number, &made.inner, &made.landmark, &keep)) return NULL;
   made.number = number;
   Watched *watched = realloc(tap->watched, (size_t)(tap->watched_count + 1) * sizeof(Watched));
   if (watched == NULL) return PyErr_NoMemory();
   tap->watched = watched;
   if (table_put(&tap->places, made.module, (int32_t)tap->watched_count) < 0) return PyErr_NoMemory();
-  Py_INCREF(made.module);
   Py_INCREF(made.inner);
+  if (keep) Py_INCREF(made.module);
+  else made.module = NULL;
   watched[tap->watched_count++] = made;
+  Py_RETURN_NONE;
+}
+
+static PyObject *tap_unwatch(Tap *tap, PyObject *identity) {
+  void *module = PyLong_AsVoidPtr(identity);
+  if (module == NULL && PyErr_Occurred()) return NULL;
+  /* Its place stays; should another object get the address and be watched, it gets the place. */
+  if (table_get(&tap->places, module) >= 0) table_put(&tap->places, module, -1);
   Py_RETURN_NONE;
 }
 
@@ -616,7 +625,7 @@ static int tap_clear(Tap *tap) {
   for (int i = 0; callables(tap, i) != NULL; i++) Py_CLEAR(*callables(tap, i));
   while (tap->watched_count > 0) {
     Watched last = tap->watched[--tap->watched_count];
-    Py_DECREF(last.module);
+    Py_XDECREF(last.module);
     Py_DECREF(last.inner);
   }
   Py_CLEAR(tap->keep);
@@ -692,7 +701,8 @@ static PyObject *tap_self(PyObject *self, void *Py_UNUSED(closure)) { return Py_
 static PyGetSetDef tap_getters[] = {{"call", tap_self, NULL, "what stands in for nn.Module.__call__", NULL}, {NULL}};
 
 static PyMethodDef tap_methods[] = {
-    {"watch", (PyCFunction)tap_watch, METH_VARARGS, "watch(module, number, inner, landmark)"},
+    {"watch", (PyCFunction)tap_watch, METH_VARARGS, "watch(module, number, inner, landmark, keep)"},
+    {"unwatch", (PyCFunction)tap_unwatch, METH_O, "unwatch(id): forget a module that is not kept"},
     {"put", (PyCFunction)tap_put, METH_VARARGS, "put(what, tensors, time): an event in this thread's log"},
     {"take", (PyCFunction)tap_take, METH_O, "take(thread) -> bytes: the events of a thread, which are let go"},
     {"thread", (PyCFunction)tap_thread, METH_NOARGS, "the number of this thread"},

@@ -56,16 +56,11 @@ class GraphReplays:
         self._replays: list[tuple[_Graph, _Replay]] = []
         self.unread = 0
 
-    def attach(self) -> list[Callable[[], None]]:
-        """Watch every graph; gives what undoes it."""
-        return [
-            step_in(self._owner, name, make)
-            for name, make in (
-                ("capture_begin", self._make_begin),
-                ("capture_end", self._make_end),
-                ("replay", self._make_replay),
-            )
-        ]
+    def attach(self, undo: list[Callable[[], None]]) -> None:
+        """Watch every graph; what undoes it is added to the list."""
+        step_in(self._owner, "capture_begin", self._make_begin, undo)
+        step_in(self._owner, "capture_end", self._make_end, undo)
+        step_in(self._owner, "replay", self._make_replay, undo)
 
     def _make_begin(self, below: Callable[..., Any]) -> Callable[..., Any]:
         def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from talkerviz.trace.schema import ModuleInfo
 
@@ -23,13 +24,18 @@ def tree_of(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], tuple[Mo
         ModuleInfo(
             path,
             type(module).__name__,
-            sum(p.numel() for p in module.parameters(recurse=False)),
-            sum(p.numel() * p.element_size() for p in module.parameters(recurse=False)),
+            sum(p.numel() for p in _sized_parameters(module)),
+            sum(p.numel() * p.element_size() for p in _sized_parameters(module)),
             tuple(paths[id(module)][1:]),
         )
         for path, module in modules.items()
     )
     return modules, infos
+
+
+def _sized_parameters(module: nn.Module) -> list[nn.Parameter]:
+    # A lazy module learns its parameters' sizes at its first call.
+    return [parameter for parameter in module.parameters(recurse=False) if not is_lazy(parameter)]
 
 
 def select_modules(

@@ -1,13 +1,15 @@
 """Stand in for a method of a class, and step back again.
 
-Recordings may be nested, or go on side by side in several threads, and end in any order. One that ends while another
-still stands in front of it becomes a door that is open, and goes when it comes to the front.
+Recordings may be nested, or go on side by side in several threads, and end in any order. So what stands in is kept in
+a list, and one that ends while another still stands in front of it is taken out when it comes to the front. Ctrl-C may
+come at any moment: to step back twice, or from where one has not quite stepped in, does no harm.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 # torch._dynamo is imported before anything is replaced: it keeps what it finds at nn.Module.__call__ as torch's own.
@@ -16,32 +18,59 @@ from torch import nn
 
 Method = Callable[..., Any]
 
-_dynamo = torch._dynamo.variables.nn_module
+_dynamo = vars(torch._dynamo.variables.nn_module)
+_OWN_CALL = "unpatched_nn_module_call"
 _lock = threading.Lock()
-_ended: list[tuple[type, str, Method, Method]] = []  # class, name, what stood in, what stood there before
+_all: list[StandIn] = []
 
 
-def step_in(owner: type, name: str, make: Callable[[Method], Method]) -> Callable[[], None]:
-    """Replace a class's method by `make(what stands there)`; gives what undoes it."""
+@dataclass(eq=False)
+class StandIn:
+    """One replacement of a method.
+
+    Attributes:
+        owner: the class.
+        name: the method's name.
+        method: what stands in.
+        below: what stood there before.
+        over: whether it has stepped back.
+    """
+
+    owner: type
+    name: str
+    method: Method
+    below: Method
+    over: bool = False
+
+    def step_back(self) -> None:
+        """Undo it, at once or when what stands in front has stepped back too."""
+        with _lock:
+            self.over = True
+            while (front := next((one for one in _all if one.over and one._is_in_front()), None)) is not None:
+                front._put(front.below)
+            if _dynamo.get(_OWN_CALL) is self.method:
+                _dynamo[_OWN_CALL] = self.below
+            _all[:] = [one for one in _all if not one.over or one._is_behind()]
+
+    def _is_in_front(self) -> bool:
+        return getattr(self.owner, self.name) is self.method
+
+    def _is_behind(self) -> bool:
+        return any(one.below is self.method for one in _all)
+
+    def _put(self, method: Method) -> None:
+        # What is compiled during a recording must be what is compiled without one. Dynamo goes straight to `forward`
+        # where a module is called by what it takes to be torch's own `__call__`.
+        if self.owner is nn.Module and self.name == "__call__" and _dynamo.get(_OWN_CALL) is nn.Module.__call__:
+            _dynamo[_OWN_CALL] = method
+        setattr(self.owner, self.name, method)
+
+
+def step_in(owner: type, name: str, make: Callable[[Method], Method], undo: list[Callable[[], None]]) -> None:
+    """Replace a class's method by `make(what stands there)`; what undoes it is in `undo` before it is done."""
     with _lock:
         below = getattr(owner, name)
-        method = make(below)
-        _replace(owner, name, method)
-
-    def step_back() -> None:
-        with _lock:
-            _ended.append((owner, name, method, below))
-            while (front := next((e for e in _ended if getattr(e[0], e[1]) is e[2]), None)) is not None:
-                _ended.remove(front)
-                _replace(front[0], front[1], front[3])
-
-    return step_back
-
-
-def _replace(owner: type, name: str, method: Method) -> None:
-    # What is compiled during a recording must be what is compiled without one. Dynamo goes straight to `forward` where
-    # a module is called by what it takes to be torch's own `__call__`.
-    called = owner is nn.Module and name == "__call__"
-    if called and vars(_dynamo).get("unpatched_nn_module_call") is nn.Module.__call__:
-        vars(_dynamo)["unpatched_nn_module_call"] = method
-    setattr(owner, name, method)
+        one = StandIn(owner, name, make(below), below)
+        undo.append(one.step_back)
+        _all.append(one)
+        one._put(one.method)

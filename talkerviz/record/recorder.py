@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import talkerviz
 from talkerviz.record.clocks import make_gauges, own_cost_ns
 from talkerviz.record.cuda_clock import CudaClock
+from talkerviz.record.gauge import Gauge
 from talkerviz.record.graphs import GraphReplays
 from talkerviz.record.modules import one_call_regions, select_modules, tree_of
 from talkerviz.record.patch import step_in
@@ -69,6 +72,9 @@ class Recording:
         partial = path and path.with_name(f"{path.name}.partial")
         self._origin_ns = self._written_ns = perf_counter_ns()
         self._undo: list[Callable[[], None]] = []
+        self._running: list[Gauge] = []
+        self._ended = False
+        self._tap: Any = None
         devices = {p.device.index for p in model.parameters() if p.is_cuda}
         self._gauges = make_gauges(clock, measure, self._thread, self._origin_ns, tuple(sorted(devices)))
         cuda = next((gauge for gauge in self._gauges if isinstance(gauge, CudaClock)), None)
@@ -98,38 +104,41 @@ class Recording:
         return int(self._tap.thread())
 
     def _attach(self) -> None:
-        self._undo.append(step_in(nn.Module, "__call__", self._make_tap))
-        self._undo.append(step_in(nn.Module, "_replicate_for_data_parallel", self._make_replicate))
+        step_in(nn.Module, "__call__", self._make_tap, self._undo)
+        step_in(nn.Module, "_replicate_for_data_parallel", self._make_replicate, self._undo)
         if self._graphs is not None:
-            self._undo += self._graphs.attach()
+            self._graphs.attach(self._undo)
         for gauge in self._gauges:
+            self._running.append(gauge)
             gauge.start()
 
     def _make_tap(self, below: Callable[..., Any]) -> Callable[..., Any]:
         self._below = below
+        # Between the pieces of a compiled region Dynamo looks at all Python code that runs.
+        not_compiled = torch.compiler.disable
         self._tap = Tap(
             tensor=Tensor,
             parameter=nn.Parameter,
             below=below,
-            of_inputs=self._signatures.of_inputs,
-            of_output=self._signatures.of_output,
-            kind_of=kind_of,
+            of_inputs=not_compiled(self._signatures.of_inputs),
+            of_output=not_compiled(self._signatures.of_output),
+            kind_of=not_compiled(kind_of),
             tracing=is_tracing,
-            entered=self._entered,
-            left=self._left,
-            failed=self._failed,
-            started=lambda: self._latest,
-            full=self._write,
-            stamp=self._stamp if self._gauges else None,
+            entered=not_compiled(self._entered),
+            left=not_compiled(self._left),
+            failed=not_compiled(self._failed),
+            started=not_compiled(lambda: self._latest),
+            full=not_compiled(self._write),
+            stamp=not_compiled(self._stamp) if self._gauges else None,
             timed=self._timed,
             limit=_BATCH,
         )
         for number, (path, module) in enumerate(self._modules.items()):
             landmark = id(module) in self._landmarks
             if self._watched(path):
-                self._tap.watch(module, number, below, landmark)
+                self._tap.watch(module, number, below, landmark, True)
             elif landmark:
-                self._tap.watch(module, -1, below, True)
+                self._tap.watch(module, -1, below, True, True)
         call: Callable[..., Any] = self._tap.call
         return call
 
@@ -146,7 +155,8 @@ class Recording:
         def replicate(module: nn.Module) -> nn.Module:
             replica: nn.Module = below(module)
             if id(module) in numbers:
-                self._tap.watch(replica, numbers[id(module)], self._below, False)
+                self._tap.watch(replica, numbers[id(module)], self._below, False, False)
+                weakref.finalize(replica, self._tap.unwatch, id(replica)).atexit = False
             return replica
 
         return replicate
@@ -183,8 +193,10 @@ class Recording:
 
     def _write(self) -> None:
         """Write this thread's events away, and note how long that took: it is no call's time."""
-        if os.getpid() != self._process:
-            return  # a forked process shares the file, and must not write into it
+        if self._ended or os.getpid() != self._process:
+            # A thread may still be inside a call; and a forked process shares the file, and must not write into it.
+            self._tap.take(self._tap.thread())
+            return
         began = perf_counter_ns()
         with self._lock:
             thread = self._tap.thread()
@@ -196,24 +208,29 @@ class Recording:
             self._tap.put(PAUSE, 0, perf_counter_ns() - began)
 
     def _detach(self) -> None:
+        self._ended = True
         while self._undo:
-            self._undo.pop()()
-        for gauge in list(self._gauges):
+            self._undo[-1]()
+            self._undo.pop()
+        for gauge in list(self._running):
             try:
                 gauge.stop()
+                self._running.remove(gauge)
                 if gauge is self._cuda and self._graphs is not None:
                     self._graphs.read_last()
             except Exception as error:  # a device that has failed tells no more, but the calls are kept
                 self._gauges.remove(gauge)
+                self._running.remove(gauge)
                 self._graphs = None
                 self._facts = {**self._facts, "unmeasured": " ".join(str(error).split())}
 
     def _finish(self) -> None:
         if os.getpid() != self._process:
             return  # as in `_write`
-        for thread in range(self._tap.threads()):
-            self._spool.write(thread, self._tap.take(thread), self._names)
-        self._tap.close()
+        if self._tap is not None:
+            for thread in range(self._tap.threads()):
+                self._spool.write(thread, self._tap.take(thread), self._names)
+            self._tap.close()
         written = self._spool.close()
         self._log = read_log(written)
         if self._path is not None:
@@ -278,6 +295,7 @@ def recording(
         try:
             rec._detach()
         finally:
+            rec._detach()  # what Ctrl-C may have left of it
             rec._finish()
 
 
@@ -311,7 +329,7 @@ def _facts(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "root": name,
         "model": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters() if not is_lazy(p)),
         "clock": clock,
     }
     if clock != "none":

@@ -48,11 +48,11 @@ class Spool:
         columns = [pa.array(numbers[:, place], field.type) for place, field in enumerate(EVENTS)]
         tensors, marks, errors = self._told
         new = (names.tensors[tensors:], names.marks[marks:], names.errors[errors:])
-        # Counted in what is said: other threads may be adding names.
-        self._told = (tensors + len(new[0]), marks + len(new[1]), errors + len(new[2]))
-        said = {"thread": thread, "tensors": new[0], "marks": new[1], "errors": new[2]}
+        said = {"thread": thread, "first": self._told, "tensors": new[0], "marks": new[1], "errors": new[2]}
         batch = pa.record_batch(columns, schema=EVENTS)
         self._writer.write_batch(batch, custom_metadata={"names": json.dumps(said)})
+        # Counted in what was said: other threads may be adding names. If Ctrl-C comes before, they are said twice.
+        self._told = (tensors + len(new[0]), marks + len(new[1]), errors + len(new[2]))
 
     def close(self) -> Path | pa.Buffer:
         """End the stream; gives where `read_log` finds it."""

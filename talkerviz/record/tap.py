@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from time import perf_counter_ns
 from typing import Any
 
+import torch._dynamo
 from torch import nn
 
 from talkerviz.trace.log import MARK, NO_TENSORS
@@ -63,7 +64,7 @@ class PythonTap:
         timed: bool,
         limit: int,
     ) -> None:
-        self._watched: dict[int, tuple[nn.Module, int, Callable[..., Any], bool]] = {}
+        self._watched: dict[int, tuple[nn.Module | None, int, Callable[..., Any], bool]] = {}
         self._logs: list[array[int]] = []
         self._of_thread = threading.local()
         self._started = started
@@ -112,6 +113,9 @@ class PythonTap:
             return output
 
         new_log = self._new_log
+        # Between the pieces of a compiled region Dynamo must find the module's code as if there were none of this.
+        for function in (call, mark, leave, self._new_log):
+            torch._dynamo.eval_frame.skip_code(function.__code__)
         self.call = call
 
     def _new_log(self) -> array[int]:
@@ -120,9 +124,16 @@ class PythonTap:
         self._logs.append(log)
         return log
 
-    def watch(self, module: nn.Module, number: int, inner: Callable[..., Any], landmark: bool) -> None:
-        """Log the module's calls under a number from here on, and none of a landmark's under -1."""
-        self._watched[id(module)] = (module, number, inner, landmark)
+    def watch(self, module: nn.Module, number: int, inner: Callable[..., Any], landmark: bool, keep: bool) -> None:
+        """Log the module's calls under a number from here on, and none of a landmark's under -1.
+
+        What is not to be kept alive must be unwatched when it dies.
+        """
+        self._watched[id(module)] = (module if keep else None, number, inner, landmark)
+
+    def unwatch(self, identity: int) -> None:
+        """Forget the module of this `id`."""
+        self._watched.pop(identity, None)
 
     def put(self, what: int, tensors: int, time: int) -> None:
         """Add an event to this thread's log."""

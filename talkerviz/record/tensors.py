@@ -19,8 +19,11 @@ from talkerviz.trace.log import NO_TENSORS
 from talkerviz.trace.schema import TensorInfo, Tensors
 
 Key = tuple[Any, ...] | None
+Above = tuple[int, ...]
+"""The identities of the containers around a value: it may be one of them."""
+
 is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
-_MAX_NESTING = 8  # guards against structures that contain themselves
+_MAX_NESTING = 8
 
 
 class Signatures:
@@ -37,21 +40,15 @@ class Signatures:
 
     def of_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         """The number of a call's arguments; positional ones are named by position, the others by keyword."""
-        key = (_sequence_key(args, 0), _mapping_key(kwargs, 0) if kwargs else None)
-        number = self._find(key)
+        key = (_sequence_key(args, ()), _mapping_key(kwargs, ()) if kwargs else None)
+        number = self._numbers.get(key)
         return self._new(key, (*_named(key[0], ""), *_named(key[1], ""))) if number is None else number
 
     def of_output(self, output: Any) -> int:
         """The number of what a call returned; a bare tensor is named `output`, others by where they are in it."""
-        key = _key(output, 0)
-        number = self._find(key)
+        key = _key(output, ())
+        number = self._numbers.get(key)
         return self._new(key, tuple(_named(key, "output"))) if number is None else number
-
-    def _find(self, key: Any) -> int | None:
-        try:
-            return self._numbers.get(key)
-        except TypeError:  # while a model is exported a size may be a symbol, which is no number
-            return NO_TENSORS
 
     def _new(self, key: Any, tensors: Tensors) -> int:
         with self._lock:
@@ -61,44 +58,52 @@ class Signatures:
             return self._numbers[key]
 
 
-def _key(value: Any, level: int) -> Key:
+def _key(value: Any, above: Above) -> Key:
     kind = type(value)
     walk = _WALKS.get(kind)
     if walk is None:
         walk = _WALKS[kind] = _walk_for(kind)
-    return walk(value, level)
+    return walk(value, above)
 
 
-def _tensor_key(value: torch.Tensor, level: int) -> Key:
-    return (value.shape, value.dtype, value.device)
+def _tensor_key(value: torch.Tensor, above: Above) -> Key:
+    try:
+        shape = value.shape
+    except RuntimeError:  # a nested tensor's rows differ
+        return ((-1,) * value.dim(), value.dtype, value.device)
+    if not all(type(size) is int for size in shape):  # while a model is exported a size may be a symbol
+        return (tuple(size if type(size) is int else -1 for size in shape), value.dtype, value.device)
+    return (shape, value.dtype, value.device)
 
 
-def _sequence_key(value: Any, level: int) -> Key:
-    if level > _MAX_NESTING:
+def _sequence_key(value: Any, above: Above) -> Key:
+    if len(above) > _MAX_NESTING or id(value) in above:
         return None
-    return ("", *[_key(item, level + 1) for item in value])
+    inner = (*above, id(value))
+    return ("", *[_key(item, inner) for item in value])
 
 
-def _mapping_key(value: Mapping[Any, Any], level: int) -> Key:
-    if level > _MAX_NESTING:
+def _mapping_key(value: Mapping[Any, Any], above: Above) -> Key:
+    if len(above) > _MAX_NESTING or id(value) in above:
         return None
-    found = [(str(name), key) for name, item in value.items() if (key := _key(item, level + 1)) is not None]
+    inner = (*above, id(value))
+    found = [(str(name), key) for name, item in value.items() if (key := _key(item, inner)) is not None]
     return ("named", *found) if found else None
 
 
-def _dataclass_key(value: Any, level: int) -> Key:
-    return _mapping_key({name: getattr(value, name, None) for name in value.__dataclass_fields__}, level)
+def _dataclass_key(value: Any, above: Above) -> Key:
+    return _mapping_key({name: getattr(value, name, None) for name in value.__dataclass_fields__}, above)
 
 
-def _attributes_key(value: Any, level: int) -> Key:
-    return _mapping_key(vars(value), level)
+def _attributes_key(value: Any, above: Above) -> Key:
+    return _mapping_key(getattr(value, "__dict__", {}), above)
 
 
-def _nothing_key(value: Any, level: int) -> Key:
+def _nothing_key(value: Any, above: Above) -> Key:
     return None
 
 
-def _walk_for(kind: type) -> Callable[[Any, int], Key]:
+def _walk_for(kind: type) -> Callable[[Any, Above], Key]:
     if issubclass(kind, torch.Tensor):
         return _tensor_key
     if issubclass(kind, Mapping):
@@ -135,7 +140,7 @@ def kind_of(kind: type) -> int:
     return plain[walk]
 
 
-_WALKS: dict[type, Callable[[Any, int], Key]] = {}
+_WALKS: dict[type, Callable[[Any, Above], Key]] = {}
 
 
 def _named(key: Key, name: str) -> Iterator[TensorInfo]:

@@ -106,9 +106,12 @@ def read_log(source: Path | pa.Buffer) -> Log:
         except (StopIteration, pa.ArrowInvalid, OSError):
             break
         said = json.loads(extra[b"names"])
-        names.tensors += [tuple(TensorInfo(n, tuple(s), t, d) for n, s, t, d in tensors) for tensors in said["tensors"]]
-        names.marks += [Mark(*mark) for mark in said["marks"]]
-        names.errors += said["errors"]
+        tensors, marks, errors = said["first"]
+        names.tensors[tensors:] = [
+            tuple(TensorInfo(n, tuple(s), t, d) for n, s, t, d in one) for one in said["tensors"]
+        ]
+        names.marks[marks:] = [Mark(*mark) for mark in said["marks"]]
+        names.errors[errors:] = said["errors"]
         batches.append((said["thread"], batch))
     modules = tuple(ModuleInfo._make((*row, tuple(aliases))) for *row, aliases in header["modules"])
     return Log(modules, header["facts"], header["origin_ns"], header["timed"], names, batches)
