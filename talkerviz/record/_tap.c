@@ -210,7 +210,7 @@ typedef struct {
   int length;
 } Row;
 
-/* All return 0, or -1 where Python must look (with no exception set). */
+/* All return 0, or -1 where Python must look, or where an exception is set. */
 
 static inline int add(Row *row, int64_t token) {
   if (row->length == MAX_TOKENS) return -1;
@@ -224,10 +224,8 @@ static int kind_of(Tap *tap, PyTypeObject *type) {
   PyObject *answer = PyObject_CallOneArg(tap->kind_of, (PyObject *)type);
   kind = answer == NULL ? -1 : (int32_t)PyLong_AsLong(answer);
   Py_XDECREF(answer);
-  if (kind < 0 || PyList_Append(tap->keep, (PyObject *)type) < 0 || table_put(&tap->kinds, type, kind) < 0) {
-    PyErr_Clear();
-    return ASK_PYTHON;
-  }
+  if (kind < 0 || PyList_Append(tap->keep, (PyObject *)type) < 0 || table_put(&tap->kinds, type, kind) < 0)
+    return ASK_PYTHON; /* with an exception set, Ctrl-C most likely */
   return kind;
 }
 
@@ -236,8 +234,7 @@ static int is_tracing(Tap *tap) {
   PyObject *answer = PyObject_CallNoArgs(tap->tracing);
   int tracing = answer != NULL && PyObject_IsTrue(answer);
   Py_XDECREF(answer);
-  PyErr_Clear();
-  return tracing;
+  return tracing || answer == NULL;
 }
 
 static int add_tensor(Tap *tap, PyObject *tensor, Row *row) {
@@ -277,7 +274,7 @@ static int add_tensor(Tap *tap, PyObject *tensor, Row *row) {
   Py_XDECREF(dtype);
   Py_XDECREF(device);
   if (PyErr_Occurred()) {
-    PyErr_Clear();
+    if (PyErr_ExceptionMatches(PyExc_Exception)) PyErr_Clear(); /* it has no such thing: Python knows what to say */
     failed = -1;
   }
   return failed;
@@ -371,7 +368,7 @@ static int keep_names(Tap *tap, PyObject *value, int level) {
   while (dict != NULL && !failed && PyDict_Next(dict, &position, &name, &inner))
     failed = PyList_Append(tap->keep, name) < 0 || keep_names(tap, inner, level + 1);
   Py_XDECREF(dict);
-  return failed;
+  return failed || PyErr_Occurred() != NULL;
 }
 
 static int remember(Tap *tap, const Row *row, uint64_t hash, int32_t number) {
@@ -421,7 +418,8 @@ static int64_t inputs_number(Tap *tap, PyObject *const *args, Py_ssize_t count, 
     Signature *found = find(tap, &row, hash = row_hash(&row));
     if (found->tokens != NULL) return found->number;
   }
-  if (is_tracing(tap)) return NO_TENSORS;
+  if (PyErr_Occurred()) return -1;
+  if (is_tracing(tap)) return PyErr_Occurred() ? -1 : NO_TENSORS;
   PyObject *positional = PyTuple_New(count), *keywords = PyDict_New();
   int64_t number = -1;
   if (positional != NULL && keywords != NULL) {
@@ -451,7 +449,8 @@ static int64_t output_number(Tap *tap, PyObject *output) {
     Signature *found = find(tap, &row, hash = row_hash(&row));
     if (found->tokens != NULL) return found->number;
   }
-  if (is_tracing(tap)) return NO_TENSORS;
+  if (PyErr_Occurred()) return -1;
+  if (is_tracing(tap)) return PyErr_Occurred() ? -1 : NO_TENSORS;
   int64_t number = number_from(PyObject_CallOneArg(tap->of_output, output));
   if (number >= 0 && !failed && (keep_names(tap, output, 0) || remember(tap, &row, hash, (int32_t)number))) {
     if (!PyErr_Occurred()) PyErr_NoMemory();
@@ -490,20 +489,39 @@ static int leave(Tap *tap, Log *log, const Watched *watched, PyObject *module) {
   return answer == NULL ? -1 : 0;
 }
 
+/* What goes wrong here must not hide what went wrong in the model; Ctrl-C may. */
+static int interrupted(void) {
+  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return 1;
+  PyErr_Clear();
+  return 0;
+}
+
 static void fail(Tap *tap, Log *log, const Watched *watched, PyObject *module, int64_t time) {
   PyObject *type, *value, *traceback;
   PyErr_Fetch(&type, &value, &traceback);
   int64_t error = number_from(PyObject_CallOneArg(tap->failed, type == NULL ? Py_None : type));
   if (PyErr_Occurred()) error = NO_TENSORS;
-  PyErr_Clear(); /* what goes wrong here must not hide what went wrong in the model */
+  int stopped = interrupted();
   if (watched->number >= 0) {
+    PyObject *held[3] = {NULL, NULL, NULL};
+    if (stopped) PyErr_Fetch(&held[0], &held[1], &held[2]);
     stamp(tap, Py_False);
-    PyErr_Clear();
-    push(log, -1 - watched->number, error, time);
+    if (!stopped) stopped = interrupted();
+    else PyErr_Clear();
+    if (held[0] != NULL) PyErr_Restore(held[0], held[1], held[2]);
+    if (push(log, -1 - watched->number, error, time) < 0 && !stopped) PyErr_Clear();
   }
-  leave(tap, log, watched, module);
-  PyErr_Clear();
-  PyErr_Restore(type, value, traceback);
+  if (!stopped) {
+    leave(tap, log, watched, module);
+    stopped = interrupted();
+  }
+  if (stopped) {
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+  } else {
+    PyErr_Restore(type, value, traceback);
+  }
 }
 
 static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *names) {

@@ -193,14 +193,13 @@ class Recording:
 
     def _write(self) -> None:
         """Write this thread's events away, and note how long that took: it is no call's time."""
-        if self._ended or os.getpid() != self._process:
-            # A thread may still be inside a call; and a forked process shares the file, and must not write into it.
-            self._tap.take(self._tap.thread())
-            return
         began = perf_counter_ns()
         with self._lock:
             thread = self._tap.thread()
-            self._spool.write(thread, self._tap.take(thread), self._names)
+            events = self._tap.take(thread)
+            if self._ended or os.getpid() != self._process:
+                return  # a thread that is still inside a call; a forked process, which shares the file
+            self._spool.write(thread, events, self._names)
             if self._cuda is not None:
                 self._cuda.harvest()
             self._written_ns = perf_counter_ns()
@@ -208,7 +207,6 @@ class Recording:
             self._tap.put(PAUSE, 0, perf_counter_ns() - began)
 
     def _detach(self) -> None:
-        self._ended = True
         while self._undo:
             self._undo[-1]()
             self._undo.pop()
@@ -227,11 +225,13 @@ class Recording:
     def _finish(self) -> None:
         if os.getpid() != self._process:
             return  # as in `_write`
-        if self._tap is not None:
-            for thread in range(self._tap.threads()):
-                self._spool.write(thread, self._tap.take(thread), self._names)
-            self._tap.close()
-        written = self._spool.close()
+        with self._lock:
+            self._ended = True
+            if self._tap is not None:
+                for thread in range(self._tap.threads()):
+                    self._spool.write(thread, self._tap.take(thread), self._names)
+                self._tap.close()
+            written = self._spool.close()
         self._log = read_log(written)
         if self._path is not None:
             if self._gauges:

@@ -89,26 +89,36 @@ class PythonTap:
             log = local.log if hasattr(local, "log") else new_log()
             if landmark:
                 mark(log, entered(self, kwargs))
-            if number >= 0:
-                inputs = NO_TENSORS if tracing() else of_inputs(args, kwargs)
-                if stamp is not None:
-                    stamp(True)
-                log.extend((number, inputs, now()))
+            if number < 0:
+                try:
+                    return inner(self, *args, **kwargs)
+                finally:
+                    leave(log, self, landmark)
+            inputs = NO_TENSORS if tracing() else of_inputs(args, kwargs)
+            if stamp is not None:
+                stamp(True)
+            # Ctrl-C may come between any two steps, and each beginning must have its end: hence the lengths.
+            before, ending, time = len(log), None, None
+            begun = False
             try:
+                log.extend((number, inputs, now()))
+                begun = True
                 output = inner(self, *args, **kwargs)
-            except BaseException as error:
                 time = now()
-                if number >= 0:
-                    if stamp is not None:
-                        stamp(False)
+                if stamp is not None:
+                    stamp(False)
+                outputs = NO_TENSORS if tracing() else of_output(output)
+                ending = len(log)
+                log.extend((-1 - number, outputs, time))
+            except BaseException as error:
+                if (begun or len(log) > before) and (ending is None or len(log) == ending):
+                    if time is None:
+                        time = now()
+                        if stamp is not None:
+                            stamp(False)
                     log.extend((-1 - number, failed(type(error)), time))
                 leave(log, self, landmark)
                 raise
-            time = now()
-            if number >= 0:
-                if stamp is not None:
-                    stamp(False)
-                log.extend((-1 - number, NO_TENSORS if tracing() else of_output(output), time))
             leave(log, self, landmark)
             return output
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from talkerviz.trace.log import NO_TENSORS
 from talkerviz.trace.schema import TensorInfo, Tensors
@@ -69,8 +70,9 @@ def _key(value: Any, above: Above) -> Key:
 def _tensor_key(value: torch.Tensor, above: Above) -> Key:
     try:
         shape = value.shape
-    except RuntimeError:  # a nested tensor's rows differ
-        return ((-1,) * value.dim(), value.dtype, value.device)
+    except (RuntimeError, ValueError):
+        # A nested tensor's rows differ; a lazy module's parameter has no shape at all as yet.
+        return (() if is_lazy(value) else (-1,) * value.dim(), value.dtype, value.device)
     if not all(type(size) is int for size in shape):  # while a model is exported a size may be a symbol
         return (tuple(size if type(size) is int else -1 for size in shape), value.dtype, value.device)
     return (shape, value.dtype, value.device)
