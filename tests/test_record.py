@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 import talkerviz as tv
+from talkerviz.record import recorder
 from talkerviz.record.phases import TalkerPhases
+from talkerviz.trace.frame import log_frames
 
 
 class Nested(nn.Module):
@@ -225,3 +227,14 @@ def test_talker_phases():
             ("predictor.decode", frame, 2),
         ]
     assert [tuple(mark) for mark in seen if mark] == expected
+
+
+def test_in_a_file_and_in_memory_are_the_same(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU()))
+    run = lambda: [model(torch.zeros(rows, 4)) for rows in range(1, 40)]  # noqa: E731
+    monkeypatch.setattr(log_frames, "__defaults__", (25,))
+    monkeypatch.setattr(recorder, "_BATCH", 7)
+    in_file = tv.record(model, run, clock="none", file=tmp_path / "run.parquet")
+    in_memory = tv.record(model, run, clock="none")
+    assert in_file.calls.equals(in_memory.calls)
+    assert in_file.modules == in_memory.modules

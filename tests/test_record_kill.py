@@ -1,0 +1,236 @@
+"""A run that is killed, or whose disk is full: what was written is there, whole batches of it, and can be read."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+from taps import any_tap, both_taps  # noqa: F401
+from torch import nn
+
+import talkerviz as tv
+from talkerviz.record import recorder
+from talkerviz.trace import TraceError
+
+CALLS_A_BATCH, SECONDS_A_BATCH = 1 << 14, 1.0
+CHILD = """
+import sys, time, torch, talkerviz as tv
+from torch import nn
+
+class Loop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Identity())
+
+    def forward(self, x, calls, pause):
+        for _ in range(calls // 2):
+            self.inner(x)
+            time.sleep(pause)
+
+calls, pause = int(sys.argv[2]), float(sys.argv[3])
+model = Loop()
+with tv.recording(model, file=sys.argv[1]):
+    for frame in range(1, 10**9):
+        model(torch.zeros(2), calls, pause)
+        print(frame * (calls + 1), time.monotonic(), flush=True)
+"""
+EVENT_BYTES = 16  # of the three numbers, two take half the room
+COLUMNS = ["path", "parent", "depth", "thread", "phase", "frame", "inputs", "host_start_ns"]
+
+
+class Killed(NamedTuple):
+    partial: Path
+    told: list[tuple[int, float]]
+    """How many calls it had made, and when."""
+
+
+def kill(folder: Path, calls: int, pause: float, size: int, seconds: float) -> Killed:
+    """Start a run, and kill it once its file has grown past a size and it has called for so long."""
+    (folder / "child.py").write_text(CHILD)
+    partial, told = folder / "run.parquet.partial", []
+    command = [sys.executable, "child.py", "run.parquet", str(calls), str(pause)]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            done, when = line.split()
+            told.append((int(done), float(when)))
+            if partial.stat().st_size > size and told[-1][1] - told[0][1] > seconds:
+                child.send_signal(signal.SIGKILL)
+                break
+        # What it said until it died; its last line may be cut short.
+        rest = [line.split() for line in child.stdout if line.endswith("\n")]
+    return Killed(partial, told + [(int(done), float(when)) for done, when in rest])
+
+
+def is_beginning_of(part: pd.DataFrame, whole: pd.DataFrame) -> bool:
+    """Whether those calls are the first, and what is known of those that ended is the same."""
+    head = whole.iloc[: len(part)]
+    ended = part["error"].ne("unfinished").fillna(True)
+    columns = [*COLUMNS, "outputs", "host_ns", "host_self_ns", "error"]
+    same = part[COLUMNS].astype(object).equals(head[COLUMNS].astype(object))
+    return same and part[ended][columns].astype(object).equals(head[ended][columns].astype(object))
+
+
+def looks_as_it_should(calls: pd.DataFrame, pairs: int) -> None:
+    """Whole frames of so many pairs of calls, but for the last; only what was going on then has no end."""
+    lines = ["model", *["model.inner", "model.inner.0"] * pairs] * (len(calls) // (2 * pairs + 1) + 1)
+    paths = calls["path"].astype(str)
+    assert paths.tolist() == lines[: len(calls)]
+    assert calls["depth"].tolist() == [line.count(".") for line in lines[: len(calls)]]
+    nested = calls["parent"].notna()
+    assert paths[calls["parent"][nested].astype(int)].tolist() == paths[nested].str.rpartition(".")[0].tolist()
+    is_open = calls["error"].notna()
+    assert set(calls["error"][is_open]) <= {"unfinished"}
+    assert calls["depth"][is_open].tolist() == list(range(int(is_open.sum())))
+    assert set(calls["frame"][is_open]) <= {calls["frame"].max()}
+    assert (calls["host_ns"] >= 0).all()
+    assert (calls["host_self_ns"] >= 0).all()
+
+
+def test_a_fast_run_is_killed(tmp_path: Path) -> None:
+    partial, told = kill(tmp_path, 1000, 0.0, size=4 * 2 * CALLS_A_BATCH * EVENT_BYTES, seconds=0.0)
+    trace = tv.Trace.load(partial)
+    assert len(trace.calls) > told[-1][0] - CALLS_A_BATCH
+    assert trace.facts["unfinished"] is True
+    looks_as_it_should(trace.calls, 500)
+    with pytest.raises(TraceError) as raised:
+        tv.Trace.load(tmp_path / "run.parquet")
+    assert f"open {partial}" in str(raised.value)
+
+    whole, rng, cut, found = partial.read_bytes(), random.Random(0), tmp_path / "cut.parquet.partial", set()
+    for size in sorted(rng.randrange(len(whole)) for _ in range(12)):
+        cut.write_bytes(whole[:size])
+        try:
+            part = tv.Trace.load(cut).calls
+        except TraceError:
+            continue
+        assert is_beginning_of(part, trace.calls)
+        found.add(len(part))
+    assert len(found) > 3
+
+
+def test_a_slow_run_is_killed(tmp_path: Path) -> None:
+    partial, told = kill(tmp_path, 10, 0.004, size=0, seconds=2.5 * SECONDS_A_BATCH)
+    calls = tv.Trace.load(partial).calls
+    # Written between frames, when a second has gone by: as the last but one frame that it told of had ended.
+    assert len(calls) >= max(done for done, when in told if when <= told[-2][1] - SECONDS_A_BATCH)
+    looks_as_it_should(calls, 5)
+    command = [sys.executable, "-c", "from talkerviz.cli import main; main()", "show", partial.name]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "model.inner.0" in shown.stdout
+    assert "killed" in shown.stdout
+    assert shown.stderr == ""
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaf = nn.Identity()
+
+    def forward(self, x: torch.Tensor, error: BaseException | None = None) -> torch.Tensor:
+        x = self.leaf(x)
+        if error is not None:
+            raise error
+        return x
+
+
+def test_cut_at_many_bytes_of_a_small_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "_BATCH", 6)
+    path, cut = tmp_path / "run.parquet", tmp_path / "cut.parquet.partial"
+    model = Inner()
+    with tv.recording(model, file=path):
+        for size in range(4):
+            model(torch.zeros(size))
+            with pytest.raises(ArithmeticError):
+                model(torch.zeros(1), ArithmeticError())
+        whole = Path(f"{path}.partial").read_bytes()
+    calls, found = tv.Trace.load(path).calls, []
+    # The first message says what the run was: without all of it, nothing can be read.
+    body = 8 + int.from_bytes(whole[4:8], "little")
+    rng = random.Random(0)
+    within = sorted(rng.sample(range(body, len(whole)), 150))
+    for size in [*range(9), *rng.sample(range(body), 20), body - 1, body, *within, len(whole)]:
+        cut.write_bytes(whole[:size])
+        try:
+            part = tv.Trace.load(cut).calls
+        except TraceError as error:
+            assert size < body, str(error)  # noqa: PT017
+            continue
+        assert is_beginning_of(part, calls)
+        found.append(len(part))
+    assert found == sorted(found)
+    assert len(set(found)) > 3
+
+
+@both_taps
+@pytest.mark.parametrize("error", [ArithmeticError("no"), MemoryError(), KeyboardInterrupt(), SystemExit(3)])
+def test_an_exception_leaves_a_whole_file(any_tap: str, error: BaseException, tmp_path: Path) -> None:  # noqa: F811
+    path, model = tmp_path / "run.parquet", Inner()
+    with pytest.raises(type(error)), tv.recording(model, file=path) as rec:  # noqa: PT012
+        model(torch.zeros(1))
+        model(torch.zeros(1), error)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.parquet"]
+    calls = tv.Trace.load(path).calls
+    assert calls["path"].tolist() == ["model", "model.leaf"] * 2
+    assert calls["error"].fillna("").tolist() == ["", "", type(error).__name__, ""]
+    assert rec.trace.calls.equals(calls)
+    assert "unfinished" not in rec.trace.facts
+
+
+def test_nowhere_to_write(tmp_path: Path) -> None:
+    model, plain = Inner(), nn.Module.__call__
+    (tmp_path / "file").write_bytes(b"")
+    for folder in ("nosuch", "file"):
+        with pytest.raises(OSError, match=folder), tv.recording(model, file=tmp_path / folder / "run.parquet"):
+            pytest.fail("the run must not begin")
+        assert nn.Module.__call__ is plain
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    """That is found out at the end: the run is kept beside it."""
+    model, path = Inner(), tmp_path / "run.parquet"
+    path.mkdir()
+    with pytest.raises(OSError, match="run"), tv.recording(model, file=path):
+        model(torch.zeros(1))
+    assert tv.Trace.load(f"{path}.partial").calls["path"].tolist() == ["model", "model.leaf"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.parquet", "run.parquet.partial"]
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """No file can grow any further, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@both_taps
+def test_a_full_disk(any_tap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(recorder, "_BATCH", 64)
+    model, plain, path, done = Inner(), nn.Module.__call__, tmp_path / "run.parquet", 0
+    with disk_of(30_000), pytest.raises(OSError), tv.recording(model, file=path):  # noqa: PT011, PT012
+        for done in range(1, 10_000):  # noqa: B007
+            model(torch.zeros(1))
+    assert 100 < done < 9_999
+    assert nn.Module.__call__ is plain
+    partial = Path(f"{path}.partial")
+    calls = tv.Trace.load(partial).calls
+    assert [file.name for file in tmp_path.iterdir()] == [partial.name]
+    assert calls["path"].tolist() == (["model", "model.leaf"] * done)[: len(calls)]
+    assert len(calls) > 2 * done - 64  # but for the batch that did not fit
