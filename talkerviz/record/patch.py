@@ -50,13 +50,14 @@ class StandIn:
                 front._put(front.below)
             if _dynamo.get(_OWN_CALL) is self.method:
                 _dynamo[_OWN_CALL] = self.below
-            _all[:] = [one for one in _all if not one.over or one._is_behind()]
+            kept: list[StandIn] = []
+            for one in reversed(_all):
+                if not one.over or any(in_front.below is one.method for in_front in kept):
+                    kept.append(one)
+            _all[:] = reversed(kept)
 
     def _is_in_front(self) -> bool:
         return getattr(self.owner, self.name) is self.method
-
-    def _is_behind(self) -> bool:
-        return any(one.below is self.method for one in _all)
 
     def _put(self, method: Method) -> None:
         # What is compiled during a recording must be what is compiled without one. Dynamo goes straight to `forward`
