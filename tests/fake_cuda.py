@@ -106,8 +106,9 @@ class FakeGraph:
 
     def replay(self) -> None:
         device = self.machine.devices[self.machine.current]
+        device.busy_until = max(device.busy_until, perf_counter_ns())
         for kind, step in self.steps:
             if kind == "work":
-                device.work(step)
+                device.busy_until += step
             else:
-                step.passed = device.busy_until = max(device.busy_until, perf_counter_ns())
+                step.passed = device.busy_until
