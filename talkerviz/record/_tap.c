@@ -716,7 +716,14 @@ static PyObject *tap_get(PyObject *self, PyObject *module, PyObject *Py_UNUSED(t
 
 static PyObject *tap_self(PyObject *self, void *Py_UNUSED(closure)) { return Py_NewRef(self); }
 
-static PyGetSetDef tap_getters[] = {{"call", tap_self, NULL, "what stands in for nn.Module.__call__", NULL}, {NULL}};
+/* A module compiled during a recording keeps its bound `__call__`. Dynamo knows torch's own by its name alone, and would
+   compile a frame more around any other. */
+static PyObject *tap_of_below(PyObject *self, void *name) { return PyObject_GetAttrString(((Tap *)self)->below, name); }
+
+static PyGetSetDef tap_getters[] = {{"call", tap_self, NULL, "what stands in for nn.Module.__call__", NULL},
+                                    {"__name__", tap_of_below, NULL, "that of what it stands in for", "__name__"},
+                                    {"__code__", tap_of_below, NULL, "that of what it stands in for", "__code__"},
+                                    {NULL}};
 
 static PyMethodDef tap_methods[] = {
     {"watch", (PyCFunction)tap_watch, METH_VARARGS, "watch(module, number, inner, landmark, keep)"},
