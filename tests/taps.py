@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from talkerviz.record import clocks, recorder, tap
+from talkerviz.record import recorder, tap
 
 both_taps = pytest.mark.parametrize(
     "any_tap",
@@ -22,5 +22,4 @@ def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(recorder, "Tap", tap.PythonTap)
     else:
         assert recorder.Tap is not tap.PythonTap
-    assert clocks.CLOCKS
     return str(request.param)

@@ -88,7 +88,7 @@ enum { NOTHING, TENSOR, SEQUENCE, MAPPING, ATTRIBUTES, ASK_PYTHON }; /* what ten
 enum { MARK = 1 << 30, NO_TENSORS = 0, WIDTH = 3, MAX_NESTING = 8, MAX_TOKENS = 512, MAX_SIGNATURES = 1 << 16 };
 
 typedef struct {
-  PyObject *module, *inner;
+  PyObject *module; /* NULL where it is not kept alive */
   int32_t number; /* -1: a landmark that is not recorded */
   int landmark;
 } Watched;
@@ -402,6 +402,20 @@ static int64_t number_from(PyObject *answer) {
   return number;
 }
 
+/* The number of a row that is known, or NO_TENSORS while torch.jit traces; else -1, with `ask` set where Python is to be
+   asked, and an exception where not. */
+static int64_t look_up(Tap *tap, const Row *row, int failed, uint64_t *hash, int *ask) {
+  *ask = 0;
+  if (!failed) {
+    Signature *found = find(tap, row, *hash = row_hash(row));
+    if (found->tokens != NULL) return found->number;
+  }
+  if (PyErr_Occurred()) return -1;
+  if (is_tracing(tap)) return PyErr_Occurred() ? -1 : NO_TENSORS;
+  *ask = 1;
+  return -1;
+}
+
 /* The number of a call's arguments; -1 with an exception set. */
 static int64_t inputs_number(Tap *tap, PyObject *const *args, Py_ssize_t count, PyObject *names) {
   Row row;
@@ -414,14 +428,10 @@ static int64_t inputs_number(Tap *tap, PyObject *const *args, Py_ssize_t count, 
     if (!failed) failed = add_value(tap, args[count + i], &row, 1);
   }
   uint64_t hash = 0;
-  if (!failed) {
-    Signature *found = find(tap, &row, hash = row_hash(&row));
-    if (found->tokens != NULL) return found->number;
-  }
-  if (PyErr_Occurred()) return -1;
-  if (is_tracing(tap)) return PyErr_Occurred() ? -1 : NO_TENSORS;
+  int ask;
+  int64_t number = look_up(tap, &row, failed, &hash, &ask);
+  if (!ask) return number;
   PyObject *positional = PyTuple_New(count), *keywords = PyDict_New();
-  int64_t number = -1;
   if (positional != NULL && keywords != NULL) {
     for (Py_ssize_t i = 0; i < count; i++) PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
     int bad = 0;
@@ -445,13 +455,10 @@ static int64_t output_number(Tap *tap, PyObject *output) {
   row.length = 0;
   int failed = add(&row, -1) | add_value(tap, output, &row, 0);
   uint64_t hash = 0;
-  if (!failed) {
-    Signature *found = find(tap, &row, hash = row_hash(&row));
-    if (found->tokens != NULL) return found->number;
-  }
-  if (PyErr_Occurred()) return -1;
-  if (is_tracing(tap)) return PyErr_Occurred() ? -1 : NO_TENSORS;
-  int64_t number = number_from(PyObject_CallOneArg(tap->of_output, output));
+  int ask;
+  int64_t number = look_up(tap, &row, failed, &hash, &ask);
+  if (!ask) return number;
+  number = number_from(PyObject_CallOneArg(tap->of_output, output));
   if (number >= 0 && !failed && (keep_names(tap, output, 0) || remember(tap, &row, hash, (int32_t)number))) {
     if (!PyErr_Occurred()) PyErr_NoMemory();
     number = -1;
@@ -539,7 +546,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
     if (inputs < 0 || stamp(tap, Py_True) < 0 || push(log, watched.number, inputs, now_ns(tap)) < 0) return NULL;
   }
   Py_INCREF(self); /* the recording may end inside */
-  PyObject *output = PyObject_Vectorcall(watched.inner, args, nargsf, names);
+  PyObject *output = PyObject_Vectorcall(tap->below, args, nargsf, names);
   int64_t time = now_ns(tap);
   if (output == NULL) {
     fail(tap, log, &watched, args[0], time);
@@ -561,13 +568,12 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
 static PyObject *tap_watch(Tap *tap, PyObject *args) {
   Watched made;
   int number, keep;
-  if (!PyArg_ParseTuple(args, "OiOpp", &made.module, &number, &made.inner, &made.landmark, &keep)) return NULL;
+  if (!PyArg_ParseTuple(args, "Oipp", &made.module, &number, &made.landmark, &keep)) return NULL;
   made.number = number;
   Watched *watched = realloc(tap->watched, (size_t)(tap->watched_count + 1) * sizeof(Watched));
   if (watched == NULL) return PyErr_NoMemory();
   tap->watched = watched;
   if (table_put(&tap->places, made.module, (int32_t)tap->watched_count) < 0) return PyErr_NoMemory();
-  Py_INCREF(made.inner);
   if (keep) Py_INCREF(made.module);
   else made.module = NULL;
   watched[tap->watched_count++] = made;
@@ -632,7 +638,6 @@ static int tap_traverse(Tap *tap, visitproc visit, void *arg) {
   for (int i = 0; callables(tap, i) != NULL; i++) Py_VISIT(*callables(tap, i));
   for (Py_ssize_t i = 0; i < tap->watched_count; i++) {
     Py_VISIT(tap->watched[i].module);
-    Py_VISIT(tap->watched[i].inner);
   }
   Py_VISIT(tap->keep);
   Py_VISIT(Py_TYPE(tap));
@@ -644,7 +649,6 @@ static int tap_clear(Tap *tap) {
   while (tap->watched_count > 0) {
     Watched last = tap->watched[--tap->watched_count];
     Py_XDECREF(last.module);
-    Py_DECREF(last.inner);
   }
   Py_CLEAR(tap->keep);
   return 0;
@@ -726,7 +730,7 @@ static PyGetSetDef tap_getters[] = {{"call", tap_self, NULL, "what stands in for
                                     {NULL}};
 
 static PyMethodDef tap_methods[] = {
-    {"watch", (PyCFunction)tap_watch, METH_VARARGS, "watch(module, number, inner, landmark, keep)"},
+    {"watch", (PyCFunction)tap_watch, METH_VARARGS, "watch(module, number, landmark, keep)"},
     {"unwatch", (PyCFunction)tap_unwatch, METH_O, "unwatch(id): forget a module that is not kept"},
     {"put", (PyCFunction)tap_put, METH_VARARGS, "put(what, tensors, time): an event in this thread's log"},
     {"take", (PyCFunction)tap_take, METH_O, "take(thread) -> bytes: the events of a thread, which are let go"},

@@ -95,7 +95,7 @@ def own_cost_ns(device: int | None = None) -> int:
         timed=True,
         limit=4 * _CALLS * _ROUNDS,
     )
-    tap.watch(model, 0, below, False, True)
+    tap.watch(model, 0, False, True)
     best = [math.inf, math.inf]
     with torch.no_grad():
         for _ in range(_ROUNDS):

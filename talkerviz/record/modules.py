@@ -46,7 +46,7 @@ def select_modules(
     Raises:
         ValueError: a pattern that no module fits, or nothing left to record.
     """
-    paths = list(tree_of(model, name)[0])
+    paths = [path for path, _ in model.named_modules(prefix=name)]
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise ValueError(

@@ -91,7 +91,10 @@ class Recording:
         return self._measured(self._log)
 
     def _measured(self, log: Log) -> Trace:
-        calls, edges, facts = log_frame(log), log_edges(log), dict(self._facts)
+        calls, facts = log_frame(log), dict(self._facts)
+        if not self._gauges:
+            return Trace(calls, self._infos, facts)
+        edges = log_edges(log)
         for gauge in self._gauges:
             calls = calls.assign(**gauge.measured(calls, edges))
             facts.update(gauge.facts())
@@ -113,7 +116,6 @@ class Recording:
             gauge.start()
 
     def _make_tap(self, below: Callable[..., Any]) -> Callable[..., Any]:
-        self._below = below
         # Between the pieces of a compiled region Dynamo looks at all Python code that runs.
         not_compiled = torch.compiler.disable
         self._tap = Tap(
@@ -136,9 +138,9 @@ class Recording:
         for number, (path, module) in enumerate(self._modules.items()):
             landmark = id(module) in self._landmarks
             if self._watched(path):
-                self._tap.watch(module, number, below, landmark, True)
+                self._tap.watch(module, number, landmark, True)
             elif landmark:
-                self._tap.watch(module, -1, below, True, True)
+                self._tap.watch(module, -1, True, True)
         call: Callable[..., Any] = self._tap.call
         return call
 
@@ -155,7 +157,7 @@ class Recording:
         def replicate(module: nn.Module) -> nn.Module:
             replica: nn.Module = below(module)
             if id(module) in numbers:
-                self._tap.watch(replica, numbers[id(module)], self._below, False, False)
+                self._tap.watch(replica, numbers[id(module)], False, False)
                 weakref.finalize(replica, self._tap.unwatch, id(replica)).atexit = False
             return replica
 
@@ -213,14 +215,13 @@ class Recording:
         for gauge in list(self._running):
             try:
                 gauge.stop()
-                self._running.remove(gauge)
                 if gauge is self._cuda and self._graphs is not None:
                     self._graphs.read_last()
             except Exception as error:  # a device that has failed tells no more, but the calls are kept
                 self._gauges.remove(gauge)
-                self._running.remove(gauge)
                 self._graphs = None
                 self._facts = {**self._facts, "unmeasured": " ".join(str(error).split())}
+            self._running.remove(gauge)
 
     def _finish(self) -> None:
         if os.getpid() != self._process:

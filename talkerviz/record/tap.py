@@ -64,7 +64,7 @@ class PythonTap:
         timed: bool,
         limit: int,
     ) -> None:
-        self._watched: dict[int, tuple[nn.Module | None, int, Callable[..., Any], bool]] = {}
+        self._watched: dict[int, tuple[nn.Module | None, int, bool]] = {}
         self._logs: list[array[int]] = []
         self._of_thread = threading.local()
         self._started = started
@@ -85,13 +85,13 @@ class PythonTap:
             watched = find(id(self))
             if watched is None:
                 return below(self, *args, **kwargs)
-            _, number, inner, landmark = watched
+            _, number, landmark = watched
             log = local.log if hasattr(local, "log") else new_log()
             if landmark:
                 mark(log, entered(self, kwargs))
             if number < 0:
                 try:
-                    return inner(self, *args, **kwargs)
+                    return below(self, *args, **kwargs)
                 finally:
                     leave(log, self, landmark)
             inputs = NO_TENSORS if tracing() else of_inputs(args, kwargs)
@@ -103,7 +103,7 @@ class PythonTap:
             try:
                 log.extend((number, inputs, now()))
                 begun = True
-                output = inner(self, *args, **kwargs)
+                output = below(self, *args, **kwargs)
                 time = now()
                 if stamp is not None:
                     stamp(False)
@@ -134,12 +134,12 @@ class PythonTap:
         self._logs.append(log)
         return log
 
-    def watch(self, module: nn.Module, number: int, inner: Callable[..., Any], landmark: bool, keep: bool) -> None:
+    def watch(self, module: nn.Module, number: int, landmark: bool, keep: bool) -> None:
         """Log the module's calls under a number from here on, and none of a landmark's under -1.
 
         What is not to be kept alive must be unwatched when it dies.
         """
-        self._watched[id(module)] = (module if keep else None, number, inner, landmark)
+        self._watched[id(module)] = (module if keep else None, number, landmark)
 
     def unwatch(self, identity: int) -> None:
         """Forget the module of this `id`."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from talkerviz.trace.schema import ModuleInfo, TensorInfo, Tensors
+from talkerviz.trace.schema import ModuleInfo, TensorInfo, Tensors, module_infos
 
 MARK, PAUSE = 1 << 30, (1 << 30) + 1
 NO_TENSORS = 0  # the number of the empty list
@@ -113,8 +113,7 @@ def read_log(source: Path | pa.Buffer) -> Log:
         names.marks[marks:] = [Mark(*mark) for mark in said["marks"]]
         names.errors[errors:] = said["errors"]
         batches.append((said["thread"], batch))
-    modules = tuple(ModuleInfo._make((*row, tuple(aliases))) for *row, aliases in header["modules"])
-    return Log(modules, header["facts"], header["origin_ns"], header["timed"], names, batches)
+    return Log(module_infos(header["modules"]), header["facts"], header["origin_ns"], header["timed"], names, batches)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from talkerviz.trace.frame import NULLABLE, calls_frame
-from talkerviz.trace.schema import CALLS, ModuleInfo, TensorInfo, Tensors
+from talkerviz.trace.schema import CALLS, ModuleInfo, TensorInfo, Tensors, module_infos
 
 FORMAT = "1"
 
@@ -51,9 +51,7 @@ def read_trace(path: Path) -> tuple[pd.DataFrame, tuple[ModuleInfo, ...], dict[s
     if metadata.get(b"talkerviz") != FORMAT.encode():
         raise ValueError("a Parquet file, but not a talkerviz trace; record one with `talkerviz trace`")
     try:
-        modules = tuple(
-            ModuleInfo._make((*row, tuple(aliases))) for *row, aliases in json.loads(metadata[b"talkerviz.modules"])
-        )
+        modules = module_infos(json.loads(metadata[b"talkerviz.modules"]))
         return _to_pandas(file), modules, json.loads(metadata[b"talkerviz.facts"])
     except (KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
         raise ValueError(f"a damaged talkerviz trace ({error}); record it again") from error

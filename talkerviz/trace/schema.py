@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -51,6 +52,11 @@ class ModuleInfo(NamedTuple):
     aliases: tuple[str, ...] = ()
 
 
+def module_infos(rows: Iterable[Sequence[Any]]) -> tuple[ModuleInfo, ...]:
+    """Modules as JSON gives them back: lists for tuples."""
+    return tuple(ModuleInfo._make((*row, tuple(aliases))) for *row, aliases in rows)
+
+
 _TENSORS = pa.list_(
     pa.struct(
         [
@@ -61,7 +67,7 @@ _TENSORS = pa.list_(
         ]
     )
 )
-_NAME = pa.dictionary(pa.int32(), pa.string())
+NAME = pa.dictionary(pa.int32(), pa.string())
 
 CALLS = pa.schema(
     [
@@ -69,9 +75,9 @@ CALLS = pa.schema(
         pa.field("parent", pa.int64()),  # the call inside which this one ran; null at the top
         pa.field("depth", pa.int32(), nullable=False),  # 0 at the top
         pa.field("thread", pa.int32(), nullable=False),  # 0 for the thread that recorded first
-        pa.field("path", _NAME, nullable=False),
-        pa.field("class", _NAME, nullable=False),
-        pa.field("phase", _NAME),
+        pa.field("path", NAME, nullable=False),
+        pa.field("class", NAME, nullable=False),
+        pa.field("phase", NAME),
         pa.field("frame", pa.int64()),  # null outside frames
         pa.field("step", pa.int64()),  # the code predictor's pass within its frame, 0 to 14; null elsewhere
         pa.field("inputs", _TENSORS, nullable=False),
