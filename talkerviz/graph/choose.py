@@ -1,0 +1,175 @@
+"""Choose what is drawn with its inside: as deep as asked, as much as fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+
+import numpy as np
+
+from talkerviz.graph.fold import Fold, Likeness, inside, phases_of
+from talkerviz.graph.forms import Forms
+from talkerviz.graph.rows import Rows
+from talkerviz.graph.view import View
+from talkerviz.graph.wiring import Wiring
+
+_LEAST_SHARE = 0.02
+
+
+@dataclass(eq=False)
+class Drawn:
+    """A fold that is drawn: closed, or open with what stands in it.
+
+    Attributes:
+        fold: what is drawn.
+        depth: how deep it stands; -1 for phases.
+        members: what stands in it; None where it is closed.
+    """
+
+    fold: Fold
+    depth: int
+    members: list[Drawn] | None = None
+
+
+def choose(rows: Rows, forms: Forms, wiring: Wiring, view: View) -> list[Drawn]:
+    """The phases of a trace, opened as the view asks.
+
+    Raises:
+        ValueError: a pattern that no module fits.
+    """
+    asked = _asked(rows, view)
+    tree = partial(_opened, rows, forms, wiring, view, asked)
+    if not view.fold:
+        return tree(Likeness.nothing)[0]
+    drawn, whole = tree(Likeness.exact)
+    return drawn if whole else tree(Likeness.alike)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """Of each row, whether it must be open, and whether it must not."""
+
+    open: np.ndarray
+    closed: np.ndarray
+
+
+def _asked(rows: Rows, view: View) -> _Asked:
+    must, must_not = (_fitting(rows, patterns) for patterns in (view.open, view.close))
+    must &= ~must_not
+    # What holds something that is to be opened must be open itself.
+    order = np.argsort(-rows.depth, kind="stable")
+    for level in np.split(order, np.flatnonzero(np.diff(rows.depth[order])) + 1):
+        above = rows.parent[level][must[level] & (rows.parent[level] >= 0)]
+        must[above] = ~must_not[above]
+    return _Asked(must, must_not)
+
+
+def _fitting(rows: Rows, patterns: Sequence[str]) -> np.ndarray:
+    """Whether each row is a call of a module whose path fits a pattern."""
+    path = rows.trace.calls["path"].cat
+    fits = np.zeros(len(path.categories), dtype=bool)
+    for pattern in patterns:
+        of_pattern = np.array([fnmatchcase(name, pattern) for name in path.categories], dtype=bool)
+        if not of_pattern.any():
+            some = path.categories[len(path.categories) // 2] if len(path.categories) else ""
+            raise ValueError(f"no module that was called fits {pattern!r}: paths are such as {some!r}")
+        fits |= of_pattern
+    found = np.zeros(len(rows.parent), dtype=bool)
+    found[: rows.calls] = fits[path.codes.to_numpy()] if len(fits) else False
+    return found
+
+
+def _opened(
+    rows: Rows, forms: Forms, wiring: Wiring, view: View, asked: _Asked, likeness: Likeness
+) -> tuple[list[Drawn], bool]:
+    """Open level by level, what is alike together, what takes longest first; and whether all that might be was."""
+    top = [Drawn(phase, -1) for phase in phases_of(rows)]
+    boxes, whole = 0, True
+    waiting = top
+    all_time = _time(rows, phases_of(rows))
+    for least_time in (_LEAST_SHARE * all_time, 0):  # what takes next to no time has the room that is left
+        level, waiting = waiting, []
+        while level:
+            may_open: dict[object, list[tuple[Drawn, list[Fold]]]] = {}
+            following: list[Drawn] = []
+            for drawn in level:
+                forced = drawn.fold.kind == "phase" or bool(asked.open[drawn.fold.rows].any())
+                if not forced and not _may_open(rows, view, asked, drawn):
+                    continue
+                found = inside(rows, forms, wiring, drawn.fold, likeness)
+                if forced and found:
+                    boxes += _size(found) - (drawn.fold.kind != "phase")
+                    following += _open(drawn, found)
+                elif found:
+                    # A module in prefill and in decode is open in both or in neither.
+                    twin = (int(rows.name[drawn.fold.rows[0]]), int(rows.kind[drawn.fold.rows[0]]))
+                    may_open.setdefault(twin, []).append((drawn, found))
+            timed = [(_time(rows, [drawn.fold for drawn, _ in twins]), twins) for twins in may_open.values()]
+            for time, twins in sorted(timed, key=lambda pair: -pair[0]):
+                more = sum(_size(found) - 1 for _, found in twins)
+                if time < least_time:
+                    waiting += [drawn for drawn, _ in twins]
+                elif boxes + more > view.max_nodes:
+                    whole = False
+                else:
+                    boxes += more
+                    for drawn, found in twins:
+                        following += _open(drawn, found)
+            level = following
+    for phase in sorted(top, key=lambda phase: -len(phase.members or ())):
+        if boxes > view.max_nodes and not view.open:
+            boxes -= _leave_out(rows, phase, boxes - view.max_nodes)
+    return top, whole and boxes <= view.max_nodes
+
+
+def _may_open(rows: Rows, view: View, asked: _Asked, drawn: Drawn) -> bool:
+    return (
+        drawn.fold.kind == "module"
+        and (view.depth is None or drawn.depth < view.depth)
+        and not bool(asked.closed[drawn.fold.rows].any())
+        and _calls_inside(rows, drawn.fold)
+    )
+
+
+def _size(found: list[Fold]) -> int:
+    return sum(len(fold.members) or 1 for fold in found)
+
+
+def _open(drawn: Drawn, found: list[Fold]) -> list[Drawn]:
+    """Give what is drawn its members; returns those that may be opened in turn."""
+    drawn.members = [Drawn(fold, drawn.depth + 1) for fold in found]
+    following = []
+    for member in drawn.members:
+        if member.fold.kind == "repeat":
+            member.members = [Drawn(fold, member.depth) for fold in member.fold.members]
+            following += member.members
+        else:
+            following.append(member)
+    return following
+
+
+def _calls_inside(rows: Rows, fold: Fold) -> bool:
+    return bool((rows.children_of(fold.rows)[0] < rows.calls).any())
+
+
+def _time(rows: Rows, folds: Sequence[Fold]) -> float:
+    """Nanoseconds in all calls of some folds, or inside phases; their number where times were not measured."""
+    own = np.concatenate([fold.rows for fold in folds]) if folds else np.empty(0, dtype=np.int64)
+    calls = np.concatenate([own, rows.children_of(own[own >= rows.first_phase])[0]])
+    times = rows.trace.calls["host_ns"].iloc[calls[calls < rows.calls]]
+    return float(times.sum()) if len(times) and times.notna().all() else float(len(times))
+
+
+def _leave_out(rows: Rows, phase: Drawn, excess: int) -> int:
+    """Draw the members of a phase that took the shortest as one box; returns how many boxes that saves."""
+    closed = [member for member in phase.members or () if member.members is None]
+    if len(closed) < 2:
+        return 0
+    shortest = sorted(closed, key=lambda member: _time(rows, [member.fold]))[: excess + 1]
+    left_out = {id(member) for member in shortest}
+    more = replace(shortest[0].fold, kind="more", rows=np.sort(np.concatenate([one.fold.rows for one in shortest])))
+    phase.members = [member for member in phase.members or () if id(member) not in left_out]
+    phase.members.append(Drawn(more, 0))
+    return len(shortest) - 1

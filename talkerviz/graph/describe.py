@@ -1,0 +1,169 @@
+"""What a box says of the rows that it stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from talkerviz.graph.fold import Fold
+from talkerviz.graph.forms import Forms
+from talkerviz.graph.graph import Box
+from talkerviz.graph.rows import NUMBER, Rows, with_numbers
+from talkerviz.trace.schema import Tensors
+
+_MOST_NAMES = 5
+_MOST_DETAILS = 12
+_ATTENTION = re.compile("scaled_dot_product")
+
+
+def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
+    """The box of a fold, under an id; its share is of the time of all calls in the trace."""
+    if fold.kind == "phase":
+        return _phase_box(rows, fold, name)
+    calls = fold.rows[fold.rows < rows.calls]
+    if fold.kind == "repeat":
+        return _timed(rows, calls, Box(name, "repeat", "", repeats=_times(fold), calls=len(calls)))
+    if fold.kind == "more":
+        return _timed(rows, calls, Box(name, "more", f"{len(fold.rows):,} more", calls=len(calls)))
+    if fold.kind in ("operation", "input"):
+        return _operations_box(rows, fold, name)
+    table = rows.trace.calls
+    codes = table["path"].cat.codes.to_numpy()[calls]
+    paths = [str(path) for path in table["path"].cat.categories[np.unique(codes)]]
+    first = calls[0]
+    errors = table["error"].iloc[calls].dropna()
+    signatures = np.unique(rows.signature[calls], return_index=True)
+    lists = [rows.lists[number] for number in signatures[0][np.argsort(signatures[1])]]
+    differs = ["the calls differ inside"] if len(np.unique(forms.exact[calls])) > 1 else []
+    box = Box(
+        id=name,
+        kind="module",
+        name=with_numbers(rows.names[rows.name[first]], paths),
+        path=with_numbers(NUMBER.sub("#", paths[0]), paths),
+        class_name=str(table["class"].iloc[first]),
+        shapes=_in_and_out([inputs for inputs, _ in lists], [outputs for _, outputs in lists]),
+        repeats=_times(fold),
+        modules=len(paths),
+        calls=len(calls),
+        details=(*differs, *_details(lists)),
+        error=str(errors.iloc[0]) if len(errors) else None,
+    )
+    return _timed(rows, calls, box)
+
+
+def _phase_box(rows: Rows, fold: Fold, name: str) -> Box:
+    of_phase = [rows.phases[row - rows.first_phase] for row in fold.rows]
+    frames = sorted(frame for _, frame in of_phase if frame is not None)
+    child, _ = rows.children_of(fold.rows)
+    calls = child[child < rows.calls]
+    details = [f"frames {_range(frames[0], frames[-1])}"] if len(frames) > 1 else []
+    grown = _attended(rows, fold)
+    if grown:
+        details.append(f"cache {grown}")
+    repeats = f"{len(frames)} frames" if len(frames) > 1 else f"frame {frames[0]}" if frames else ""
+    box = Box(name, "phase", of_phase[0][0], repeats=repeats, calls=len(calls), details=tuple(details))
+    return _timed(rows, calls, box)
+
+
+def _attended(rows: Rows, fold: Fold) -> str:
+    """How many positions attention sees in a phase, at first and at last; empty where always as many."""
+    wanted = [number for number, name in enumerate(rows.names) if _ATTENTION.search(name)]
+    ops = rows.calls + np.flatnonzero(np.isin(rows.name[rows.calls : rows.first_phase], wanted))
+    above = ops
+    while len(above) and (above < rows.first_phase).any():
+        above = np.where(above < rows.first_phase, rows.parent[above], above)
+    ops = ops[np.isin(above, fold.rows)]
+    lengths = {
+        inputs[1].shape[-2]
+        for inputs, _ in (rows.lists[number] for number in np.unique(rows.signature[ops]))
+        if len(inputs) > 1 and len(inputs[1].shape) > 1
+    }
+    grown = _grown_sizes(rows, fold) if not len(ops) else lengths
+    return _range(min(grown), max(grown)) if len(grown) > 1 else ""
+
+
+def _grown_sizes(rows: Rows, fold: Fold) -> set[int]:
+    """The same from the tensors of calls that grow from frame to frame."""
+    child, _ = rows.children_of(fold.rows)
+    calls = child[(child < rows.calls)]
+    sizes: set[int] = set()
+    for loose in np.unique(rows.loose[calls]):
+        lists = [rows.lists[number][0] for number in np.unique(rows.signature[calls[rows.loose[calls] == loose]])]
+        for tensors in zip(*lists, strict=True) if len(lists) > 1 else []:
+            for of_dimension in zip(*(tensor.shape for tensor in tensors), strict=True):
+                sizes |= set(of_dimension) if len(set(of_dimension)) > 1 else set()
+    return sizes
+
+
+def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
+    parent = rows.parent[fold.rows]
+    changes = np.flatnonzero(np.diff(parent)) + 1
+    first, last = fold.rows[np.concatenate([[0], changes])], fold.rows[np.concatenate([changes - 1, [len(parent) - 1]])]
+    _, places = np.unique(rows.name[fold.rows], return_index=True)
+    texts = [rows.names[rows.name[fold.rows[place]]].strip().partition(" ")[2] for place in sorted(places)]
+    shown = texts if len(texts) <= _MOST_NAMES else [*texts[: _MOST_NAMES - 1], "…"]
+    outputs = [rows.lists[number][1] for number in np.unique(rows.signature[last])]
+    inputs = [rows.lists[number][0] for number in np.unique(rows.signature[first])]
+    of_input = fold.kind == "input"
+    return Box(
+        name,
+        "input" if of_input else "operation",
+        " · ".join(shown),
+        shapes=_shapes(outputs) if of_input else _in_and_out(inputs, outputs),
+        repeats=_times(fold) if len(texts) == 1 else "",
+        calls=len(fold.rows),
+        details=(", ".join(texts),) if len(texts) > len(shown) else (),
+    )
+
+
+def _times(fold: Fold) -> str:
+    fewest, most = fold.each
+    return f"{_range(fewest, most)}×" if most > 1 else ""
+
+
+def _timed(rows: Rows, calls: np.ndarray, box: Box) -> Box:
+    table = rows.trace.calls
+    total, own = (table[name].iloc[calls] for name in ("host_ns", "host_self_ns"))
+    if not len(calls) or total.isna().any():
+        return box
+    top = rows.parent[: rows.calls] >= rows.first_phase
+    whole = table["host_ns"].to_numpy(dtype=float, na_value=np.nan)[top].sum()
+    share = float(total.sum() / whole) if whole > 0 else None
+    return replace(box, total_ns=int(total.sum()), self_ns=int(own.sum()), share=share)
+
+
+def _in_and_out(inputs: Sequence[Tensors], outputs: Sequence[Tensors]) -> str:
+    before, after = _shapes(inputs), _shapes(outputs)
+    return f"{before} → {after}".strip() if before or after else ""
+
+
+def _shapes(lists: Sequence[Tensors]) -> str:
+    """The shape of the first tensor in each list: `1x21–27x128` where only sizes differ."""
+    shapes = list(dict.fromkeys(tensors[0].shape for tensors in lists if tensors))
+    if not shapes:
+        return ""
+    if len({len(shape) for shape in shapes}) > 1:
+        return f"{'x'.join(map(str, shapes[0])) or 'scalar'} (+{len(shapes) - 1})"
+    return "x".join(_range(min(sizes), max(sizes)) for sizes in zip(*shapes, strict=True)) or "scalar"
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _details(lists: Sequence[tuple[Tensors, Tensors]]) -> tuple[str, ...]:
+    """Each tensor in and out, where all calls have the same ones."""
+    lines = []
+    for way, of_calls in (("in", [inputs for inputs, _ in lists]), ("out", [outputs for _, outputs in lists])):
+        if len({tuple(tensor.name for tensor in tensors) for tensors in of_calls}) > 1:
+            continue
+        for tensors in zip(*of_calls, strict=True):
+            lines.append(f"{way} {tensors[0].name}: {_shapes([(tensor,) for tensor in tensors])} {tensors[0].dtype}")
+    return tuple(
+        lines
+        if len(lines) <= _MOST_DETAILS
+        else [*lines[: _MOST_DETAILS - 1], f"… {len(lines) - _MOST_DETAILS + 1} more"]
+    )

@@ -1,0 +1,91 @@
+"""Arrows between drawn boxes, from what lies between the rows that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from talkerviz.graph.choose import Drawn
+from talkerviz.graph.graph import Edge
+from talkerviz.graph.rows import Rows
+from talkerviz.graph.wiring import Wiring
+
+_WORDS = ("", "next", "next frame")
+
+BEFORE = "before"
+"""The id of the box for all that ran before what was selected."""
+
+
+def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int, str], flow: bool) -> tuple[Edge, ...]:
+    """The arrows between the closed boxes of a drawing.
+
+    Args:
+        rows: what the boxes stand for.
+        wiring: the flow between the rows.
+        top: the drawing.
+        ids: by `id` of each thing drawn, the id of its box.
+        flow: whether arrows are the flow of tensors; else they go from each box to the one that is called next.
+    """
+    closed = [drawn for drawn in _all(top) if drawn.members is None]
+    box = np.full(len(rows.parent), -1)
+    for number, drawn in enumerate(closed):
+        box[drawn.fold.rows] = number
+    if flow:
+        box = _handed_down(rows, box)
+        source, target, state = wiring.source, wiring.target, wiring.state
+    else:
+        own = np.flatnonzero(box >= 0)
+        source, target, state = own[:-1], own[1:], np.zeros(max(0, len(own) - 1), dtype=bool)
+    one, two = np.where(source >= 0, box[source], len(closed)), box[target]
+    between = (one >= 0) & (two >= 0) & (one != two)
+    source, target, state, one, two = (values[between] for values in (source, target, state, one, two))
+    carried = _carried(rows, top, source, target)
+    keys = np.stack([one, two, carried], axis=1)
+    unique, which, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    # An arrow is that of a kept state where nothing else goes the same way.
+    only_state = np.ones(len(unique), dtype=bool)
+    np.logical_and.at(only_state, which.reshape(-1), state)
+    names = [ids[id(drawn)] for drawn in closed] + [BEFORE]
+    return tuple(
+        Edge(names[a], names[b], _WORDS[word], bool(kept), int(times))
+        for (a, b, word), kept, times in zip(unique.tolist(), only_state, count, strict=True)
+    )
+
+
+def _all(members: Sequence[Drawn]) -> Iterator[Drawn]:
+    for drawn in members:
+        yield drawn
+        yield from _all(drawn.members or ())
+
+
+def _handed_down(rows: Rows, values: np.ndarray) -> np.ndarray:
+    """Each row's value, or that of the nearest row around it that has one; -1 for none."""
+    values = values.copy()
+    order = np.argsort(rows.depth, kind="stable")
+    for level in np.split(order, np.flatnonzero(np.diff(rows.depth[order])) + 1):
+        missing = level[(values[level] < 0) & (rows.parent[level] >= 0)]
+        values[missing] = values[rows.parent[missing]]
+    return values
+
+
+def _carried(rows: Rows, top: Sequence[Drawn], source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """What lies between the two ends of each edge: the place of a word, 0 for nothing."""
+    known = source >= 0
+    at_phase = np.full(len(rows.parent), -1)
+    at_phase[rows.first_phase :] = np.arange(len(rows.phases))
+    frames = np.array([-1 if frame is None else frame for _, frame in rows.phases] or [-1])
+    frame = frames[_handed_down(rows, at_phase)]
+    between_frames = known & (frame[source] >= 0) & (frame[target] >= 0) & (frame[source] != frame[target])
+    carried = np.where(between_frames, _WORDS.index("next frame"), 0)
+    level = [drawn for drawn in top if drawn.members is not None]
+    while level and len(source):
+        group, run = np.full(len(rows.parent), -1), np.full(len(rows.parent), -1)
+        for number, drawn in enumerate(level):
+            group[drawn.fold.rows] = number
+            run[drawn.fold.rows] = drawn.fold.rows if drawn.fold.turns is None else drawn.fold.turns
+        group, run = _handed_down(rows, group), _handed_down(rows, run)
+        same = known & (group[source] == group[target]) & (group[source] >= 0)
+        carried[same & (run[source] != run[target]) & (carried == 0)] = _WORDS.index("next")
+        level = [member for drawn in level for member in drawn.members or () if member.members is not None]
+    return carried

@@ -1,0 +1,120 @@
+"""Calls that differ only in what a cache holds are alike: a decode step is the same step each time, in each layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.trace.schema import Tensors
+
+Lists = tuple[Tensors, Tensors]
+
+# `past_key_values.layers.3.keys`, `cache.keys`, `4.layers.0.values`: state that a call is handed whole.
+_CACHED = re.compile(r"(^|[._])(cache|past)|\.layers\.\d+\.")
+
+
+def is_cached(name: str) -> bool:
+    """Whether the name of a tensor's place says that it is inside a cache."""
+    return "." in name and bool(_CACHED.search(name))
+
+
+def join_growing(calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray, lists: Sequence[Lists]) -> np.ndarray:
+    """Numbers of calls' tensors, made equal for calls that differ only in a cache, or in what grows as it does.
+
+    Masks grow with it from one frame or step to the next, while what goes through stays as it is: so some sizes are
+    larger, all by the same, and the call's first result has the size it had, or it stands in a call of which this is
+    true.
+
+    Args:
+        calls: a trace's.
+        parent: the row in which each stands; any number beyond the calls for none.
+        signature: the number of each call's tensors in `lists`.
+        lists: tensors in and out.
+    """
+    if not len(calls):
+        return signature
+    signature, lists = _without_caches(signature, lists)
+    path, phase, depth = (
+        codes.to_numpy().astype(np.int64)
+        for codes in (calls["path"].cat.codes, calls["phase"].cat.codes, calls["depth"])
+    )
+    frame, step = (calls[name].to_numpy(dtype=np.int64, na_value=-1) for name in ("frame", "step"))
+    # What is joined is joined for one module in one phase alone: a state is its number of tensors there.
+    module = path * (phase.max() + 2) + phase + 1
+    states, state = np.unique(module * len(lists) + signature, return_inverse=True)
+    joined = _Joined(states % len(lists))
+    # Callers before what they call: whether they have grown is asked below.
+    order = np.lexsort((np.arange(len(calls)), module, depth))
+    one, two = order[:-1], order[1:]
+    follows = (module[one] == module[two]) & (signature[one] != signature[two])
+    follows &= (frame[one] != frame[two]) | (step[one] != step[two])
+    seen: dict[tuple[int, int], tuple[bool, bool]] = {}
+    for before, after in zip(one[follows].tolist(), two[follows].tolist(), strict=True):
+        if joined.same(state[before], state[after]):
+            continue
+        pair = (int(signature[before]), int(signature[after]))
+        if pair not in seen:
+            seen[pair] = grows(lists[pair[0]], lists[pair[1]])
+        growing, same_result = seen[pair]
+        if growing and not same_result:
+            callers = int(parent[before]), int(parent[after])
+            growing = max(callers) < len(calls) and joined.same(*state[list(callers)])
+            growing = growing and signature[callers[0]] != signature[callers[1]]
+        if growing:
+            joined.join(state[before], state[after])
+    return joined.signatures()[state]
+
+
+def _without_caches(signature: np.ndarray, lists: Sequence[Lists]) -> tuple[np.ndarray, list[Lists]]:
+    numbers: dict[Lists, int] = {}
+    of_list = [
+        numbers.setdefault(
+            (
+                tuple(tensor for tensor in inputs if not is_cached(tensor.name)),
+                tuple(tensor for tensor in outputs if not is_cached(tensor.name)),
+            ),
+            len(numbers),
+        )
+        for inputs, outputs in lists
+    ]
+    return np.array(of_list, dtype=np.int64)[signature], list(numbers)
+
+
+def grows(before: Lists, after: Lists) -> tuple[bool, bool]:
+    """Whether the tensors are the same but for sizes that are larger, all by the same; whether the first result is."""
+    steps = set()
+    for ones, twos in zip(before, after, strict=True):
+        if len(ones) != len(twos):
+            return False, False
+        for one, two in zip(ones, twos, strict=True):
+            if one.name != two.name or one.dtype != two.dtype or len(one.shape) != len(two.shape):
+                return False, False
+            steps |= {b - a for a, b in zip(one.shape, two.shape, strict=True) if a != b}
+    growing = len(steps) == 1 and min(steps) > 0
+    return growing, growing and before[1][:1] == after[1][:1]
+
+
+class _Joined:
+    """States that were made equal; each set of them is known by its smallest number of tensors."""
+
+    def __init__(self, signature: np.ndarray) -> None:
+        self._signature = signature
+        self._above = list(range(len(signature)))
+
+    def same(self, one: int, two: int) -> bool:
+        return self._of(one) == self._of(two)
+
+    def join(self, one: int, two: int) -> None:
+        low, high = sorted((self._of(one), self._of(two)), key=lambda state: int(self._signature[state]))
+        self._above[high] = low
+
+    def signatures(self) -> np.ndarray:
+        return self._signature[[self._of(state) for state in range(len(self._above))]]
+
+    def _of(self, state: int) -> int:
+        while self._above[state] != state:
+            self._above[state] = state = self._above[self._above[state]]
+        return state
