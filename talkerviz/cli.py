@@ -1,4 +1,4 @@
-"""The command line: `talkerviz trace | show | tree | render | presets`."""
+"""The command line: `talkerviz trace | show | tree | render | diff | presets | doctor`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,12 +21,18 @@ from torch import nn
 
 from talkerviz import __version__
 from talkerviz.doctor import diagnose
+from talkerviz.graph.diff import changes, diff_graph, without_what_is_same
+from talkerviz.graph.pages import FIRST, pages_of
+from talkerviz.graph.view import MOST_BOXES, View
 from talkerviz.progress import frame_progress
 from talkerviz.record import recording
 from talkerviz.record.clocks import MEASURED_COLUMNS
 from talkerviz.record.measure import measure_peaks
-from talkerviz.render.formats import FORMATS, Style, render
-from talkerviz.render.mermaid import oversize_note
+from talkerviz.render.changes import render_changes
+from talkerviz.render.formats import FORMATS, Style, render, render_graph
+from talkerviz.render.github import over_github_limits
+from talkerviz.render.layout import LayoutError
+from talkerviz.render.markdown import render_page
 from talkerviz.render.notes import notes_on
 from talkerviz.render.table import render_table
 from talkerviz.render.text import amount_text
@@ -94,6 +101,13 @@ class By(str, enum.Enum):
     call = "call"
 
 
+class Edges(str, enum.Enum):
+    """What an arrow is."""
+
+    flow = "flow"
+    calls = "calls"
+
+
 class Sort(str, enum.Enum):
     """What comes first."""
 
@@ -105,6 +119,13 @@ class Sort(str, enum.Enum):
 TracePath = Annotated[Path, typer.Argument(metavar="TRACE", help="A file that `talkerviz trace` wrote.")]
 Phase = Annotated[str | None, typer.Option(help="Only this phase, such as prefill or decode.")]
 Depth = Annotated[int | None, typer.Option(min=0, help="Only calls nested at most this deep.")]
+Format = typer.Option("-f", "--format", help=f"One of {', '.join(FORMATS)}.")
+ArrowsAre = Annotated[
+    Edges | None, typer.Option("--edges", help="Where tensors go, or call order; by default flow if it was recorded.")
+]
+MaxNodes = Annotated[
+    int | None, typer.Option(min=1, help=f"No more boxes: what does not fit is folded; {MOST_BOXES} by default.")
+]
 
 
 @app.command()
@@ -126,6 +147,7 @@ def trace(
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Record none that fit.")] = None,
     depth: Annotated[int | None, typer.Option(min=0, help="Record only so many levels below the root.")] = None,
+    flow: Annotated[bool, typer.Option("--flow/--no-flow", help="Run once more, to see where tensors go.")] = True,
     cost: Annotated[bool, typer.Option("--cost", help="Run once more, and count FLOP and bytes of each call.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Run once more, for each call's CUDA memory.")] = False,
     busy: Annotated[bool, typer.Option("--busy", help="Run once more, for how long CUDA kernels run.")] = False,
@@ -175,7 +197,7 @@ def trace(
             rec.trace.save(sys.stdout.buffer)
         raise typer.Abort
     recorded = rec.trace
-    wanted = {"cost": cost and not on_meta, "memory": memory, "busy": busy}
+    wanted = {"flow": flow, "cost": cost and not on_meta, "memory": memory, "busy": busy}
     for measure in [name for name, asked in wanted.items() if asked and failure is None]:
         try:
             with (
@@ -228,22 +250,68 @@ def tree(path: TracePath, phase: Phase = None, depth: Depth = None) -> None:
 @app.command("render")
 def render_command(
     path: TracePath,
-    fmt: Annotated[str, typer.Option("-f", "--format", help=f"One of {', '.join(FORMATS)}.")],
-    output: Annotated[str, typer.Option("-o", "--output", help="A file; - for stdout.")] = "-",
-    style: Annotated[Style, typer.Option(help="Of Mermaid: a node a call, or the source document.")] = Style.flat,
+    fmt: Annotated[str, Format],
+    output: Annotated[str, typer.Option("-o", "--output", help="A file, with --pages a folder; - for stdout.")] = "-",
+    style: Annotated[
+        Style, typer.Option(help="Nested and folded, a box a call, or the source document.")
+    ] = Style.nested,
     phase: Phase = None,
     frame: Annotated[int | None, typer.Option(min=0, help="Only this frame, from 0.")] = None,
+    module: Annotated[str | None, typer.Option(metavar="GLOB", help="Only these modules and what is in them.")] = None,
     depth: Depth = None,
+    open_: Annotated[
+        list[str] | None, typer.Option("--open", metavar="GLOB", help="Draw the inside of these, however deep.")
+    ] = None,
+    close: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Do not draw the inside of these.")] = None,
+    edges: ArrowsAre = None,
+    fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Draw once what repeats.")] = True,
+    max_nodes: MaxNodes = None,
+    pages: Annotated[bool, typer.Option("--pages", help="A page for the inside of each closed box as well.")] = False,
 ) -> None:
     """Draw a trace."""
+    _check_format(fmt)
+    nested = style is Style.nested
+    given = {"--open": open_, "--close": close, "--edges": edges, "--max-nodes": max_nodes, "--pages": pages}
+    for option, value in {**given, "--no-fold": not fold}.items():
+        if value and not nested:
+            raise ValueError(f"{option}: only --style nested has it, not {style.value}")
+    if pages and output == "-":
+        raise ValueError("--pages: name a folder with -o")
     _check_writable(output)
-    drawn = render(Trace.load(path).select(phase, frame, depth), fmt, style)
-    if fmt == "mermaid" and (note := oversize_note(drawn.decode())):
+    chosen = Trace.load(path).select(phase, frame, None if nested else depth, module)
+    view = View(depth, tuple(open_ or ()), tuple(close or ()), max_nodes, edges.value if edges else None, fold)
+    if pages:
+        _write_pages(chosen, view, fmt, Path(output))
+        return
+    _write(output, lambda: render(chosen, fmt, style, view))
+    if fmt == "mermaid" and output != "-" and (note := over_github_limits(Path(output).read_text())):
         print(f"talkerviz: {output}: {note}", file=sys.stderr)
-    if output == "-":
-        sys.stdout.buffer.write(drawn)
-    else:
-        Path(output).write_bytes(drawn)
+
+
+@app.command()
+def diff(
+    before: TracePath,
+    after: Annotated[Path, typer.Argument(metavar="TRACE", help="Another one.")],
+    fmt: Annotated[str | None, Format] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help="The drawing; - for stdout.")] = "-",
+    edges: ArrowsAre = None,
+    max_nodes: MaxNodes = None,
+) -> None:
+    """Say which modules two runs differ in, or draw both as one with -f."""
+    if fmt is None and output != "-":
+        raise ValueError("-o: only a drawing is written; name its format with -f")
+    if fmt is not None:
+        _check_format(fmt)
+    _check_writable(output)
+    graph = diff_graph(Trace.load(before), Trace.load(after), edges.value if edges else None)
+    if fmt is not None:
+        drawn = without_what_is_same(graph, max_nodes or MOST_BOXES)
+        _write(output, lambda: render_graph(drawn, fmt))
+        return
+    console = _console()
+    console.print(render_changes(changes(graph)))
+    for note in graph.notes:
+        console.print(Text(note, style="dim"), soft_wrap=True)
 
 
 @app.command()
@@ -354,6 +422,38 @@ def _clock(clock: Clock, model: nn.Module) -> str:
 def _print_notes(console: Console, trace: Trace) -> None:
     for note in notes_on(trace.facts):
         console.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def _check_format(fmt: str) -> None:
+    if fmt not in FORMATS:
+        raise ValueError(f"unknown format {fmt!r}: choose from {', '.join(FORMATS)}")
+
+
+def _write(output: str, draw: Callable[[], bytes]) -> None:
+    """Write a drawing; where it cannot be laid out, what was to be laid out."""
+    try:
+        drawn = draw()
+    except LayoutError as error:
+        if output == "-":
+            raise
+        instead = Path(output).with_suffix(".dot")
+        instead.write_text(error.dot, encoding="utf-8")
+        raise ValueError(f"{error}; the DOT is in {instead}") from error
+    if output == "-":
+        sys.stdout.buffer.write(drawn)
+    else:
+        Path(output).write_bytes(drawn)
+
+
+def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:
+    suffix = ".md" if fmt == "mermaid" else f".{fmt}"
+    folder.mkdir(exist_ok=True)
+    count = 0
+    for page in pages_of(trace, view, suffix):
+        file = str(folder / f"{page.name}{suffix}")
+        _write(file, lambda page=page: render_page(page) if fmt == "mermaid" else render_graph(page.graph, fmt))  # type: ignore[misc]
+        count += 1
+    _console().print(f"{count:,} pages -> {folder / FIRST}{suffix}", highlight=False, soft_wrap=True)
 
 
 def _device(device: Device) -> str:

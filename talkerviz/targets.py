@@ -14,7 +14,7 @@ from torch import nn
 
 from talkerviz.record.phases import ForwardPhases, PhaseRule, TalkerPhases
 from talkerviz.talker.config import default_dtype, preset
-from talkerviz.talker.run import run
+from talkerviz.talker.run import inputs_of, speak
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.weights import build_talker
 
@@ -51,10 +51,11 @@ def talker_target(preset_name: str, impl: str, device: str, dtype: torch.dtype |
     config = preset(preset_name)
     dtype = dtype or default_dtype(preset_name)
     talker = build_talker(config, impl, device, dtype, scenario.seed)
+    thinker = inputs_of(talker, scenario, config)
     return Target(
         name="talker",
         model=talker,
-        run=lambda on_frame: run(talker, impl, scenario, config, on_frame),
+        run=lambda on_frame: speak(talker, impl, scenario, thinker, config, on_frame),
         phases=lambda: TalkerPhases("talker"),
         facts={"preset": preset_name, "impl": impl, "scenario": asdict(scenario)},
         frames=scenario.frames,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
-from talkerviz.graph.choose import Drawn, choose
-from talkerviz.graph.describe import describe
+import numpy as np
+
+from talkerviz.graph.choose import Drawn, calls_others, choose, every
+from talkerviz.graph.describe import describe, is_check
 from talkerviz.graph.edges import BEFORE, edges_of
 from talkerviz.graph.forms import Forms, forms_of
 from talkerviz.graph.graph import Box, Edge, Graph, Group
@@ -24,11 +26,29 @@ def build_graph(trace: Trace, view: View = View()) -> Graph:  # noqa: B008  (it 
     Raises:
         ValueError: a pattern that no module fits, unknown edges, or flow where none was recorded.
     """
+    return draw(trace, view).graph
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture, and what can be opened in it.
+
+    Attributes:
+        graph: the picture.
+        closed: by the id of each closed box of modules that called others, the rows of its calls in the trace.
+    """
+
+    graph: Graph
+    closed: Mapping[str, np.ndarray]
+
+
+def draw(trace: Trace, view: View) -> Drawing:
+    """`build_graph`, and the calls that are not seen in it."""
     if view.edges not in (None, *EDGES):
         raise ValueError(f"unknown edges {view.edges!r}: choose from {', '.join(EDGES)}")
     if view.edges == "flow" and trace.flow is None:
         raise ValueError(
-            "edges 'flow': this trace was recorded without the flow of tensors; record it again without --no-flow"
+            "edges 'flow': this trace was recorded without the flow of tensors; record it without --no-flow"
         )
     flow = trace.flow is not None and view.edges != "calls"
     rows = rows_of(trace, flow)
@@ -40,13 +60,20 @@ def build_graph(trace: Trace, view: View = View()) -> Graph:  # noqa: B008  (it 
     edges = edges_of(rows, wiring, top, ids, flow)
     if any(edge.source == BEFORE for edge in edges):
         members = (Box(BEFORE, "input", "what ran before"), *members)
-    members, edges = _without_dead_ends(members, edges)
+    checks = {ids[id(drawn)] for drawn in every(top) if drawn.members is None and is_check(rows, drawn.fold)}
+    members, edges = _without_dead_ends(members, edges, checks)
     if len(members) == 1 and isinstance(members[0], Group) and _says_nothing(members[0].box):
         members = members[0].members
     notes: tuple[str, ...] = ()
     if not flow and view.edges is None and len(trace.calls):
         notes += ("Arrows are the order of calls: the flow of tensors was not recorded.",)
-    return Graph(_title(trace), members, edges, flow, bool(trace.calls["host_ns"].notna().all()), notes)
+    timed = bool(trace.calls["host_ns"].notna().all())
+    closed = {
+        ids[id(drawn)]: drawn.fold.rows
+        for drawn in every(top)
+        if drawn.members is None and calls_others(rows, drawn.fold)
+    }
+    return Drawing(Graph(_title(trace), members, edges, flow, timed, notes), closed)
 
 
 def _member(rows: Rows, forms: Forms, drawn: Drawn, ids: dict[int, str]) -> Member:
@@ -58,24 +85,24 @@ def _member(rows: Rows, forms: Forms, drawn: Drawn, ids: dict[int, str]) -> Memb
 
 
 def _without_dead_ends(
-    members: tuple[Member, ...], edges: tuple[Edge, ...]
+    members: tuple[Member, ...], edges: tuple[Edge, ...], checks: Set[str]
 ) -> tuple[tuple[Member, ...], tuple[Edge, ...]]:
-    """Without operations inside modules whose results nothing reads, such as checks, and inputs that are not used."""
+    """Without operations that nothing reads, if they are inside modules or checks, and without inputs like that."""
     while True:
         read = {edge.source for edge in edges}
-        dead = {box.id for box in _in_modules(members, inside=False) if box.id not in read}
+        dead = {box.id for box in _may_be_dead(members, checks, inside=False) if box.id not in read}
         if not dead:
             return members, edges
         members = _keep(members, dead)
         edges = tuple(edge for edge in edges if edge.target not in dead)
 
 
-def _in_modules(members: Sequence[Member], inside: bool) -> list[Box]:
+def _may_be_dead(members: Sequence[Member], checks: Set[str], inside: bool) -> list[Box]:
     found = []
     for member in members:
         if isinstance(member, Group):
-            found += _in_modules(member.members, inside or member.box.kind == "module")
-        elif member.kind == "input" or (member.kind == "operation" and inside):
+            found += _may_be_dead(member.members, checks, inside or member.box.kind == "module")
+        elif member.kind == "input" or (member.kind == "operation" and (inside or member.id in checks)):
             found.append(member)
     return found
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 
 import numpy as np
@@ -68,16 +67,9 @@ def _asked(rows: Rows, view: View) -> _Asked:
 
 def _fitting(rows: Rows, patterns: Sequence[str]) -> np.ndarray:
     """Whether each row is a call of a module whose path fits a pattern."""
-    path = rows.trace.calls["path"].cat
-    fits = np.zeros(len(path.categories), dtype=bool)
-    for pattern in patterns:
-        of_pattern = np.array([fnmatchcase(name, pattern) for name in path.categories], dtype=bool)
-        if not of_pattern.any():
-            some = path.categories[len(path.categories) // 2] if len(path.categories) else ""
-            raise ValueError(f"no module that was called fits {pattern!r}: paths are such as {some!r}")
-        fits |= of_pattern
+    fits = [path for pattern in patterns for path in rows.trace.fitting(pattern)]
     found = np.zeros(len(rows.parent), dtype=bool)
-    found[: rows.calls] = fits[path.codes.to_numpy()] if len(fits) else False
+    found[: rows.calls] = rows.trace.calls["path"].isin(fits)
     return found
 
 
@@ -111,7 +103,7 @@ def _opened(
                 more = sum(_size(found) - 1 for _, found in twins)
                 if time < least_time:
                     waiting += [drawn for drawn, _ in twins]
-                elif boxes + more > view.max_nodes:
+                elif boxes + more > view.most_boxes:
                     whole = False
                 else:
                     boxes += more
@@ -119,17 +111,16 @@ def _opened(
                         following += _open(drawn, found)
             level = following
     for phase in sorted(top, key=lambda phase: -len(phase.members or ())):
-        if boxes > view.max_nodes and not view.open:
-            boxes -= _leave_out(rows, phase, boxes - view.max_nodes)
-    return top, whole and boxes <= view.max_nodes
+        if boxes > view.most_boxes and not view.open:
+            boxes -= _leave_out(rows, phase, boxes - view.most_boxes)
+    return top, whole and boxes <= view.most_boxes
 
 
 def _may_open(rows: Rows, view: View, asked: _Asked, drawn: Drawn) -> bool:
     return (
-        drawn.fold.kind == "module"
-        and (view.depth is None or drawn.depth < view.depth)
+        (view.depth is None or drawn.depth < view.depth)
         and not bool(asked.closed[drawn.fold.rows].any())
-        and _calls_inside(rows, drawn.fold)
+        and calls_others(rows, drawn.fold)
     )
 
 
@@ -150,8 +141,16 @@ def _open(drawn: Drawn, found: list[Fold]) -> list[Drawn]:
     return following
 
 
-def _calls_inside(rows: Rows, fold: Fold) -> bool:
-    return bool((rows.children_of(fold.rows)[0] < rows.calls).any())
+def calls_others(rows: Rows, fold: Fold) -> bool:
+    """Whether a fold is of modules that called other modules."""
+    return fold.kind == "module" and bool((rows.children_of(fold.rows)[0] < rows.calls).any())
+
+
+def every(members: Sequence[Drawn]) -> Iterator[Drawn]:
+    """All that is drawn, whatever it stands in."""
+    for drawn in members:
+        yield drawn
+        yield from every(drawn.members or ())
 
 
 def _time(rows: Rows, folds: Sequence[Fold]) -> float:

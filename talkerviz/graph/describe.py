@@ -11,7 +11,7 @@ import numpy as np
 from talkerviz.graph.fold import Fold
 from talkerviz.graph.forms import Forms
 from talkerviz.graph.graph import Box
-from talkerviz.graph.rows import NUMBER, Rows, with_numbers
+from talkerviz.graph.rows import NUMBER, Rows, ranges, with_numbers
 from talkerviz.trace.schema import Tensors
 
 _MOST_NAMES = 5
@@ -45,13 +45,21 @@ def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
         path=with_numbers(NUMBER.sub("#", paths[0]), paths),
         class_name=str(table["class"].iloc[first]),
         shapes=_in_and_out([inputs for inputs, _ in lists], [outputs for _, outputs in lists]),
-        repeats=_times(fold),
+        repeats=_frames(rows, fold) or _times(fold),
         modules=len(paths),
         calls=len(calls),
         details=(*differs, *_details(lists)),
         error=str(errors.iloc[0]) if len(errors) else None,
     )
     return _timed(rows, calls, box)
+
+
+def is_check(rows: Rows, fold: Fold) -> bool:
+    """Whether a fold is of operations that end in a truth value: what a program asks on its way."""
+    if fold.kind != "operation":
+        return False
+    outputs = rows.lists[rows.signature[fold.rows[-1]]][1]
+    return all(tensor.dtype == "bool" for tensor in outputs)
 
 
 def _phase_box(rows: Rows, fold: Fold, name: str) -> Box:
@@ -102,6 +110,8 @@ def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
     parent = rows.parent[fold.rows]
     changes = np.flatnonzero(np.diff(parent)) + 1
     first, last = fold.rows[np.concatenate([[0], changes])], fold.rows[np.concatenate([changes - 1, [len(parent) - 1]])]
+    # Some runs may stop short of what all others end in.
+    last = last[rows.name[last] == np.bincount(rows.name[last]).argmax()]
     _, places = np.unique(rows.name[fold.rows], return_index=True)
     texts = [rows.names[rows.name[fold.rows[place]]].strip().partition(" ")[2] for place in sorted(places)]
     shown = texts if len(texts) <= _MOST_NAMES else [*texts[: _MOST_NAMES - 1], "…"]
@@ -113,15 +123,23 @@ def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
         "input" if of_input else "operation",
         " · ".join(shown),
         shapes=_shapes(outputs) if of_input else _in_and_out(inputs, outputs),
-        repeats=_times(fold) if len(texts) == 1 else "",
+        repeats=_frames(rows, fold) or (_times(fold) if len(texts) == 1 else ""),
         calls=len(fold.rows),
         details=(", ".join(texts),) if len(texts) > len(shown) else (),
     )
 
 
+def _frames(rows: Rows, fold: Fold) -> str:
+    """In which frames calls run that stand in a phase, but not in all of its frames; else empty."""
+    above = rows.parent[fold.rows]
+    if fold.each != (0, 1) or above[0] < rows.first_phase:
+        return ""
+    frames = {frame for row in above if (frame := rows.phases[row - rows.first_phase][1]) is not None}
+    return f"frame{'s' if len(frames) > 1 else ''} {ranges(frames).replace('-', '–')}" if frames else ""
+
+
 def _times(fold: Fold) -> str:
-    fewest, most = fold.each
-    return f"{_range(fewest, most)}×" if most > 1 else ""
+    return "" if fold.each == (1, 1) else f"{_range(*fold.each)}×"
 
 
 def _timed(rows: Rows, calls: np.ndarray, box: Box) -> Box:

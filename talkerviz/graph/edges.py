@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from talkerviz.graph.choose import Drawn
+from talkerviz.graph.choose import Drawn, every
 from talkerviz.graph.graph import Edge
 from talkerviz.graph.rows import Rows
 from talkerviz.graph.wiring import Wiring
@@ -27,7 +27,7 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
         ids: by `id` of each thing drawn, the id of its box.
         flow: whether arrows are the flow of tensors; else they go from each box to the one that is called next.
     """
-    closed = [drawn for drawn in _all(top) if drawn.members is None]
+    closed = [drawn for drawn in every(top) if drawn.members is None]
     box = np.full(len(rows.parent), -1)
     for number, drawn in enumerate(closed):
         box[drawn.fold.rows] = number
@@ -51,12 +51,6 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
         Edge(names[a], names[b], _WORDS[word], bool(kept), int(times))
         for (a, b, word), kept, times in zip(unique.tolist(), only_state, count, strict=True)
     )
-
-
-def _all(members: Sequence[Drawn]) -> Iterator[Drawn]:
-    for drawn in members:
-        yield drawn
-        yield from _all(drawn.members or ())
 
 
 def _handed_down(rows: Rows, values: np.ndarray) -> np.ndarray:

@@ -32,8 +32,8 @@ class Fold:
     Attributes:
         kind: what they are.
         rows: the rows, in the order of the run; of a `repeat` those of its members.
-        each: how many of them are in one run of what they stand in, or in one turn of a repeat, at the least and at
-            the most; of a `repeat` itself how many turns.
+        each: how many of them are in one run of what they stand in, or in one turn of a repeat, at the least, which
+            may be 0, and at the most; of a `repeat` itself how many turns.
         turns: of a `repeat`, the number of each row's turn, another one for each run of what it stands in.
         members: of a `repeat`, what takes turns.
     """
@@ -87,10 +87,12 @@ def inside(rows: Rows, forms: Forms, wiring: Wiring, fold: Fold, likeness: Liken
             one, two = begin[sequence] + np.array(edges_inside(rows, wiring, int(fold.rows[first[sequence]])))
             same_turn = (turn_at[one] == turn_at[two]) | (container[place_at[one]] != container[place_at[two]])
             edges.update(zip(place_at[one].tolist(), place_at[two].tolist(), same_turn.tolist(), strict=True))
-        light = np.ones(len(numbers), dtype=bool)
-        light[place[~is_op]] = False
-        light[place[is_op][~wiring.light[child[is_op] - rows.calls]]] = False
-        place = join_operations(light, container, edges)[place]
+        operation, light = np.zeros((2, len(numbers)), dtype=bool)
+        ops = child[is_op] - rows.calls
+        operation[place[is_op][wiring.joins[ops]]] = True
+        light[:] = operation
+        light[place[is_op][wiring.heavy[ops]]] = False
+        place = join_operations((operation, light), container, edges)[place]
         place[is_op] = np.where(wiring.constant[child[is_op] - rows.calls], -1, place[is_op])
 
     order = np.argsort(place, kind="stable")
@@ -106,11 +108,12 @@ def inside(rows: Rows, forms: Forms, wiring: Wiring, fold: Fold, likeness: Liken
     for item in items.order:
         parts = of_item.get(item, [])
         if not items.repeats[item]:
-            folds += [_fold(rows, child[part], owner[part]) for part in parts]
+            folds += [_fold(rows, child[part], owner[part], len(fold.rows)) for part in parts]
         elif parts:
-            members = tuple(_fold(rows, child[part], run[part]) for part in parts)
             whole = np.concatenate(parts)
-            turns = _fewest_and_most(np.unique(run[whole]) // (int(turn.max()) + 1))
+            runs = np.unique(run[whole])
+            members = tuple(_fold(rows, child[part], run[part], len(runs)) for part in parts)
+            turns = _fewest_and_most(runs // (int(turn.max()) + 1), len(fold.rows))
             folds.append(
                 Fold("repeat", child[whole], turns, fold.rows[owner[whole]] * (turn.max() + 1) + turn[whole], members)
             )
@@ -126,16 +129,15 @@ def _keys(rows: Rows, forms: Forms, child: np.ndarray, likeness: Likeness) -> np
     return mix(form ^ mix(rows.name[child].astype(np.uint64)))
 
 
-def _fold(rows: Rows, chosen: np.ndarray, run: np.ndarray) -> Fold:
-    """A fold of calls, or of operations, and for each of them in which run it was."""
+def _fold(rows: Rows, chosen: np.ndarray, run: np.ndarray, runs: int) -> Fold:
+    """A fold of calls, or of operations; for each of them in which run it was, of so many."""
     if chosen[0] < rows.calls:
         kind: Kind = "module"
     else:
         kind = "input" if rows.names[rows.name[chosen[0]]].startswith(" input ") else "operation"
-    return Fold(kind, np.sort(chosen), _fewest_and_most(run))
+    return Fold(kind, np.sort(chosen), _fewest_and_most(run, runs))
 
 
-def _fewest_and_most(run: np.ndarray) -> tuple[int, int]:
-    count = np.bincount(run - run.min())
-    count = count[count > 0]
-    return int(count.min()), int(count.max())
+def _fewest_and_most(run: np.ndarray, runs: int) -> tuple[int, int]:
+    _, count = np.unique(run, return_counts=True)
+    return int(count.min()) if len(count) == runs else 0, int(count.max())

@@ -16,8 +16,8 @@ class Forms:
     """A row's form, twice.
 
     Attributes:
-        exact: equal for rows of one class with the same tensors, whose insides are the same calls and operations in
-            the same order, with the same tensors.
+        exact: equal for rows of one class with the same tensors, whose insides are the same calls in the same order,
+            with the same tensors. Operations between them do not count: how often experts compute is up to the data.
         alike: equal for rows of one class with the same tensors, inside which the same modules are called, however
             often and with whatever tensors: experts get other tokens in each layer.
     """
@@ -33,18 +33,28 @@ def forms_of(rows: Rows) -> Forms:
     # An operation is known by its name: how large its tensors are follows from what they come from.
     exact = mix(kind ^ mix(np.where(is_call, loose, np.uint64(0))))
     skeleton = kind.copy()
-    order = 1 + rows.position.astype(np.uint64)
+    order = 1 + _place_among_calls(rows, is_call).astype(np.uint64)
     rows_inside = np.flatnonzero(rows.parent >= 0)
     rows_inside = rows_inside[np.argsort(rows.depth[rows_inside], kind="stable")]
     levels = np.split(rows_inside, np.flatnonzero(np.diff(rows.depth[rows_inside])) + 1) if len(rows_inside) else []
     for level in reversed(levels):
-        above = rows.parent[level]
-        np.add.at(exact, above, mix(mix(exact[level] ^ name[level]) ^ order[level]))
         calls = level[is_call[level]]
+        np.add.at(exact, rows.parent[calls], mix(mix(exact[calls] ^ name[calls]) ^ order[calls]))
         key = mix(skeleton[calls] ^ name[calls])
         pairs = np.unique(np.stack([rows.parent[calls].astype(np.uint64), key], axis=1), axis=0)
         np.add.at(skeleton, pairs[:, 0].astype(np.int64), mix(pairs[:, 1]))
     return Forms(exact, mix(skeleton ^ mix(loose)))
+
+
+def _place_among_calls(rows: Rows, is_call: np.ndarray) -> np.ndarray:
+    """The place of each row among the calls of its parent."""
+    calls_before = np.cumsum(is_call[rows.children]) - is_call[rows.children]
+    place = np.zeros(len(rows.parent), dtype=np.int64)
+    place[rows.children] = calls_before
+    of_parent = np.zeros(len(rows.parent), dtype=np.int64)
+    with_children = rows.count > 0
+    of_parent[with_children] = calls_before[rows.first[with_children]]
+    return place - np.where(rows.parent >= 0, of_parent[rows.parent], 0)
 
 
 def mix(values: np.ndarray) -> np.ndarray:

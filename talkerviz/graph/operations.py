@@ -7,20 +7,28 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def join_operations(light: np.ndarray, container: np.ndarray, edges: Iterable[tuple[int, int, bool]]) -> np.ndarray:
+def join_operations(
+    place_is: tuple[np.ndarray, np.ndarray], container: np.ndarray, edges: Iterable[tuple[int, int, bool]]
+) -> np.ndarray:
     """For each of some places, the one that it is drawn with: itself, or a later one that alone reads what it makes.
 
-    What lies between the two would have to read the first, so joining them closes no circle.
+    Light operations, such as `add`, are joined whatever else the later one reads; a heavy one and those before or after
+    it only in a chain, so that what attention is made of stays to be seen. What lies between two that are joined would
+    have to read the first, so joining them closes no circle.
 
     Args:
-        light: which places may be joined.
+        place_is: which places are operations, and which of those are light.
         container: in which repeat each stands; only places in the same one are joined.
         edges: of two places, and whether both are of the same turn of a repeat.
     """
+    operation, light = place_is
     readers: dict[int, set[tuple[int, bool]]] = {}
+    sources: dict[int, set[int]] = {}
     for source, target, same_turn in edges:
         readers.setdefault(source, set()).add((target, same_turn))
+        sources.setdefault(target, set()).add(source)
     drawn_with = np.arange(len(light))
+    heavy = operation & ~light
 
     def joined(place: int) -> int:
         while drawn_with[place] != place:
@@ -31,17 +39,21 @@ def join_operations(light: np.ndarray, container: np.ndarray, edges: Iterable[tu
     changed = True
     while changed:
         changed = False
-        for place, read_by in readers.items():
-            if not light[place] or drawn_with[place] != place:
+        for place in sorted(readers):
+            if not operation[place] or drawn_with[place] != place:
                 continue
-            own = {(joined(reader), same_turn) for reader, same_turn in read_by}
-            own.discard((place, True))
-            if len(own) != 1:
+            read_by = {(joined(reader), same_turn) for reader, same_turn in readers[place]} - {(place, True)}
+            if len(read_by) != 1:
                 continue
-            reader, same_turn = own.pop()
-            if same_turn and light[reader] and container[reader] == container[place] and reader != place:
-                drawn_with[place] = reader
-                # Whoever reads a part of what is drawn as one reads all of it.
-                readers.setdefault(reader, set())
-                changed = True
+            reader, same_turn = read_by.pop()
+            if reader == place or not same_turn or not operation[reader] or container[reader] != container[place]:
+                continue
+            chain = {joined(source) for source in sources[reader]} <= {place, reader}
+            if heavy[place] + heavy[reader] > (1 if chain else 0):
+                continue
+            drawn_with[place] = reader
+            heavy[reader] |= heavy[place]
+            # The reader is a part of the two; what the other parts read is read by both.
+            sources[reader] |= sources.get(place, set())
+            changed = True
     return np.array([joined(place) for place in range(len(light))], dtype=np.int64)

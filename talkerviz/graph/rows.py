@@ -33,7 +33,7 @@ class Rows:
         depth: parents have a smaller one.
         name: the number of what it is called where it stands.
         names: name's number -> `layers.#`, where numbers that tell siblings apart are left open.
-        kind: the number of a call's class, or of an operation's kind.
+        kind: the number of a call's class; of an operation, of its kind and its tensors' dtypes and ranks.
         signature: the number of the tensors in and out; `lists` has them by number.
         loose: the same number for tensors that differ only in how far a cache has grown.
         first, count: where each row's children stand in `children`, and how many they are.
@@ -111,7 +111,7 @@ def rows_of(trace: Trace, flow: bool) -> Rows:
     classes, _ = pd.factorize(calls["class"].astype(object))
     kind = np.concatenate([classes, np.zeros(m + len(phases), dtype=np.int64)])
     if ops is not None:
-        kind[n : n + m] = -1 - pd.factorize(ops["kind"].astype(object))[0]
+        kind[n : n + m] = -1 - _forms_of_operations(ops)
     loose = np.concatenate([join_growing(calls, parent[:n], signature[:n], lists), signature[n:]])
 
     inside = np.flatnonzero(parent >= 0)
@@ -175,6 +175,22 @@ def _signatures(inputs: pd.Series, outputs: pd.Series, known: dict[Lists, int], 
                 lists.append(pair)
             by_identity[identity] = number
         found[row] = number
+    return found
+
+
+def _forms_of_operations(ops: pd.DataFrame) -> np.ndarray:
+    """A number for each operation's kind and what its tensors are, whatever their sizes and however many."""
+    numbers: dict[object, int] = {}
+    by_identity: dict[tuple[object, int, int], int] = {}
+    found = np.empty(len(ops), dtype=np.int64)
+    for row, (kind, inputs, outputs) in enumerate(zip(ops["kind"], ops["inputs"], ops["outputs"], strict=True)):
+        identity = (kind, id(inputs), id(outputs))
+        if identity not in by_identity:
+            forms = (
+                frozenset((tensor.dtype, len(tensor.shape)) for tensor in tensors) for tensors in (inputs, outputs)
+            )
+            by_identity[identity] = numbers.setdefault((kind, *forms), len(numbers))
+        found[row] = by_identity[identity]
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 _FEWEST_TURNS = 3  # what takes turns less often is drawn one by one
-_FEWEST_OPERATIONS = 4  # in a row, of one name, to be a run
+_FEWEST_OPERATIONS = 8  # in a row, of one name, to be a run
 
 
 class Place(NamedTuple):
@@ -40,24 +40,32 @@ class Items:
 
         Returns the place of each key, and in which turn of a repeat it stands.
         """
-        found: list[tuple[Place, int]] = []
+        folded = _turns(_runs(keys, operation), keys)
         times: Counter[tuple[int, ...]] = Counter()
-        before = -1
-        for names, turns in _turns(_runs(keys, operation), keys):
+        wanted = []
+        for names, _ in folded:
             times[names] += 1
-            before = self._item(names, times[names], before)
+            wanted.append((names, times[names]))
+        self._make(wanted)
+        found: list[tuple[Place, int]] = []
+        for key, (names, turns) in zip(wanted, folded, strict=True):
+            item = self._known[key]
             for turn, runs in enumerate(turns):
                 for member, (begin, end) in enumerate(runs):
-                    found += [(Place(before, member if len(names) > 1 else -1), turn)] * (end - begin)
+                    found += [(Place(item, member if len(names) > 1 else -1), turn)] * (end - begin)
         return found
 
-    def _item(self, names: tuple[int, ...], time: int, before: int) -> int:
-        key = (names, time)
-        if key not in self._known:
-            self._known[key] = len(self.repeats)
-            self.repeats.append(len(names) > 1)
-            self.order.insert(self.order.index(before) + 1 if before >= 0 else 0, self._known[key])
-        return self._known[key]
+    def _make(self, wanted: Sequence[tuple[tuple[int, ...], int]]) -> None:
+        """Make the items that there are not yet; each stands before that which follows it in its sequence."""
+        place = len(self.order)
+        for key in reversed(wanted):
+            known = self._known.get(key)
+            if known is not None:
+                place = self.order.index(known)
+            else:
+                self._known[key] = len(self.repeats)
+                self.order.insert(place, len(self.repeats))
+                self.repeats.append(len(key[0]) > 1)
 
 
 _Run = tuple[int, int]

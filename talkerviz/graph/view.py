@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EDGES = ("flow", "calls")
+MOST_BOXES = 60
+"""What a picture is legible with."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,8 @@ class View:
         depth: open modules at most this deep: 0 shows the phases' own calls alone; None opens as much as fits.
         open: patterns of paths, as in a shell, whose modules are opened whatever their depth.
         close: patterns of paths whose modules stay closed, whatever is inside.
-        max_nodes: no more boxes than this, unless `open` asks for more: what does not fit stays closed, is folded
-            although it differs inside, and at last is one box that says how much it stands for.
+        max_nodes: no more boxes than this, unless `open` asks for more; by default `MOST_BOXES`. What does not fit
+            stays closed, is folded although it differs inside, and at last is one box that says how much it is.
         edges: `flow` for where tensors went, `calls` for the order of calls; None for flow where it was recorded.
         fold: whether what repeats is drawn once.
     """
@@ -24,6 +26,11 @@ class View:
     depth: int | None = None
     open: tuple[str, ...] = ()
     close: tuple[str, ...] = ()
-    max_nodes: int = 60
+    max_nodes: int | None = None
     edges: str | None = None
     fold: bool = True
+
+    @property
+    def most_boxes(self) -> int:
+        """How many boxes there may be."""
+        return MOST_BOXES if self.max_nodes is None else self.max_nodes

@@ -8,6 +8,19 @@ import numpy as np
 
 from talkerviz.graph.rows import Rows
 
+_RANDOM = (
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "normal",
+    "normal_",
+    "uniform_",
+    "bernoulli",
+    "bernoulli_",
+    "multinomial",
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Wiring:
@@ -17,7 +30,8 @@ class Wiring:
         source, target: rows of operations, by target; -1 for a source that was not selected.
         state: whether the edge is that of a tensor which is kept and written in place.
         constant: of each operation, whether nothing that it is made of depends on an input of the run.
-        light: of each operation, whether it may be drawn together with others: an `add`, not a matrix product.
+        joins: of each operation, whether it may be drawn together with others: not so inputs and constants.
+        heavy: of each operation, whether it is a product, a reduction or the like.
         begin, end: of every row, which operations ran inside it, or it is: from begin to before end.
     """
 
@@ -25,7 +39,8 @@ class Wiring:
     target: np.ndarray
     state: np.ndarray
     constant: np.ndarray
-    light: np.ndarray
+    joins: np.ndarray
+    heavy: np.ndarray
     begin: np.ndarray
     end: np.ndarray
 
@@ -45,20 +60,28 @@ def wiring_of(rows: Rows) -> Wiring:
     flow = rows.trace.flow if m else None
     if flow is None:
         none = np.empty(0, dtype=np.int64)
-        return Wiring(none, none, none.astype(bool), none.astype(bool), none.astype(bool), begin, end)
+        never = none.astype(bool)
+        return Wiring(none, none, never, never, never, never, begin, end)
     source, target = (flow.edges[name].to_numpy(dtype=np.int64) for name in ("source", "target"))
     by_target = np.argsort(target, kind="stable")
     source, target = source[by_target], target[by_target]
-    varies = (flow.ops["kind"] == "input").to_numpy(dtype=bool).tolist()
+    state = flow.edges["state"].to_numpy(dtype=bool)[by_target]
+    outside = (flow.ops["call"] < 0).to_numpy()
+    given = (flow.ops["kind"] == "input").to_numpy(dtype=bool) | outside & flow.ops["name"].isin(_RANDOM).to_numpy()
+    # What is made outside of all modules and handed to one is an input of it, however it was made.
+    handed = (source >= 0) & ~state & outside[source] & ~outside[target]
+    given[source[handed]] = True
+    varies = given.tolist()
     for one, two in zip(source.tolist(), target.tolist(), strict=True):  # a source stands before what reads it
         if one < 0 or varies[one]:
             varies[two] = True
     return Wiring(
         np.where(source >= 0, source + n, -1),
         target + n,
-        flow.edges["state"].to_numpy(dtype=bool)[by_target],
+        state,
         ~np.array(varies, dtype=bool),
-        ((flow.ops["kind"] == "op") & ~flow.ops["heavy"]).to_numpy(dtype=bool),
+        (flow.ops["kind"] == "op").to_numpy(dtype=bool) & np.array(varies, dtype=bool),
+        flow.ops["heavy"].to_numpy(dtype=bool),
         begin,
         end,
     )

@@ -76,13 +76,14 @@ def assemble_prompt(talker: Any, config: TalkerConfig, thinker: ThinkerOutputs, 
 
 def _user_part(talker: Any, thinker: ThinkerOutputs) -> Tensor:
     """Text comes as embeddings; audio, image and video come as the thinker understood them: [1, P, H]."""
-    heard = thinker.multimodal[0].nonzero().flatten().to(thinker.user.device)
-    read = (~thinker.multimodal[0]).nonzero().flatten().to(thinker.user.device)
+    multimodal = thinker.multimodal[0].tolist()
+    heard = [place for place, is_heard in enumerate(multimodal) if is_heard]
+    read = [place for place, is_heard in enumerate(multimodal) if not is_heard]
     parts = []
-    if len(heard):
-        parts.append((heard, talker.hidden_projection(thinker.user_hidden[0, heard])))
-    if len(read):
-        parts.append((read, talker.text_projection(thinker.user[0, read])))
-    positions = torch.cat([where for where, _ in parts])
-    projected = torch.cat([part for _, part in parts])
+    if heard:
+        parts.append(talker.hidden_projection(thinker.user_hidden[0, heard]))
+    if read:
+        parts.append(talker.text_projection(thinker.user[0, read]))
+    projected = torch.cat(parts)
+    positions = torch.tensor(heard + read, device=projected.device)
     return torch.empty_like(projected).index_copy_(0, positions, projected)[None]

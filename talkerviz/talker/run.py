@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .config import TalkerConfig
 from .generate import generate
-from .prompt import assemble_prompt
+from .prompt import ThinkerOutputs, assemble_prompt
 from .scenario import Scenario, scenario_inputs
 
 
@@ -20,12 +20,28 @@ def run(
     config: TalkerConfig,
     on_frame: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Speak all of the scenario's frames greedily with a talker from `build_talker(config, impl)`.
+    """Draw a scenario's inputs and `speak` them with a talker from `build_talker(config, impl)`."""
+    return speak(talker, impl, scenario, inputs_of(talker, scenario, config), config, on_frame)
+
+
+def inputs_of(talker: Any, scenario: Scenario, config: TalkerConfig) -> ThinkerOutputs:
+    """A scenario's inputs, where and of what type the talker's weights are."""
+    weight = talker.codec_head.weight
+    return scenario_inputs(scenario, config, weight.device, weight.dtype)
+
+
+def speak(
+    talker: Any,
+    impl: str,
+    scenario: Scenario,
+    thinker: ThinkerOutputs,
+    config: TalkerConfig,
+    on_frame: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Speak all of a scenario's frames greedily from the thinker's outputs.
 
     Returns codes [frames, 16], int64. `on_frame` is called with the number of frames done.
     """
-    weight = talker.codec_head.weight
-    thinker = scenario_inputs(scenario, config, weight.device, weight.dtype)
     prompt = assemble_prompt(talker, config, thinker, config.speaker_id[scenario.speaker.lower()])
     if impl == "native":
         return generate(talker, prompt, scenario.frames, ignore_eos=True, on_frame=on_frame)

@@ -1,0 +1,42 @@
+"""Close groups of a picture that is drawn already."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import replace
+
+from talkerviz.graph.graph import Box, Edge, Graph, Group
+
+
+def close_groups(graph: Graph, ids: Set[str]) -> Graph:
+    """The graph with these groups as boxes: arrows to and from what was in one are its own, those inside are gone."""
+    drawn_as: dict[str, str] = {}
+
+    def closed(member: Box | Group, within: str) -> Box | Group:
+        if isinstance(member, Box):
+            drawn_as[member.id] = within or member.id
+            return member
+        if within or member.id in ids:
+            within = within or member.id
+            for inner in member.members:
+                closed(inner, within)
+            return member.box
+        return replace(member, members=tuple(closed(inner, "") for inner in member.members))
+
+    members = tuple(closed(member, "") for member in graph.members)
+    edges: dict[tuple[str, str, str, object], Edge] = {}
+    for edge in graph.edges:
+        source, target = drawn_as[edge.source], drawn_as[edge.target]
+        if source == target:
+            continue
+        key = (source, target, edge.carried, edge.change)
+        known = edges.get(key)
+        edges[key] = Edge(
+            source,
+            target,
+            edge.carried,
+            edge.state and (known is None or known.state),
+            edge.count + (known.count if known else 0),
+            edge.change,
+        )
+    return replace(graph, members=members, edges=tuple(edges.values()))

@@ -1,0 +1,33 @@
+"""What differs between two runs, as a rich table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from talkerviz.graph.graph import Box
+from talkerviz.render.label import CHANGE_MARKS
+
+_STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
+
+
+def render_changes(changes: Sequence[Box]) -> Table:
+    """One line a module or operation that only one run has, or that differs; `before ⇒ after` where it does."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in ("", "module", "class", "shapes"):
+        table.add_column(column, overflow="fold")
+    for change in changes:
+        if change.change is None:
+            continue
+        name = f"{change.path or change.name}{f'  {change.repeats}' if change.repeats else ''}"
+        style = _STYLES[change.change]
+        table.add_row(
+            Text(CHANGE_MARKS[change.change], style=style),
+            Text(name, style=style),
+            Text(change.class_name),
+            Text(change.shapes, style="dim"),
+        )
+    return table
