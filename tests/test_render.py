@@ -20,8 +20,9 @@ from rich.console import Console
 from sample_trace import call, make_trace, sample_trace
 
 from talkerviz.render.formats import Style, render
+from talkerviz.render.github import over_github_limits
 from talkerviz.render.layout import RenderError, lay_out
-from talkerviz.render.mermaid import oversize_note, render_mermaid
+from talkerviz.render.mermaid_flat import render_mermaid_flat
 from talkerviz.render.table import render_table
 from talkerviz.render.text import share_text, time_text
 from talkerviz.render.tree import render_tree
@@ -68,7 +69,7 @@ def nasty_trace(texts: list[str]) -> Trace:
 
 
 def test_golden_mermaid() -> None:
-    check_golden("sample.mmd", render_mermaid(sample_trace()))
+    check_golden("sample.mmd", render_mermaid_flat(sample_trace()))
 
 
 def test_golden_dot() -> None:
@@ -96,13 +97,13 @@ def test_narrow_tables_fit() -> None:
 
 def test_nothing_is_left_out_of_a_flat_chart() -> None:
     trace = make_trace([call(n, None, 0, "net", "Net", 1, 1) for n in range(1_000)])
-    chart = render_mermaid(trace)
+    chart = render_mermaid_flat(trace)
     assert len(re.findall(r"^    n\d+\[", chart, re.M)) == 1_000
     assert chart.count(" --> ") == 999
-    note = oversize_note(chart)
+    note = over_github_limits(chart)
     assert note is not None
     assert note.startswith("999 edges")
-    assert oversize_note(render_mermaid(sample_trace())) is None
+    assert over_github_limits(render_mermaid_flat(sample_trace())) is None
 
 
 @pytest.mark.parametrize("clock", ["cpu", "none"])
@@ -111,7 +112,11 @@ def test_mermaid_parses(clock: str) -> None:
     rows = [call(0, None, 0, "net", "Net", 5, 5)]
     if clock == "none":
         rows = [row | {"host_start_ns": None, "host_ns": None, "host_self_ns": None} for row in rows]
-    charts = [render_mermaid(sample_trace()), render_mermaid(make_trace(rows)), render_mermaid(make_trace([]))]
+    charts = [
+        render_mermaid_flat(sample_trace()),
+        render_mermaid_flat(make_trace(rows)),
+        render_mermaid_flat(make_trace([])),
+    ]
     golden = (HERE / "golden" / "qwen3_omni_talker_mermaid.md").read_text()
     charts.append(golden.split("```mermaid\n")[1].removesuffix("```\n"))
     assert mermaid_errors(charts) == [""] * len(charts)
@@ -126,7 +131,7 @@ def test_the_parser_refuses_what_is_wrong() -> None:
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(names, min_size=1, max_size=4), min_size=10, max_size=25))
 def test_mermaid_parses_whatever_the_names(lists: list[list[str]]) -> None:
-    charts = [render_mermaid(nasty_trace(texts)) for texts in [NASTY, *lists]]
+    charts = [render_mermaid_flat(nasty_trace(texts)) for texts in [NASTY, *lists]]
     sources = [render(nasty_trace(texts), "mermaid", Style.source).decode() for texts in [NASTY, *lists]]
     charts += [text.split("```mermaid\n")[1].removesuffix("```\n") for text in sources]
     assert mermaid_errors(charts) == [""] * len(charts)

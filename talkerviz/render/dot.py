@@ -1,112 +1,138 @@
-"""A trace as Graphviz DOT: a node a call."""
+"""A graph as Graphviz DOT: nested clusters, boxes with a bar of time, a legend."""
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import graphviz
 
-from talkerviz.graph.calls import CallGraph, Group, Node, call_graph
-from talkerviz.render.escape import dot_html, dot_string
-from talkerviz.render.heat import BORDER, HEAT_FILLS, HEAT_INKS, heat_legend
-from talkerviz.render.text import time_text
-from talkerviz.trace import Trace
+from talkerviz.graph.graph import Box, Edge, Graph, Group
+from talkerviz.render.colours import FAILED, GROUP_LOOKS, INK, LOOKS, box_look, edge_colour, group_look
+from talkerviz.render.columns import Column, columns, ranks
+from talkerviz.render.dot_label import box_label, chart_label, group_label
+from talkerviz.render.escape import dot_html, dot_string, link_target
+from talkerviz.render.label import change_legend, edge_label, edge_lines, edge_style, tooltip_lines
 
-_FAILED = "#c8102e"
-# From the right of a column's last box to the left of the next one's first.
-_TO_NEXT_COLUMN = {"constraint": "false", "tailport": "e", "headport": "w"}
-# A box is about this many times as wide as it is high, gaps included.
-_BOX_RATIO = 2.4
+# Its widths are those of Helvetica, and both Graphviz and browsers find it, or the same substitute for it, everywhere.
+_FONT = "Arial"
+_EDGE_STYLES = {"flow": "solid", "carried": "dashed", "state": "dashed,bold"}
 
 
-def render_dot(trace: Trace) -> str:
-    """Every call, in call order, grouped by phase and frame; long chains are wrapped into columns."""
-    graph = call_graph(trace)
+def render_dot(graph: Graph) -> str:
+    """All boxes in their groups, and all edges between them."""
+    parts = columns(graph)
     drawing = graphviz.Digraph(
         "talkerviz",
         graph_attr={
-            "fontname": "Helvetica",
-            "fontsize": "18",
+            "fontname": _FONT,
+            "fontcolor": INK,
             "labelloc": "t",
-            "label": dot_string(f"{_title(trace)}: arrows are call order, colours self time"),
-            "nodesep": "0.25",
-            "ranksep": "0.25",
+            "label": chart_label(graph, max(1, len(parts) / 2.5)),
+            "tooltip": " ",
+            "nodesep": "0.22",
+            "ranksep": "0.32",
+            "pad": "0.3",
             "bgcolor": "white",
-            # Curves around the boxes of a column tangle; straight lines run behind them.
-            "splines": "line",
+            # Without it the columns could not begin at the same height.
+            "newrank": "true",
             "outputorder": "edgesfirst",
         },
-        node_attr={
-            "shape": "box",
-            "style": "filled,rounded",
-            "fontname": "Helvetica",
-            "fontsize": "11",
-            "fillcolor": "white",
-            "color": BORDER,
-        },
-        edge_attr={"color": BORDER, "arrowsize": "0.6"},
+        node_attr={"shape": "box", "fontname": _FONT, "fontsize": "11", "margin": "0.1,0.05", "height": "0.1"},
+        edge_attr={"arrowsize": "0.6", "fontname": _FONT, "fontsize": "9"},
     )
-    rows = max(6, math.ceil(math.sqrt(len(graph.nodes) * _BOX_RATIO / 1.6)))
-    for number, group in enumerate(graph.groups):
-        _add_group(drawing, number, group, rows)
-    for before, after in pairwise(graph.groups):
-        drawing.edge(_name(before.nodes[-1]), _name(after.nodes[0]), **_TO_NEXT_COLUMN)
-    _add_legend(drawing, graph)
+    _add_members(drawing, graph.members, 0, bool(change_legend(graph)))
+    _add_order(drawing, parts)
+    down = ranks(graph, parts)
+    place = {box.id: place for place, box in enumerate(graph.boxes)}
+    names = {box.id: box.path or box.name for box in graph.boxes}
+    for edge in graph.edges:
+        tooltip = [f"{names[edge.source]} → {names[edge.target]}", *edge_lines(edge)]
+        look = {**_edge_look(edge), "tooltip": _tooltip(tooltip)}
+        _add_edge(
+            drawing, edge, look, down[edge.target] - down[edge.source], place[edge.target] - place[edge.source] == 1
+        )
     return str(drawing.source)
 
 
-def _add_group(drawing: graphviz.Digraph, number: int, group: Group, rows: int) -> None:
-    with drawing.subgraph(name=f"cluster_{number}") as cluster:
-        cluster.attr(label=dot_string(group.title), style="rounded", color=BORDER, fontsize="14", margin="12")
-        for node in group.nodes:
-            _add_node(cluster, node)
-        for place, (before, after) in enumerate(pairwise(group.nodes), start=1):
-            ends_column = place % rows == 0
-            cluster.edge(_name(before), _name(after), **(_TO_NEXT_COLUMN if ends_column else {}))
-        # Unseen edges between their first boxes keep the columns in order, left to right.
-        with cluster.subgraph() as heads:
-            heads.attr(rank="same")
-            for head, next_head in pairwise(group.nodes[::rows]):
-                heads.edge(_name(head), _name(next_head), style="invis")
+def _add_members(drawing: graphviz.Digraph, members: tuple[Box | Group, ...], depth: int, diff: bool) -> None:
+    for member in members:
+        if isinstance(member, Box):
+            _add_box(drawing, member, diff)
+            continue
+        with drawing.subgraph(name=f"cluster_{member.id}") as cluster:
+            cluster.attr(**_group_look(member.box, depth))
+            _add_members(cluster, member.members, depth + 1, diff)
 
 
-def _add_node(cluster: graphviz.Digraph, node: Node) -> None:
-    lines = [f"<B>{dot_html(node.path) or ' '}</B>", dot_html(node.class_name), dot_html(node.shapes)]
-    times = [time_text(node.host_ns)]
-    if node.self_ns != node.host_ns:
-        times.append(f"self {time_text(node.self_ns)}")
-    lines.append(dot_html(", ".join(text for text in times if text)))
-    if node.error:
-        lines.append(f"<B>{dot_html(node.error)}</B>")
-    heat = node.heat or 0
-    cluster.node(
-        _name(node),
-        label=f"<{'<BR/>'.join(line for line in lines if line)}>",
-        tooltip=dot_string(f"call {node.call}: {node.path}"),
-        fillcolor="white" if node.heat is None else HEAT_FILLS[heat],
-        fontcolor=_FAILED if node.error else HEAT_INKS[heat],
-        color=_FAILED if node.error else BORDER,
-    )
-
-
-def _add_legend(drawing: graphviz.Digraph, graph: CallGraph) -> None:
-    texts = heat_legend(graph.heat_floors)
-    if not texts:
+def _add_order(drawing: graphviz.Digraph, parts: list[Column]) -> None:
+    """What stands in one column below each other, and columns side by side, by edges that are not seen."""
+    for column in parts:
+        for above, below in pairwise(column):
+            drawing.edge(above[-1], below[0], style="invis")
+    if len(parts) < 2:
         return
-    cells = "".join(
-        f'<TD BGCOLOR="{HEAT_FILLS[heat]}"><FONT COLOR="{HEAT_INKS[heat]}">{dot_html(text)}</FONT></TD>'
-        for heat, text in enumerate(texts)
-    )
-    table = f'<TABLE BORDER="0" CELLBORDER="1" CELLSPACING="0" CELLPADDING="5"><TR>{cells}</TR></TABLE>'
-    drawing.node("legend", label=f"<{table}>", shape="plaintext", style="", tooltip="self time of a call")
+    # Edges between clusters of one rank do not order them, but edges from boxes above do, which are none's member.
+    tops = [f"top_{place}" for place in range(len(parts))]
+    with drawing.subgraph() as above_all:
+        above_all.attr(rank="same")
+        for top in tops:
+            above_all.node(top, label="", shape="point", style="invis", width="0", height="0", group=top)
+        for left, right in pairwise(tops):
+            above_all.edge(left, right, style="invis")
+    for top, column in zip(tops, parts, strict=True):
+        # One group: nothing may cross it.
+        drawing.node(column[0][0], group=top)
+        drawing.edge(top, column[0][0], style="invis")
 
 
-def _name(node: Node) -> str:
-    return f"n{node.call}"
+def _add_box(drawing: graphviz.Digraph, box: Box, diff: bool) -> None:
+    look = {"style": "filled,rounded"}
+    if box.kind == "input":
+        look = {"shape": "ellipse", "style": "filled", "margin": "0"}
+    elif box.kind == "operation":
+        look["margin"] = "0.08,0.01"
+    drawing.node(box.id, label=box_label(box), **_colours(box, box_look(box, diff), look))
 
 
-def _title(trace: Trace) -> str:
-    facts = trace.facts
-    parts = [facts.get("model", "model"), facts.get("preset"), facts.get("device"), facts.get("dtype")]
-    return ", ".join(str(part) for part in parts if part)
+def _group_look(box: Box, depth: int) -> dict[str, str]:
+    look = {"label": group_label(box), "labeljust": "l", "style": "filled,rounded", "margin": "10"}
+    return _colours(box, group_look(box, depth), look)
+
+
+def _colours(box: Box, look: str, more: dict[str, str]) -> dict[str, str]:
+    """The attributes that are alike for boxes and groups, and more."""
+    fill, border, ink = (LOOKS | GROUP_LOOKS)[look]
+    found = {**more, "fillcolor": fill, "color": border, "fontcolor": ink, "tooltip": _tooltip(tooltip_lines(box))}
+    if box.change == "removed" or box.kind in ("more", "repeat"):
+        found["style"] += ",dashed"
+    if box.error:
+        found |= {"color": FAILED, "penwidth": "2"}
+    if box.link:
+        found["URL"] = dot_string(link_target(box.link))
+    return found
+
+
+def _edge_look(edge: Edge) -> dict[str, str]:
+    colour = edge_colour(edge)
+    look = {"color": colour, "style": "dashed" if edge.change == "removed" else _EDGE_STYLES[edge_style(edge)]}
+    if label := edge_label(edge):
+        # The space keeps it off the line.
+        look |= {"label": f"<&#160;{dot_html(label)}>", "fontcolor": colour}
+    return look
+
+
+def _add_edge(drawing: graphviz.Digraph, edge: Edge, look: dict[str, str], down: int, next_box: bool) -> None:
+    if down < 0:
+        # Upwards. Graphviz leads it around boxes as well as any other if it is told of it upside down.
+        drawing.edge(edge.target, edge.source, dir="back", weight="0", **look)
+    elif down == 0:
+        drawing.edge(edge.source, edge.target, constraint="false", **look)
+    else:
+        # What could stand at several heights stands as high as it can, and what follows each other in a line.
+        drawing.edge(edge.source, edge.target, weight=str(1 + 2 * (down == 1) + next_box), **look)
+
+
+def _tooltip(lines: list[str]) -> str:
+    # An empty one would be filled in by Graphviz, and text in angle brackets be taken for HTML.
+    text: str = graphviz.nohtml("\\n".join(dot_string(line) for line in lines if line) or " ")
+    return text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import string
+from urllib.parse import quote
 
 _SAFE_ASCII = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,-_/")
 
@@ -26,3 +28,21 @@ def dot_string(text: str) -> str:
     """Text for a Graphviz string, whose quotes the graphviz package adds."""
     # An HTML entity in a string is decoded, so a name that looks like one is kept from being one.
     return one_line(text).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Text of at most so many characters: in the place of the rest, in the middle, stands an ellipsis."""
+    if len(text) <= most:
+        return text
+    tail = (most - 1) // 2
+    return f"{text[: most - 1 - tail]}…{text[-tail:]}"
+
+
+def markdown(text: str) -> str:
+    """Text between other Markdown: whatever could mean something to it with a backslash."""
+    return "".join(f"\\{char}" if char in string.punctuation else char for char in one_line(text))
+
+
+def link_target(name: str) -> str:
+    """The name of a page as an address relative to the chart's own, whatever is in the name."""
+    return quote(one_line(name).lstrip("/"), safe="/#")

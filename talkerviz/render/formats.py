@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+from talkerviz.graph.build import build_graph
+from talkerviz.graph.graph import Graph
+from talkerviz.graph.view import View
 from talkerviz.render.dot import render_dot
-from talkerviz.render.layout import RenderError, lay_out
+from talkerviz.render.dot_flat import render_dot_flat
+from talkerviz.render.github import over_github_limits
+from talkerviz.render.layout import LAYOUTS, RenderError, lay_out
 from talkerviz.render.mermaid import render_mermaid
+from talkerviz.render.mermaid_flat import render_mermaid_flat
 from talkerviz.render.source import render_source
 from talkerviz.trace import Trace
 
+TEXTS: Mapping[str, Callable[[Graph], str]] = {"mermaid": render_mermaid, "dot": render_dot}
+"""Text formats -> what draws a graph in them; `LAYOUTS` are made of DOT."""
+
+_FLAT: Mapping[str, Callable[[Trace], str]] = {"mermaid": render_mermaid_flat, "dot": render_dot_flat}
+
+FORMATS = (*TEXTS, *LAYOUTS)
+
 
 class Style(str, enum.Enum):
-    """How a Mermaid chart is drawn."""
+    """How a chart is drawn."""
 
+    nested = "nested"
     flat = "flat"
     source = "source"
 
 
-FORMATS: dict[str, Callable[[Trace], bytes]] = {
-    "mermaid": lambda trace: render_mermaid(trace).encode(),
-    "dot": lambda trace: render_dot(trace).encode(),
-    "svg": lambda trace: lay_out(render_dot(trace), "svg"),
-    "png": lambda trace: lay_out(render_dot(trace), "png"),
-    "pdf": lambda trace: lay_out(render_dot(trace), "pdf"),
-}
-"""Format name -> what draws a trace in the flat style."""
+def render(trace: Trace, fmt: str, style: Style = Style.nested, view: View = View()) -> bytes:  # noqa: B008
+    """Draw a trace, or what `Trace.select` left of it.
 
-
-def render(trace: Trace, fmt: str, style: Style = Style.flat) -> bytes:
-    """Draw a trace.
+    Args:
+        trace: what is drawn.
+        fmt: one of `FORMATS`.
+        style: `nested` folds what repeats and groups by module; `flat` has a box a call; `source`, Mermaid only, is
+            the document that this project grew from.
+        view: how far the nested style is opened, and what its arrows are.
 
     Raises:
         RenderError: no such format, or not in this style, or it cannot be made here.
+        ValueError: as `build_graph`.
     """
     if fmt not in FORMATS:
         raise RenderError(f"unknown format {fmt!r}: choose from {', '.join(FORMATS)}")
@@ -41,4 +54,29 @@ def render(trace: Trace, fmt: str, style: Style = Style.flat) -> bytes:
         if fmt != "mermaid":
             raise RenderError(f"--style source is Mermaid only, not {fmt}")
         return render_source(trace).encode()
-    return FORMATS[fmt](trace)
+    if style is Style.flat:
+        text = _FLAT["dot" if fmt in LAYOUTS else fmt](trace)
+        return lay_out(text, fmt) if fmt in LAYOUTS else text.encode()
+    if fmt == "mermaid" and view.max_nodes is None:
+        return _for_github(trace, view).encode()
+    return render_graph(build_graph(trace, view), fmt)
+
+
+def render_graph(graph: Graph, fmt: str) -> bytes:
+    """Draw a graph in one of `FORMATS`.
+
+    Raises:
+        RenderError: it cannot be made here.
+    """
+    return lay_out(render_dot(graph), fmt) if fmt in LAYOUTS else TEXTS[fmt](graph).encode()
+
+
+def _for_github(trace: Trace, view: View) -> str:
+    """A nested Mermaid chart, folded further than usual where GitHub would not draw it else."""
+    while True:
+        graph = build_graph(trace, view)
+        text = render_mermaid(graph)
+        fewer = len(graph.boxes) * 3 // 4
+        if over_github_limits(text) is None or fewer < 1 or view.open:
+            return text
+        view = replace(view, max_nodes=fewer)
