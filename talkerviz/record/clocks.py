@@ -14,6 +14,7 @@ from talkerviz.record.busy import BusyMeter
 from talkerviz.record.cost import CostMeter
 from talkerviz.record.cuda_clock import CudaClock
 from talkerviz.record.cuda_memory import MemoryMeter
+from talkerviz.record.flow import FlowMeter
 from talkerviz.record.gauge import Gauge
 from talkerviz.record.tap import Tap
 from talkerviz.record.tensors import Signatures, is_tracing, kind_of
@@ -23,6 +24,7 @@ MEASURED_COLUMNS = {
     "cost": ("flops", "bytes_read", "bytes_written"),
     "memory": ("memory_peak_bytes", "memory_delta_bytes"),
     "busy": ("busy_ns",),
+    "flow": (),
 }
 """What can be measured in a run of its own -> the columns that it fills."""
 
@@ -31,7 +33,13 @@ _CALLS, _ROUNDS = 500, 7
 
 
 def make_gauges(
-    clock: str, measure: str | None, thread: Callable[[], int], origin_ns: int, devices: tuple[int, ...]
+    clock: str,
+    measure: str | None,
+    thread: Callable[[], int],
+    origin_ns: int,
+    devices: tuple[int, ...],
+    model: nn.Module,
+    mark: Callable[[], int],
 ) -> list[Gauge]:
     """What a recording stamps at the edges of calls beside the host's time; see `recording` for the first two.
 
@@ -41,6 +49,8 @@ def make_gauges(
         thread: gives the number of the calling thread.
         origin_ns: the host's time that counts as 0.
         devices: numbers of the CUDA devices that the model is on.
+        model: the model.
+        mark: gives the number of the mark in force.
 
     Raises:
         ValueError: unknown, or not possible here.
@@ -55,6 +65,8 @@ def make_gauges(
     gauges: list[Gauge] = [CudaClock(thread, origin_ns, devices)] if clock == "cuda" else []
     if measure == "cost":
         gauges.append(CostMeter(thread))
+    elif measure == "flow":
+        gauges.append(FlowMeter(thread, model, mark))
     elif measure == "memory":
         if len(devices) > 1:
             raise ValueError(f"'memory' measures one device, and the model is on {len(devices)}")

@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 import talkerviz
 from talkerviz.record.clocks import make_gauges, own_cost_ns
 from talkerviz.record.cuda_clock import CudaClock
+from talkerviz.record.flow import FlowMeter
 from talkerviz.record.gauge import Gauge
 from talkerviz.record.graphs import GraphReplays
 from talkerviz.record.modules import one_call_regions, select_modules, tree_of
@@ -76,7 +77,9 @@ class Recording:
         self._ended = False
         self._tap: Any = None
         devices = {p.device.index for p in model.parameters() if p.is_cuda}
-        self._gauges = make_gauges(clock, measure, self._thread, self._origin_ns, tuple(sorted(devices)))
+        self._gauges = make_gauges(
+            clock, measure, self._thread, self._origin_ns, tuple(sorted(devices)), model, lambda: self._latest
+        )
         cuda = next((gauge for gauge in self._gauges if isinstance(gauge, CudaClock)), None)
         self._cuda, self._graphs = cuda, GraphReplays(cuda, lambda: self._latest) if cuda else None
         self._spool = Spool(partial, self._infos, facts, self._origin_ns, self._timed)
@@ -95,13 +98,16 @@ class Recording:
         if not self._gauges:
             return Trace(calls, self._infos, facts)
         edges = log_edges(log)
+        flow = None
         for gauge in self._gauges:
             calls = calls.assign(**gauge.measured(calls, edges))
             facts.update(gauge.facts())
+            if isinstance(gauge, FlowMeter):
+                flow = gauge.flow(calls, edges, self._names.marks)
         if self._graphs is not None:
             calls = self._graphs.with_replays(calls, edges, self._names.marks, self._origin_ns)
             facts.update(self._graphs.facts())
-        return Trace(calls, self._infos, facts)
+        return Trace(calls, self._infos, facts, flow)
 
     def _thread(self) -> int:
         return int(self._tap.thread())
@@ -112,6 +118,8 @@ class Recording:
         if self._graphs is not None:
             self._graphs.attach(self._undo)
         for gauge in self._gauges:
+            if isinstance(gauge, FlowMeter):
+                step_in(nn.Module, "__call__", gauge.stand_in, self._undo)
             self._running.append(gauge)
             gauge.start()
 
@@ -271,7 +279,8 @@ def recording(
         depth: nor those more than so many levels below the root.
         measure: what slows the run down, so that its times say nothing: take those from another recording, and put the
             two together with `join`. `cost` counts floating-point operations and bytes of each call, on any device;
-            `memory` what it allocates and `busy` how long its kernels run, on CUDA devices.
+            `memory` what it allocates and `busy` how long its kernels run, on CUDA devices; `flow` follows the tensors
+            from operation to operation, on the thread that begins the recording, for `Trace.flow`.
         file: keep the trace in this file. While the run goes on, `FILE.partial` beside it holds what was recorded, and
             `Trace.load` opens it if the process is killed; memory stays bounded.
 

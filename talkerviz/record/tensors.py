@@ -131,7 +131,7 @@ class Kind(enum.IntEnum):
     ASK_PYTHON = 5
 
 
-def kind_of(kind: type) -> int:
+def kind_of(kind: type) -> Kind:
     """The `Kind` of a type's values."""
     walk = _walk_for(kind)
     if walk is _mapping_key:
@@ -143,6 +143,27 @@ def kind_of(kind: type) -> int:
 
 
 _WALKS: dict[type, Callable[[Any, Above], Key]] = {}
+_KINDS: dict[type, Kind] = {}
+
+
+def tensors_in(value: Any, above: Above = ()) -> Iterator[torch.Tensor]:
+    """The tensors themselves, found where the key of a value has theirs."""
+    kind = _KINDS.get(type(value))
+    if kind is None:
+        kind = _KINDS[type(value)] = kind_of(type(value))
+    if kind is Kind.TENSOR:
+        yield value
+    elif kind is not Kind.NOTHING and len(above) <= _MAX_NESTING and id(value) not in above:
+        if kind is Kind.SEQUENCE:
+            items = value
+        elif isinstance(value, Mapping):
+            items = value.values()
+        elif dataclasses.is_dataclass(value):
+            items = [getattr(value, name, None) for name in value.__dataclass_fields__]
+        else:
+            items = getattr(value, "__dict__", {}).values()
+        for item in items:
+            yield from tensors_in(item, (*above, id(value)))
 
 
 def _named(key: Key, name: str) -> Iterator[TensorInfo]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
@@ -106,7 +106,7 @@ def ops_frame(columns: dict[str, object]) -> pd.DataFrame:
     return typed
 
 
-def edges_frame(source: Sequence[int], target: Sequence[int], state: Sequence[bool]) -> pd.DataFrame:
+def edges_frame(source: npt.ArrayLike, target: npt.ArrayLike, state: npt.ArrayLike) -> pd.DataFrame:
     """The frame of edges that a `Flow` holds."""
     columns = {
         "source": np.array(source, np.int32),
@@ -115,6 +115,67 @@ def edges_frame(source: Sequence[int], target: Sequence[int], state: Sequence[bo
     }
     edges: pd.DataFrame = pd.DataFrame(columns)
     return edges
+
+
+def select_flow(flow: Flow, calls: pd.DataFrame, keep: np.ndarray, phase: str | None, frame: int | None) -> Flow:
+    """The operations of a phase and a frame, and what they read; those of a call that is not kept move outwards.
+
+    Args:
+        flow: the flow of the calls.
+        calls: a trace's calls.
+        keep: which of them are kept.
+        phase: keep operations of this phase.
+        frame: keep operations of this frame.
+    """
+    ops = flow.ops
+    here = np.ones(len(ops), dtype=bool)
+    if phase is not None:
+        here &= (ops["phase"] == phase).to_numpy()
+    if frame is not None:
+        here &= (ops["frame"] == frame).fillna(False).to_numpy(dtype=bool)
+    ops = ops[here].reset_index(drop=True)
+
+    numbers = calls["call"].to_numpy()
+    around = dict(zip(numbers.tolist(), calls["parent"].fillna(-1).tolist(), strict=True))
+    kept = numbers[keep]
+    there = set(kept.tolist())
+    moved = {}
+    for call in ops["call"].unique().tolist():
+        outwards = call
+        while outwards != -1 and outwards not in there:
+            outwards = around.get(outwards, -1)
+        moved[call] = outwards
+    begun = np.concatenate([[-1], kept])
+    after = begun[np.searchsorted(kept, ops["after"].to_numpy(), side="right")]
+    names = {name: ops[name].astype(object) for name in ("phase", "name", "kind")}
+    ops = ops_frame(dict(ops.assign(call=ops["call"].map(moved), after=after, **names)))
+
+    return Flow(ops, _edges_between(flow.edges, here))
+
+
+def flow_inside(flow: Flow, kept: np.ndarray) -> Flow:
+    """The operations in calls that are kept, by number, and what they read."""
+    here = flow.ops["call"].isin(kept).to_numpy()
+    names = {name: flow.ops.loc[here, name].astype(object) for name in ("phase", "name", "kind")}
+    ops = ops_frame(dict(flow.ops[here].assign(**names).reset_index(drop=True)))
+    return Flow(ops, _edges_between(flow.edges, here))
+
+
+def _edges_between(edges: pd.DataFrame, here: np.ndarray) -> pd.DataFrame:
+    """The edges to operations that are kept, by their new numbers; from -1 where the source is left out."""
+    place = np.full(len(here) + 1, -1)  # the last place is for -1
+    place[:-1][here] = np.arange(here.sum())
+    edges = edges[place[edges["target"]] >= 0]
+    numbered = edges_frame(place[edges["source"]], place[edges["target"]], edges["state"].to_numpy())
+    different: pd.DataFrame = numbered.drop_duplicates(ignore_index=True)
+    return different
+
+
+def renumber_calls(flow: Flow, before: pd.Series, now: pd.Series) -> Flow:
+    """The flow of the same calls under other numbers."""
+    number = dict(zip([-1, *before], [-1, *now], strict=True))
+    calls = {name: flow.ops[name].map(number) for name in ("call", "after")}
+    return replace(flow, ops=flow.ops.assign(**calls))
 
 
 def _placed(lists: list[Tensors], places: np.ndarray) -> np.ndarray:

@@ -7,15 +7,18 @@ from dataclasses import replace
 
 import pandas as pd
 
+from talkerviz.trace.flow import renumber_calls
 from talkerviz.trace.trace import Trace
 
-_SAME = ("path", "depth", "inputs", "outputs")
+_SAME_CALLS = ("path", "depth")
+_SAME_TENSORS = ("inputs", "outputs")
 
 
 def join(trace: Trace, other: Trace, columns: Sequence[str]) -> Trace:
-    """The trace with these columns of another run's, and with that run's facts where it has none of its own.
+    """The trace with these columns of another run's, its flow, and its facts where this one has none of its own.
 
-    What was not seen in the other run, the calls of a CUDA graph's replays, stays without.
+    Where no columns are taken, the other run's tensors may have other shapes. What was not seen in it, the calls of a
+    CUDA graph's replays, stays without.
 
     Raises:
         ValueError: the other run did not make the same calls with the same tensors.
@@ -25,10 +28,11 @@ def join(trace: Trace, other: Trace, columns: Sequence[str]) -> Trace:
     one, two = trace.calls[made], other.calls
     if len(one) != len(two):
         raise ValueError(f"the second run made {len(two):,} calls, the first {len(one):,}")
-    for name in _SAME:
+    for name in (*_SAME_CALLS, *_SAME_TENSORS) if columns else _SAME_CALLS:
         differs = (one[name].astype(object).to_numpy() != two[name].astype(object).to_numpy()).nonzero()[0]
         if len(differs):
             row = one.iloc[int(differs[0])]
             raise ValueError(f"the second run differs at call {row['call']:,}, {row['path']}, in its {name}")
     found = {name: pd.Series(two[name].array, index=one.index).reindex(trace.calls.index) for name in columns}
-    return replace(trace, calls=trace.calls.assign(**found), facts={**other.facts, **trace.facts})
+    flow = trace.flow if other.flow is None else renumber_calls(other.flow, two["call"], one["call"])
+    return replace(trace, calls=trace.calls.assign(**found), facts={**other.facts, **trace.facts}, flow=flow)

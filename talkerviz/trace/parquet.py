@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from talkerviz.trace.flow import Flow
 from talkerviz.trace.frame import NULLABLE, calls_frame
 from talkerviz.trace.schema import CALLS, ModuleInfo, TensorInfo, Tensors, module_infos
 
@@ -21,7 +22,11 @@ FORMAT = "1"
 
 
 def write_trace(
-    target: Path | BinaryIO, frames: Iterable[pd.DataFrame], modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any]
+    target: Path | BinaryIO,
+    frames: Iterable[pd.DataFrame],
+    modules: tuple[ModuleInfo, ...],
+    facts: Mapping[str, Any],
+    flow: Flow | None = None,
 ) -> None:
     """Write calls, a frame after the other; a file is finished atomically: readers never see half of it."""
     schema = CALLS.with_metadata(
@@ -29,6 +34,7 @@ def write_trace(
             "talkerviz": FORMAT,
             "talkerviz.modules": json.dumps(modules),
             "talkerviz.facts": json.dumps(dict(facts)),
+            **({} if flow is None else {"talkerviz.flow": flow.to_text()}),
         }
     )
     numbers = _Numbers()
@@ -37,8 +43,8 @@ def write_trace(
             writer.write_table(_to_arrow(calls, numbers))
 
 
-def read_trace(path: Path) -> tuple[pd.DataFrame, tuple[ModuleInfo, ...], dict[str, Any]]:
-    """Calls, modules and facts of a trace's file.
+def read_trace(path: Path) -> tuple[pd.DataFrame, tuple[ModuleInfo, ...], dict[str, Any], Flow | None]:
+    """Calls, modules, facts and flow of a trace's file.
 
     Raises:
         ValueError: what is wrong with the file, without its name.
@@ -52,7 +58,9 @@ def read_trace(path: Path) -> tuple[pd.DataFrame, tuple[ModuleInfo, ...], dict[s
         raise ValueError("a Parquet file, but not a talkerviz trace; record one with `talkerviz trace`")
     try:
         modules = module_infos(json.loads(metadata[b"talkerviz.modules"]))
-        return _to_pandas(file), modules, json.loads(metadata[b"talkerviz.facts"])
+        text = metadata.get(b"talkerviz.flow")
+        flow = None if text is None else Flow.from_text(text)
+        return _to_pandas(file), modules, json.loads(metadata[b"talkerviz.facts"]), flow
     except (KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
         raise ValueError(f"a damaged talkerviz trace ({error}); record it again") from error
 

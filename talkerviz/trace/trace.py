@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.flow import Flow, flow_inside, select_flow
 from talkerviz.trace.frame import log_frame
 from talkerviz.trace.log import read_log
 from talkerviz.trace.parquet import read_trace, write_trace
@@ -30,11 +32,13 @@ class Trace:
             tuples of `TensorInfo`; times are nanoseconds; what was not measured is `<NA>`.
         modules: every module of the traced tree, whether it was called or not, in registration order.
         facts: what the run was: versions, device, threads, command, scenario, clock. JSON values only.
+        flow: where the run's tensors went; None where that was not recorded.
     """
 
     calls: pd.DataFrame
     modules: tuple[ModuleInfo, ...]
     facts: Mapping[str, Any]
+    flow: Flow | None = None
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -42,6 +46,7 @@ class Trace:
             and self.modules == other.modules
             and dict(self.facts) == dict(other.facts)
             and self.calls.equals(other.calls)
+            and self.flow == other.flow
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds a DataFrame
@@ -51,17 +56,25 @@ class Trace:
         phase: str | None = None,
         frame: int | None = None,
         depth: int | None = None,
+        module: str | None = None,
     ) -> Trace:
         """The same trace with only the calls asked for.
+
+        The flow goes with them: an operation in a call that is too deep is one of the nearest call around it that is
+        kept.
 
         Args:
             phase: keep calls of this phase.
             frame: keep calls of this frame.
             depth: keep calls at most this deep (0 keeps the top calls only).
+            module: keep calls of modules whose path fits this pattern, as in a shell, and all calls inside them.
 
         Raises:
-            ValueError: the trace has no such phase or frame; the message lists what it has.
+            ValueError: the trace has no such phase, frame or module; the message lists what it has.
         """
+        if module is not None:
+            fitting = self.calls["path"].isin(self.fitting(module))
+            return self.inside(self.calls["call"].to_numpy()[fitting]).select(phase, frame, depth)
         keep = np.ones(len(self.calls), dtype=bool)
         if phase is not None:
             keep &= (self.calls["phase"] == phase).to_numpy()
@@ -76,7 +89,32 @@ class Trace:
             keep &= of_frame
         if depth is not None:
             keep &= (self.calls["depth"] <= depth).to_numpy()
-        return replace(self, calls=self.calls[keep])
+        flow = self.flow and select_flow(self.flow, self.calls, keep, phase, frame)
+        return replace(self, calls=self.calls[keep], flow=flow)
+
+    def inside(self, calls: np.ndarray) -> Trace:
+        """The same trace with only the calls of these numbers and all that ran inside them."""
+        parent = pd.Index(self.calls["call"]).get_indexer(self.calls["parent"].fillna(-1).astype("int64"))
+        keep = self.calls["call"].isin(calls).to_numpy(copy=True)
+        by_depth = np.argsort(self.calls["depth"].to_numpy(), kind="stable")
+        depth = self.calls["depth"].to_numpy()[by_depth]
+        for level in np.split(by_depth, np.flatnonzero(np.diff(depth)) + 1):
+            keep[level] |= (parent[level] >= 0) & keep[parent[level]]
+        flow = self.flow and flow_inside(self.flow, self.calls["call"].to_numpy()[keep])
+        return replace(self, calls=self.calls[keep], flow=flow)
+
+    def fitting(self, pattern: str) -> list[str]:
+        """The paths of called modules that fit a pattern, as in a shell.
+
+        Raises:
+            ValueError: there are none.
+        """
+        paths = self.calls["path"].cat.categories
+        fits = [str(path) for path in paths if fnmatchcase(path, pattern)]
+        if not fits:
+            some = f": paths are such as {paths[len(paths) // 2]!r}" if len(paths) else ""
+            raise ValueError(f"no module that was called fits {pattern!r}{some}")
+        return fits
 
     @property
     def phases(self) -> list[str]:
@@ -85,7 +123,7 @@ class Trace:
 
     def save(self, file: str | Path | BinaryIO) -> None:
         """Write the trace as one Parquet file, finished atomically: readers never see half of it."""
-        write_trace(Path(file) if isinstance(file, str) else file, [self.calls], self.modules, self.facts)
+        write_trace(Path(file) if isinstance(file, str) else file, [self.calls], self.modules, self.facts, self.flow)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

@@ -1,0 +1,449 @@
+"""Where the tensors of a run go: its operations, and what each read of what others made.
+
+Three things are watched on the thread that the recording was started on. Every function of torch that Python code
+calls: it is one operation, whatever it does inside. Every torch operator as it is dispatched: the tensors that it
+really gets and gives. And every call of a module, outermost, around the recorder's tap. This is several times slower
+than the run itself, so it is done in a run of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch._dynamo
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+
+from talkerviz.record.meta import MetaMemory
+from talkerviz.record.operations import Rule, name_of, rule_of, tensors_of
+from talkerviz.record.provenance import Provenance, Storage
+from talkerviz.record.tensors import Signatures, is_tracing, tensors_in
+from talkerviz.trace.flow import Flow, edges_frame, ops_frame
+from talkerviz.trace.log import NO_TENSORS, Mark
+from talkerviz.trace.schema import Tensors
+
+_KINDS = ("op", "input", "pass")
+_OP, _INPUT, _PASS = range(3)
+_without_functions = torch._C.DisableTorchFunction
+_without_dispatch = torch._C._DisableTorchDispatch
+# They run the backward of other functions, and modules that were checkpointed.
+_RUN_OTHERS = frozenset((Tensor.backward, torch.autograd.backward, torch.autograd.grad))
+# They do not take their fast path, which calls none of the modules inside, where functions are watched.
+_ASK_FOR_FUNCTIONS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+
+
+@dataclass(slots=True)
+class _Group:
+    """A function that is being called: all operators inside are one operation.
+
+    Attributes:
+        func, args, kwargs: the call.
+        number: the operation's; -1 until something is made.
+        heavy: whether one of the operators was.
+        reads: the operations that it read from -> whether it only left something of what they made.
+        given: the storages of its arguments, once they were needed.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    number: int = -1
+    heavy: bool = False
+    reads: dict[int, bool] = field(default_factory=dict)
+    given: list[Storage | None] | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    """A module's call that is going on.
+
+    Attributes:
+        module, args, kwargs: the call.
+        edge: the number of its beginning among the edges of calls; -1 if it is not recorded.
+        mark: the mark it began with.
+        first: the first operation that can be inside.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    edge: int = -1
+    mark: int = -1
+    first: int = 0
+
+
+class _Functions(TorchFunctionMode):
+    """Tells the meter of each function that Python code calls."""
+
+    def __init__(self, meter: FlowMeter) -> None:
+        super().__init__()
+        self._meter = meter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function; what it runs is one operation."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "__set__") or is_tracing():  # an attribute is at most a view
+            return func(*args, **kwargs)
+        runs_others = name in ("backward", "grad") and func in _RUN_OTHERS
+        return self._meter.call(_Group(func, args, kwargs), runs_others)
+
+
+class FlowMeter(TorchDispatchMode):
+    """A gauge of a recording that fills no columns: `flow` has what it saw."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, thread: Callable[[], int], model: nn.Module, mark: Callable[[], int]) -> None:
+        """`thread` gives the number of the calling thread, `mark` that of the mark in force."""
+        super().__init__()
+        self._thread = thread
+        self._model = model
+        self._mark = mark
+        self._functions = _Functions(self)
+        self._ident = -1
+        self._group: _Group | None = None
+        self._hidden = False  # whether functions are not seen: inside a function
+        self._calls: list[_Call] = []
+        self._edge_count = 0
+        self._open: list[int] = []  # edges at which the open calls began, outermost first
+        self._begun = -1  # the edge at which the last call began
+        self._provenance = Provenance(self._met, self._link_state)
+        self._meta = MetaMemory()
+        self._tensors: list[Tensors] = [()]
+        self._signatures = Signatures(self._tensors)
+        self._names: dict[str, int] = {}
+        # A place an operation.
+        self._name, self._kind, self._heavy = array("i"), bytearray(), bytearray()
+        self._call, self._after, self._marks = array("q"), array("q"), array("i")
+        self._inputs, self._outputs = array("i"), array("i")
+        self._late: dict[int, int] = {}  # an input -> the operation in the midst of which it was met
+        self._sources, self._targets, self._states = array("i"), array("i"), bytearray()
+
+    def start(self) -> None:
+        """Watch this thread."""
+        self._own_thread = self._thread()
+        self._provenance.keep(self._model)
+        self._ident = threading.get_ident()
+        self.__enter__()
+        self._functions.__enter__()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._ident = -1
+        # Ctrl-C may have come as it was started, or stopped.
+        if self._functions in _get_current_function_mode_stack():
+            self._functions.__exit__(None, None, None)
+        if self in _get_current_dispatch_mode_stack():
+            self.__exit__(None, None, None)
+
+    def stamp(self, beginning: bool) -> None:
+        """Count an edge of a call, and note the tensors that an outermost one gets."""
+        if self._thread() != self._own_thread:
+            return
+        edge = self._edge_count
+        self._edge_count += 1
+        if not beginning:
+            if self._open:
+                self._open.pop()
+            return
+        # The module that was called last is the one whose call begins.
+        if self._calls and (call := self._calls[-1]).edge < 0 and not is_tracing():
+            if not self._open:
+                self._note_arguments(call)
+            call.edge, call.mark, call.first = edge, self._mark(), len(self._kind)
+        self._open.append(edge)
+        self._begun = edge
+
+    def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
+        """No columns."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    # Calls of modules.
+
+    def stand_in(self, below: Callable[..., Any]) -> Callable[..., Any]:
+        """What is to stand in for `nn.Module.__call__`, in front of the tap."""
+
+        def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != meter._ident or is_tracing():
+                return below(self, *args, **kwargs)
+            return meter._around(below, _Call(self, args, kwargs))
+
+        meter = self
+        torch._dynamo.eval_frame.skip_code(call.__code__)
+        return call
+
+    def _around(self, below: Callable[..., Any], call: _Call) -> Any:
+        outer = self._group, self._hidden
+        self._group, self._hidden = None, self._is_to_hide_from(call.module)
+        self._calls.append(call)
+        try:
+            with self._functions_from(outer[1]):
+                out = below(call.module, *call.args, **call.kwargs)
+            return out if call.edge < 0 else self._handed_on(out, call)
+        finally:
+            self._calls.pop()
+            self._group, self._hidden = outer
+
+    def _functions_from(self, hidden: bool) -> AbstractContextManager[Any]:
+        if hidden == self._hidden:
+            return nullcontext()
+        return self._functions if hidden else _pop_mode_temporarily()
+
+    def _is_to_hide_from(self, module: nn.Module) -> bool:
+        if module.training or not isinstance(module, _ASK_FOR_FUNCTIONS):
+            return False
+        trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+        # Other modes in front, as that of `with torch.device(...)`, would be asked for as well.
+        return not trained and (self._hidden or _get_current_function_mode_stack()[-1] is self._functions)
+
+    def _handed_on(self, out: Any, call: _Call) -> Any:
+        """What a call returns; in place of what it was given itself, a copy that it is known to have come from."""
+        if type(out) is tuple:
+            different = {id(item): item for item in out if isinstance(item, Tensor)}
+            copies = {known: self._handed_on(item, call) for known, item in different.items()}
+            if all(copies[known] is item for known, item in different.items()):
+                return out
+            return tuple(copies.get(id(item), item) for item in out)
+        if type(out) not in (Tensor, nn.Parameter):
+            return out
+        with _without_functions():
+            if out.layout is not torch.strided or not out.numel() or self._provenance.storage(out) is None:
+                return out
+            producers = self._provenance.read(out, len(self._kind))
+            if any(number >= call.first and self._kind[number] != _INPUT for number in producers):
+                return out
+            number = self._add("pass", _PASS, call.edge, call.mark)
+            for source in producers:
+                self._link(source, number, False)
+            with _without_dispatch():
+                copy: Tensor = out.clone()
+            self._provenance.make(copy, (number,))
+            self._inputs[number] = self._signatures.of_inputs((out,), {})
+            self._outputs[number] = self._signatures.of_output(copy)
+        return copy
+
+    def _note_arguments(self, call: _Call) -> None:
+        with _without_functions():
+            for name, value in _named(call):
+                for tensor in tensors_in(value):
+                    storage = self._provenance.storage(tensor)
+                    if storage is not None and storage.foreign and not storage.spans and storage.input < 0:
+                        self._note_input(tensor, storage, name)
+
+    def _note_input(self, tensor: Tensor, storage: Storage, name: str) -> int:
+        storage.input = self._add(name, _INPUT, -1, self._mark())
+        self._outputs[storage.input] = self._signatures.of_output(tensor)
+        return storage.input
+
+    # Functions and operators.
+
+    def call(self, group: _Group, runs_others: bool) -> Any:
+        """Call a function and note it; one that `runs_others` is no operation, but each operator inside is."""
+        outer = self._group, self._hidden
+        self._group, self._hidden = None if runs_others else group, True
+        out = None
+        try:
+            out = group.func(*group.args, **group.kwargs)
+            if group.number < 0 and type(out) is Tensor:
+                self._note_made_out_of_sight(group, out)
+        finally:
+            self._group, self._hidden = outer
+            if group.number >= 0:
+                self._close(group, out)
+        return out
+
+    def _note_made_out_of_sight(self, group: _Group, out: Tensor) -> None:
+        """`from_numpy`, and `tensor` on the meta device, are dispatched to nobody."""
+        if next(tensors_in((group.args, group.kwargs)), None) is None:
+            number = len(self._kind)
+            if self._provenance.make(out, (number,)):
+                self._begin(group)
+
+    def _begin(self, group: _Group) -> None:
+        group.number = self._add(name_of(group.func), _OP, self._open[-1] if self._open else -1, self._mark())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, and note it."""
+        kwargs = kwargs or {}
+        rule = rule_of(func)
+        if rule.composite:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        with _without_functions():
+            out = self._meta.run(func, args, kwargs) if isinstance(func, OpOverload) else func(*args, **kwargs)
+            if not rule.view:
+                if self._group is not None:
+                    self._note(self._group, rule, args, kwargs, out)
+                else:  # code that is not Python called it
+                    self._group = group = _Group(func, args, kwargs)
+                    try:
+                        self._note(group, rule, args, kwargs, out)
+                        if group.number >= 0:
+                            self._close(group, out)
+                    finally:
+                        self._group = None
+        return out
+
+    def _note(self, group: _Group, rule: Rule, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        provenance = self._provenance
+        reads, writes = rule.split(args, kwargs)
+        reader = group.number if group.number >= 0 else len(self._kind)
+        read: dict[int, bool] = {}
+        if not rule.creates:
+            for tensor in reads:
+                for source in provenance.read(tensor, reader):
+                    read[source] = False
+        if rule.moves:
+            for tensor in tensors_of(out):
+                provenance.make(tensor, tuple(read))
+            return
+        for tensor in writes:
+            # What is met here has not been made here, though the operator gives it back.
+            storage = provenance.storage(tensor)
+            # What the model keeps from run to run, as the statistics of a norm.
+            if storage is not None and storage.kept and rule.reads_written:
+                read |= dict.fromkeys(provenance.read(tensor, reader), True)
+        number = len(self._kind) if group.number < 0 else group.number
+        made = [provenance.make(tensor, (number,)) for tensor in tensors_of(out)]
+        if rule.creates and not any(made):
+            # `lift_fresh` gives what was made out of sight.
+            for tensor in tensors_of(out):
+                storage = provenance.storage(tensor)
+                if storage is not None and storage.foreign and not storage.spans:
+                    provenance.put(storage, (number,))
+                    made.append(True)
+        if not writes and not any(made):
+            return  # nothing is left of it: `item`
+        if group.number < 0:
+            self._begin(group)
+        for tensor in writes:
+            for source in provenance.write(tensor, group.number, rule.rows):
+                read.setdefault(source, True)
+        for source, state in read.items():
+            group.reads[source] = group.reads.get(source, True) and state
+        group.heavy |= rule.heavy
+
+    def _close(self, group: _Group, out: Any) -> None:
+        number = group.number
+        for source, state in group.reads.items():
+            if source != number:
+                self._link(source, number, state)
+        self._heavy[number] = group.heavy
+        self._inputs[number] = self._signatures.of_inputs(group.args, group.kwargs)
+        if out is None and group.args:
+            out = group.args[0]  # `a[i] = b` returns nothing
+        self._outputs[number] = self._signatures.of_output(out)
+
+    def _met(self, tensor: Tensor, storage: Storage) -> int:
+        """The operation that stands for a tensor from outside; -1 for one that only torch itself made, as for the 1 in
+        `x + 1`."""
+        if storage.input >= 0:
+            return storage.input
+        group = self._group
+        if group is not None:
+            if group.given is None:
+                given = tuple(tensors_in((group.args, group.kwargs)))
+                if isinstance(group.func, OpOverload):
+                    given = tuple(one for one in given if one.dim() or one.device.type != "cpu")
+                group.given = [self._provenance.storage(one) for one in given]
+            if not any(storage is one for one in group.given):
+                return -1
+        number = self._note_input(tensor, storage, "input")
+        if group is not None and group.number >= 0:
+            self._late[number] = group.number
+        return number
+
+    # What is noted.
+
+    def _add(self, name: str, kind: int, call: int, mark: int) -> int:
+        number = len(self._kind)
+        self._name.append(self._names.setdefault(name, len(self._names)))
+        self._heavy.append(False)
+        self._call.append(call)
+        self._after.append(self._begun)
+        self._marks.append(mark)
+        self._inputs.append(NO_TENSORS)
+        self._outputs.append(NO_TENSORS)
+        self._kind.append(kind)
+        return number
+
+    def _link(self, source: int, target: int, state: bool) -> None:
+        self._sources.append(source)
+        self._targets.append(target)
+        self._states.append(state)
+
+    def _link_state(self, source: int, target: int) -> None:
+        self._link(source, target, True)
+
+    def flow(self, calls: pd.DataFrame, edges: pd.DataFrame, marks: Sequence[Mark]) -> Flow:
+        """What was seen of a trace's calls; `edges` says of each which thread's stamps are its begin and end."""
+        rows = np.flatnonzero(edges["thread"].to_numpy() == self._own_thread)
+        begins = np.full(self._edge_count + 1, -1)  # the last place is for -1
+        begin = edges["begin"].to_numpy()[rows]
+        seen = begin < self._edge_count
+        begins[begin[seen]] = calls["call"].to_numpy()[rows][seen]
+
+        # An input that was met in the midst of an operation was there before it.
+        when = np.arange(len(self._kind), dtype=float)
+        for number, operation in self._late.items():
+            when[number] = operation - 0.5
+        order = np.argsort(when, kind="stable")
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+
+        mark = np.array(self._marks, dtype=np.int64)[order]
+        names = np.array(list(self._names), dtype=object)
+        lists = np.empty(len(self._tensors), dtype=object)
+        for at, tensors in enumerate(self._tensors):
+            lists[at] = tensors
+        ops = {
+            "call": begins[np.array(self._call, dtype=np.int64)[order]],
+            "after": begins[np.array(self._after, dtype=np.int64)[order]],
+            "phase": [marks[number].phase for number in mark],
+            "frame": pd.array([marks[number].frame for number in mark], "Int64"),
+            "step": pd.array([marks[number].step for number in mark], "Int64"),
+            "name": names[np.array(self._name, dtype=np.int64)[order]],
+            "kind": [_KINDS[self._kind[number]] for number in order],
+            "heavy": np.array(list(self._heavy), dtype=bool)[order],
+            "inputs": lists[np.array(self._inputs, dtype=np.int64)[order]],
+            "outputs": lists[np.array(self._outputs, dtype=np.int64)[order]],
+        }
+        # In the order of targets, then sources; a tensor that was read was not only left.
+        found = np.array([self._targets, self._sources, list(self._states)], dtype=np.int64).reshape(3, -1)
+        found[:2] = place[found[:2]]
+        found = found[:, np.lexsort(found[::-1])]
+        first = np.ones(found.shape[1], dtype=bool)
+        first[1:] = (found[:2, 1:] != found[:2, :-1]).any(axis=0)
+        target, source, state = found[:, first]
+        return Flow(ops_frame(ops), edges_frame(source, target, state))
+
+
+def _named(call: _Call) -> Iterator[tuple[str, Any]]:
+    """The arguments of a module's call, under the names that its `forward` has for them."""
+    try:
+        parameters = list(inspect.signature(call.module.forward).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    further = next((one.name for one in parameters if one.kind is one.VAR_POSITIONAL), "input")
+    for place, value in enumerate(call.args):
+        yield names[place] if place < len(names) else further, value
+    yield from call.kwargs.items()

@@ -1,0 +1,975 @@
+"""The flow of tensors, against flows worked out by hand, and against what changes when an input does."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from taps import any_tap, both_taps  # noqa: F401
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import checkpoint
+
+import talkerviz as tv
+from talkerviz.talker.scenario import Scenario
+from talkerviz.targets import Target, talker_target
+from talkerviz.trace.flow import Flow
+from talkerviz.trace.join import join
+from talkerviz.trace.trace import Trace
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def paths_of(trace: Trace) -> dict[int, str]:
+    return {-1: "", **dict(zip(trace.calls["call"], trace.calls["path"].astype(object), strict=True))}
+
+
+def flow_of(trace: Trace) -> list[str]:
+    """`where.name(sources)` of every operation; `*` after a source marks `state`, `:` leads one that is not an `op`."""
+    flow = trace.flow
+    assert flow is not None
+    paths = paths_of(trace)
+    sources: list[list[str]] = [[] for _ in range(len(flow.ops))]
+    for source, target, state in flow.edges.itertuples(index=False):
+        assert source < target
+        sources[target].append(f"{source}{'*' if state else ''}")
+    return [
+        (":" if op.kind != "op" else "")
+        + ".".join([*paths[op.call].split(".")[1:], op.name])
+        + f"({', '.join(sources[number])})"
+        for number, op in enumerate(flow.ops.itertuples())
+    ]
+
+
+@torch.no_grad()
+def flow(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
+    return flow_of(tv.record(model, lambda: model(*args, **kwargs), measure="flow"))
+
+
+class Does(nn.Module):
+    """Runs a function; the modules given are its own, by name."""
+
+    def __init__(self, function: Callable[..., Any], **modules: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Any = None, y: Any = None) -> Any:
+        return self.function(self, x, y)
+
+
+X, Y = torch.arange(8.0).view(2, 4), torch.ones(2, 4)
+
+
+def test_a_residual_goes_around_what_it_goes_around() -> None:
+    model = Does(lambda self, x, y: x + self.lin(x), lin=nn.Linear(4, 4))
+    assert flow(model, X) == [":x()", "lin.linear(0)", "add(0, 1)"]
+    trace = tv.record(model, lambda: model(X), measure="flow")
+    assert trace.flow is not None
+    ops = trace.flow.ops
+    assert list(ops["call"]) == [-1, 1, 0]
+    assert list(ops["after"]) == [-1, 1, 1]
+    assert list(ops["heavy"]) == [False, True, False]
+    assert list(ops["frame"]) == [0, 0, 0]
+    assert [t.shape for t in ops["inputs"][1]] == [(2, 4), (4, 4), (4,)]
+    assert [t.name for t in ops["inputs"][2]] == ["0", "1"]
+    assert [t.shape for t in ops["outputs"][0]] == [(2, 4)]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("inference", [True, False])
+def test_it_is_the_same_in_every_grad_mode(grad: bool, inference: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Conv1d(2, 2, 1), nn.Flatten(), nn.Softmax(-1))
+    with torch.set_grad_enabled(grad), torch.inference_mode(inference):
+        trace = tv.record(model.eval(), lambda: model(torch.ones(1, 2, 4)), measure="flow")
+    assert flow_of(trace) == [
+        "ones()",
+        "0.linear(0)",
+        ":1.pass(1)",
+        "2.conv1d(2)",
+        ":3.pass(3)",
+        "4.softmax(4)",
+    ]
+
+
+def test_what_a_call_hands_on_comes_from_it() -> None:
+    model = Does(
+        lambda self, x, y: self.conv(x) + self.same(x),
+        same=nn.Sequential(nn.Identity(), nn.Dropout(0.5)),
+        conv=nn.Linear(4, 4),
+    ).eval()
+    assert flow(model, X) == [
+        ":x()",
+        "conv.linear(0)",
+        ":same.0.pass(0)",
+        ":same.1.pass(2)",
+        "add(1, 3)",
+    ]
+
+    def shortcut_first(self: Any, x: Tensor, y: Any) -> Tensor:
+        shortcut = self.same(x)
+        return self.conv(x) + shortcut
+
+    model = Does(shortcut_first, same=nn.Identity(), conv=nn.Linear(4, 4))
+    assert flow(model, X) == [":x()", ":same.pass(0)", "conv.linear(0)", "add(1, 2)"]
+    assert flow(nn.Identity(), X) == [":input()", ":pass(0)"]
+
+
+def test_tensors_of_a_tuple_are_handed_on_one_by_one() -> None:
+    class Swap(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+            return y, x.sin(), y, 3
+
+    def use(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        first, second, third, _ = self.swap(x, y)
+        assert first is third
+        return first * second
+
+    assert flow(Does(use, swap=Swap()), X, Y) == [":x()", ":y()", "swap.sin(0)", ":swap.pass(1)", "mul(2, 3)"]
+
+
+def test_a_parameter_that_a_module_gives_comes_from_it() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 4))
+
+        def forward(self) -> Tensor:
+            return self.weight
+
+    assert flow(Does(lambda self, x, y: x + self.table(), table=Table()), X) == [
+        ":x()",
+        ":table.pass()",
+        "add(0, 1)",
+    ]
+
+
+def test_written_in_place() -> None:
+    def run(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        z = x * 2
+        z += y
+        before = z.sin()
+        z.relu_()
+        torch.add(x, y, out=z)
+        return z + before
+
+    assert flow(Does(run), X, Y) == [
+        ":x()",
+        ":y()",
+        "mul(0)",
+        "add_(1, 2)",
+        "sin(3)",
+        "relu_(3)",
+        "add(0, 1)",
+        "add(4, 6)",
+    ]
+
+
+def test_written_in_part() -> None:
+    def columns(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        out = torch.empty(2, 8)
+        out[:, :4] = x
+        out[:, 4:] = y
+        return out.sin()
+
+    assert flow(Does(columns), X, Y) == [
+        ":x()",
+        ":y()",
+        "empty()",
+        "setitem(0, 2*)",
+        "setitem(1, 3*)",
+        "sin(4)",
+    ]
+
+    def rows(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        out = torch.zeros(8, 4)
+        out[:2] = x
+        out[2:4] = y
+        return out[:2].sin() + out[2:4].cos() + out[4:6].tan() + out[1:3].exp()
+
+    assert flow(Does(rows), X, Y) == [
+        ":x()",
+        ":y()",
+        "zeros()",
+        "setitem(0)",
+        "setitem(1)",
+        "sin(3)",
+        "cos(4)",
+        "add(5, 6)",
+        "tan(2)",
+        "add(7, 8)",
+        "exp(3, 4)",
+        "add(9, 10)",
+    ]
+
+
+def test_a_part_is_read_and_written() -> None:
+    def run(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        z = x.clone()
+        z[:, 0].add_(y[:, 0])
+        return z.sin()
+
+    assert flow(Does(run), X, Y) == [":x()", ":y()", "add_(0, 1)", "sin(2)"]
+
+
+class Cached(nn.Module):
+    """Layers with one cache [layers, heads, positions, 4], as the talker's."""
+
+    def __init__(self, heads: int, positions: int, layers: int = 2) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4 * heads, bias=False) for _ in range(layers))
+        self.cache = torch.zeros(layers, heads, positions, 4)
+        self.length = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        end = self.length + 1
+        for number, layer in enumerate(self.layers):
+            self.cache[number, :, self.length : end] = layer(x).view(-1, 1, 4)
+            x = self.cache[number, :, :end].sum((0, 1))
+        self.length = end
+        return x
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_cache_that_is_there_from_the_beginning(heads: int) -> None:
+    model = Cached(heads, positions=20)
+
+    def run() -> None:
+        for _ in range(20):
+            model(torch.ones(4))
+
+    with torch.no_grad():
+        lines = flow_of(tv.record(model, run, measure="flow"))
+    # Each write of a layer is made from the one before of this layer, and each read has one edge, from the last write.
+    expected: list[str] = []
+    writes: dict[int, int] = {}
+    for frame in range(20):
+        x = len(expected)
+        expected.append("ones()")
+        for layer in range(2):
+            linear = len(expected)
+            expected.append(f"layers.{layer}.linear({x})")
+            if heads > 1 and not frame:
+                if not layer:
+                    expected.append(":input()")
+                writes[layer] = 2  # the heads' positions are apart: what is between them stays
+            sources = sorted([(linear, ""), *([(writes[layer], "*")] if layer in writes else [])])
+            writes[layer] = len(expected)
+            expected.append(f"setitem({', '.join(f'{number}{state}' for number, state in sources)})")
+            x = len(expected)
+            expected.append(f"sum({x - 1})")
+    assert lines == expected
+
+
+def test_a_cache_that_grows() -> None:
+    def run(self: Any, x: Tensor, y: Any) -> None:
+        cache = x
+        for _ in range(3):
+            cache = torch.cat([cache, self.lin(x)])
+            cache.sum()
+
+    assert flow(Does(run, lin=nn.Linear(4, 4)), X) == [
+        ":x()",
+        "lin.linear(0)",
+        "cat(0, 1)",
+        "sum(2)",
+        "lin.linear(0)",
+        "cat(2, 4)",
+        "sum(5)",
+        "lin.linear(0)",
+        "cat(5, 7)",
+        "sum(8)",
+    ]
+
+
+@dataclass
+class Pair:
+    left: Tensor
+    right: Tensor
+
+
+def test_what_calls_return_in_containers() -> None:
+    outer = Does(lambda self, x, y: {"a": x.sin(), "b": Pair(x.cos(), x.tan())})
+    model = Does(lambda self, x, y: (out := self.inner(x))["a"] + out["b"].right, inner=outer)
+    assert flow(model, X) == [":x()", "inner.sin(0)", "inner.cos(0)", "inner.tan(0)", "add(1, 3)"]
+
+
+def test_arguments_in_containers_are_inputs_by_the_argument_s_name() -> None:
+    model = Does(lambda self, x, y: x[0] + x[1].left + y["mask"])
+    assert flow(model, (X, Pair(Y, X)), y={"mask": Y.clone(), "no": None}) == [
+        ":x()",
+        ":x()",
+        ":y()",
+        "add(0, 1)",
+        "add(2, 3)",
+    ]
+    constant = torch.ones(4)
+    assert flow(Does(lambda self, x, y: x * constant + torch.tensor([1.0])), X) == [
+        ":x()",
+        ":input()",
+        "mul(0, 1)",
+        "tensor()",
+        "add(2, 3)",
+    ]
+
+
+def test_parameters_and_buffers_are_no_inputs_until_they_are_written() -> None:
+    model = nn.BatchNorm1d(4)
+    lines = flow(nn.Sequential(model), X)
+    assert lines == [":input()", "0.add_()", "0.batch_norm(0)"]
+
+    def run() -> None:
+        for _ in range(2):
+            model(X)
+
+    assert flow_of(tv.record(model, run, measure="flow")) == [
+        ":input()",
+        "add_()",
+        "batch_norm(0)",
+        "add_(1*)",
+        "batch_norm(0)",  # torch does not say that its operator writes the statistics
+    ]
+
+
+def test_attention() -> None:
+    def run(self: Any, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(1, 5, 3, 2, 4).unbind(2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        scores = q @ k.mT / 2
+        scores = scores.masked_fill(mask.expand(1, 2, 5, 5), -torch.inf)
+        mixed = F.softmax(scores, -1, dtype=torch.float64).to(x.dtype) @ v
+        mixed = mixed + F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return mixed.transpose(1, 2).reshape(1, 5, 8)
+
+    model = Does(run, qkv=nn.Linear(8, 24))
+    assert flow(model, torch.ones(1, 5, 8), torch.ones(5, 5).triu(1).bool()) == [
+        ":x()",
+        ":y()",
+        "qkv.linear(0)",
+        "matmul(2)",
+        "div(3)",
+        "masked_fill(1, 4)",
+        "softmax(5)",
+        "matmul(2, 6)",
+        "scaled_dot_product_attention(1, 2)",
+        "add(7, 8)",
+    ]
+
+
+def test_experts() -> None:
+    def run(self: Any, x: Tensor, y: Any) -> Tensor:
+        weights, chosen = self.gate(x).topk(1)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate((self.a, self.b)):
+            rows, _ = (chosen == number).nonzero(as_tuple=True)
+            out.index_add_(0, rows, expert(x[rows]) * weights[rows])
+        return out + x
+
+    model = Does(run, gate=nn.Linear(4, 2), a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    assert flow(model, torch.randn(64, 4)) == [
+        ":x()",
+        "gate.linear(0)",
+        "topk(1)",
+        "zeros_like()",
+        "eq(2)",
+        "nonzero(4)",
+        "getitem(0, 5)",
+        "a.linear(6)",
+        "getitem(2, 5)",
+        "mul(7, 8)",
+        "index_add_(3*, 5, 9)",
+        "eq(2)",
+        "nonzero(11)",
+        "getitem(0, 12)",
+        "b.linear(13)",
+        "getitem(2, 12)",
+        "mul(14, 15)",
+        "index_add_(10*, 12, 16)",
+        "add(0, 17)",
+    ]
+
+
+def test_views_are_seen_through() -> None:
+    def run(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        left, right = (x + 1).chunk(2, dim=-1)
+        left = left[None].expand(3, 2, 2).transpose(0, 1).reshape(6, 2).contiguous().double().float()
+        return left.view(3, 2, 2)[0].T[:, :2] * right.clone()[:2, :2]
+
+    assert flow(Does(run), X, Y) == [":x()", ":y()", "add(0)", "mul(2)"]
+
+
+def test_a_module_that_is_called_twice() -> None:
+    model = Does(lambda self, x, y: self.lin(self.lin(x)), lin=nn.Linear(4, 4))
+    trace = tv.record(model, lambda: model(X), measure="flow")
+    assert flow_of(trace) == [":x()", "lin.linear(0)", "lin.linear(1)"]
+    assert trace.flow is not None
+    assert list(trace.flow.ops["call"]) == [-1, 1, 2]
+
+
+def test_addresses_that_are_used_again() -> None:
+    def run(self: Any, x: Tensor, y: Tensor) -> None:
+        for _ in range(3000):
+            x = x + y
+            _ = x.sin()  # let go at once
+
+    lines = flow(Does(run), X, Y)
+    last = 0
+    for number in range(2, 6002, 2):
+        assert lines[number : number + 2] == [f"add({', '.join(map(str, sorted((1, last))))})", f"sin({number})"]
+        last = number
+
+
+def test_no_tensor_is_kept_alive() -> None:
+    seen = []
+
+    def run(self: Any, x: Tensor, y: Any) -> None:
+        for _ in range(5000):
+            x = self.same(x) + 1
+            seen.append(weakref.ref(x))
+
+    model = Does(run, same=nn.Identity())
+    with torch.no_grad(), tv.recording(model, measure="flow") as rec:
+        model(X)
+        gc.collect()
+        assert not [ref for ref in seen if ref() is not None]
+        assert len(rec._gauges[0]._provenance._storages) < 1100  # type: ignore[attr-defined]
+
+
+def modes() -> list[Any]:
+    return [*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack(), nn.Module.__call__]
+
+
+@both_taps
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_is_left_behind(any_tap: str, error: type[BaseException]) -> None:  # noqa: F811
+    def fail(self: Any, x: Tensor, y: Any) -> None:
+        x = self.same(x).sin()
+        raise error
+
+    before = modes()
+    model = Does(lambda self, x, y: self.fails(x), fails=Does(fail, same=nn.Identity()))
+    with pytest.raises(error), tv.recording(model, measure="flow") as rec:
+        model(X)
+    assert modes() == before
+    assert flow_of(rec.trace) == [":x()", ":fails.same.pass(0)", "fails.sin(1)"]
+    with tv.recording(nn.Identity(), measure="flow") as rec, pytest.raises(RuntimeError):
+        torch.ones(2).sin() + torch.ones(3)
+    assert flow_of(rec.trace) == ["ones()", "sin(0)", "ones()"]
+    assert modes() == before
+
+
+def test_calls_that_are_not_recorded() -> None:
+    inner = Does(lambda self, x, y: self.lin(self.same(x)).sin(), lin=nn.Linear(4, 4), same=nn.Identity())
+    model = Does(lambda self, x, y: self.inner(x) + x, inner=inner)
+    trace = tv.record(model, lambda: model(X), measure="flow", exclude=["model.inner", "*.same"])
+    assert flow_of(trace) == [":x()", "inner.lin.linear(0)", "sin(1)", "add(0, 2)"]
+
+
+def test_backward_and_checkpoints() -> None:
+    model = Does(
+        lambda self, x, y: checkpoint(lambda x: self.lin(x).sin(), x, use_reentrant=False), lin=nn.Linear(4, 4)
+    )
+    with tv.recording(model, measure="flow") as rec:
+        model(X).sum().backward()
+    lines = flow_of(rec.trace)
+    assert lines[:6] == [":x()", "lin.linear(0)", "sin(1)", "sum(2)", "ones_like()", "lin.linear(0)"]
+    assert lines[6:8] == ["cos(5)", "mul(4, 6)"]
+
+
+def test_other_threads_are_not_seen() -> None:
+    model = nn.Linear(4, 4)
+
+    def run() -> None:
+        thread = threading.Thread(target=lambda: model(X))
+        thread.start()
+        thread.join()
+        model(Y)
+
+    trace = tv.record(model, run, measure="flow")
+    assert len(trace.calls) == 2
+    assert trace.flow is not None
+    assert list(trace.flow.ops["call"]) == [-1, 1]
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.down = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.down(x)
+        out = self.conv2(self.relu(self.norm1(self.conv1(x))))
+        out += shortcut
+        return self.relu(out)
+
+
+def test_a_convolutional_net() -> None:
+    model = nn.Sequential(Block(4), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    trace = tv.record(model, lambda: model(torch.ones(1, 4, 6, 6)), measure="flow")
+    assert flow_of(trace) == [
+        "ones()",
+        ":0.down.pass(0)",
+        "0.conv1.conv2d(0)",
+        "0.norm1.batch_norm(2)",
+        "0.relu.relu(3)",
+        "0.conv2.conv2d(4)",
+        "0.add_(1, 5)",
+        "0.relu.relu(6)",
+        "1.max_pool2d(7)",
+        "2.adaptive_avg_pool2d(8)",
+        ":3.pass(9)",
+        "4.linear(10)",
+    ]
+    assert trace.flow is not None
+    heavy = trace.flow.ops.set_index("name")["heavy"]
+    assert set(heavy.index[heavy]) == {"conv2d", "batch_norm", "max_pool2d", "adaptive_avg_pool2d", "linear"}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_torch_s_own_large_modules(train: bool) -> None:
+    x = torch.ones(2, 5, 16)
+    assert flow(nn.LSTM(16, 4, batch_first=True).train(train), x) == [
+        ":input()",
+        "zeros()",
+        "zeros()",
+        "lstm(0, 1, 2)",
+    ]
+    attention = nn.MultiheadAttention(16, 4, batch_first=True).train(train)
+    attend = "multi_head_attention_forward" if train else "native_multi_head_attention"
+    assert flow(attention, x, x, x) == [":query()", f"{attend}(0)"]
+    layer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True).train(train)
+    lines = flow(layer, x)
+    if train:
+        assert lines[1:4] == ["self_attn.multi_head_attention_forward(0)", ":dropout1.pass(1)", "add(0, 2)"]
+    else:  # it calls none of its modules then, as without a recording
+        assert lines == [":src()", "transformer_encoder_layer_fwd(0)"]
+    plain = tv.record(layer, torch.no_grad()(lambda: layer(x)))
+    joined = join(plain, tv.record(layer, torch.no_grad()(lambda: layer(x)), measure="flow"), ())
+    assert joined.flow is not None
+
+
+def test_code_that_is_not_python() -> None:
+    model = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    assert flow(model, X) == [":input()", "addmm(0)", "relu(1)"]
+    model = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), backend="eager")
+    assert flow(model, X)[1:] == ["_orig_mod.0.linear(0)", "_orig_mod.1.relu(1)"]
+
+
+def test_tracing_is_left_alone() -> None:
+    model = Does(lambda self, x, y: self.lin(self.same(x)) + x, lin=nn.Linear(4, 4), same=nn.Identity())
+    plain = torch.jit.trace(model, X, check_trace=False)
+    with tv.recording(model, measure="flow") as rec:
+        traced = torch.jit.trace(model, X, check_trace=False)
+    nodes = [[node.kind() for node in one.inlined_graph.nodes()] for one in (plain, traced)]
+    assert nodes[0] == nodes[1]
+    assert rec.trace.flow is not None
+
+
+def test_tensors_without_a_storage() -> None:
+    def run(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        sparse = self.same(y.to_sparse())
+        return torch.sparse.mm(sparse, x.T.contiguous()) + self.same(torch.empty(0, 2).sum())
+
+    assert flow(Does(run, same=nn.Identity()), X, Y)[-1].startswith("add(")
+
+
+# What a program may do with two tensors [3, 4]: give a new one by one operation,
+PURE: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "add": lambda a, b: a + b,
+    "sin": lambda a, b: a.sin(),
+    "mul": lambda a, b: a * b[0],
+    "maximum": lambda a, b: torch.maximum(a.T, b.T).T,
+    "cumsum": lambda a, b: a.cumsum(0),
+    "tanh": lambda a, b: a.chunk(2, 1)[0].expand(2, 3, 2).transpose(0, 1).reshape(3, 4).tanh(),
+    "cat": lambda a, b: torch.cat([a, b])[1:4],
+    "softmax": lambda a, b: F.softmax(a, -1),
+}
+READ_ONE = {"sin", "cumsum", "tanh", "softmax"}
+# the same values in another place,
+COPIES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "clone": lambda a, b: a.clone(),
+    "float": lambda a, b: a.float().double(),
+}
+# the same place,
+VIEWS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "view_as": lambda a, b: a.view_as(b),
+    "getitem": lambda a, b: a[:],
+}
+# or write into one.
+WRITES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "add_": lambda a, b: a.add_(b),
+    "sigmoid_": lambda a, b: a.sigmoid_(),
+    "copy_": lambda a, b: a.copy_(b),
+    "zero_": lambda a, b: a.zero_(),
+    "row": lambda a, b: a.__setitem__(1, b[2]),
+    "rows": lambda a, b: a[:2].mul_(b[1:].clone()),
+    "column": lambda a, b: a[:, 3].copy_(b[:, 1]),
+    "columns": lambda a, b: a[:, 1:3].add_(b.clone()[:, :2]),
+    "chosen": lambda a, b: a.index_add_(0, torch.tensor([2, 0]), b[:2].clone()),
+    "place": lambda a, b: a.__setitem__((torch.tensor([1]), torch.tensor([2])), b[0, 0].clone()),
+    "out": lambda a, b: torch.sin(b.clone(), out=a),
+}
+
+Program = list[tuple[str, int, int]]
+
+
+class Runs(nn.Module):
+    """Runs a program on three tensors, and then reads each of the values that there are."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+
+    def forward(self, x: Tensor, y: Tensor, z: Tensor) -> list[Tensor]:
+        values = [x, y, z]
+        for name, first, second in self.program:
+            a, b = values[first % len(values)], values[second % len(values)]
+            if name in WRITES:
+                WRITES[name](a, b)
+            else:
+                values.append((PURE | COPIES | VIEWS)[name](a, b))
+        return [value.atan() for value in values]
+
+
+def leaves(changed: int | None = None) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.rand(3, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
+    if changed is not None:
+        values[changed] += torch.rand(3, 4, generator=generator, dtype=torch.float64) + 0.1
+    return values
+
+
+def programs(*kinds: dict[str, Any]) -> st.SearchStrategy[Program]:
+    names = sorted(name for kind in kinds for name in kind)
+    return st.lists(st.tuples(st.sampled_from(names), st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=12)
+
+
+@given(programs(PURE, COPIES, VIEWS))
+@settings(max_examples=60, deadline=None)
+def test_programs_without_writes(program: Program) -> None:
+    expected = [":x()", ":y()", ":z()"]
+    made_by = [0, 1, 2]
+    for name, first, second in program:
+        a, b = made_by[first % len(made_by)], made_by[second % len(made_by)]
+        if name not in PURE:
+            made_by.append(a)
+            continue
+        made_by.append(len(expected))
+        sources = sorted({a} if name in READ_ONE else {a, b})
+        expected.append(f"{name}({', '.join(map(str, sources))})")
+    expected += [f"atan({number})" for number in made_by]
+    assert flow(Runs(program), *leaves()) == expected
+
+
+@given(programs(PURE, COPIES, VIEWS, WRITES))
+@settings(max_examples=150, deadline=None)
+def test_programs_with_writes(program: Program) -> None:
+    """What really changes with an input comes from it; and nothing comes from what never went into its storage."""
+    model = Runs(program)
+    with torch.no_grad():
+        given = leaves()
+        trace = tv.record(model, lambda: model(*given), measure="flow")
+        results = model(*leaves())
+        changes = [
+            {i for i, (one, two) in enumerate(zip(results, model(*leaves(leaf)), strict=True)) if not one.equal(two)}
+            for leaf in range(3)
+        ]
+    assert trace.flow is not None
+    assert list(trace.flow.ops["name"].iloc[:3]) == ["x", "y", "z"]
+    above: list[set[int]] = [set() for _ in range(len(trace.flow.ops))]
+    for source, target, _ in trace.flow.edges.itertuples(index=False):
+        above[target] |= {source} | above[source]
+
+    storage, holds = [0, 1, 2], {0: {0}, 1: {1}, 2: {2}}
+    for name, first, second in program:
+        a, b = storage[first % len(storage)], storage[second % len(storage)]
+        if name in WRITES:
+            overwritten = name in ("copy_", "out", "zero_")
+            holds[a] = (set() if overwritten else holds[a]) | (set() if name in ("sigmoid_", "zero_") else holds[b])
+        elif name in VIEWS:
+            storage.append(a)
+        else:
+            storage.append(len(holds))
+            holds[len(holds)] = holds[a] | (set() if name in READ_ONE or name in COPIES else holds[b])
+    reads = len(above) - len(storage)
+    for number, place in enumerate(storage):
+        found = {leaf for leaf in range(3) if leaf in above[reads + number]}
+        assert {leaf for leaf in range(3) if number in changes[leaf]} <= found <= holds[place]
+
+
+@pytest.fixture(scope="module")
+def native() -> Trace:
+    return recorded("native")
+
+
+def target_of(impl: str, device: str = "cpu") -> Target:
+    return talker_target("tiny", impl, device, None, Scenario(frames=3))
+
+
+def recorded(impl: str, device: str = "cpu", **kwargs: Any) -> Trace:
+    target = target_of(impl, device)
+    arguments = {"measure": "flow", "clock": "none", **kwargs}
+    return tv.record(target.model, lambda: target.run(lambda frame: None), target.name, target.phases(), **arguments)
+
+
+def between(trace: Trace, inside: str, name: Callable[[str, Any], str], **where: Any) -> set[str]:
+    """`source -> target` for edges into calls in a path, with operations named by their call's path; `*` for state."""
+    flow = trace.flow
+    assert flow is not None
+    paths = paths_of(trace)
+    ops = list(flow.ops.itertuples())
+    named = [name(paths[op.call], op) for op in ops]
+    found = set()
+    for source, target, state in flow.edges.itertuples(index=False):
+        op = ops[target]
+        if paths[op.call].startswith(inside) and all(
+            str(getattr(op, key)) == str(value) for key, value in where.items()
+        ):
+            earlier = "" if ops[source].frame is pd.NA or ops[source].frame == op.frame else "earlier "
+            if named[source] != named[target] or earlier:
+                found.add(f"{earlier}{named[source]} {'=' if state else '-'}> {named[target]}")
+    return found
+
+
+def full_name(path: str, op: Any) -> str:
+    return ".".join([*path.split(".")[1:], op.name])
+
+
+LAYER = """
+    add.1 -> input_layernorm, add.1 -> add
+    input_layernorm -> self_attn.q_proj, input_layernorm -> self_attn.k_proj, input_layernorm -> self_attn.v_proj
+    self_attn.q_proj -> self_attn.q_norm, self_attn.k_proj -> self_attn.k_norm
+    self_attn.q_norm -> self_attn, self_attn.k_norm -> self_attn, self_attn.v_proj -> self_attn
+    rotary_emb -> self_attn, self_attn -> self_attn.o_proj
+    self_attn.o_proj -> add
+    add -> post_attention_layernorm, add -> add.1
+    post_attention_layernorm -> mlp.gate, post_attention_layernorm -> mlp.experts
+    post_attention_layernorm -> mlp.shared_expert.gate_proj, post_attention_layernorm -> mlp.shared_expert.up_proj
+    post_attention_layernorm -> mlp.shared_expert_gate
+    mlp.shared_expert.gate_proj -> mlp.shared_expert.act_fn, mlp.shared_expert.act_fn -> mlp.shared_expert
+    mlp.shared_expert.up_proj -> mlp.shared_expert, mlp.shared_expert -> mlp.shared_expert.down_proj
+    mlp.gate -> mlp.experts, mlp.experts -> mlp.experts.act_fn, mlp.experts.act_fn -> mlp.experts
+    mlp.shared_expert.down_proj -> mlp, mlp.shared_expert_gate -> mlp, mlp.experts -> mlp
+    mlp -> add.1
+"""
+
+
+@pytest.mark.parametrize(("impl", "cache"), [("native", "="), ("transformers", "-")])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_layer_of_the_talker(impl: str, cache: str, layer: int, request: pytest.FixtureRequest) -> None:
+    trace = request.getfixturevalue("native") if impl == "native" else recorded(impl)
+    path = f"talker.model.layers.{layer}"
+    assert trace.flow is not None
+    adds: dict[int, str] = {}
+    paths = paths_of(trace)
+    for number, op in enumerate(trace.flow.ops.itertuples()):
+        if paths[op.call].startswith("talker.model.layers.") and paths[op.call].count(".") == 3:
+            adds[number] = "add.1" if len(adds) % 2 else "add"
+
+    def name(where: str, op: Any) -> str:
+        if op.Index in adds:
+            return adds[op.Index]
+        if where == "":
+            return "add.1"  # before the first layer stands the loop's own sum
+        return where.removeprefix("talker.model.").removeprefix(f"layers.{layer}.")
+
+    expected = {edge.strip() for line in LAYER.strip().splitlines() for edge in line.split(",")}
+    for frame in (1, 2):
+        found = between(trace, path, name, phase="decode", frame=frame)
+        # What the first layer gets was made at the end of the frame before.
+        given = {"add.1 -> input_layernorm", "add.1 -> add"} if layer == 0 else set()
+        earlier = {f"earlier {edge}" for edge in given}
+        assert found == expected - given | earlier | {f"earlier self_attn {cache}> self_attn"}
+
+
+def test_the_talker_s_loops(native: Trace) -> None:
+    flow = native.flow
+    assert flow is not None
+    ops, paths = flow.ops, paths_of(native)
+    where = [full_name(paths[op.call], op) for op in ops.itertuples()]
+    sources: dict[int, list[int]] = {}
+    for source, target, _ in flow.edges.itertuples(index=False):
+        sources.setdefault(target, []).append(source)
+
+    def above(number: int, *chain: str) -> int:
+        """The operation that a chain of sources, each one the only one of its name, leads to."""
+        for name in chain:
+            (number,) = (source for source in sources[number] if where[source] == name)
+        return number
+
+    frames = [
+        next(i for i, op in enumerate(ops.itertuples()) if where[i] == "codec_head.linear" and op.frame == frame)
+        for frame in range(3)
+    ]
+    # What a frame begins with: the sum of the embeddings of the 16 codes of the frame before, and a text token's.
+    first = next(
+        i
+        for i in range(frames[0], frames[1])
+        if where[i] == "model.layers.0.input_layernorm.pow" and ops["frame"][i] == 1
+    )
+    codes = above(first, "add", "sum", "cat")
+    assert [where[i] for i in sources[above(first, "add")]] == ["cat", "sum"]  # of the prompt's parts
+    assert sorted(where[i] for i in sources[codes]) == [
+        "cat",
+        "code_predictor.model.codec_embedding.14.embedding",
+        "model.codec_embedding.embedding",
+    ]
+    residual = sources[above(codes, "cat")]
+    assert [where[i] for i in residual] == [f"code_predictor.model.codec_embedding.{i}.embedding" for i in range(14)]
+    # A code is chosen from the logits of a pass, and its embedding is what the next pass begins with.
+    for group, embedding in enumerate(residual):
+        logits = above(embedding, "argmax", f"code_predictor.lm_head.{group}.linear")
+        assert (ops["frame"][logits], ops["step"][logits]) == (0, group)
+        norms = [i for i in range(len(ops)) if where[i] == "code_predictor.model.layers.0.input_layernorm.pow"]
+        assert any(sources[i] == [embedding] and ops["step"][i] == group + 1 for i in norms)
+    # The talker's hidden state and the first code's embedding are what the code predictor begins with.
+    start = above(codes, "model.codec_embedding.embedding")
+    pair = next(i for i, from_ in sources.items() if start in from_ and where[i] == "cat")
+    assert [where[i] for i in sources[pair]] == ["model.norm.mul", "model.codec_embedding.embedding"]
+    assert above(start, "argmax", "index_fill", "codec_head.linear") == frames[0]
+
+
+def test_transformers_loops_in_the_same_way() -> None:
+    trace = recorded("transformers")
+    codes = between(trace, "talker.code_predictor.model.codec_embedding", full_name, frame=1)
+    assert codes == {f"cat -> code_predictor.model.codec_embedding.{i}.embedding" for i in range(15)}
+    loop = between(trace, "", full_name, frame=1)
+    assert {f"code_predictor.model.codec_embedding.{i}.embedding -> cat" for i in range(15)} <= loop
+    assert {f"code_predictor.lm_head.{i}.linear -> argmax" for i in range(15)} <= loop
+    assert {"argmax -> cat", "cat -> sum", "sum -> add", "earlier add -> model.layers.0.input_layernorm.pow"} <= loop
+
+
+def test_a_write_of_a_cache_is_made_from_the_one_before(native: Trace) -> None:
+    state = {edge for edge in between(native, "talker", full_name) if "=" in edge and "earlier" in edge}
+    layers = [*(f"model.layers.{i}" for i in range(2)), *(f"code_predictor.model.layers.{i}" for i in range(2))]
+    # Other layers' writes, though they go into the same tensor, are not among them.
+    assert state == {f"earlier {at}.self_attn.setitem => {at}.self_attn.setitem" for at in layers}
+
+
+def test_the_meta_device_gives_the_same(native: Trace) -> None:
+    def outside_experts(trace: Trace) -> list[Any]:
+        """There other operations do the same."""
+        flow = trace.flow
+        assert flow is not None
+        paths = paths_of(trace)
+        kept = [n for n, op in enumerate(flow.ops.itertuples()) if ".experts" not in paths[op.call]]
+        place = {number: at for at, number in enumerate(kept)}
+        sources: dict[int, set[Any]] = {number: set() for number in kept}
+        for source, target, state in flow.edges.itertuples(index=False):
+            if target in sources:
+                sources[target].add((place.get(source, "experts"), state))
+        ops = [flow.ops.iloc[number] for number in kept]
+        columns = ["call", "after", "kind", "heavy", "phase", "frame", "step", "name"]
+        return [
+            ([op[c] if op[c] is not pd.NA else None for c in columns], [t.shape for t in op["outputs"]], sources[n])
+            for n, op in zip(kept, ops, strict=True)
+        ]
+
+    assert outside_experts(native) == outside_experts(recorded("native", "meta"))
+
+
+def test_it_is_kept_in_the_file(native: Trace, tmp_path: Path) -> None:
+    native.save(tmp_path / "run.parquet")
+    loaded = Trace.load(tmp_path / "run.parquet")
+    assert loaded == native
+    assert loaded != replace(native, flow=None)
+    assert isinstance(loaded.flow, Flow)
+    with_file = recorded("native", file=tmp_path / "direct.parquet")
+    assert with_file.flow == native.flow
+    assert Trace.load(tmp_path / "direct.parquet").flow == native.flow
+    replace(native, flow=None).save(tmp_path / "without.parquet")
+    assert Trace.load(tmp_path / "without.parquet").flow is None
+
+
+def test_select() -> None:
+    inner = Does(lambda self, x, y: self.lin(x).sin(), lin=nn.Linear(4, 4))
+    model = Does(lambda self, x, y: self.inner(x) + y, inner=inner)
+
+    def run() -> None:
+        x = X
+        for _ in range(2):
+            x = model(x, Y).cos()
+
+    trace = tv.record(model, run, measure="flow")
+    assert flow_of(trace) == [
+        ":x()",
+        ":y()",
+        "inner.lin.linear(0)",
+        "inner.sin(2)",
+        "add(1, 3)",
+        "cos(4)",
+        "inner.lin.linear(5)",
+        "inner.sin(6)",
+        "add(1, 7)",
+        "cos(8)",
+    ]
+    one = trace.select(depth=1)
+    assert flow_of(one) == [line.replace("inner.lin", "inner") for line in flow_of(trace)]
+    assert one.flow is not None
+    assert list(one.flow.ops["after"]) == [-1, -1, 1, 1, 1, 1, 4, 4, 4, 4]
+    second = trace.select(frame=1, depth=0)
+    assert second.flow is not None
+    assert list(second.flow.ops["call"]) == [3, 3, 3, -1]
+    assert list(second.flow.ops["name"]) == ["linear", "sin", "add", "cos"]
+    edges = list(second.flow.edges.itertuples(index=False, name=None))
+    assert edges == [(-1, 0, False), (0, 1, False), (-1, 2, False), (1, 2, False), (2, 3, False)]
+    assert trace.select(phase="forward") == trace
+    assert trace.select(frame=1).select(depth=0) == second
+
+
+def test_select_of_the_talker(native: Trace, tmp_path: Path) -> None:
+    part = native.select(phase="decode", frame=2, depth=2)
+    assert part.flow is not None
+    assert set(part.flow.ops["call"]) <= {-1, *part.calls["call"]}
+    assert not part.flow.edges.duplicated().any()
+    assert part.flow.edges["state"].sum() > 0
+    part.save(tmp_path / "part.parquet")
+    assert Trace.load(tmp_path / "part.parquet").flow == part.flow
+
+
+def test_join(native: Trace) -> None:
+    plain = recorded("native", measure=None)
+    joined = join(plain, native, ())
+    assert joined.flow == native.flow
+    assert joined.calls.equals(plain.calls)
+    renumbered = replace(plain, calls=plain.calls.assign(call=plain.calls["call"] + 7))
+    flow = join(renumbered, native, ()).flow
+    assert flow is not None
+    assert native.flow is not None
+    for column in ("call", "after"):
+        before = native.flow.ops[column].to_numpy()
+        assert (flow.ops[column].to_numpy() == np.where(before < 0, -1, before + 7)).all()
+    assert join(joined, recorded("native", measure="cost"), ("flops",)).flow == native.flow
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    small, large = (tv.record(model, lambda n=n: model(torch.ones(n, 4)), measure="flow") for n in (1, 2))
+    assert join(small, large, ()).flow == large.flow
+    with pytest.raises(ValueError, match="inputs"):
+        join(small, large, ("flops",))
+    other = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    with pytest.raises(ValueError, match="made 3 calls"):
+        join(small, tv.record(other, lambda: other(X), measure="flow"), ())
+    named = tv.record(model, lambda: model(X), name="other", measure="flow")
+    with pytest.raises(ValueError, match="in its path"):
+        join(small, named, ())
