@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 import talkerviz as tv
-from talkerviz.record.clocks import MEASURED_COLUMNS
+from talkerviz.record.clocks import MEASURES
 from talkerviz.record.phases import TalkerPhases
 from talkerviz.record.tap import PythonTap, Tap
 from talkerviz.render.notes import notes_on
@@ -75,9 +75,9 @@ def record(model: torch.nn.Module, work: Callable[[], object], name: str) -> tv.
     limits = limits_of_run(peaks, dtype, torch.backends.cuda.matmul.allow_tf32) if peaks else {}
     facts = {"preset": name, "impl": "native", "peaks": limits}
     trace = tv.record(model, work, "talker", TalkerPhases("talker"), "cuda", facts)
-    for measure, columns in MEASURED_COLUMNS.items():
+    for measure in MEASURES:
         other = tv.record(model, work, "talker", TalkerPhases("talker"), "none", measure=measure)
-        trace = join(trace, other, columns)
+        trace = join(trace, other)
     return trace
 
 

@@ -81,7 +81,7 @@ def test_show(by: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capt
 
 def test_tree_and_presets(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert talkerviz(monkeypatch, "tree", tiny, "--depth", 2) == 0
-    assert "layers.0-1  ×2" in capsys.readouterr().out
+    assert "layers.0-1  2×" in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "120")
     assert talkerviz(monkeypatch, "presets") == 0
     assert "3,324,596,480" in capsys.readouterr().out
@@ -89,12 +89,89 @@ def test_tree_and_presets(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: C
 
 def test_render_selects(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     out = tmp_path / "out.mmd"
-    assert talkerviz(monkeypatch, "render", tiny, "-f", "mermaid", "--frame", 1, "--depth", 0, "-o", out) == 0
+    flat = ("render", tiny, "-f", "mermaid", "--style", "flat", "-o", out)
+    assert talkerviz(monkeypatch, *flat, "--frame", 1, "--depth", 0) == 0
     assert "GitHub" not in capsys.readouterr().err
     assert len(re.findall(r"^    n\d+\[", out.read_text(), re.M)) == 1 + 1 + 15 + 1
-    assert talkerviz(monkeypatch, "render", tiny, "-f", "mermaid", "-o", out) == 0
+    assert talkerviz(monkeypatch, *flat) == 0
     assert "GitHub draws at most 500" in capsys.readouterr().err
     assert len(re.findall(r"^    n\d+\[", out.read_text(), re.M)) == len(pd.read_parquet(tiny))
+
+
+def test_render_nested(tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    def drawn(*options: object) -> str:
+        assert talkerviz(monkeypatch, "render", tiny, "-f", "dot", *options) == 0
+        return capfd.readouterr().out
+
+    usual = drawn()
+    assert "flow of tensors" in usual
+    assert "layers.0-1" in usual
+    assert usual.count("tooltip") > drawn("--depth", 0).count("tooltip")
+    assert "<B>q_proj</B>" not in drawn("--close", "*.self_attn")
+    assert "scaled_dot_product_attention" in drawn("--phase", "decode", "--depth", 1, "--open", "talker.model.layers.*")
+    assert "order of calls" in drawn("--edges", "calls")
+    assert "layers.1<" in drawn("--no-fold", "--phase", "prefill", "--max-nodes", 500)
+    few = drawn("--max-nodes", 8)
+    assert len(re.findall(r"^\s*n\d+ \[", few, re.M)) <= 8
+    part = drawn("--module", "talker.codec_head", "--frame", 1)
+    assert "what ran before" in part
+    assert "q_proj" not in part
+
+
+@pytest.mark.parametrize(("fmt", "suffix"), [("mermaid", ".md"), ("dot", ".dot"), ("svg", ".svg")])
+def test_pages_lead_everywhere(
+    fmt: str, suffix: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    folder = tmp_path / "pages"
+    options = ("--pages", "--max-nodes", 6, "--phase", "decode", "-o", folder)
+    assert talkerviz(monkeypatch, "render", tiny, "-f", fmt, *options) == 0
+    files = {file.name for file in folder.iterdir()}
+    assert f"{len(files)} pages -> " in capsys.readouterr().out
+    assert len(files) > 2
+    pattern = {"mermaid": r"\]\(([^)]*\.md)\)", "dot": r'URL="([^"]*)"', "svg": r'xlink:href="([^"]*)"'}[fmt]
+    linked = {link for file in folder.iterdir() for link in re.findall(pattern, file.read_text())}
+    assert linked | {f"index{suffix}"} == files
+
+
+def test_diff(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    theirs = tmp_path / "theirs.parquet"
+    args = ("--preset", "tiny", "--frames", 3, "--impl", "transformers", "--clock", "none", "-o", theirs)
+    assert talkerviz(monkeypatch, "trace", *args) == 0
+    capsys.readouterr()
+    assert talkerviz(monkeypatch, "diff", tiny, theirs) == 0
+    shown = capsys.readouterr().out
+    assert "+   cat" in shown  # their cache grows by it
+    assert "−   setitem" in shown  # ours is written in place
+    assert talkerviz(monkeypatch, "diff", tiny, tiny) == 0
+    assert "No difference." in capsys.readouterr().out
+    out = tmp_path / "diff.svg"
+    assert talkerviz(monkeypatch, "diff", tiny, theirs, "-f", "svg", "-o", out) == 0
+    assert b"added" in out.read_bytes()
+
+
+def test_without_a_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    path = tmp_path / "r.parquet"
+    assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 1, "--no-flow", "-o", path) == 0
+    assert Trace.load(path).flow is None
+    capsys.readouterr()
+    assert talkerviz(monkeypatch, "render", path, "-f", "mermaid") == 0
+    assert "the flow of tensors was not recorded" in capsys.readouterr().out
+    assert talkerviz(monkeypatch, "render", path, "-f", "mermaid", "--edges", "flow") == 2
+    assert "record it without --no-flow" in capsys.readouterr().err
+
+
+def test_without_graphviz_the_dot_is_kept(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    out = tmp_path / "out.pdf"
+    assert talkerviz(monkeypatch, "render", tiny, "-f", "pdf", "-o", out) == 2
+    said = capsys.readouterr().err
+    assert "pdf needs the system's Graphviz (apt-get install graphviz)" in said
+    assert "the DOT is in" in said
+    assert (tmp_path / "out.dot").read_text().startswith("digraph")
+    assert not out.exists()
 
 
 def bad_inputs() -> list[tuple[list[str], str]]:
@@ -125,6 +202,15 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["render", "good.parquet", "-f", "svg", "--style", "source"], "--style source is Mermaid only"),
         (["render", "good.parquet", "-f", "svg", "--phase", "x"], "no phase 'x' in this trace: choose from setup"),
         (["render", "good.parquet", "-f", "svg", "--frame", "9"], "no frame 9 in this trace: it has frames 0 to 2"),
+        (["render", "good.parquet", "-f", "svg", "--module", "x"], "no module that was called fits 'x'"),
+        (["render", "good.parquet", "-f", "svg", "--open", "x"], "no module that was called fits 'x'"),
+        (["render", "good.parquet", "-f", "svg", "--style", "flat", "--open", "*"], "--open: only --style nested has"),
+        (["render", "good.parquet", "-f", "svg", "--style", "flat", "--no-fold"], "--no-fold: only --style nested has"),
+        (["render", "good.parquet", "-f", "svg", "--pages"], "--pages: name a folder with -o"),
+        (["render", "good.parquet", "-f", "svg", "--edges", "x"], "Invalid value for '--edges'"),
+        (["diff", "good.parquet", "missing.parquet"], "missing.parquet: no such file"),
+        (["diff", "good.parquet", "good.parquet", "-f", "gif"], "unknown format 'gif'"),
+        (["diff", "good.parquet", "good.parquet", "-o", "d.svg"], "-o: only a drawing is written"),
         (["nosuch"], "No such command"),
     ]
 
@@ -180,7 +266,7 @@ def test_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_cost_and_peaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     peaks, path = tmp_path / "peaks.json", tmp_path / "r.parquet"
     monkeypatch.setattr(
-        "talkerviz.cli.measure_peaks", lambda device: Peaks("a test", {"float32": 2e11}, 5e10, "made up")
+        "talkerviz.cli.doctor.measure_peaks", lambda device: Peaks("a test", {"float32": 2e11}, 5e10, "made up")
     )
     monkeypatch.setenv("COLUMNS", "240")
     assert talkerviz(monkeypatch, "doctor", "--measure", "-o", peaks) == 0

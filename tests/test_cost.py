@@ -198,16 +198,16 @@ def test_experts_that_are_really_hit() -> None:
 
 def test_joined_with_the_times_of_another_run() -> None:
     timed, counted = talker_trace("tiny", "cpu", clock="cpu", measure=None), talker_trace("tiny", "cpu")
-    both = join(timed, counted, ("flops", "bytes_read", "bytes_written"))
+    both = join(timed, counted)
     assert both.calls["host_ns"].equals(timed.calls["host_ns"])
     assert both.calls["flops"].equals(counted.calls["flops"])
     assert both.facts["clock"] == "cpu"
     with pytest.raises(ValueError, match="the second run made"):
-        join(timed, talker_trace("tiny", "cpu", frames=3), ("flops",))
+        join(timed, talker_trace("tiny", "cpu", frames=3))
     shifted = counted.calls["path"].astype(object).shift(fill_value="x")
     other = replace(counted, calls=counted.calls.assign(path=shifted))
     with pytest.raises(ValueError, match=r"differs at call 0, .*, in its path"):
-        join(timed, other, ("flops",))
+        join(timed, other)
 
 
 def test_joined_where_graphs_were_replayed() -> None:
@@ -218,7 +218,7 @@ def test_joined_where_graphs_were_replayed() -> None:
     calls = timed.calls
     calls.loc[2:, "host_ns"] = pd.NA
     calls.loc[2:, "device_ns"] = 5
-    both = join(timed, counted, ("flops",)).calls
+    both = join(timed, counted).calls
     assert both["flops"].fillna(-1).tolist() == [32, 32, -1, -1, -1, -1]
     assert both["device_ns"].fillna(-1).tolist() == [-1, -1, 5, 5, 5, 5]
 

@@ -565,7 +565,7 @@ def test_torch_s_own_large_modules(train: bool) -> None:
     else:  # it calls none of its modules then, as without a recording
         assert lines == [":src()", "transformer_encoder_layer_fwd(0)"]
     plain = tv.record(layer, torch.no_grad()(lambda: layer(x)))
-    joined = join(plain, tv.record(layer, torch.no_grad()(lambda: layer(x)), measure="flow"), ())
+    joined = join(plain, tv.record(layer, torch.no_grad()(lambda: layer(x)), measure="flow"))
     assert joined.flow is not None
 
 
@@ -950,26 +950,26 @@ def test_select_of_the_talker(native: Trace, tmp_path: Path) -> None:
 
 def test_join(native: Trace) -> None:
     plain = recorded("native", measure=None)
-    joined = join(plain, native, ())
+    joined = join(plain, native)
     assert joined.flow == native.flow
     assert joined.calls.equals(plain.calls)
     renumbered = replace(plain, calls=plain.calls.assign(call=plain.calls["call"] + 7))
-    flow = join(renumbered, native, ()).flow
+    flow = join(renumbered, native).flow
     assert flow is not None
     assert native.flow is not None
     for column in ("call", "after"):
         before = native.flow.ops[column].to_numpy()
         assert (flow.ops[column].to_numpy() == np.where(before < 0, -1, before + 7)).all()
-    assert join(joined, recorded("native", measure="cost"), ("flops",)).flow == native.flow
+    assert join(joined, recorded("native", measure="cost")).flow == native.flow
 
     model = nn.Sequential(nn.Linear(4, 4))
     small, large = (tv.record(model, lambda n=n: model(torch.ones(n, 4)), measure="flow") for n in (1, 2))
-    assert join(small, large, ()).flow == large.flow
+    assert join(small, large).flow == large.flow
     with pytest.raises(ValueError, match="inputs"):
-        join(small, large, ("flops",))
+        join(small, tv.record(model, lambda: model(torch.ones(2, 4)), measure="cost"))
     other = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     with pytest.raises(ValueError, match="made 3 calls"):
-        join(small, tv.record(other, lambda: other(X), measure="flow"), ())
+        join(small, tv.record(other, lambda: other(X), measure="flow"))
     named = tv.record(model, lambda: model(X), name="other", measure="flow")
     with pytest.raises(ValueError, match="in its path"):
-        join(small, named, ())
+        join(small, named)

@@ -41,7 +41,7 @@ def record(
 ) -> Any:
     """Record with the made-up device's clock."""
 
-    def gauges(clock: str, measure: str | None, thread: Any, origin_ns: int, of_model: Any) -> list[Any]:
+    def gauges(clock: str, measure: str | None, thread: Any, origin_ns: int, *of_model: Any) -> list[Any]:
         return [CudaClock(thread, origin_ns, devices, machine.runtime())]
 
     monkeypatch.setattr(recorder, "make_gauges", gauges)

@@ -73,7 +73,7 @@ def test_golden_mermaid() -> None:
 
 
 def test_golden_dot() -> None:
-    check_golden("sample.dot", render(sample_trace(), "dot").decode())
+    check_golden("sample.dot", render(sample_trace(), "dot", Style.flat).decode())
 
 
 def test_golden_source() -> None:
@@ -156,7 +156,7 @@ def drawn(engine: str, dot: str) -> tuple[dict[str, str], set[str]]:
 def test_engines_draw_every_call(engine: str) -> None:
     if engine not in ENGINES:
         pytest.skip(f"{engine} is not installed")
-    nodes, edges = drawn(engine, render(sample_trace(), "dot").decode())
+    nodes, edges = drawn(engine, render(sample_trace(), "dot", Style.flat).decode())
     assert set(nodes) == {"legend", *(f"n{n}" for n in range(11))}
     assert edges == {f"n{n}->n{n + 1}" for n in range(10)}
     assert "net.layers.2.proj" in nodes["n7"]
@@ -169,13 +169,14 @@ def test_dot_draws_whatever_the_names(engine: str, texts: list[str]) -> None:
     if engine not in ENGINES:
         pytest.skip(f"{engine} is not installed")
     for chosen in (texts, NASTY):
-        nodes, _ = drawn(engine, render(nasty_trace(chosen), "dot").decode())
+        nodes, _ = drawn(engine, render(nasty_trace(chosen), "dot", Style.flat).decode())
         assert len(nodes) == len(chosen) + 1
 
 
-def test_pictures() -> None:
-    assert render(sample_trace(), "svg").lstrip().startswith(b"<?xml")
-    assert render(sample_trace(), "png").startswith(b"\x89PNG")
+@pytest.mark.parametrize("style", [Style.nested, Style.flat])
+def test_pictures(style: Style) -> None:
+    assert render(sample_trace(), "svg", style).lstrip().startswith(b"<?xml")
+    assert render(sample_trace(), "png", style).startswith(b"\x89PNG")
 
 
 def test_without_the_systems_dot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,8 +197,10 @@ def test_unknown_formats_and_styles() -> None:
 
 def test_an_empty_trace() -> None:
     empty = make_trace([])
-    assert render(empty, "mermaid").startswith(b"flowchart TD")
-    assert b"digraph" in render(empty, "dot")
+    assert render(empty, "mermaid", Style.flat).startswith(b"flowchart TD")
+    assert b"flowchart TB" in render(empty, "mermaid")
+    for style in (Style.nested, Style.flat):
+        assert b"digraph" in render(empty, "dot", style)
     assert printed(render_tree(empty))
     for by in BY:
         assert printed(render_table(summarise(empty, by), by))

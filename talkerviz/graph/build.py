@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from talkerviz.graph.choose import Drawn, calls_others, choose, every
-from talkerviz.graph.describe import describe, is_check
-from talkerviz.graph.edges import BEFORE, edges_of
+from talkerviz.graph.describe import describe, is_for_itself
+from talkerviz.graph.edges import AFTER, BEFORE, edges_of
 from talkerviz.graph.forms import Forms, forms_of
 from talkerviz.graph.graph import Box, Edge, Graph, Group
 from talkerviz.graph.rows import Rows, rows_of
@@ -58,22 +58,25 @@ def draw(trace: Trace, view: View) -> Drawing:
     ids: dict[int, str] = {}
     members = tuple(_member(rows, forms, drawn, ids) for drawn in top)
     edges = edges_of(rows, wiring, top, ids, flow)
-    if any(edge.source == BEFORE for edge in edges):
-        members = (Box(BEFORE, "input", "what ran before"), *members)
-    checks = {ids[id(drawn)] for drawn in every(top) if drawn.members is None and is_check(rows, drawn.fold)}
-    members, edges = _without_dead_ends(members, edges, checks)
     if len(members) == 1 and isinstance(members[0], Group) and _says_nothing(members[0].box):
         members = members[0].members
+    if any(edge.source == BEFORE for edge in edges):
+        members = (Box(BEFORE, "input", "what ran before"), *members)
+    if any(edge.target == AFTER for edge in edges):
+        members = (*members, Box(AFTER, "input", "what ran after"))
+    kept = {ids[id(drawn)] for drawn in every(top) if drawn.members is None and is_for_itself(rows, drawn.fold)}
+    members, edges = _without_dead_ends(members, edges, kept | {AFTER})
     notes: tuple[str, ...] = ()
     if not flow and view.edges is None and len(trace.calls):
         notes += ("Arrows are the order of calls: the flow of tensors was not recorded.",)
+    title = ", ".join(title_parts(trace).values())
     timed = bool(trace.calls["host_ns"].notna().all())
     closed = {
         ids[id(drawn)]: drawn.fold.rows
         for drawn in every(top)
         if drawn.members is None and calls_others(rows, drawn.fold)
     }
-    return Drawing(Graph(_title(trace), members, edges, flow, timed, notes), closed)
+    return Drawing(Graph(title, members, edges, flow, timed, notes), closed)
 
 
 def _member(rows: Rows, forms: Forms, drawn: Drawn, ids: dict[int, str]) -> Member:
@@ -85,49 +88,35 @@ def _member(rows: Rows, forms: Forms, drawn: Drawn, ids: dict[int, str]) -> Memb
 
 
 def _without_dead_ends(
-    members: tuple[Member, ...], edges: tuple[Edge, ...], checks: Set[str]
+    members: tuple[Member, ...], edges: tuple[Edge, ...], kept: Set[str]
 ) -> tuple[tuple[Member, ...], tuple[Edge, ...]]:
-    """Without operations that nothing reads, if they are inside modules or checks, and without inputs like that."""
+    """Without operations and inputs that nothing reads, but for those that are to be kept."""
     while True:
         read = {edge.source for edge in edges}
-        dead = {box.id for box in _may_be_dead(members, checks, inside=False) if box.id not in read}
+        boxes = Graph("", members, (), flow=True, timed=False).boxes
+        dead = {box.id for box in boxes if box.kind in ("operation", "input")} - read - kept
         if not dead:
             return members, edges
-        members = _keep(members, dead)
+        members = _without(members, dead)
         edges = tuple(edge for edge in edges if edge.target not in dead)
 
 
-def _may_be_dead(members: Sequence[Member], checks: Set[str], inside: bool) -> list[Box]:
-    found = []
-    for member in members:
-        if isinstance(member, Group):
-            found += _may_be_dead(member.members, checks, inside or member.box.kind == "module")
-        elif member.kind == "input" or (member.kind == "operation" and (inside or member.id in checks)):
-            found.append(member)
-    return found
-
-
-def _keep(members: tuple[Member, ...], dead: set[str]) -> tuple[Member, ...]:
+def _without(members: tuple[Member, ...], dead: set[str]) -> tuple[Member, ...]:
     kept: list[Member] = []
     for member in members:
         if isinstance(member, Group):
-            kept.append(replace(member, members=_keep(member.members, dead)))
+            kept.append(replace(member, members=_without(member.members, dead)))
         elif member.id not in dead:
             kept.append(member)
     return tuple(kept)
 
 
 def _says_nothing(phase: Box) -> bool:
-    return phase.name == "forward" and not phase.repeats.endswith("frames")
+    return phase.name == "forward" and " frames" not in phase.repeats
 
 
-def _title(trace: Trace) -> str:
+def title_parts(trace: Trace) -> dict[str, str]:
+    """What a run was, in the words of its title."""
     facts = trace.facts
-    parts = [
-        facts.get("model", "model"),
-        facts.get("preset"),
-        facts.get("impl"),
-        facts.get("device"),
-        facts.get("dtype"),
-    ]
-    return ", ".join(str(part) for part in parts if part)
+    names = ("model", "preset", "impl", "device", "dtype")
+    return {"model": "model"} | {name: str(facts[name]) for name in names if facts.get(name)}

@@ -57,6 +57,11 @@ class _Asked:
 def _asked(rows: Rows, view: View) -> _Asked:
     must, must_not = (_fitting(rows, patterns) for patterns in (view.open, view.close))
     must &= ~must_not
+    # A pattern that fits a module fits all that is in it too, but means no operations inside of simple ones.
+    calls = np.arange(rows.calls)
+    simple = np.ones(rows.calls, dtype=bool)
+    simple[rows.parent[: rows.calls][rows.parent[: rows.calls] < rows.calls]] = False
+    must[calls[simple & must[rows.parent[: rows.calls]]]] = False
     # What holds something that is to be opened must be open itself.
     order = np.argsort(-rows.depth, kind="stable")
     for level in np.split(order, np.flatnonzero(np.diff(rows.depth[order])) + 1):

@@ -54,12 +54,19 @@ def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
     return _timed(rows, calls, box)
 
 
-def is_check(rows: Rows, fold: Fold) -> bool:
-    """Whether a fold is of operations that end in a truth value: what a program asks on its way."""
-    if fold.kind != "operation":
+def is_for_itself(rows: Rows, fold: Fold) -> bool:
+    """Whether operations would be worth drawing though nothing reads what they make.
+
+    In a module that is what it returns; outside of modules all but what ends in a truth value, which a program asks on
+    its way.
+    """
+    flow = rows.trace.flow
+    if fold.kind != "operation" or flow is None:
         return False
+    if rows.parent[fold.rows[0]] < rows.calls:
+        return bool(flow.ops["returned"].to_numpy()[fold.rows - rows.calls].any())
     outputs = rows.lists[rows.signature[fold.rows[-1]]][1]
-    return all(tensor.dtype == "bool" for tensor in outputs)
+    return any(tensor.dtype != "bool" for tensor in outputs)
 
 
 def _phase_box(rows: Rows, fold: Fold, name: str) -> Box:
@@ -67,12 +74,11 @@ def _phase_box(rows: Rows, fold: Fold, name: str) -> Box:
     frames = sorted(frame for _, frame in of_phase if frame is not None)
     child, _ = rows.children_of(fold.rows)
     calls = child[child < rows.calls]
-    details = [f"frames {_range(frames[0], frames[-1])}"] if len(frames) > 1 else []
-    grown = _attended(rows, fold)
-    if grown:
-        details.append(f"cache {grown}")
-    repeats = f"{len(frames)} frames" if len(frames) > 1 else f"frame {frames[0]}" if frames else ""
-    box = Box(name, "phase", of_phase[0][0], repeats=repeats, calls=len(calls), details=tuple(details))
+    texts = [f"{len(frames)} frames" if len(frames) > 1 else f"frame {frames[0]}"] if frames else []
+    if grown := _attended(rows, fold):
+        texts.append(f"cache {grown}")
+    details = (f"frames {_range(frames[0], frames[-1])}",) if len(frames) > 1 else ()
+    box = Box(name, "phase", of_phase[0][0], repeats=" · ".join(texts), calls=len(calls), details=details)
     return _timed(rows, calls, box)
 
 

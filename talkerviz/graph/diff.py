@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
-from talkerviz.graph.build import build_graph
+from talkerviz.graph.build import build_graph, title_parts
 from talkerviz.graph.close import close_groups
 from talkerviz.graph.graph import Box, Change, Edge, Graph, Group
 from talkerviz.graph.view import View
@@ -41,13 +41,19 @@ def diff_graph(before: Trace, after: Trace, edges: str | None = None) -> Graph:
     members = _merged(graphs[0].members, graphs[1].members, ids)
     merged = replace(
         graphs[1],
-        title=f"{graphs[0].title} ⇒ {graphs[1].title}",
+        title=_title(before, after),
         members=members,
         edges=_merged_edges(graphs, ids, members),
     )
     count = Counter(box.change for box in changes(merged))
     said = ", ".join(f"{count[kind]:,} {kind}" for kind in ("added", "removed", "changed") if count[kind])
     return replace(merged, notes=(said or "No difference.",))
+
+
+def _title(before: Trace, after: Trace) -> str:
+    ones, twos = title_parts(before), title_parts(after)
+    pairs = [(ones.get(what, "–"), twos.get(what, "–")) for what in dict.fromkeys([*ones, *twos])]
+    return ", ".join(one if one == two or _same("class_name", one, two) else f"{one} ⇒ {two}" for one, two in pairs)
 
 
 def without_what_is_same(graph: Graph, most_boxes: int) -> Graph:
@@ -139,8 +145,8 @@ def _both(one: Member, two: Member, ids: tuple[dict[str, str], dict[str, str]]) 
 def _same(what: str, before: str, after: str) -> bool:
     if what == "class_name" and before and after:
         return before.endswith(after) or after.endswith(before)
-    if what == "repeats":  # what the last frame of a run leaves out is in most runs
-        before, after = (text.replace("0–1×", "") for text in (before, after))
+    if what == "repeats" and all(not text or text.startswith(("frame", "0–1×")) for text in (before, after)):
+        return True  # one run has another number of frames
     return before == after
 
 

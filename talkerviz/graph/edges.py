@@ -13,8 +13,8 @@ from talkerviz.graph.wiring import Wiring
 
 _WORDS = ("", "next", "next frame")
 
-BEFORE = "before"
-"""The id of the box for all that ran before what was selected."""
+BEFORE, AFTER = "before", "after"
+"""The ids of the boxes for what was not selected: what is drawn read of it, and what read of what is drawn."""
 
 
 def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int, str], flow: bool) -> tuple[Edge, ...]:
@@ -37,7 +37,7 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
     else:
         own = np.flatnonzero(box >= 0)
         source, target, state = own[:-1], own[1:], np.zeros(max(0, len(own) - 1), dtype=bool)
-    one, two = np.where(source >= 0, box[source], len(closed)), box[target]
+    one, two = np.where(source >= 0, box[source], len(closed)), np.where(target >= 0, box[target], len(closed) + 1)
     between = (one >= 0) & (two >= 0) & (one != two)
     source, target, state, one, two = (values[between] for values in (source, target, state, one, two))
     carried = _carried(rows, top, source, target)
@@ -46,7 +46,7 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
     # An arrow is that of a kept state where nothing else goes the same way.
     only_state = np.ones(len(unique), dtype=bool)
     np.logical_and.at(only_state, which.reshape(-1), state)
-    names = [ids[id(drawn)] for drawn in closed] + [BEFORE]
+    names = [ids[id(drawn)] for drawn in closed] + [BEFORE, AFTER]
     return tuple(
         Edge(names[a], names[b], _WORDS[word], bool(kept), int(times))
         for (a, b, word), kept, times in zip(unique.tolist(), only_state, count, strict=True)
@@ -65,7 +65,7 @@ def _handed_down(rows: Rows, values: np.ndarray) -> np.ndarray:
 
 def _carried(rows: Rows, top: Sequence[Drawn], source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """What lies between the two ends of each edge: the place of a word, 0 for nothing."""
-    known = source >= 0
+    known = (source >= 0) & (target >= 0)
     at_phase = np.full(len(rows.parent), -1)
     at_phase[rows.first_phase :] = np.arange(len(rows.phases))
     frames = np.array([-1 if frame is None else frame for _, frame in rows.phases] or [-1])

@@ -60,7 +60,7 @@ def inside(rows: Rows, forms: Forms, wiring: Wiring, fold: Fold, likeness: Liken
     child, owner = rows.children_of(fold.rows)
     if not len(child):
         return []
-    key = _keys(rows, forms, child, likeness)
+    key = _keys(rows, forms, fold, child, likeness)
     position = rows.position[child]
     hashes = np.zeros(len(fold.rows), dtype=np.uint64)
     np.add.at(hashes, owner, mix(key ^ mix(position.astype(np.uint64))))
@@ -83,8 +83,11 @@ def inside(rows: Rows, forms: Forms, wiring: Wiring, fold: Fold, likeness: Liken
     is_op = child >= rows.calls
     if is_op.any():
         edges: set[tuple[int, int, bool]] = set()
+        fed_from_outside = np.zeros(len(numbers), dtype=bool)
         for sequence in np.argsort(first)[:_MOST_SEQUENCES].tolist():
-            one, two = begin[sequence] + np.array(edges_inside(rows, wiring, int(fold.rows[first[sequence]])))
+            one, two = edges_inside(rows, wiring, int(fold.rows[first[sequence]]))
+            fed_from_outside[place_at[begin[sequence] + two[one < 0]]] = True
+            one, two = begin[sequence] + one[one >= 0], begin[sequence] + two[one >= 0]
             same_turn = (turn_at[one] == turn_at[two]) | (container[place_at[one]] != container[place_at[two]])
             edges.update(zip(place_at[one].tolist(), place_at[two].tolist(), same_turn.tolist(), strict=True))
         operation, light = np.zeros((2, len(numbers)), dtype=bool)
@@ -92,7 +95,7 @@ def inside(rows: Rows, forms: Forms, wiring: Wiring, fold: Fold, likeness: Liken
         operation[place[is_op][wiring.joins[ops]]] = True
         light[:] = operation
         light[place[is_op][wiring.heavy[ops]]] = False
-        place = join_operations((operation, light), container, edges)[place]
+        place = join_operations(operation, light, fed_from_outside, container, edges)[place]
         place[is_op] = np.where(wiring.constant[child[is_op] - rows.calls], -1, place[is_op])
 
     order = np.argsort(place, kind="stable")
@@ -120,12 +123,16 @@ def inside(rows: Rows, forms: Forms, wiring: Wiring, fold: Fold, likeness: Liken
     return folds
 
 
-def _keys(rows: Rows, forms: Forms, child: np.ndarray, likeness: Likeness) -> np.ndarray:
+def _keys(rows: Rows, forms: Forms, fold: Fold, child: np.ndarray, likeness: Likeness) -> np.ndarray:
+    """A number for each of a fold's children: those that are equal may be drawn as one."""
     if likeness is Likeness.nothing:
         return child.astype(np.uint64)
-    form = forms.alike[child] if likeness is Likeness.alike else forms.exact[child]
-    # What is inside operations is nothing, so their exact forms serve for both.
-    form = np.where(child < rows.calls, form, forms.exact[child])
+    form = forms.exact[child]  # what is inside operations is nothing, so this serves for them in any case
+    if likeness is Likeness.alike:
+        # Where what calls them differs inside, it was folded in spite of what they differ in.
+        differs = fold.kind == "module" and len(np.unique(forms.exact[fold.rows])) > 1
+        like = forms.skeleton if differs else forms.alike
+        form = np.where(child < rows.calls, like[child], form)
     return mix(form ^ mix(rows.name[child].astype(np.uint64)))
 
 

@@ -13,17 +13,19 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, eq=False)
 class Forms:
-    """A row's form, twice.
+    """A row's form, three times.
 
     Attributes:
         exact: equal for rows of one class with the same tensors, whose insides are the same calls in the same order,
             with the same tensors. Operations between them do not count: how often experts compute is up to the data.
         alike: equal for rows of one class with the same tensors, inside which the same modules are called, however
             often and with whatever tensors: experts get other tokens in each layer.
+        skeleton: equal for rows of one class inside which the same modules are called.
     """
 
     exact: np.ndarray
     alike: np.ndarray
+    skeleton: np.ndarray
 
 
 def forms_of(rows: Rows) -> Forms:
@@ -43,7 +45,7 @@ def forms_of(rows: Rows) -> Forms:
         key = mix(skeleton[calls] ^ name[calls])
         pairs = np.unique(np.stack([rows.parent[calls].astype(np.uint64), key], axis=1), axis=0)
         np.add.at(skeleton, pairs[:, 0].astype(np.int64), mix(pairs[:, 1]))
-    return Forms(exact, mix(skeleton ^ mix(loose)))
+    return Forms(exact, mix(skeleton ^ mix(loose)), skeleton)
 
 
 def _place_among_calls(rows: Rows, is_call: np.ndarray) -> np.ndarray:

@@ -8,7 +8,11 @@ import numpy as np
 
 
 def join_operations(
-    place_is: tuple[np.ndarray, np.ndarray], container: np.ndarray, edges: Iterable[tuple[int, int, bool]]
+    operation: np.ndarray,
+    light: np.ndarray,
+    fed_from_outside: np.ndarray,
+    container: np.ndarray,
+    edges: Iterable[tuple[int, int, bool]],
 ) -> np.ndarray:
     """For each of some places, the one that it is drawn with: itself, or a later one that alone reads what it makes.
 
@@ -17,11 +21,12 @@ def join_operations(
     have to read the first, so joining them closes no circle.
 
     Args:
-        place_is: which places are operations, and which of those are light.
+        operation: which places are operations that may be joined.
+        light: which of those are light.
+        fed_from_outside: which places read what comes from outside as well.
         container: in which repeat each stands; only places in the same one are joined.
         edges: of two places, and whether both are of the same turn of a repeat.
     """
-    operation, light = place_is
     readers: dict[int, set[tuple[int, bool]]] = {}
     sources: dict[int, set[int]] = {}
     for source, target, same_turn in edges:
@@ -29,6 +34,7 @@ def join_operations(
         sources.setdefault(target, set()).add(source)
     drawn_with = np.arange(len(light))
     heavy = operation & ~light
+    from_outside = fed_from_outside.copy()
 
     def joined(place: int) -> int:
         while drawn_with[place] != place:
@@ -48,11 +54,12 @@ def join_operations(
             reader, same_turn = read_by.pop()
             if reader == place or not same_turn or not operation[reader] or container[reader] != container[place]:
                 continue
-            chain = {joined(source) for source in sources[reader]} <= {place, reader}
+            chain = not from_outside[reader] and {joined(source) for source in sources[reader]} <= {place, reader}
             if heavy[place] + heavy[reader] > (1 if chain else 0):
                 continue
             drawn_with[place] = reader
             heavy[reader] |= heavy[place]
+            from_outside[reader] |= from_outside[place]
             # The reader is a part of the two; what the other parts read is read by both.
             sources[reader] |= sources.get(place, set())
             changed = True

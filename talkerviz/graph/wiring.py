@@ -27,7 +27,7 @@ class Wiring:
     """Which row reads what which other made.
 
     Attributes:
-        source, target: rows of operations, by target; -1 for a source that was not selected.
+        source, target: rows of operations, by target; -1 for one that was not selected.
         state: whether the edge is that of a tensor which is kept and written in place.
         constant: of each operation, whether nothing that it is made of depends on an input of the run.
         joins: of each operation, whether it may be drawn together with others: not so inputs and constants.
@@ -69,15 +69,16 @@ def wiring_of(rows: Rows) -> Wiring:
     outside = (flow.ops["call"] < 0).to_numpy()
     given = (flow.ops["kind"] == "input").to_numpy(dtype=bool) | outside & flow.ops["name"].isin(_RANDOM).to_numpy()
     # What is made outside of all modules and handed to one is an input of it, however it was made.
-    handed = (source >= 0) & ~state & outside[source] & ~outside[target]
+    between = (source >= 0) & (target >= 0)
+    handed = between & ~state & outside[source] & ~outside[target]
     given[source[handed]] = True
     varies = given.tolist()
     for one, two in zip(source.tolist(), target.tolist(), strict=True):  # a source stands before what reads it
-        if one < 0 or varies[one]:
+        if two >= 0 and (one < 0 or varies[one]):
             varies[two] = True
     return Wiring(
         np.where(source >= 0, source + n, -1),
-        target + n,
+        np.where(target >= 0, target + n, -1),
         state,
         ~np.array(varies, dtype=bool),
         (flow.ops["kind"] == "op").to_numpy(dtype=bool) & np.array(varies, dtype=bool),
@@ -88,7 +89,10 @@ def wiring_of(rows: Rows) -> Wiring:
 
 
 def edges_inside(rows: Rows, wiring: Wiring, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """The flow inside a row between its children, as places among them; what stays inside one child is left out."""
+    """The flow inside a row between its children, as places among them; -1 for a source that is outside of the row.
+
+    What stays inside one child is left out.
+    """
     children = rows.children[rows.first[row] : rows.first[row] + rows.count[row]]
     begin, end = wiring.begin[children], wiring.end[children]
     there = np.flatnonzero(begin < end)
@@ -99,5 +103,5 @@ def edges_inside(rows: Rows, wiring: Wiring, row: int) -> tuple[np.ndarray, np.n
         child = np.where(place >= 0, there[np.maximum(place, 0)], -1) if len(there) else np.full(len(ops), -1)
         ends.append(np.where((child >= 0) & (ops < end[np.maximum(child, 0)]), child, -1))
     one, two = ends
-    between = (one >= 0) & (two >= 0) & (one != two)
+    between = (two >= 0) & (one != two)
     return one[between], two[between]

@@ -20,14 +20,8 @@ from talkerviz.record.tap import Tap
 from talkerviz.record.tensors import Signatures, is_tracing, kind_of
 
 CLOCKS = ("cpu", "cuda", "none")
-MEASURED_COLUMNS = {
-    "cost": ("flops", "bytes_read", "bytes_written"),
-    "memory": ("memory_peak_bytes", "memory_delta_bytes"),
-    "busy": ("busy_ns",),
-    "flow": (),
-}
-"""What can be measured in a run of its own -> the columns that it fills."""
-
+MEASURES = ("cost", "memory", "busy", "flow")
+"""What can be measured in a run of its own."""
 
 _CALLS, _ROUNDS = 500, 7
 
@@ -45,7 +39,7 @@ def make_gauges(
 
     Args:
         clock: one of `CLOCKS`.
-        measure: one of `MEASURED_COLUMNS`, or None.
+        measure: one of `MEASURES`, or None.
         thread: gives the number of the calling thread.
         origin_ns: the host's time that counts as 0.
         devices: numbers of the CUDA devices that the model is on.
@@ -57,8 +51,8 @@ def make_gauges(
     """
     if clock not in CLOCKS:
         raise ValueError(f"unknown clock {clock!r}: choose from {', '.join(CLOCKS)}")
-    if measure is not None and measure not in MEASURED_COLUMNS:
-        raise ValueError(f"cannot measure {measure!r}: choose from {', '.join(MEASURED_COLUMNS)}")
+    if measure is not None and measure not in MEASURES:
+        raise ValueError(f"cannot measure {measure!r}: choose from {', '.join(MEASURES)}")
     needs_cuda = "clock 'cuda'" if clock == "cuda" else f"{measure!r}" if measure in ("memory", "busy") else None
     if needs_cuda and not devices:
         raise ValueError(f"{needs_cuda} needs a model on a CUDA device")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -25,16 +24,14 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from talkerviz.record.flow_notes import INPUT, OP, PASS, FlowNotes
 from talkerviz.record.meta import MetaMemory
 from talkerviz.record.operations import Rule, name_of, rule_of, tensors_of
 from talkerviz.record.provenance import Provenance, Storage
-from talkerviz.record.tensors import Signatures, is_tracing, tensors_in
-from talkerviz.trace.flow import Flow, edges_frame, ops_frame
-from talkerviz.trace.log import NO_TENSORS, Mark
-from talkerviz.trace.schema import Tensors
+from talkerviz.record.tensors import is_tracing, tensors_in
+from talkerviz.trace.flow import Flow
+from talkerviz.trace.log import Mark
 
-_KINDS = ("op", "input", "pass")
-_OP, _INPUT, _PASS = range(3)
 _without_functions = torch._C.DisableTorchFunction
 _without_dispatch = torch._C._DisableTorchDispatch
 # They run the backward of other functions, and modules that were checkpointed.
@@ -103,7 +100,7 @@ class _Functions(TorchFunctionMode):
 class FlowMeter(TorchDispatchMode):
     """A gauge of a recording that fills no columns: `flow` has what it saw."""
 
-    supports_higher_order_operators = True
+    supports_higher_order_operators = True  # they come to `__torch_dispatch__` as well
 
     def __init__(self, thread: Callable[[], int], model: nn.Module, mark: Callable[[], int]) -> None:
         """`thread` gives the number of the calling thread, `mark` that of the mark in force."""
@@ -119,17 +116,9 @@ class FlowMeter(TorchDispatchMode):
         self._edge_count = 0
         self._open: list[int] = []  # edges at which the open calls began, outermost first
         self._begun = -1  # the edge at which the last call began
-        self._provenance = Provenance(self._met, self._link_state)
+        self._provenance = Provenance(self._met, lambda source, target: self._notes.link(source, target, True))
         self._meta = MetaMemory()
-        self._tensors: list[Tensors] = [()]
-        self._signatures = Signatures(self._tensors)
-        self._names: dict[str, int] = {}
-        # A place an operation.
-        self._name, self._kind, self._heavy = array("i"), bytearray(), bytearray()
-        self._call, self._after, self._marks = array("q"), array("q"), array("i")
-        self._inputs, self._outputs = array("i"), array("i")
-        self._late: dict[int, int] = {}  # an input -> the operation in the midst of which it was met
-        self._sources, self._targets, self._states = array("i"), array("i"), bytearray()
+        self._notes = FlowNotes()
 
     def start(self) -> None:
         """Watch this thread."""
@@ -162,7 +151,7 @@ class FlowMeter(TorchDispatchMode):
         if self._calls and (call := self._calls[-1]).edge < 0 and not is_tracing():
             if not self._open:
                 self._note_arguments(call)
-            call.edge, call.mark, call.first = edge, self._mark(), len(self._kind)
+            call.edge, call.mark, call.first = edge, self._mark(), len(self._notes)
         self._open.append(edge)
         self._begun = edge
 
@@ -195,7 +184,10 @@ class FlowMeter(TorchDispatchMode):
         try:
             with self._functions_from(outer[1]):
                 out = below(call.module, *call.args, **call.kwargs)
-            return out if call.edge < 0 else self._handed_on(out, call)
+            if call.edge < 0:
+                return out
+            self._note_returned(out, call)
+            return self._handed_on(out, call)
         finally:
             self._calls.pop()
             self._group, self._hidden = outer
@@ -210,7 +202,7 @@ class FlowMeter(TorchDispatchMode):
             return False
         trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
         # Other modes in front, as that of `with torch.device(...)`, would be asked for as well.
-        return not trained and (self._hidden or _get_current_function_mode_stack()[-1] is self._functions)
+        return not trained and (self._hidden or self._functions in _get_current_function_mode_stack()[-1:])
 
     def _handed_on(self, out: Any, call: _Call) -> Any:
         """What a call returns; in place of what it was given itself, a copy that it is known to have come from."""
@@ -225,18 +217,24 @@ class FlowMeter(TorchDispatchMode):
         with _without_functions():
             if out.layout is not torch.strided or not out.numel() or self._provenance.storage(out) is None:
                 return out
-            producers = self._provenance.read(out, len(self._kind))
-            if any(number >= call.first and self._kind[number] != _INPUT for number in producers):
+            producers = self._provenance.read(out, len(self._notes))
+            if any(number >= call.first and not self._notes.is_input(number) for number in producers):
                 return out
-            number = self._add("pass", _PASS, call.edge, call.mark)
+            number = self._add("pass", PASS, call.edge, call.mark)
             for source in producers:
-                self._link(source, number, False)
+                self._notes.link(source, number, False)
             with _without_dispatch():
                 copy: Tensor = out.clone()
             self._provenance.make(copy, (number,))
-            self._inputs[number] = self._signatures.of_inputs((out,), {})
-            self._outputs[number] = self._signatures.of_output(copy)
+            self._notes.describe(number, (out,), {}, copy)
         return copy
+
+    def _note_returned(self, out: Any, call: _Call) -> None:
+        with _without_functions():
+            for tensor in tensors_in(out):
+                for number in self._provenance.read(tensor, len(self._notes)):
+                    if number >= call.first:
+                        self._notes.returned(number, call.edge)
 
     def _note_arguments(self, call: _Call) -> None:
         with _without_functions():
@@ -247,8 +245,8 @@ class FlowMeter(TorchDispatchMode):
                         self._note_input(tensor, storage, name)
 
     def _note_input(self, tensor: Tensor, storage: Storage, name: str) -> int:
-        storage.input = self._add(name, _INPUT, -1, self._mark())
-        self._outputs[storage.input] = self._signatures.of_output(tensor)
+        storage.input = self._add(name, INPUT, -1, self._mark())
+        self._notes.describe(storage.input, (), {}, tensor)
         return storage.input
 
     # Functions and operators.
@@ -271,12 +269,12 @@ class FlowMeter(TorchDispatchMode):
     def _note_made_out_of_sight(self, group: _Group, out: Tensor) -> None:
         """`from_numpy`, and `tensor` on the meta device, are dispatched to nobody."""
         if next(tensors_in((group.args, group.kwargs)), None) is None:
-            number = len(self._kind)
+            number = len(self._notes)
             if self._provenance.make(out, (number,)):
                 self._begin(group)
 
     def _begin(self, group: _Group) -> None:
-        group.number = self._add(name_of(group.func), _OP, self._open[-1] if self._open else -1, self._mark())
+        group.number = self._add(name_of(group.func), OP, self._open[-1] if self._open else -1, self._mark())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, and note it."""
@@ -305,7 +303,7 @@ class FlowMeter(TorchDispatchMode):
     def _note(self, group: _Group, rule: Rule, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         provenance = self._provenance
         reads, writes = rule.split(args, kwargs)
-        reader = group.number if group.number >= 0 else len(self._kind)
+        reader = group.number if group.number >= 0 else len(self._notes)
         read: dict[int, bool] = {}
         if not rule.creates:
             for tensor in reads:
@@ -321,15 +319,8 @@ class FlowMeter(TorchDispatchMode):
             # What the model keeps from run to run, as the statistics of a norm.
             if storage is not None and storage.kept and rule.reads_written:
                 read |= dict.fromkeys(provenance.read(tensor, reader), True)
-        number = len(self._kind) if group.number < 0 else group.number
+        number = len(self._notes) if group.number < 0 else group.number
         made = [provenance.make(tensor, (number,)) for tensor in tensors_of(out)]
-        if rule.creates and not any(made):
-            # `lift_fresh` gives what was made out of sight.
-            for tensor in tensors_of(out):
-                storage = provenance.storage(tensor)
-                if storage is not None and storage.foreign and not storage.spans:
-                    provenance.put(storage, (number,))
-                    made.append(True)
         if not writes and not any(made):
             return  # nothing is left of it: `item`
         if group.number < 0:
@@ -345,12 +336,10 @@ class FlowMeter(TorchDispatchMode):
         number = group.number
         for source, state in group.reads.items():
             if source != number:
-                self._link(source, number, state)
-        self._heavy[number] = group.heavy
-        self._inputs[number] = self._signatures.of_inputs(group.args, group.kwargs)
+                self._notes.link(source, number, state)
         if out is None and group.args:
             out = group.args[0]  # `a[i] = b` returns nothing
-        self._outputs[number] = self._signatures.of_output(out)
+        self._notes.describe(number, group.args, group.kwargs, out, group.heavy)
 
     def _met(self, tensor: Tensor, storage: Storage) -> int:
         """The operation that stands for a tensor from outside; -1 for one that only torch itself made, as for the 1 in
@@ -368,72 +357,22 @@ class FlowMeter(TorchDispatchMode):
                 return -1
         number = self._note_input(tensor, storage, "input")
         if group is not None and group.number >= 0:
-            self._late[number] = group.number
+            self._notes.met_late(number, group.number)
         return number
 
     # What is noted.
 
     def _add(self, name: str, kind: int, call: int, mark: int) -> int:
-        number = len(self._kind)
-        self._name.append(self._names.setdefault(name, len(self._names)))
-        self._heavy.append(False)
-        self._call.append(call)
-        self._after.append(self._begun)
-        self._marks.append(mark)
-        self._inputs.append(NO_TENSORS)
-        self._outputs.append(NO_TENSORS)
-        self._kind.append(kind)
-        return number
-
-    def _link(self, source: int, target: int, state: bool) -> None:
-        self._sources.append(source)
-        self._targets.append(target)
-        self._states.append(state)
-
-    def _link_state(self, source: int, target: int) -> None:
-        self._link(source, target, True)
+        return self._notes.add(name, kind, call, self._begun, mark)
 
     def flow(self, calls: pd.DataFrame, edges: pd.DataFrame, marks: Sequence[Mark]) -> Flow:
         """What was seen of a trace's calls; `edges` says of each which thread's stamps are its begin and end."""
         rows = np.flatnonzero(edges["thread"].to_numpy() == self._own_thread)
-        begins = np.full(self._edge_count + 1, -1)  # the last place is for -1
         begin = edges["begin"].to_numpy()[rows]
         seen = begin < self._edge_count
-        begins[begin[seen]] = calls["call"].to_numpy()[rows][seen]
-
-        # An input that was met in the midst of an operation was there before it.
-        when = np.arange(len(self._kind), dtype=float)
-        for number, operation in self._late.items():
-            when[number] = operation - 0.5
-        order = np.argsort(when, kind="stable")
-        place = np.empty(len(order), dtype=np.int64)
-        place[order] = np.arange(len(order))
-
-        mark = np.array(self._marks, dtype=np.int64)[order]
-        names = np.array(list(self._names), dtype=object)
-        lists = np.empty(len(self._tensors), dtype=object)
-        for at, tensors in enumerate(self._tensors):
-            lists[at] = tensors
-        ops = {
-            "call": begins[np.array(self._call, dtype=np.int64)[order]],
-            "after": begins[np.array(self._after, dtype=np.int64)[order]],
-            "phase": [marks[number].phase for number in mark],
-            "frame": pd.array([marks[number].frame for number in mark], "Int64"),
-            "step": pd.array([marks[number].step for number in mark], "Int64"),
-            "name": names[np.array(self._name, dtype=np.int64)[order]],
-            "kind": [_KINDS[self._kind[number]] for number in order],
-            "heavy": np.array(list(self._heavy), dtype=bool)[order],
-            "inputs": lists[np.array(self._inputs, dtype=np.int64)[order]],
-            "outputs": lists[np.array(self._outputs, dtype=np.int64)[order]],
-        }
-        # In the order of targets, then sources; a tensor that was read was not only left.
-        found = np.array([self._targets, self._sources, list(self._states)], dtype=np.int64).reshape(3, -1)
-        found[:2] = place[found[:2]]
-        found = found[:, np.lexsort(found[::-1])]
-        first = np.ones(found.shape[1], dtype=bool)
-        first[1:] = (found[:2, 1:] != found[:2, :-1]).any(axis=0)
-        target, source, state = found[:, first]
-        return Flow(ops_frame(ops), edges_frame(source, target, state))
+        begun = np.full(self._edge_count + 1, -1)
+        begun[begin[seen]] = calls["call"].to_numpy()[rows][seen]
+        return self._notes.flow(begun, marks)
 
 
 def _named(call: _Call) -> Iterator[tuple[str, Any]]:

@@ -110,6 +110,8 @@ def rule_of(func: Any) -> Rule:
     if not isinstance(func, OpOverload):
         return Rule()  # a higher-order one
     name, arguments = func._overloadpacket.__name__, func._schema.arguments
+    if func.namespace == "prim":  # asks for a property
+        return Rule(view=True)
     if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
         return Rule(composite=True)
     if name in ("lift_fresh", "lift_fresh_copy"):

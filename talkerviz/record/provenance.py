@@ -207,13 +207,9 @@ class Provenance:
         storage, new = self._storage(tensor)
         if storage is None or not new:
             return False
-        self.put(storage, producers)
-        return True
-
-    def put(self, storage: Storage, producers: Producers) -> None:
-        """All of a storage has been made."""
         storage.foreign = False
         storage.spans = [_Span(0, _END, producers)]
+        return True
 
 
 def _touched(spans: list[_Span], lo: int, hi: int) -> tuple[int, int]:

@@ -71,18 +71,11 @@ def _add_order(drawing: graphviz.Digraph, parts: list[Column]) -> None:
             drawing.edge(above[-1], below[0], style="invis")
     if len(parts) < 2:
         return
-    # Edges between clusters of one rank do not order them, but edges from boxes above do, which are none's member.
-    tops = [f"top_{place}" for place in range(len(parts))]
-    with drawing.subgraph() as above_all:
-        above_all.attr(rank="same")
-        for top in tops:
-            above_all.node(top, label="", shape="point", style="invis", width="0", height="0", group=top)
-        for left, right in pairwise(tops):
-            above_all.edge(left, right, style="invis")
-    for top, column in zip(tops, parts, strict=True):
-        # One group: nothing may cross it.
-        drawing.node(column[0][0], group=top)
-        drawing.edge(top, column[0][0], style="invis")
+    # Edges between clusters of one rank do not order them, nor do edges between boxes of one rank where others lead
+    # upwards (Graphviz 2.43 fails), but those that leave one box do.
+    drawing.node("top", label="", shape="point", style="invis", width="0", height="0", ordering="out")
+    for column in parts:
+        drawing.edge("top", column[0][0], style="invis")
 
 
 def _add_box(drawing: graphviz.Digraph, box: Box, diff: bool) -> None:

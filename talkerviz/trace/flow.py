@@ -30,6 +30,7 @@ OPS = pa.schema(
         # what it was given.
         pa.field("kind", NAME, nullable=False),
         pa.field("heavy", pa.bool_(), nullable=False),  # a product, reduction, sort or the like; not an `add`
+        pa.field("returned", pa.bool_(), nullable=False),  # whether the call that it ran in returned what it made
         pa.field("inputs_id", pa.int32(), nullable=False),  # equal numbers mean equal lists of tensors
         pa.field("outputs_id", pa.int32(), nullable=False),
     ]
@@ -38,7 +39,8 @@ OPS = pa.schema(
 
 EDGES = pa.schema(
     [
-        pa.field("source", pa.int32(), nullable=False),  # a row of the operations; -1 for one that `select` left out
+        # Rows of the operations; -1 for one that `select` left out.
+        pa.field("source", pa.int32(), nullable=False),
         pa.field("target", pa.int32(), nullable=False),
         pa.field("state", pa.bool_(), nullable=False),
     ]
@@ -101,7 +103,7 @@ class Flow:
 def ops_frame(columns: dict[str, object]) -> pd.DataFrame:
     """Columns by name -> the frame that a `Flow` holds, with the dtypes that survive a round trip."""
     frame = pd.DataFrame(columns)
-    types = {"call": "int64", "after": "int64", "frame": "Int64", "step": "Int64", "heavy": "bool"}
+    types = {"call": "int64", "after": "int64", "frame": "Int64", "step": "Int64", "heavy": "bool", "returned": "bool"}
     typed: pd.DataFrame = frame.astype({**types, "phase": "category", "name": "category", "kind": "category"})
     return typed
 
@@ -162,12 +164,12 @@ def flow_inside(flow: Flow, kept: np.ndarray) -> Flow:
 
 
 def _edges_between(edges: pd.DataFrame, here: np.ndarray) -> pd.DataFrame:
-    """The edges to operations that are kept, by their new numbers; from -1 where the source is left out."""
+    """The edges of operations that are kept, by their new numbers; -1 for an end that is left out."""
     place = np.full(len(here) + 1, -1)  # the last place is for -1
     place[:-1][here] = np.arange(here.sum())
-    edges = edges[place[edges["target"]] >= 0]
     numbered = edges_frame(place[edges["source"]], place[edges["target"]], edges["state"].to_numpy())
-    different: pd.DataFrame = numbered.drop_duplicates(ignore_index=True)
+    kept = numbered[(numbered["source"] >= 0) | (numbered["target"] >= 0)]
+    different: pd.DataFrame = kept.drop_duplicates(ignore_index=True)
     return different
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from talkerviz.trace.flow import renumber_calls
+from talkerviz.trace.frame import NULLABLE
 from talkerviz.trace.trace import Trace
 
 _SAME_CALLS = ("path", "depth")
 _SAME_TENSORS = ("inputs", "outputs")
 
 
-def join(trace: Trace, other: Trace, columns: Sequence[str]) -> Trace:
-    """The trace with these columns of another run's, its flow, and its facts where this one has none of its own.
+def join(trace: Trace, other: Trace) -> Trace:
+    """The trace with what another run measured and this one did not: costs, busy time, memory, flow and facts.
 
-    Where no columns are taken, the other run's tensors may have other shapes. What was not seen in it, the calls of a
+    Where only the flow is new, the other run's tensors may have other shapes. What was not seen in it, the calls of a
     CUDA graph's replays, stays without.
 
     Raises:
@@ -26,6 +26,7 @@ def join(trace: Trace, other: Trace, columns: Sequence[str]) -> Trace:
     # The calls of a CUDA graph's replays have device times alone; the other run did not see its own.
     made = (trace.calls["host_ns"].notna() | trace.calls["device_ns"].isna()).to_numpy()
     one, two = trace.calls[made], other.calls
+    columns = [name for name in NULLABLE if trace.calls[name].isna().all() and not other.calls[name].isna().all()]
     if len(one) != len(two):
         raise ValueError(f"the second run made {len(two):,} calls, the first {len(one):,}")
     for name in (*_SAME_CALLS, *_SAME_TENSORS) if columns else _SAME_CALLS:

@@ -1,0 +1,49 @@
+"""The command line: a file a command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from talkerviz import __version__
+from talkerviz.cli import diff, doctor, render, show, trace
+from talkerviz.cli.app import app
+
+__all__ = ["app", "diff", "doctor", "main", "render", "show", "trace"]
+
+
+# As they are used, not as they are spelled.
+_ORDER = ("trace", "show", "tree", "render", "diff", "presets", "doctor")
+app.registered_commands.sort(key=lambda one: _ORDER.index(one.name or one.callback.__name__))  # type: ignore[union-attr]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; anything the user can mend is one line on stderr and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        _fail("stopped; the calls recorded until then are kept", 130)
+    except (ValueError, OSError) as error:
+        _fail(str(error), 2)
+    except Exception as error:
+        # A usage error. Its class is click's or typer's own copy of it, by typer's version.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(str(error.format_message()), 2)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"talkerviz: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

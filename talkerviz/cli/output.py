@@ -1,0 +1,53 @@
+"""What commands print and write."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from talkerviz.render.layout import LayoutError
+from talkerviz.render.notes import notes_on
+from talkerviz.trace import Trace
+
+_FILE_WIDTH = 240
+
+
+def console() -> Console:
+    """Where tables are printed."""
+    # rich takes 80 columns for a file or a pipe, too few for a table.
+    found = Console()
+    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=_FILE_WIDTH)
+
+
+def print_notes(to: Console, trace: Trace) -> None:
+    """Below a table, what to know of its numbers."""
+    for note in notes_on(trace.facts):
+        to.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def check_writable(*outputs: str | Path | None) -> None:
+    """Say so before a long run if its result could not be kept."""
+    for output in outputs:
+        if output is not None and output != "-" and not Path(output).absolute().parent.is_dir():
+            raise ValueError(f"{output}: no such folder {Path(output).absolute().parent}")
+
+
+def write(output: str, draw: Callable[[], bytes]) -> None:
+    """Write a drawing; where it cannot be laid out, what was to be laid out."""
+    try:
+        drawn = draw()
+    except LayoutError as error:
+        if output == "-":
+            raise
+        instead = Path(output).with_suffix(".dot")
+        instead.write_text(error.dot, encoding="utf-8")
+        raise ValueError(f"{error}; the DOT is in {instead}") from error
+    if output == "-":
+        sys.stdout.buffer.write(drawn)
+    else:
+        Path(output).write_bytes(drawn)
