@@ -363,12 +363,12 @@ def _first_run(work: Work, tool: Tool, result: Result, repeats: int) -> int:
         tool.measure()
         sample = tool.measure()
     except Exception as error:
-        result.failure = _reason(error)
+        result.failure = reason(error)
         return 0
     return min(repeats, max(FEWEST_REPEATS, int(SECONDS_A_TOOL / sample.whole)))
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"not installed: {error.name}"
     while error.__cause__ is not None:
@@ -432,10 +432,10 @@ def report(works: Sequence[tuple[Work, dict[str, Result]]], repeats: int, config
     facts = {
         "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
         "command": f"`python benchmarks/overhead.py --repeats {repeats}`",
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}; torch used {torch.get_num_threads()} "
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}; torch used {torch.get_num_threads()} "
         "thread",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, talkerviz {tv.__version__}, "
-        + ", ".join(f"{peer} {_version(peer)}" for peer in PEERS),
+        + ", ".join(f"{peer} {version_of(peer)}" for peer in PEERS),
         "work": f"the native talker, preset `tiny` (hidden size {config.text.hidden_size}), "
         f"{SCENARIO.prompt_tokens} prompt and {SCENARIO.text_tokens} text tokens, {SCENARIO.frames} frames, greedy, "
         "float32, no gradients",
@@ -462,7 +462,7 @@ spread over far longer calls. torchlens wraps all of torch's functions, `before`
 itself it keeps them wrapped, which would slow down everything measured later."""
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -470,7 +470,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EDGES = ("flow", "calls")
-MOST_BOXES = 60
+MOST_BOXES = 59
 """What a picture is legible with."""
 
 

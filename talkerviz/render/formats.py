@@ -23,7 +23,10 @@ TEXTS: Mapping[str, Callable[[Graph], str]] = {"mermaid": render_mermaid, "dot":
 
 _FLAT: Mapping[str, Callable[[Trace], str]] = {"mermaid": render_mermaid_flat, "dot": render_dot_flat}
 
-FORMATS = (*TEXTS, *LAYOUTS)
+DATA: Mapping[str, Callable[[Trace], bytes]] = {}
+"""Formats that are no charts -> what writes a trace in them."""
+
+FORMATS = (*TEXTS, *LAYOUTS, *DATA)
 
 
 class Style(str, enum.Enum):
@@ -50,6 +53,8 @@ def render(trace: Trace, fmt: str, style: Style = Style.nested, view: View = Vie
     """
     if fmt not in FORMATS:
         raise RenderError(f"unknown format {fmt!r}: choose from {', '.join(FORMATS)}")
+    if fmt in DATA:
+        return DATA[fmt](trace)
     if style is Style.source:
         if fmt != "mermaid":
             raise RenderError(f"--style source is Mermaid only, not {fmt}")
