@@ -16,6 +16,7 @@ from talkerviz.graph.rows import Rows, rows_of
 from talkerviz.graph.view import EDGES, View
 from talkerviz.graph.wiring import wiring_of
 from talkerviz.trace import Trace
+from talkerviz.trace.runs import as_one_run
 
 Member = Box | Group
 
@@ -35,10 +36,12 @@ class Drawing:
 
     Attributes:
         graph: the picture.
-        closed: by the id of each closed box of modules that called others, the rows of its calls in the trace.
+        calls: by the id of each box and group, the rows in the trace of the calls that it stands for.
+        closed: the same of closed boxes of modules that called others alone.
     """
 
     graph: Graph
+    calls: Mapping[str, np.ndarray]
     closed: Mapping[str, np.ndarray]
 
 
@@ -50,6 +53,7 @@ def draw(trace: Trace, view: View) -> Drawing:
         raise ValueError(
             "edges 'flow': this trace was recorded without the flow of tensors; record it without --no-flow"
         )
+    trace = as_one_run(trace)
     flow = trace.flow is not None and view.edges != "calls"
     rows = rows_of(trace, flow)
     wiring = wiring_of(rows)
@@ -69,14 +73,17 @@ def draw(trace: Trace, view: View) -> Drawing:
     notes: tuple[str, ...] = ()
     if not flow and view.edges is None and len(trace.calls):
         notes += ("Arrows are the order of calls: the flow of tensors was not recorded.",)
+    if "mean_of_runs" in trace.facts:
+        notes += (f"Times are means of {trace.facts['mean_of_runs']:,} runs.",)
     title = ", ".join(title_parts(trace).values())
     timed = bool(trace.calls["host_ns"].notna().all())
+    calls = {ids[id(drawn)]: drawn.fold.rows[drawn.fold.rows < rows.calls] for drawn in every(top)}
     closed = {
         ids[id(drawn)]: drawn.fold.rows
         for drawn in every(top)
         if drawn.members is None and calls_others(rows, drawn.fold)
     }
-    return Drawing(Graph(title, members, edges, flow, timed, notes), closed)
+    return Drawing(Graph(title, members, edges, flow, timed, notes), calls, closed)
 
 
 def _member(rows: Rows, forms: Forms, drawn: Drawn, ids: dict[int, str]) -> Member:

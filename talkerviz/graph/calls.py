@@ -10,6 +10,7 @@ import pandas as pd
 
 from talkerviz.graph.phase import phase_title
 from talkerviz.trace import Trace
+from talkerviz.trace.runs import as_one_run
 from talkerviz.trace.shapes import shapes_of_calls
 
 HEATS = 5
@@ -74,7 +75,7 @@ class CallGraph:
 
 def call_graph(trace: Trace) -> CallGraph:
     """Draw up the graph of a trace, or of what `Trace.select` left of it."""
-    calls = trace.calls
+    calls = as_one_run(trace).calls
     floors = _heat_floors(calls["host_self_ns"].dropna().to_numpy(dtype=float))
     rows = list(zip(*(calls[name].astype(object) for name in _COLUMNS), shapes_of_calls(calls), strict=True))
     groups = [

@@ -87,7 +87,7 @@ def _opened(
     waiting = top
     all_time = _time(rows, phases_of(rows))
     for least_time in (_LEAST_SHARE * all_time, 0):  # what takes next to no time has the room that is left
-        level, waiting = waiting, []
+        level, waiting = waiting if whole else [], []
         while level:
             may_open: dict[object, list[tuple[Drawn, list[Fold]]]] = {}
             following: list[Drawn] = []

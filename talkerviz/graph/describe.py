@@ -45,7 +45,7 @@ def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
         path=with_numbers(NUMBER.sub("#", paths[0]), paths),
         class_name=str(table["class"].iloc[first]),
         shapes=_in_and_out([inputs for inputs, _ in lists], [outputs for _, outputs in lists]),
-        repeats=_frames(rows, fold) or _times(fold),
+        repeats=_repeats(rows, fold),
         modules=len(paths),
         calls=len(calls),
         details=(*differs, *_details(lists)),
@@ -129,19 +129,23 @@ def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
         "input" if of_input else "operation",
         " · ".join(shown),
         shapes=_shapes(outputs) if of_input else _in_and_out(inputs, outputs),
-        repeats=_frames(rows, fold) or (_times(fold) if len(texts) == 1 else ""),
+        repeats=_repeats(rows, fold) if len(texts) == 1 or fold.each == (0, 1) else "",
         calls=len(fold.rows),
         details=(", ".join(texts),) if len(texts) > len(shown) else (),
     )
 
 
-def _frames(rows: Rows, fold: Fold) -> str:
-    """In which frames calls run that stand in a phase, but not in all of its frames; else empty."""
+def _repeats(rows: Rows, fold: Fold) -> str:
+    """How often it runs, or of what stands in a phase in which of its frames, if not in all."""
     above = rows.parent[fold.rows]
     if fold.each != (0, 1) or above[0] < rows.first_phase:
-        return ""
+        return _times(fold)
+    phase = rows.phases[above[0] - rows.first_phase][0]
+    all_frames = {frame for name, frame in rows.phases if name == phase and frame is not None}
     frames = {frame for row in above if (frame := rows.phases[row - rows.first_phase][1]) is not None}
-    return f"frame{'s' if len(frames) > 1 else ''} {ranges(frames).replace('-', '–')}" if frames else ""
+    if not frames or frames == all_frames:
+        return ""
+    return f"frame{'s' if len(frames) > 1 else ''} {ranges(frames).replace('-', '–')}"
 
 
 def _times(fold: Fold) -> str:

@@ -64,9 +64,24 @@ def without_what_is_same(graph: Graph, most_boxes: int) -> Graph:
     graph = close_groups(graph, same)
     depth = max((place for _, place in _by_depth(graph.members)), default=0)
     while len(graph.boxes) > most_boxes and depth > 0:
-        graph = close_groups(graph, {group.id for group, place in _by_depth(graph.members) if place == depth})
+        deepest = {group.id for group, place in _by_depth(graph.members) if place == depth}
+        graph = close_groups(replace(graph, members=_marked(graph.members, deepest, touched)), deepest)
         depth -= 1
     return graph
+
+
+def _marked(members: Sequence[Member], ids: Set[str], touched: Set[str]) -> tuple[Member, ...]:
+    """Some groups as changed ones, if anything in them is."""
+    marked: list[Member] = []
+    for member in members:
+        if isinstance(member, Group) and member.id in ids and member.box.change is None and _changed(member, touched):
+            box = replace(member.box, change="changed", details=("differs inside", *member.box.details))
+            marked.append(replace(member, box=box))
+        elif isinstance(member, Group):
+            marked.append(replace(member, members=_marked(member.members, ids, touched)))
+        else:
+            marked.append(member)
+    return tuple(marked)
 
 
 def changes(graph: Graph) -> list[Box]:

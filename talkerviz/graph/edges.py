@@ -72,7 +72,8 @@ def _carried(rows: Rows, top: Sequence[Drawn], source: np.ndarray, target: np.nd
     frame = frames[_handed_down(rows, at_phase)]
     between_frames = known & (frame[source] >= 0) & (frame[target] >= 0) & (frame[source] != frame[target])
     carried = np.where(between_frames, _WORDS.index("next frame"), 0)
-    level = [drawn for drawn in top if drawn.members is not None]
+    # Phases repeat by frames, and these have been told apart.
+    level = [member for drawn in top for member in drawn.members or () if member.members is not None]
     while level and len(source):
         group, run = np.full(len(rows.parent), -1), np.full(len(rows.parent), -1)
         for number, drawn in enumerate(level):

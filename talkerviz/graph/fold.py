@@ -146,5 +146,7 @@ def _fold(rows: Rows, chosen: np.ndarray, run: np.ndarray, runs: int) -> Fold:
 
 
 def _fewest_and_most(run: np.ndarray, runs: int) -> tuple[int, int]:
+    if runs == 1:
+        return len(run), len(run)
     _, count = np.unique(run, return_counts=True)
     return int(count.min()) if len(count) == runs else 0, int(count.max())

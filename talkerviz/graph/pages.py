@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from glob import escape
+
+import numpy as np
 
 from talkerviz.graph.build import draw
 from talkerviz.graph.graph import Box, Graph, Group
 from talkerviz.graph.view import View
 from talkerviz.trace import Trace
+from talkerviz.trace.runs import as_one_run
 
 FIRST = "index"
 """The name of the page that all others are reached from."""
@@ -26,10 +29,12 @@ class Page:
     Attributes:
         name: a file's name without its ending.
         graph: the picture; the links of its boxes are files' names.
+        calls: by the id of each box and group, the numbers of the calls that it stands for.
     """
 
     name: str
     graph: Graph
+    calls: Mapping[str, np.ndarray]
 
 
 def pages_of(trace: Trace, view: View, suffix: str) -> Iterator[Page]:
@@ -41,7 +46,7 @@ def pages_of(trace: Trace, view: View, suffix: str) -> Iterator[Page]:
         suffix: the ending of the pages' files, `.svg`.
     """
     names: dict[bytes, str] = {}
-    waiting = [(FIRST, trace, view)]
+    waiting = [(FIRST, as_one_run(trace), view)]
     while waiting:
         name, shown, how = waiting.pop(0)
         drawing = draw(shown, how)
@@ -63,7 +68,9 @@ def pages_of(trace: Trace, view: View, suffix: str) -> Iterator[Page]:
                 waiting.append((names[key], shown.inside(calls), opened))
             links[box.id] = names[key] + suffix
         title = drawing.graph.title if name == FIRST else f"{drawing.graph.title}: {name}"
-        yield Page(name, replace(drawing.graph, title=title, members=_linked(drawing.graph.members, links)))
+        graph = replace(drawing.graph, title=title, members=_linked(drawing.graph.members, links))
+        numbers = shown.calls["call"].to_numpy()
+        yield Page(name, graph, {id: numbers[rows] for id, rows in drawing.calls.items()})
 
 
 def _linked(members: tuple[Box | Group, ...], links: dict[str, str]) -> tuple[Box | Group, ...]:

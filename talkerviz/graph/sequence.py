@@ -58,14 +58,18 @@ class Items:
     def _make(self, wanted: Sequence[tuple[tuple[int, ...], int]]) -> None:
         """Make the items that there are not yet; each stands before that which follows it in its sequence."""
         place = len(self.order)
+        made: list[int] = []  # the last one first; put in together, since each time all that follows is moved
         for key in reversed(wanted):
             known = self._known.get(key)
             if known is not None:
+                self.order[place:place] = reversed(made)
+                made.clear()
                 place = self.order.index(known)
             else:
                 self._known[key] = len(self.repeats)
-                self.order.insert(place, len(self.repeats))
+                made.append(len(self.repeats))
                 self.repeats.append(len(key[0]) > 1)
+        self.order[place:place] = reversed(made)
 
 
 _Run = tuple[int, int]

@@ -309,7 +309,7 @@ class FlowMeter(TorchDispatchMode):
             for tensor in reads:
                 for source in provenance.read(tensor, reader):
                     read[source] = False
-        if rule.moves:
+        if rule.moves or (rule.joins and sum(tensor.numel() > 0 for tensor in reads) == 1):
             for tensor in tensors_of(out):
                 provenance.make(tensor, tuple(read))
             return

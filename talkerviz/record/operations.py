@@ -68,6 +68,7 @@ class Rule:
         written: positions and names of the arguments that it writes.
         reads_written: whether it reads those as well.
         rows: whether it writes only some rows of them.
+        joins: whether it puts tensors behind each other: with empty ones, it gives the other as it is.
     """
 
     composite: bool = False
@@ -78,6 +79,7 @@ class Rule:
     written: frozenset[int | str] = frozenset()
     reads_written: bool = False
     rows: bool = False
+    joins: bool = False
 
     def split(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         """Of an operator's arguments the tensors that are read and those that are written; one may be both."""
@@ -139,6 +141,7 @@ def rule_of(func: Any) -> Rule:
         and name not in _OVERWRITES
         and name not in _WRITES_ROWS,
         rows=name in _WRITES_ROWS,
+        joins=name == "cat",
     )
 
 

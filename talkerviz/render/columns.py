@@ -18,12 +18,17 @@ Column = list[list[str]]
 
 
 def columns(graph: Graph) -> list[Column]:
-    """Members that follow each other, cut into columns of about one height: the phases, or what a lone group holds."""
+    """Members that follow each other, cut into columns of about one height: the phases, or what a lone group holds.
+
+    What comes from outside of them, and goes there, stands in none.
+    """
     members = graph.members
     while len(members) == 1 and isinstance(members[0], Group):
         members = members[0].members
     # A group with no boxes in it stands nowhere.
     members = tuple(member for member in members if _ids(member))
+    if any(isinstance(member, Group) for member in members):
+        members = tuple(member for member in members if isinstance(member, Group) or member.kind != "input")
     heights = [_height(member) for member in members]
     count = max(1, round(math.sqrt(sum(heights) * _WIDE)))
     most = max(max(heights, default=0), sum(heights) / count) * 1.1
@@ -47,7 +52,15 @@ def ranks(graph: Graph, parts: list[Column]) -> dict[str, int]:
     found = dict.fromkeys(place, 0)
     # A box is final once all before it in the order of the run are: arrows against that order do not count.
     for source, target in sorted(pairs, key=lambda pair: place[pair[0]]):
-        if column_of[source] == column_of[target] and place[source] < place[target]:
+        if column_of.get(source) == column_of.get(target) and place[source] < place[target]:
+            found[target] = max(found[target], found[source] + 1)
+    for (
+        source,
+        target,
+    ) in pairs:  # what stands in no column is above all that it leads to, and below all that leads to it
+        if source not in column_of:
+            found[source] = min(found[source], found[target] - 1)
+        elif target not in column_of:
             found[target] = max(found[target], found[source] + 1)
     return found
 

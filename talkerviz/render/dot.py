@@ -15,6 +15,8 @@ from talkerviz.render.label import change_legend, edge_label, edge_lines, edge_s
 
 # Its widths are those of Helvetica, and both Graphviz and browsers find it, or the same substitute for it, everywhere.
 _FONT = "Arial"
+# Of arrows within a column; those between columns pull next to nothing. (Not nothing: Graphviz fails then.)
+_PULL = 20
 _EDGE_STYLES = {"flow": "solid", "carried": "dashed", "state": "dashed,bold"}
 
 
@@ -45,12 +47,14 @@ def render_dot(graph: Graph) -> str:
     down = ranks(graph, parts)
     place = {box.id: place for place, box in enumerate(graph.boxes)}
     names = {box.id: box.path or box.name for box in graph.boxes}
+    column_of = {id: number for number, column in enumerate(parts) for ids in column for id in ids}
     for edge in graph.edges:
         tooltip = [f"{names[edge.source]} → {names[edge.target]}", *edge_lines(edge)]
         look = {**_edge_look(edge), "tooltip": _tooltip(tooltip)}
-        _add_edge(
-            drawing, edge, look, down[edge.target] - down[edge.source], place[edge.target] - place[edge.source] == 1
-        )
+        steps = down[edge.target] - down[edge.source]
+        # What could stand at several heights stands as high as it can, and what follows each other in a line.
+        weight = _PULL * (1 + 2 * (steps == 1) + (place[edge.target] - place[edge.source] == 1))
+        _add_edge(drawing, edge, look, steps, weight if column_of.get(edge.source) == column_of.get(edge.target) else 1)
     return str(drawing.source)
 
 
@@ -75,7 +79,7 @@ def _add_order(drawing: graphviz.Digraph, parts: list[Column]) -> None:
     # upwards (Graphviz 2.43 fails), but those that leave one box do.
     drawing.node("top", label="", shape="point", style="invis", width="0", height="0", ordering="out")
     for column in parts:
-        drawing.edge("top", column[0][0], style="invis")
+        drawing.edge("top", column[0][0], style="invis", weight=str(_PULL))
 
 
 def _add_box(drawing: graphviz.Digraph, box: Box, diff: bool) -> None:
@@ -114,15 +118,14 @@ def _edge_look(edge: Edge) -> dict[str, str]:
     return look
 
 
-def _add_edge(drawing: graphviz.Digraph, edge: Edge, look: dict[str, str], down: int, next_box: bool) -> None:
-    if down < 0:
+def _add_edge(drawing: graphviz.Digraph, edge: Edge, look: dict[str, str], steps: int, weight: int) -> None:
+    if steps < 0:
         # Upwards. Graphviz leads it around boxes as well as any other if it is told of it upside down.
-        drawing.edge(edge.target, edge.source, dir="back", weight="0", **look)
-    elif down == 0:
+        drawing.edge(edge.target, edge.source, dir="back", weight="1", **look)
+    elif steps == 0:
         drawing.edge(edge.source, edge.target, constraint="false", **look)
     else:
-        # What could stand at several heights stands as high as it can, and what follows each other in a line.
-        drawing.edge(edge.source, edge.target, weight=str(1 + 2 * (down == 1) + next_box), **look)
+        drawing.edge(edge.source, edge.target, weight=str(weight), **look)
 
 
 def _tooltip(lines: list[str]) -> str:

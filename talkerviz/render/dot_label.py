@@ -44,8 +44,11 @@ def group_label(box: Box) -> str:
 
 def chart_label(graph: Graph, scale: float) -> str:
     """The chart's title, its legend and its notes, one below the other, in letters to match its size."""
-    cells = [f'<FONT POINT-SIZE="{18 * scale:.0f}"><B>{dot_html(shortened(graph.title, 120)) or " "}</B></FONT>']
+    name, _, what = graph.title.partition(", ")
+    cells = [f'<FONT POINT-SIZE="{18 * scale:.0f}"><B>{dot_html(shortened(name)) or " "}</B></FONT>']
     size = round(9 * scale)
+    # A second line: were one wider than the legend, that would be pulled apart.
+    cells += [_small(shortened(what, 80), round(11 * scale))] if what else []
     legend = _legend(graph, size)
     if legend:
         cells.append(f"<TABLE {_TABLE.format(4)}><TR>{''.join(f'<TD>{cell}</TD>' for cell in legend)}</TR></TABLE>")
@@ -80,10 +83,11 @@ def _chips(title: str, texts: dict[str, str], size: int) -> str:
 def _line(style: EdgeStyle) -> str:
     """A piece of an arrow's line, of cells, as no font need have such characters."""
     height = 3 if style == "state" else 2
-    dash, gap = (30, 0) if style == "flow" else (7, 4)
+    dash, gap, number = (30, 0, 1) if style == "flow" else (7, 4, 3)
     cell = f'<TD FIXEDSIZE="TRUE" WIDTH="{{}}" HEIGHT="{height}"{{}}></TD>'
-    dashes = [cell.format(dash, f' BGCOLOR="{style_colour(style)}"')] * (1 if style == "flow" else 3)
-    return f"<TABLE {_TABLE.format(0)}><TR>{cell.format(gap, '').join(dashes)}</TR></TABLE>"
+    dashes = [cell.format(dash, f' BGCOLOR="{style_colour(style)}"')] * number
+    size = f'FIXEDSIZE="TRUE" WIDTH="{number * (dash + gap) - gap}" HEIGHT="{height}"'
+    return f"<TABLE {_TABLE.format(0)} {size}><TR>{cell.format(gap, '').join(dashes)}</TR></TABLE>"
 
 
 def _bar(share: float) -> str:
