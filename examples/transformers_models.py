@@ -1,0 +1,47 @@
+"""Small models of transformers with random weights, to be traced: `talkerviz trace examples.transformers_models:llama`.
+
+Each function returns a model and a callable that runs it once; any function of yours that does can be a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+Target = tuple[nn.Module, Callable[[], object]]
+
+
+def llama() -> Target:
+    """A dense decoder that reads 16 tokens and generates 8."""
+    sizes = {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 8, "num_key_value_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, num_hidden_layers=8, **sizes)).eval()
+    tokens = torch.arange(16)[None]
+    return model, lambda: model.generate(tokens, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+
+
+def whisper() -> Target:
+    """An encoder of sound, and a decoder of text with cross attention to it."""
+    layers = {"encoder_layers": 4, "decoder_layers": 4, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512, "d_model": 128}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": 1000}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+    model = WhisperForConditionalGeneration(WhisperConfig(max_source_positions=100, **layers, **heads, **ids)).eval()
+    sound, tokens = torch.randn(1, 80, 200), torch.arange(8)[None]
+    return model, torch.no_grad()(lambda: model(input_features=sound, decoder_input_ids=tokens))
+
+
+def vit() -> Target:
+    """A vision transformer that classifies one picture."""
+    sizes = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
+    model = ViTForImageClassification(ViTConfig(**sizes)).eval()
+    pixels = torch.randn(1, 3, 224, 224)
+    return model, torch.no_grad()(lambda: model(pixel_values=pixels))
