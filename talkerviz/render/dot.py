@@ -15,8 +15,7 @@ from talkerviz.render.label import change_legend, edge_label, edge_lines, edge_s
 
 # Its widths are those of Helvetica, and both Graphviz and browsers find it, or the same substitute for it, everywhere.
 _FONT = "Arial"
-# Of arrows within a column; those between columns pull next to nothing. (Not nothing: Graphviz fails then.)
-_PULL = 20
+_PULL = 20  # of a column's top, so that columns begin at one height
 _EDGE_STYLES = {"flow": "solid", "carried": "dashed", "state": "dashed,bold"}
 
 
@@ -52,9 +51,14 @@ def render_dot(graph: Graph) -> str:
         tooltip = [f"{names[edge.source]} → {names[edge.target]}", *edge_lines(edge)]
         look = {**_edge_look(edge), "tooltip": _tooltip(tooltip)}
         steps = down[edge.target] - down[edge.source]
+        free = edge.source not in column_of or edge.target not in column_of
+        if steps <= 0 or not (free or column_of[edge.source] == column_of[edge.target]):
+            # Arrows upwards and between columns have no say in where boxes stand: Graphviz 2.43 fails on some if they do.
+            drawing.edge(edge.source, edge.target, constraint="false", **look)
+            continue
         # What could stand at several heights stands as high as it can, and what follows each other in a line.
-        weight = _PULL * (1 + 2 * (steps == 1) + (place[edge.target] - place[edge.source] == 1))
-        _add_edge(drawing, edge, look, steps, weight if column_of.get(edge.source) == column_of.get(edge.target) else 1)
+        weight = 1 + 2 * (steps == 1) + (place[edge.target] - place[edge.source] == 1)
+        drawing.edge(edge.source, edge.target, weight=str(weight), **look)
     return str(drawing.source)
 
 
@@ -75,11 +79,18 @@ def _add_order(drawing: graphviz.Digraph, parts: list[Column]) -> None:
             drawing.edge(above[-1], below[0], style="invis")
     if len(parts) < 2:
         return
-    # Edges between clusters of one rank do not order them, nor do edges between boxes of one rank where others lead
-    # upwards (Graphviz 2.43 fails), but those that leave one box do.
-    drawing.node("top", label="", shape="point", style="invis", width="0", height="0", ordering="out")
-    for column in parts:
-        drawing.edge("top", column[0][0], style="invis", weight=str(_PULL))
+    # Edges between clusters of one rank do not order them, but edges from boxes above do, which are none's member.
+    tops = [f"top_{place}" for place in range(len(parts))]
+    with drawing.subgraph() as above_all:
+        above_all.attr(rank="same")
+        for top in tops:
+            above_all.node(top, label="", shape="point", style="invis", width="0", height="0", group=top)
+        for left, right in pairwise(tops):
+            above_all.edge(left, right, style="invis")
+    for top, column in zip(tops, parts, strict=True):
+        # One group: nothing may cross it.
+        drawing.node(column[0][0], group=top)
+        drawing.edge(top, column[0][0], style="invis", weight=str(_PULL))
 
 
 def _add_box(drawing: graphviz.Digraph, box: Box, diff: bool) -> None:
@@ -116,16 +127,6 @@ def _edge_look(edge: Edge) -> dict[str, str]:
         # The space keeps it off the line.
         look |= {"label": f"<&#160;{dot_html(label)}>", "fontcolor": colour}
     return look
-
-
-def _add_edge(drawing: graphviz.Digraph, edge: Edge, look: dict[str, str], steps: int, weight: int) -> None:
-    if steps < 0:
-        # Upwards. Graphviz leads it around boxes as well as any other if it is told of it upside down.
-        drawing.edge(edge.target, edge.source, dir="back", weight="1", **look)
-    elif steps == 0:
-        drawing.edge(edge.source, edge.target, constraint="false", **look)
-    else:
-        drawing.edge(edge.source, edge.target, weight=str(weight), **look)
 
 
 def _tooltip(lines: list[str]) -> str:
