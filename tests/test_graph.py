@@ -323,6 +323,14 @@ def test_what_is_left_out_says_how_much() -> None:
     assert kept == {f"net.part{n}" for n in range(92, 101)}  # those that took longest
 
 
+def test_a_part_of_what_would_never_fit() -> None:
+    rows = [call(0, None, 0, "net", "Net", 6_000, 10, phase="forward")]
+    rows += [call(n, 0, 1, f"net.part{n}", "Part", 10 * n, 10 * n, phase="forward") for n in range(1, 101)]
+    graph = build_graph(make_trace(rows), View(max_nodes=10))
+    assert len(graph.boxes) == 10
+    assert [box.name for box in group(graph, "net").members][-2:] == ["net.part100".removeprefix("net."), "91 more"]
+
+
 def test_no_more_boxes_than_asked_for() -> None:
     model = stack(*(layer(inner=8 + n) for n in range(10)))
     for most in (3, 5, 8, 20, 40):

@@ -84,6 +84,7 @@ def _opened(
     """Open level by level, what is alike together, what takes longest first; and whether all that might be was."""
     top = [Drawn(phase, -1) for phase in phases_of(rows)]
     boxes, whole = 0, True
+    too_large: list[tuple[Drawn, list[Fold]]] = []  # what would never fit
     waiting = top
     all_time = _time(rows, phases_of(rows))
     for least_time in (_LEAST_SHARE * all_time, 0):  # what takes next to no time has the room that is left
@@ -110,11 +111,18 @@ def _opened(
                     waiting += [drawn for drawn, _ in twins]
                 elif boxes + more > view.most_boxes:
                     whole = False
+                    too_large += twins if more > view.most_boxes else []
                 else:
                     boxes += more
                     for drawn, found in twins:
                         following += _open(drawn, found)
             level = following
+    if too_large and boxes < view.most_boxes // 2:
+        # Better a part of it than a box that says nothing.
+        drawn, found = max(too_large, key=lambda pair: _time(rows, [pair[0].fold]))
+        boxes += _size(found) - 1
+        _open(drawn, found)
+        boxes -= _leave_out(rows, drawn, boxes - view.most_boxes)
     for phase in sorted(top, key=lambda phase: -len(phase.members or ())):
         if boxes > view.most_boxes and not view.open:
             boxes -= _leave_out(rows, phase, boxes - view.most_boxes)
@@ -162,18 +170,18 @@ def _time(rows: Rows, folds: Sequence[Fold]) -> float:
     """Nanoseconds in all calls of some folds, or inside phases; their number where times were not measured."""
     own = np.concatenate([fold.rows for fold in folds]) if folds else np.empty(0, dtype=np.int64)
     calls = np.concatenate([own, rows.children_of(own[own >= rows.first_phase])[0]])
-    times = rows.trace.calls["host_ns"].iloc[calls[calls < rows.calls]]
-    return float(times.sum()) if len(times) and times.notna().all() else float(len(times))
+    times = rows.host_ns[calls[calls < rows.calls]]
+    return float(len(times) if np.isnan(times).any() else times.sum())
 
 
-def _leave_out(rows: Rows, phase: Drawn, excess: int) -> int:
-    """Draw the members of a phase that took the shortest as one box; returns how many boxes that saves."""
-    closed = [member for member in phase.members or () if member.members is None]
+def _leave_out(rows: Rows, group: Drawn, excess: int) -> int:
+    """Draw the members of a group that took the shortest as one box; returns how many boxes that saves."""
+    closed = [member for member in group.members or () if member.members is None]
     if len(closed) < 2:
         return 0
     shortest = sorted(closed, key=lambda member: _time(rows, [member.fold]))[: excess + 1]
     left_out = {id(member) for member in shortest}
     more = replace(shortest[0].fold, kind="more", rows=np.sort(np.concatenate([one.fold.rows for one in shortest])))
-    phase.members = [member for member in phase.members or () if id(member) not in left_out]
-    phase.members.append(Drawn(more, 0))
+    group.members = [member for member in group.members or () if id(member) not in left_out]
+    group.members.append(Drawn(more, 0))
     return len(shortest) - 1

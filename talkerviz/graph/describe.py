@@ -31,8 +31,7 @@ def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
     if fold.kind in ("operation", "input"):
         return _operations_box(rows, fold, name)
     table = rows.trace.calls
-    codes = table["path"].cat.codes.to_numpy()[calls]
-    paths = [str(path) for path in table["path"].cat.categories[np.unique(codes)]]
+    paths = [str(path) for path in table["path"].cat.categories[np.unique(rows.path[calls])]]
     first = calls[0]
     errors = table["error"].iloc[calls].dropna()
     signatures = np.unique(rows.signature[calls], return_index=True)
@@ -153,14 +152,11 @@ def _times(fold: Fold) -> str:
 
 
 def _timed(rows: Rows, calls: np.ndarray, box: Box) -> Box:
-    table = rows.trace.calls
-    total, own = (table[name].iloc[calls] for name in ("host_ns", "host_self_ns"))
-    if not len(calls) or total.isna().any():
+    total, own = rows.host_ns[calls].sum(), rows.self_ns[calls].sum()
+    if not len(calls) or np.isnan(total):
         return box
-    top = rows.parent[: rows.calls] >= rows.first_phase
-    whole = table["host_ns"].to_numpy(dtype=float, na_value=np.nan)[top].sum()
-    share = float(total.sum() / whole) if whole > 0 else None
-    return replace(box, total_ns=int(total.sum()), self_ns=int(own.sum()), share=share)
+    share = float(total / rows.whole_ns) if rows.whole_ns > 0 else None
+    return replace(box, total_ns=int(total), self_ns=int(own), share=share)
 
 
 def _in_and_out(inputs: Sequence[Tensors], outputs: Sequence[Tensors]) -> str:

@@ -40,6 +40,9 @@ class Rows:
         children: rows, those of one parent in the order of the run.
         position: the place of each row among its parent's children.
         phases: the name of each phase row's phase, and its frame, None for what is in none.
+        path: of each call, the place of its path among the categories of the trace's paths.
+        host_ns, self_ns: of each call; not a number where it was not measured.
+        whole_ns: the time inside all calls that no other made.
     """
 
     trace: Trace
@@ -58,6 +61,10 @@ class Rows:
     children: np.ndarray
     position: np.ndarray
     phases: Sequence[tuple[str, int | None]]
+    path: np.ndarray
+    host_ns: np.ndarray
+    self_ns: np.ndarray
+    whole_ns: float
 
     @property
     def first_phase(self) -> int:
@@ -121,6 +128,7 @@ def rows_of(trace: Trace, flow: bool) -> Rows:
     position = np.zeros(len(parent), dtype=np.int64)
     position[order] = np.arange(len(order)) - first[parent[order]]
     padding = np.full(len(phase_rows), -1)
+    host_ns, self_ns = (calls[name].to_numpy(dtype=float, na_value=np.nan) for name in ("host_ns", "host_self_ns"))
     return Rows(
         trace=trace,
         calls=n,
@@ -138,6 +146,10 @@ def rows_of(trace: Trace, flow: bool) -> Rows:
         children=order,
         position=position,
         phases=[(phase_title(phase_names[code] if code >= 0 else None), at) for code, at in phases],
+        path=calls["path"].cat.codes.to_numpy(),
+        host_ns=host_ns,
+        self_ns=self_ns,
+        whole_ns=float(host_ns[parent[:n] >= n + m].sum()),
     )
 
 
