@@ -25,6 +25,7 @@ def call(number: int, parent: int | None, depth: int, path: str, kind: str, host
         "phase": "decode",
         "frame": 0,
         "step": None,
+        "run": 0,
         "inputs": (tensor("0", 1, 4),),
         "outputs": (tensor("output", 1, 4),),
         "host_start_ns": number * 1000,
@@ -36,7 +37,8 @@ def call(number: int, parent: int | None, depth: int, path: str, kind: str, host
 
 
 def make_trace(rows: list[Any], **facts: Any) -> Trace:
-    columns = ["call", "parent", "depth", "thread", "path", "class", "phase", "frame", "step", "inputs", "outputs"]
+    columns = ["call", "parent", "depth", "thread", "path", "class", "phase", "frame", "step", "run"]
+    columns += ["inputs", "outputs"]
     columns += ["host_start_ns", "host_ns", "host_self_ns", "error"]
     modules = tuple(ModuleInfo(path, "Module", 0, 0) for path in dict.fromkeys(row["path"] for row in rows))
     return Trace(calls_frame(pd.DataFrame(rows, columns=columns)), modules, {"root": "net", "model": "Net"} | facts)

@@ -73,10 +73,32 @@ def test_phases_frames_and_steps(impl: str, tmp_path: Path, monkeypatch: pytest.
     assert roots["phase"].tolist()[:3] == ["prefill", "decode", "decode"]
 
 
-@pytest.mark.parametrize("by", ["module", "class", "phase", "layer", "frame", "call"])
+@pytest.mark.parametrize("by", ["module", "class", "phase", "part", "layer", "frame", "call"])
 def test_show(by: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert talkerviz(monkeypatch, "show", tiny, "--by", by, "--top", 3) == 0
-    assert f"Time by {by}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"Time by {by}" in shown
+    assert ("3 frames: the first after" in shown) == (by == "frame")
+
+
+def test_side_by_side(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    assert talkerviz(monkeypatch, "show", tiny, "--across", "phase") == 0
+    shown = capsys.readouterr().out
+    assert "Time by module, phases side by side" in shown
+    assert "talker.model.layers.*.self_attn.q_proj" in shown
+
+
+@pytest.mark.parametrize("fmt", ["markdown", "csv", "json", "latex", "html"])
+def test_tables(fmt: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    out = tmp_path / "table"
+    chosen = ("--by", "class", "--top", 1, "--sort", "calls", "--phase", "decode")
+    assert talkerviz(monkeypatch, "render", tiny, "-f", fmt, *chosen, "-o", out) == 0
+    assert "Linear" in out.read_text()
+    assert "TalkerTextExperts" not in out.read_text()
+    assert talkerviz(monkeypatch, "render", tiny, "-f", fmt, "--across", "part", "--depth", 0) == 0
+    shown = capfd.readouterr().out
+    assert "codec" in shown
+    assert "proj" not in shown.replace("text\\_projection", "").replace("text_projection", "")
 
 
 def test_tree_and_presets(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -200,6 +222,18 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["render", "text.txt", "-f", "svg"], "text.txt: not a talkerviz"),
         (["render", "good.parquet", "-f", "gif"], "unknown format 'gif'"),
         (["render", "good.parquet", "-f", "svg", "--style", "source"], "--style source is Mermaid only"),
+        (["render", "good.parquet", "-f", "svg", "--by", "module"], "--by: only tables have it (markdown, latex, html"),
+        (["render", "good.parquet", "-f", "mermaid", "--top", "3"], "--top: only tables have it"),
+        (["render", "good.parquet", "-f", "perfetto", "--sort", "self"], "--sort: only tables have it"),
+        (["render", "good.parquet", "-f", "csv", "--style", "flat"], "--style: only charts have it (mermaid, dot, svg"),
+        (["render", "good.parquet", "-f", "json", "--max-nodes", "3"], "--max-nodes: only charts have it"),
+        (["render", "good.parquet", "-f", "csv", "--by", "x"], "Invalid value for '--by'"),
+        (["render", "good.parquet", "-f", "csv", "--by", "call", "--across", "part"], "cannot group by 'call' side by"),
+        (
+            ["show", "good.parquet", "--phase", "decode", "--across", "phase"],
+            "nothing to set side by side: the trace has",
+        ),
+        (["diff", "good.parquet", "good.parquet", "-f", "csv"], "unknown format 'csv': choose from"),
         (["render", "good.parquet", "-f", "svg", "--phase", "x"], "no phase 'x' in this trace: choose from setup"),
         (["render", "good.parquet", "-f", "svg", "--frame", "9"], "no frame 9 in this trace: it has frames 0 to 2"),
         (["render", "good.parquet", "-f", "svg", "--module", "x"], "no module that was called fits 'x'"),
@@ -210,7 +244,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["render", "good.parquet", "-f", "svg", "--edges", "x"], "Invalid value for '--edges'"),
         (["diff", "good.parquet", "missing.parquet"], "missing.parquet: no such file"),
         (["diff", "good.parquet", "good.parquet", "-f", "gif"], "unknown format 'gif'"),
-        (["diff", "good.parquet", "good.parquet", "-o", "d.svg"], "-o: only a drawing is written"),
+        (["diff", "good.parquet", "good.parquet", "-o", "d.svg"], "-o: only a table or a drawing is written"),
         (["nosuch"], "No such command"),
     ]
 

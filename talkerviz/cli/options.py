@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from talkerviz.graph.view import MOST_BOXES
 from talkerviz.render.formats import FORMATS
+from talkerviz.render.tables import Rows
 
 
 class Device(str, enum.Enum):
@@ -29,6 +31,33 @@ class Edges(str, enum.Enum):
     calls = "calls"
 
 
+class By(str, enum.Enum):
+    """What a row of a table stands for."""
+
+    module = "module"
+    klass = "class"
+    phase = "phase"
+    part = "part"
+    layer = "layer"
+    frame = "frame"
+    call = "call"
+
+
+class Sort(str, enum.Enum):
+    """Which row comes first."""
+
+    self_ = "self"
+    total = "total"
+    calls = "calls"
+
+
+class Across(str, enum.Enum):
+    """What a table sets side by side."""
+
+    phase = "phase"
+    part = "part"
+
+
 TracePath = Annotated[Path, typer.Argument(metavar="TRACE", help="A file that `talkerviz trace` wrote.")]
 Phase = Annotated[str | None, typer.Option(help="Only this phase, such as prefill or decode.")]
 Depth = Annotated[int | None, typer.Option(min=0, help="Only calls nested at most this deep.")]
@@ -39,12 +68,26 @@ ArrowsAre = Annotated[
 MaxNodes = Annotated[
     int | None, typer.Option(min=1, help=f"No more boxes: what does not fit is folded; {MOST_BOXES} by default.")
 ]
+RowsBy = Annotated[By | None, typer.Option("--by", help="What a table's row stands for; by default a module.")]
+SetAcross = Annotated[
+    Across | None,
+    typer.Option(help="Set prefill against decode, or the talker against its code predictor, by module or class."),
+]
+SortBy = Annotated[
+    Sort | None, typer.Option("--sort", help="By default self, but the run's order by phase, part and frame.")
+]
+Top = Annotated[int | None, typer.Option(min=1, help="Only the first rows.")]
 
 
-def check_format(fmt: str) -> None:
+def check_format(fmt: str, formats: Sequence[str] = FORMATS) -> None:
     """Say so before anything else if there is no such format."""
-    if fmt not in FORMATS:
-        raise ValueError(f"unknown format {fmt!r}: choose from {', '.join(FORMATS)}")
+    if fmt not in formats:
+        raise ValueError(f"unknown format {fmt!r}: choose from {', '.join(formats)}")
+
+
+def rows_asked_for(by: By | None, across: Across | None, sort: Sort | None, top: int | None) -> Rows:
+    """What a table shall show."""
+    return Rows(by.value if by else "module", across.value if across else None, sort.value if sort else None, top)
 
 
 def device_name(device: Device) -> str:

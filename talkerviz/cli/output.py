@@ -10,9 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from talkerviz.render.headline import headline
 from talkerviz.render.layout import LayoutError
 from talkerviz.render.notes import notes_on
 from talkerviz.trace import Trace
+from talkerviz.trace.frames import frame_summary
 
 _FILE_WIDTH = 240
 
@@ -22,6 +24,12 @@ def console() -> Console:
     # rich takes 80 columns for a file or a pipe, too few for a table.
     found = Console()
     return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=_FILE_WIDTH)
+
+
+def print_headline(to: Console, trace: Trace) -> None:
+    """How fast the frames came, where any were timed."""
+    if summary := frame_summary(trace):
+        to.print(Text(headline(summary)), soft_wrap=True)
 
 
 def print_notes(to: Console, trace: Trace) -> None:

@@ -9,13 +9,27 @@ from typing import Annotated
 import typer
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import ArrowsAre, Depth, Format, MaxNodes, Phase, TracePath, check_format
+from talkerviz.cli.options import (
+    ArrowsAre,
+    Depth,
+    Format,
+    MaxNodes,
+    Phase,
+    RowsBy,
+    SetAcross,
+    SortBy,
+    Top,
+    TracePath,
+    check_format,
+    rows_asked_for,
+)
 from talkerviz.cli.output import check_writable, console, write
 from talkerviz.graph.pages import FIRST, pages_of
 from talkerviz.graph.view import View
-from talkerviz.render.formats import Style, render, render_graph
+from talkerviz.render.formats import CHARTS, Style, render, render_graph
 from talkerviz.render.github import over_github_limits
 from talkerviz.render.markdown import render_page
+from talkerviz.render.tables import TABLES
 from talkerviz.trace import Trace
 
 
@@ -39,23 +53,32 @@ def render_command(
     fold: Annotated[bool, typer.Option("--fold/--no-fold", help="Draw once what repeats.")] = True,
     max_nodes: MaxNodes = None,
     pages: Annotated[bool, typer.Option("--pages", help="A page for the inside of each closed box as well.")] = False,
+    by: RowsBy = None,
+    across: SetAcross = None,
+    sort: SortBy = None,
+    top: Top = None,
 ) -> None:
-    """Draw a trace."""
+    """Draw a trace, or write a table of it or another program's file."""
     check_format(fmt)
     nested = style is Style.nested
+    for option, asked in {"--by": by, "--across": across, "--sort": sort, "--top": top}.items():
+        if asked is not None and fmt not in TABLES:
+            raise ValueError(f"{option}: only tables have it ({', '.join(TABLES)}), not {fmt}")
     given = {"--open": open_, "--close": close, "--edges": edges, "--max-nodes": max_nodes, "--pages": pages}
-    for option, value in {**given, "--no-fold": not fold}.items():
-        if value and not nested:
+    for option, value in {"--style": not nested, **given, "--no-fold": not fold}.items():
+        if value and fmt not in CHARTS:
+            raise ValueError(f"{option}: only charts have it ({', '.join(CHARTS)}), not {fmt}")
+        if value and not nested and option != "--style":
             raise ValueError(f"{option}: only --style nested has it, not {style.value}")
     if pages and output == "-":
         raise ValueError("--pages: name a folder with -o")
     check_writable(output)
-    chosen = Trace.load(path).select(phase, frame, None if nested else depth, module)
+    chosen = Trace.load(path).select(phase, frame, None if nested and fmt in CHARTS else depth, module)
     view = View(depth, tuple(open_ or ()), tuple(close or ()), max_nodes, edges.value if edges else None, fold)
     if pages:
         _write_pages(chosen, view, fmt, Path(output))
         return
-    write(output, lambda: render(chosen, fmt, style, view))
+    write(output, lambda: render(chosen, fmt, style, view, rows_asked_for(by, across, sort, top)))
     if fmt == "mermaid" and output != "-" and (note := over_github_limits(Path(output).read_text())):
         print(f"talkerviz: {output}: {note}", file=sys.stderr)
 

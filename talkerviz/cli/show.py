@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated
 
 import typer
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import Depth, Phase, TracePath
-from talkerviz.cli.output import console, print_notes
+from talkerviz.cli.options import By, Depth, Phase, RowsBy, SetAcross, SortBy, Top, TracePath, rows_asked_for
+from talkerviz.cli.output import console, print_headline, print_notes
 from talkerviz.render.table import render_table
+from talkerviz.render.tables import rows_of
 from talkerviz.render.tree import render_tree
 from talkerviz.trace import Trace
-from talkerviz.trace.summary import summarise
-
-
-class By(str, enum.Enum):
-    """What a row of the table stands for."""
-
-    module = "module"
-    klass = "class"
-    phase = "phase"
-    layer = "layer"
-    frame = "frame"
-    call = "call"
-
-
-class Sort(str, enum.Enum):
-    """What comes first."""
-
-    self_ = "self"
-    total = "total"
-    calls = "calls"
+from talkerviz.trace.over_runs import over_runs
 
 
 @app.command()
 def show(
     path: TracePath,
-    by: Annotated[By, typer.Option(help="What a row stands for.")] = By.module,
+    by: RowsBy = None,
+    across: SetAcross = None,
     phase: Phase = None,
-    sort: Annotated[Sort | None, typer.Option(help="By default self, but the run's order by phase and frame.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    sort: SortBy = None,
+    top: Top = None,
+    runs: Annotated[bool, typer.Option("--runs", help="How the runs of `trace --repeat` differ.")] = False,
 ) -> None:
     """Print a latency table."""
+    for option, given in {"--across": across, "--sort": sort}.items():
+        if runs and given is not None:
+            raise ValueError(f"{option}: not with --runs")
+    rows = rows_asked_for(by, across, sort, top)
     chosen = Trace.load(path).select(phase=phase)
     terminal = console()
-    terminal.print(
-        render_table(summarise(chosen, by.value, sort.value if sort else None), by.value, top, terminal.width)
-    )
+    if runs:
+        table = over_runs(chosen, rows.by)
+        terminal.print(
+            render_table(table, rows.by, top, terminal.width, f"{rows.title} over {table.attrs['runs']} runs")
+        )
+        return
+    terminal.print(render_table(rows_of(chosen, rows), rows.by, top, terminal.width, rows.title))
+    if by is By.frame:
+        print_headline(terminal, chosen)
     print_notes(terminal, chosen)
 
 

@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Annotated, Any
 
 import torch
@@ -16,14 +17,15 @@ from torch import nn
 
 from talkerviz.cli.app import app
 from talkerviz.cli.options import Device, device_name
-from talkerviz.cli.output import check_writable, console, print_notes
+from talkerviz.cli.output import check_writable, console, print_headline, print_notes
 from talkerviz.progress import frame_progress
 from talkerviz.record import recording
 from talkerviz.render.table import render_table
 from talkerviz.talker.config import PRESETS
 from talkerviz.talker.scenario import Scenario
-from talkerviz.targets import function_target, talker_target
+from talkerviz.targets import Target, function_target, talker_target
 from talkerviz.trace.join import join
+from talkerviz.trace.over_runs import over_runs
 from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of
 from talkerviz.trace.summary import summarise
 
@@ -64,6 +66,8 @@ def trace(
     frames: Annotated[int, typer.Option(help="Frames of 80 ms to speak.")] = 8,
     speaker: Annotated[str, typer.Option(help="A voice of the checkpoint.")] = "ethan",
     seed: Annotated[int, typer.Option(help="Draws the weights and the thinker's outputs.")] = 0,
+    warmup: Annotated[int, typer.Option(min=0, help="Run so often first, and record nothing of it.")] = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="Record so many runs: `show --runs` tells them apart.")] = 1,
     clock: Annotated[Clock, typer.Option(help="auto takes cuda on CUDA; none records shapes alone.")] = Clock.auto,
     include: Annotated[
         list[str] | None, typer.Option(help="Record only modules that fit, such as '*.self_attn*'.")
@@ -96,22 +100,25 @@ def trace(
         made = function_target(target)
 
     facts = {**made.facts, **_peaks_facts(made.model, limits), "command": shlex.join(["talkerviz", *sys.argv[1:]])}
+    if repeat > 1:
+        facts["repeat"] = repeat
+    if warmup:
+        facts["warmup_ns"] = [_warm_up(made) for _ in range(warmup)]
     record = functools.partial(
         recording, made.model, made.name, include=include or (), exclude=exclude or (), depth=depth, facts=facts
     )
     failure: BaseException | None = None
-    with (
-        frame_progress(made.frames) as on_frame,
-        record(
-            phases=made.phases(),
-            # Nothing is computed there, so there is nothing to time, and all the time to count.
-            clock="none" if on_meta else _clock(clock, made.model),
-            measure="cost" if on_meta else None,
-            file=None if output == "-" else output,
-        ) as rec,
-    ):
+    with record(
+        phases=made.phases(),
+        # Nothing is computed there, so there is nothing to time, and all the time to count.
+        clock="none" if on_meta else _clock(clock, made.model),
+        measure="cost" if on_meta else None,
+        file=None if output == "-" else output,
+    ) as rec:
         try:
-            produced = made.run(on_frame)
+            for _ in range(repeat):
+                with frame_progress(made.frames) as on_frame, rec.run(made.phases()):
+                    produced = made.run(on_frame)
         except (Exception, KeyboardInterrupt) as error:
             failure = error  # what was recorded until now is kept
 
@@ -145,8 +152,25 @@ def trace(
         terminal = console()
         for by in ("phase", "class", "module"):
             terminal.print(render_table(summarise(recorded, by), by, 10, terminal.width))
+        if repeat > 1:
+            over = over_runs(recorded, "phase")
+            terminal.print(render_table(over, "phase", 10, terminal.width, f"Time by phase over {repeat} runs"))
+        print_headline(terminal, recorded)
         print_notes(terminal, recorded)
         terminal.print(f"{len(recorded.calls):,} calls -> {output}", highlight=False, soft_wrap=True)
+
+
+def _warm_up(target: Target) -> int:
+    """A run that is no part of the record: what is slow but once has happened. Gives the nanoseconds that it took."""
+    began = perf_counter_ns()
+    try:
+        with frame_progress(target.frames) as on_frame:
+            target.run(on_frame)
+    except KeyboardInterrupt as error:
+        raise typer.Abort from error
+    except Exception as error:
+        raise ValueError(f"the warm-up stopped with {type(error).__name__}: {error}; nothing is recorded") from error
+    return perf_counter_ns() - began
 
 
 def _peaks_facts(model: nn.Module, given: Peaks | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from talkerviz.graph.forms import Forms, forms_of
 from talkerviz.graph.graph import Box, Edge, Graph, Group
 from talkerviz.graph.rows import Rows, rows_of
 from talkerviz.graph.view import EDGES, View
-from talkerviz.graph.wiring import wiring_of
+from talkerviz.graph.wiring import Wiring, wiring_of
 from talkerviz.trace import Trace
 from talkerviz.trace.runs import as_one_run
 
@@ -32,7 +32,7 @@ def build_graph(trace: Trace, view: View = View()) -> Graph:  # noqa: B008  (it 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture, and what can be opened in it.
+    """A picture, and what can be opened in it. Rows are those of `as_one_run` of the trace.
 
     Attributes:
         graph: the picture.
@@ -47,17 +47,44 @@ class Drawing:
 
 def draw(trace: Trace, view: View) -> Drawing:
     """`build_graph`, and the calls that are not seen in it."""
-    if view.edges not in (None, *EDGES):
-        raise ValueError(f"unknown edges {view.edges!r}: choose from {', '.join(EDGES)}")
-    if view.edges == "flow" and trace.flow is None:
+    return draw_prepared(prepare(trace, view.edges), view)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A trace as it is drawn from, whatever is to be seen of it.
+
+    Attributes:
+        trace: one run.
+        flow: whether edges are the flow of tensors.
+        rows, wiring, forms: of the trace.
+    """
+
+    trace: Trace
+    flow: bool
+    rows: Rows
+    wiring: Wiring
+    forms: Forms
+
+
+def prepare(trace: Trace, edges: str | None) -> Prepared:
+    """What takes the longest of a drawing, once for all views with such edges."""
+    if edges not in (None, *EDGES):
+        raise ValueError(f"unknown edges {edges!r}: choose from {', '.join(EDGES)}")
+    if edges == "flow" and trace.flow is None:
         raise ValueError(
             "edges 'flow': this trace was recorded without the flow of tensors; record it without --no-flow"
         )
     trace = as_one_run(trace)
-    flow = trace.flow is not None and view.edges != "calls"
+    flow = trace.flow is not None and edges != "calls"
     rows = rows_of(trace, flow)
-    wiring = wiring_of(rows)
-    forms = forms_of(rows)
+    return Prepared(trace, flow, rows, wiring_of(rows), forms_of(rows))
+
+
+def draw_prepared(prepared: Prepared, view: View) -> Drawing:
+    """The drawing of a trace that was prepared for the view's edges."""
+    trace, flow, rows = prepared.trace, prepared.flow, prepared.rows
+    wiring, forms = prepared.wiring, prepared.forms
     top = choose(rows, forms, wiring, view)
     ids: dict[int, str] = {}
     members = tuple(_member(rows, forms, drawn, ids) for drawn in top)

@@ -148,6 +148,7 @@ class GraphReplays:
                 phase=mark.phase,
                 frame=pd.array([mark.frame] * len(rows), dtype="Int64"),
                 step=pd.array([mark.step] * len(rows), dtype="Int64"),
+                run=mark.run,
                 host_start_ns=pd.NA,
                 host_ns=pd.NA,
                 host_self_ns=pd.NA,

@@ -31,7 +31,7 @@ from talkerviz.record.spool import Spool
 from talkerviz.record.tap import Tap
 from talkerviz.record.tensors import Signatures, is_tracing, kind_of
 from talkerviz.trace.frame import log_edges, log_frame, log_frames
-from talkerviz.trace.log import PAUSE, Log, Mark, Names, read_log
+from talkerviz.trace.log import MARK, PAUSE, Log, Mark, Names, read_log
 from talkerviz.trace.parquet import write_trace
 from talkerviz.trace.trace import Trace
 
@@ -59,7 +59,9 @@ class Recording:
     ) -> None:
         self._modules, self._infos = tree_of(model, name)
         self._facts = facts
+        self._name = name
         self._phases = phases
+        self._run = self._runs = 0  # the run that goes on, and how many began with `run`
         self._landmarks = {id(module): p for p, module in self._modules.items() if p in phases.landmarks}
         self._watched = watched
         self._timed = clock != "none"
@@ -92,6 +94,31 @@ class Recording:
         if self._path is not None:
             return Trace.load(self._path)
         return self._measured(self._log)
+
+    @contextmanager
+    def run(self, phases: PhaseRule | None = None) -> Iterator[None]:
+        """One of several runs in this recording: phases and frames begin anew inside, and calls have its number.
+
+        Runs that an exception ended are listed in the fact `cut_short`: statistics over runs leave them out.
+
+        Args:
+            phases: how this run divides, with the landmarks of the recording's own; by default each call of the root is
+                a frame.
+
+        Raises:
+            ValueError: the landmarks are others.
+        """
+        rule = phases or ForwardPhases(self._name)
+        if rule.landmarks != self._phases.landmarks:
+            raise ValueError(f"phases: landmarks {sorted(rule.landmarks)}, not {sorted(self._phases.landmarks)}")
+        self._phases, self._run = rule, self._runs
+        self._runs += 1
+        self._tap.put(MARK, self._mark(rule.start), 0)
+        try:
+            yield
+        except BaseException:
+            self._facts = {**self._facts, "cut_short": [*self._facts.get("cut_short", ()), self._run]}
+            raise
 
     def _measured(self, log: Log) -> Trace:
         calls, facts = log_frame(log), dict(self._facts)
@@ -183,6 +210,7 @@ class Recording:
     def _mark(self, mark: Mark | None) -> int:
         if mark is None:
             return -1
+        mark = mark._replace(run=self._run)
         with self._lock:
             if mark not in self._mark_numbers:
                 self._names.marks.append(mark)

@@ -53,7 +53,7 @@ def render_dot(graph: Graph) -> str:
         steps = down[edge.target] - down[edge.source]
         free = edge.source not in column_of or edge.target not in column_of
         if steps <= 0 or not (free or column_of[edge.source] == column_of[edge.target]):
-            # Arrows upwards and between columns have no say in where boxes stand: Graphviz 2.43 fails on some if they do.
+            # Arrows upwards and between columns have no say in where boxes stand: Graphviz 2.43 fails on some that do.
             drawing.edge(edge.source, edge.target, constraint="false", **look)
             continue
         # What could stand at several heights stands as high as it can, and what follows each other in a line.

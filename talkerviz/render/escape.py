@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import string
 from urllib.parse import quote
 
@@ -41,6 +42,16 @@ def shortened(text: str, most: int = 60) -> str:
 def markdown(text: str) -> str:
     """Text between other Markdown: whatever could mean something to it with a backslash."""
     return "".join(f"\\{char}" if char in string.punctuation else char for char in one_line(text))
+
+
+_PLAIN_IN_A_CELL = frozenset(" .,-+/()[]%=';")
+_BETWEEN_LETTERS = re.compile(r"(?<=[^\W_])\\_(?=[^\W_])")
+
+
+def markdown_cell(text: str) -> str:
+    """Text for a table in Markdown, still legible in the source: `talker.model.self_attn` stays as it is."""
+    escaped = "".join(char if char in _PLAIN_IN_A_CELL else markdown(char) for char in text)
+    return _BETWEEN_LETTERS.sub("_", escaped).replace("](", "]\\(").strip()
 
 
 def link_target(name: str) -> str:

@@ -11,11 +11,15 @@ from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import View
 from talkerviz.render.dot import render_dot
 from talkerviz.render.dot_flat import render_dot_flat
+from talkerviz.render.flamegraph import render_flamegraph
 from talkerviz.render.github import over_github_limits
 from talkerviz.render.layout import LAYOUTS, RenderError, lay_out
 from talkerviz.render.mermaid import render_mermaid
 from talkerviz.render.mermaid_flat import render_mermaid_flat
+from talkerviz.render.perfetto import render_perfetto
 from talkerviz.render.source import render_source
+from talkerviz.render.speedscope import render_speedscope
+from talkerviz.render.tables import TABLES, Rows, render_rows
 from talkerviz.trace import Trace
 
 TEXTS: Mapping[str, Callable[[Graph], str]] = {"mermaid": render_mermaid, "dot": render_dot}
@@ -23,10 +27,15 @@ TEXTS: Mapping[str, Callable[[Graph], str]] = {"mermaid": render_mermaid, "dot":
 
 _FLAT: Mapping[str, Callable[[Trace], str]] = {"mermaid": render_mermaid_flat, "dot": render_dot_flat}
 
-DATA: Mapping[str, Callable[[Trace], bytes]] = {}
-"""Formats that are no charts -> what writes a trace in them."""
+DATA: Mapping[str, Callable[[Trace], bytes]] = {
+    "perfetto": render_perfetto,
+    "speedscope": render_speedscope,
+    "flamegraph": render_flamegraph,
+}
+"""Formats that are neither charts nor tables -> what writes a trace in them."""
 
-FORMATS = (*TEXTS, *LAYOUTS, *DATA)
+CHARTS = (*TEXTS, *LAYOUTS)
+FORMATS = (*CHARTS, *TABLES, *DATA)
 
 
 class Style(str, enum.Enum):
@@ -37,8 +46,14 @@ class Style(str, enum.Enum):
     source = "source"
 
 
-def render(trace: Trace, fmt: str, style: Style = Style.nested, view: View = View()) -> bytes:  # noqa: B008
-    """Draw a trace, or what `Trace.select` left of it.
+def render(
+    trace: Trace,
+    fmt: str,
+    style: Style = Style.nested,
+    view: View = View(),  # noqa: B008
+    rows: Rows = Rows(),  # noqa: B008
+) -> bytes:
+    """Draw a trace, or what `Trace.select` left of it, or write a table of it.
 
     Args:
         trace: what is drawn.
@@ -46,15 +61,18 @@ def render(trace: Trace, fmt: str, style: Style = Style.nested, view: View = Vie
         style: `nested` folds what repeats and groups by module; `flat` has a box a call; `source`, Mermaid only, is
             the document that this project grew from.
         view: how far the nested style is opened, and what its arrows are.
+        rows: what a table shows.
 
     Raises:
         RenderError: no such format, or not in this style, or it cannot be made here.
-        ValueError: as `build_graph`.
+        ValueError: as `build_graph` for a chart, as `summarise` and `side_by_side` for a table.
     """
     if fmt not in FORMATS:
         raise RenderError(f"unknown format {fmt!r}: choose from {', '.join(FORMATS)}")
     if fmt in DATA:
         return DATA[fmt](trace)
+    if fmt in TABLES:
+        return render_rows(trace, fmt, rows)
     if style is Style.source:
         if fmt != "mermaid":
             raise RenderError(f"--style source is Mermaid only, not {fmt}")

@@ -11,6 +11,16 @@ from talkerviz.render.text import time_text
 def notes_on(facts: Mapping[str, Any]) -> list[str]:
     """One line for each thing that the run's facts say about how far its numbers go."""
     notes = []
+    if facts.get("warmup_ns"):
+        times = ", ".join(time_text(ns) for ns in facts["warmup_ns"])
+        notes.append(f"Warmed up before: {times}, in none of these numbers.")
+    if facts.get("repeat"):
+        notes.append(
+            f"{facts['repeat']:,} runs: times and calls are of all together; `show --runs` tells how they differ."
+        )
+    if facts.get("repeat") and facts.get("cut_short"):
+        cut = ", ".join(map(str, facts["cut_short"]))
+        notes.append(f"Cut short: run {cut}; statistics over runs leave it out.")
     if facts.get("own_cost_ns"):
         cost = time_text(facts["own_cost_ns"])
         notes.append(

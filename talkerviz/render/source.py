@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from talkerviz.render.escape import mermaid_label
 from talkerviz.trace import TensorInfo, Trace
+from talkerviz.trace.runs import as_one_run
 
 _MAX_NODES = 200
 _MAX_DOTS = 3
@@ -19,6 +20,7 @@ _CLASS_LENGTH = 20
 
 def render_source(trace: Trace) -> str:
     """The document of a trace, from its first call on."""
+    trace = as_one_run(trace)
     calls = trace.calls
     rows = list(zip(calls["path"], calls["class"], calls["inputs"], calls["outputs"], strict=True))
     shown = [rows[row] for row in _in_order_of_return(trace) if rows[row][0].count(".") <= _MAX_DOTS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -10,72 +9,94 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from talkerviz.render.text import amount_text, share_text, time_text
+from talkerviz.render.quantities import is_number, quantity, shown_columns
 
-_NUMBERS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "parameters": ("params", amount_text),
-    "calls": ("calls", "{:,}".format),
-    "total_ns": ("total", time_text),
-    "self_ns": ("self", time_text),
-    "mean_ns": ("mean", time_text),
-    "p50_ns": ("p50", time_text),
-    "p95_ns": ("p95", time_text),
-    "share": ("share", share_text),
-    "device_ns": ("device", time_text),
-    "busy_ns": ("busy", time_text),
-    "flops": ("FLOP", amount_text),
-    "bytes": ("bytes", amount_text),
-    "intensity": ("FLOP/byte", "{:.2f}".format),
-    "of_peak": ("of peak", share_text),
-    "memory_peak_bytes": ("memory", amount_text),
-}
-_UNMEASURED_LEFT_OUT = {*_NUMBERS, "bound"}
-_OF_A_SINGLE_CALL = {"calls", "mean_ns", "p50_ns", "p95_ns"}  # always 1 or the total again
-_NEVER_SHOWN = {"parameter_bytes"}
-_ROOM_PERMITTING = {"class", "parameters", "mean_ns", "p50_ns", "p95_ns", "shapes"}
+# Where there is no room for all, these go, in this order.
+_ROOM_PERMITTING = (
+    "shapes",
+    "class",
+    "intensity",
+    "p50_ns",
+    "p99_ns",
+    "parameters",
+    "p95_ns",
+    "mean_ns",
+    "memory_peak_bytes",
+    "busy_ns",
+    "bytes",
+    "predictor_ns",
+    "talker_ns",
+    "codes_per_second",
+    "flops",
+    "calls",
+    "bound",
+    "of_peak",
+)
+_ROOM_PERMITTING_SIDE_BY_SIDE = ("calls", "share")
+_LEAST_OF_A_PATH = 32  # characters; longer ones are folded
+_BETWEEN = 3  # columns
+_WIDE = 200
 
 
-_WIDE = 120  # characters that all columns need
-_COST_WIDE = 50  # and those of cost
-
-
-def render_table(summary: pd.DataFrame, by: str, top: int | None = None, width: int = _WIDE) -> Table:
+def render_table(
+    summary: pd.DataFrame, by: str, top: int | None = None, width: int = _WIDE, title: str | None = None
+) -> Table:
     """The first `top` rows, or all, of what `summarise(trace, by)` made; fewer columns where there is no room."""
     shown = summary if top is None else summary.head(top)
     left_out = len(summary) - len(shown)
     table = Table(
         box=box.SIMPLE_HEAD,
         header_style="bold",
-        title=f"Time by {by}",
+        title=title or f"Time by {by}",
         title_justify="left",
         title_style="bold",
         caption=f"{left_out:,} more rows: --top {len(summary)}" if left_out else None,
         caption_justify="left",
         pad_edge=False,
     )
-    with_cost = not summary["flops"].isna().all()
-    narrow = width < _WIDE + (_COST_WIDE if with_cost else 0)
-    omitted = _NEVER_SHOWN | (_OF_A_SINGLE_CALL if by == "call" else set()) | (_ROOM_PERMITTING if narrow else set())
-    columns = [name for name in summary.columns if name not in omitted or name == by]
-    # An unmeasured column would be empty from top to bottom.
-    columns = [name for name in columns if name not in _UNMEASURED_LEFT_OUT or not summary[name].isna().all()]
+    columns = {name: [_cell(name, value) for value in shown[name]] for name in shown_columns(summary, by)}
+    room = {name: _room(name, cells) + _BETWEEN for name, cells in columns.items()}
+    sides = any(map(_side, columns))
+    for unneeded in _ROOM_PERMITTING_SIDE_BY_SIDE if sides else _ROOM_PERMITTING:
+        if sum(room[name] for name in columns) > width:
+            columns = {name: cells for name, cells in columns.items() if _measure(name) != unneeded or name == by}
     for name in columns:
-        if name in _NUMBERS:
-            table.add_column(_NUMBERS[name][0], justify="right", no_wrap=True)
-        else:
-            whole_number = name in ("call", "frame", "step")
-            one_line = name != "module"
-            table.add_column(name, justify="right" if whole_number else "left", overflow="fold", no_wrap=one_line)
-    for row in shown[columns].itertuples(index=False):
-        table.add_row(*(_cell(name, value) for name, value in zip(columns, row, strict=True)))
+        numeric = is_number(name)
+        table.add_column(
+            _heading(name), justify="right" if numeric else "left", overflow="fold", no_wrap=name != "module"
+        )
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
+
+
+def _side(name: str) -> str:
+    return name.rpartition(".")[0]  # of `decode.share`
+
+
+def _measure(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _heading(name: str) -> str:
+    what = quantity(_measure(name))
+    # One below the other takes less room.
+    return "\n".join([*_side(name).split(), what.heading]) if what else name
+
+
+def _room(name: str, cells: list[Text]) -> int:
+    widest = max(*map(len, _heading(name).split("\n")), *map(len, cells), 0)
+    return min(widest, _LEAST_OF_A_PATH) if name == "module" else widest
 
 
 def _cell(name: str, value: Any) -> Text:
     # As Text, since names may hold what rich reads as markup.
-    if name in _NUMBERS:
-        text = Text("" if pd.isna(value) else _NUMBERS[name][1](value))
-        if name == "share" and not pd.isna(value):
-            text.stylize("bold red" if value >= 0.2 else "yellow" if value >= 0.05 else "")
-        return text
-    return Text("" if pd.isna(value) else str(value), style="dim" if name == "shapes" else "")
+    if pd.isna(value):
+        return Text("")
+    what = quantity(name)
+    if what is None:
+        return Text(str(value), style="dim" if name == "shapes" else "")
+    text = Text(what.text(value))
+    if _measure(name) == "share":
+        text.stylize("bold red" if value >= 0.2 else "yellow" if value >= 0.05 else "")
+    return text

@@ -157,7 +157,16 @@ def select_flow(flow: Flow, calls: pd.DataFrame, keep: np.ndarray, phase: str | 
 
 def flow_inside(flow: Flow, kept: np.ndarray) -> Flow:
     """The operations in calls that are kept, by number, and what they read."""
-    here = flow.ops["call"].isin(kept).to_numpy()
+    return _flow_where(flow, flow.ops["call"].isin(kept).to_numpy())
+
+
+def flow_between(flow: Flow, first: int, last: int) -> Flow | None:
+    """The operations after one call began and before another after a last one did; None if there are none."""
+    here = flow.ops["after"].between(first, last).to_numpy()
+    return _flow_where(flow, here) if here.any() else None
+
+
+def _flow_where(flow: Flow, here: np.ndarray) -> Flow:
     names = {name: flow.ops.loc[here, name].astype(object) for name in ("phase", "name", "kind")}
     ops = ops_frame(dict(flow.ops[here].assign(**names).reset_index(drop=True)))
     return Flow(ops, _edges_between(flow.edges, here))

@@ -21,15 +21,16 @@ NULLABLE = [field.name for field in CALLS if field.type == pa.int64() and field.
 def calls_frame(columns: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
     """Columns by name -> the frame a `Trace` holds, with the dtypes that survive a round trip.
 
-    Columns of what was not measured may be left out.
+    Columns of what was not measured may be left out, and `run` where there is but one.
     """
     length = len(columns["call"])
+    columns = {"run": np.zeros(length, dtype=np.int32), **columns}
     frame = pd.DataFrame({n: columns[n] if n in columns else pd.array([pd.NA] * length, "Int64") for n in COLUMNS})
     types = dict.fromkeys(NULLABLE, "Int64")
     for name in _CATEGORICAL:
         frame[name] = _sorted_categories(frame[name])
     typed: pd.DataFrame = frame.astype(
-        {**types, "call": "int64", "depth": "int32", "thread": "int32", "error": "string"}
+        {**types, "call": "int64", "depth": "int32", "thread": "int32", "run": "int32", "error": "string"}
     )
     return typed
 
@@ -83,6 +84,7 @@ def _frame(log: Log, rows: Rows) -> pd.DataFrame:
             "phase": _named(mark, [mark.phase for mark in names.marks]),
             "frame": _marked(mark, [mark.frame for mark in names.marks]),
             "step": _marked(mark, [mark.step for mark in names.marks]),
+            "run": np.array([mark.run for mark in names.marks] or [0], dtype=np.int32)[mark],
             "inputs": _objects(names.tensors)[rows["inputs"]],
             "outputs": _objects(names.tensors)[rows["outputs"]],
             **{name: _present(rows[name], np.full(len(mark), log.timed)) for name in _TIMES},

@@ -8,7 +8,7 @@ An event is one of:
     module number, number of the inputs' list, time: a call begins;
     -1 - module number, number of the outputs' list, time: it returns;
     -1 - module number, -1 - number of the exception's name, time: it raises;
-    MARK, number of the mark, time: what follows belongs to this phase, frame and step;
+    MARK, number of the mark, time: what follows belongs to this phase, frame, step and run;
     PAUSE, 0, nanoseconds: the recorder itself held the run up for so long.
 """
 
@@ -41,11 +41,12 @@ Rows = dict[str, np.ndarray]
 
 
 class Mark(NamedTuple):
-    """From here on calls belong to this phase, frame and step, until the next mark."""
+    """From here on calls belong to this phase, frame, step and run, until the next mark."""
 
     phase: str
     frame: int | None = None
     step: int | None = None
+    run: int = 0
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Names:
 
     Attributes:
         tensors: lists of tensors.
-        marks: phases, frames and steps.
+        marks: phases, frames, steps and runs.
         errors: names of exceptions' classes.
     """
 

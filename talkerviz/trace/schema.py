@@ -80,6 +80,7 @@ CALLS = pa.schema(
         pa.field("phase", NAME),
         pa.field("frame", pa.int64()),  # null outside frames
         pa.field("step", pa.int64()),  # the code predictor's pass within its frame, 0 to 14; null elsewhere
+        pa.field("run", pa.int32(), nullable=False),  # 0, 1, 2, ... under `--repeat`; frames begin anew in each
         pa.field("inputs", _TENSORS, nullable=False),
         pa.field("outputs", _TENSORS, nullable=False),
         # Equal numbers mean equal lists of tensors: what makes a million calls load, group and compare fast.

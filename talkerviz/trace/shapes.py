@@ -34,6 +34,9 @@ def shapes_of_calls(calls: pd.DataFrame) -> list[str]:
 
 def and_others(texts: Sequence[str]) -> str:
     """The first of several different texts and how many others there are, `1x4 → 1x9 (+2)`; empty for none."""
-    if not texts:
-        return ""
-    return f"{texts[0]} (+{len(texts) - 1})" if len(texts) > 1 else texts[0]
+    return with_others(texts[0], len(texts) - 1) if texts else ""
+
+
+def with_others(text: str, others: int) -> str:
+    """A text and how many other ones there are."""
+    return f"{text} (+{others})" if others else text

@@ -1,56 +1,60 @@
-"""Where the time went: calls grouped by module, class, phase, layer or frame."""
+"""Where the time went: calls grouped by module, class, phase, part, layer or frame."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.frames import frame_latencies, parts_of_calls
+from talkerviz.trace.nesting import outermost
 from talkerviz.trace.roofline import roofline
-from talkerviz.trace.shapes import and_others, shapes_of_calls
-from talkerviz.trace.trace import Trace
+from talkerviz.trace.shapes import shapes_of_calls, with_others
 
-BY = ("module", "class", "phase", "layer", "frame", "call")
+if TYPE_CHECKING:
+    from talkerviz.trace.trace import Trace
+
+BY = ("module", "class", "phase", "part", "layer", "frame", "call")
 SORTS = ("self", "total", "calls")
 
-_IN_ORDER = ("phase", "frame")  # rows that stand in the run's order unless asked otherwise
+_IN_ORDER = ("phase", "part", "frame")  # rows that stand in the run's order unless asked otherwise
 _LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 
 
 def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.DataFrame:
-    """One row for each module, class, phase, layer, frame or call of a trace.
+    """One row for each module, class, phase, part, layer, frame or call of a trace.
 
     Args:
         trace: the whole trace, or what `Trace.select` left of it.
-        by: what a row stands for. A layer is a module down to the first number in its path, `talker.model.layers.3`;
-            what is in none stands for itself.
-        sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases and frames.
+        by: what a row stands for. A part is the talker, its code predictor or the setup before both. A layer is a
+            module down to the first number in its path, `talker.model.layers.3`; what is in none stands for itself.
+        sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts and
+            frames.
 
     Returns:
         Columns: the names of the row (`module` and `class`, or the one asked for; for calls also `call`, `phase`,
-        `frame`, `step`); of a module or layer and all below it `parameters` and `parameter_bytes`; `calls`; `total_ns`,
-        the time inside them, where a call within another of the same row is not counted twice; `self_ns`, less the time
-        in calls they made; `mean_ns`, `p50_ns`, `p95_ns` of a single call; `share` of all the self time, 0 to 1;
-        `device_ns` and `busy_ns`, the like of `total_ns` on the device; `flops` and `bytes` read and written, of the
-        same calls as `total_ns`; `intensity`, `of_peak` and `bound`, see `roofline`; `memory_peak_bytes`, the largest;
-        `shapes`, the commonest and how many others there are. What was not measured is `<NA>`.
+        `frame`, `step`); of a module or layer and all below it `parameters` and `parameter_bytes`; of a frame what
+        `frame_latencies` finds; `calls`; `total_ns`, the time inside them, where a call within another of the same row
+        is not counted twice; `self_ns`, less the time in calls they made; `mean_ns`, `p50_ns`, `p95_ns`, `p99_ns` of a
+        single call; `share` of all the self time, 0 to 1; `device_ns` and `busy_ns`, the like of `total_ns` on the
+        device; `flops` and `bytes` read and written, of the same calls as `total_ns`; `intensity`, `of_peak` and
+        `bound`, see `roofline`; `memory_peak_bytes`, the largest; `shapes`, the commonest and how many others there
+        are. What was not measured is `<NA>`, as is the frame of what runs outside of them.
 
     Raises:
         ValueError: an unknown `by` or `sort`.
     """
     if by not in BY:
         raise ValueError(f"cannot group by {by!r}: choose from {', '.join(BY)}")
-    if sort is not None and sort not in SORTS:
-        raise ValueError(f"cannot sort by {sort!r}: choose from {', '.join(SORTS)}")
+    check_sort(sort)
     calls = trace.calls
-    key = _keys(calls, by)
+    codes, names = pd.factorize(_keys(trace, by), use_na_sentinel=False)
     timed = bool(calls["host_ns"].notna().all()) and len(calls) > 0
     host = calls["host_ns"].to_numpy(dtype=float, na_value=np.nan)
     own = calls["host_self_ns"].to_numpy(dtype=float, na_value=np.nan)
-    codes, names = pd.factorize(key)
-    outer = _outermost(calls, codes)
+    outer = outermost(calls, codes)
     rows = pd.DataFrame({"key": codes, "host": host, "self": own, "outer": np.where(outer, host, 0)})
     groups = rows.groupby("key", sort=True)
     whole = own.sum()
@@ -58,6 +62,11 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
     summary = _names(calls, by, names, codes)
     if by in ("module", "layer"):
         summary["parameters"], summary["parameter_bytes"] = _parameters(trace, summary[by])
+    if by == "frame":
+        # Of several runs the mean.
+        latencies = frame_latencies(trace).drop(columns="run").groupby("frame").mean()
+        for name, values in latencies.reindex(summary["frame"]).items():
+            summary[name] = values.round().astype("Int64").array if str(name).endswith("_ns") else values.array
     summary["calls"] = groups.size().to_numpy()
     times = {
         "total_ns": groups["outer"].sum(),
@@ -65,6 +74,7 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
         "mean_ns": groups["host"].mean(),
         "p50_ns": groups["host"].quantile(0.50),
         "p95_ns": groups["host"].quantile(0.95),
+        "p99_ns": groups["host"].quantile(0.99),
     }
     for name, values in times.items():
         summary[name] = pd.array(values.round() if timed else [pd.NA] * len(names), dtype="Int64")
@@ -89,33 +99,27 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
     return _sorted(summary, by, sort, timed)
 
 
-def _keys(calls: pd.DataFrame, by: str) -> pd.Series:
+def check_sort(sort: str | None) -> None:
+    """Raise ValueError for anything but `SORTS` and None."""
+    if sort is not None and sort not in SORTS:
+        raise ValueError(f"cannot sort by {sort!r}: choose from {', '.join(SORTS)}")
+
+
+def _keys(trace: Trace, by: str) -> pd.Series:
+    if by == "part":
+        return parts_of_calls(trace)
     if by == "layer":
-        layer_of = {path: _layer(path) for path in calls["path"].cat.categories}
-        layers: pd.Series = calls["path"].astype(object).map(layer_of)
+        layer_of = {path: _layer(path) for path in trace.calls["path"].cat.categories}
+        layers: pd.Series = trace.calls["path"].astype(object).map(layer_of)
         return layers
-    column = calls[{"module": "path"}.get(by, by)]
-    # A run outside its frames, such as the talker's setup, is a row as well.
-    keys: pd.Series = column.astype(object).where(column.notna(), "")
-    return keys
+    keys: pd.Series = trace.calls[{"module": "path"}.get(by, by)]
+    # A phase or frame that calls have none of, such as the talker's setup, is a row as well.
+    return keys.astype(object).where(keys.notna(), None) if keys.dtype == "category" else keys
 
 
 def _layer(path: str) -> str:
     found = _LAYER.match(path)
     return found[1] if found else path
-
-
-def _outermost(calls: pd.DataFrame, codes: np.ndarray) -> np.ndarray:
-    """Which calls have no caller, near or far, of their own row."""
-    row_of = pd.Series(np.arange(len(calls)), index=calls["call"].to_numpy())
-    parent = calls["parent"].map(row_of).to_numpy(dtype=float, na_value=np.nan)
-    parent = np.where(np.isnan(parent), -1, parent).astype(int)
-    outer = np.ones(len(calls), dtype=bool)
-    above = parent
-    while (above >= 0).any():
-        outer &= (above < 0) | (codes[above] != codes)
-        above = np.where(above >= 0, parent[above], -1)
-    return outer
 
 
 def _parameters(trace: Trace, paths: pd.Series) -> tuple[list[int], list[int]]:
@@ -137,9 +141,9 @@ def _parameters(trace: Trace, paths: pd.Series) -> tuple[list[int], list[int]]:
 def _total(values: pd.Series, codes: np.ndarray, outer: np.ndarray) -> pd.api.extensions.ExtensionArray:
     """The sum of each group's outermost calls; missing where one of them is."""
     whole = pd.Series(values.array)[outer]
-    groups = whole.groupby(codes[outer])
-    sums = groups.sum().where(~groups.agg(lambda column: column.isna().any()), pd.NA)
-    total: pd.api.extensions.ExtensionArray = pd.array(sums, dtype="Int64")
+    sums = whole.groupby(codes[outer]).sum()
+    unknown = np.bincount(codes[outer][whole.isna()], minlength=len(sums)) > 0
+    total: pd.api.extensions.ExtensionArray = pd.array(sums.mask(unknown), dtype="Int64")
     return total
 
 
@@ -156,10 +160,13 @@ def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> 
 
 
 def _commonest_shapes(calls: pd.DataFrame, codes: np.ndarray, groups: int) -> list[str]:
-    counts: list[Counter[str]] = [Counter() for _ in range(groups)]
-    for code, text in zip(codes, shapes_of_calls(calls), strict=True):
-        counts[code][text] += 1
-    return [and_others([text for text, _ in count.most_common()]) for count in counts]
+    text_of, texts = pd.factorize(np.array(shapes_of_calls(calls), dtype=object))
+    pairs, first, count = np.unique(codes * max(len(texts), 1) + text_of, return_index=True, return_counts=True)
+    group, text = np.divmod(pairs, max(len(texts), 1))
+    best = np.lexsort((first, -count, group))  # of a group the commonest, of equally common ones the first
+    best = best[np.unique(group[best], return_index=True)[1]]
+    different = np.bincount(group, minlength=groups)
+    return [with_others(texts[t], n - 1) for t, n in zip(text[best], different.tolist(), strict=True)]
 
 
 def _sorted(summary: pd.DataFrame, by: str, sort: str | None, timed: bool) -> pd.DataFrame:

@@ -11,11 +11,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from talkerviz.trace.flow import Flow, flow_inside, select_flow
+from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
 from talkerviz.trace.frame import log_frame
 from talkerviz.trace.log import read_log
 from talkerviz.trace.parquet import read_trace, write_trace
 from talkerviz.trace.schema import ModuleInfo
+from talkerviz.trace.summary import summarise
 
 
 class TraceError(ValueError):
@@ -57,6 +58,7 @@ class Trace:
         frame: int | None = None,
         depth: int | None = None,
         module: str | None = None,
+        run: int | None = None,
     ) -> Trace:
         """The same trace with only the calls asked for.
 
@@ -68,10 +70,20 @@ class Trace:
             frame: keep calls of this frame.
             depth: keep calls at most this deep (0 keeps the top calls only).
             module: keep calls of modules whose path fits this pattern, as in a shell, and all calls inside them.
+            run: keep calls of this run. The flow is that of the first run alone.
 
         Raises:
-            ValueError: the trace has no such phase, frame or module; the message lists what it has.
+            ValueError: the trace has no such phase, frame, module or run; the message lists what it has.
         """
+        if run is not None:
+            of_run = (self.calls["run"] == run).to_numpy()
+            if not of_run.any():
+                known = ", ".join(map(str, self.calls["run"].unique())) or "none"
+                raise ValueError(f"no run {run} in this trace: it has {known}")
+            calls = self.calls["call"].to_numpy()[of_run]
+            first = -1 if of_run[0] else int(calls[0])  # what came before all calls is the first run's
+            flow = self.flow and flow_between(self.flow, first, int(calls[-1]))
+            return replace(self, calls=self.calls[of_run], flow=flow).select(phase, frame, depth, module)
         if module is not None:
             fitting = self.calls["path"].isin(self.fitting(module))
             return self.inside(self.calls["call"].to_numpy()[fitting]).select(phase, frame, depth)
@@ -120,6 +132,27 @@ class Trace:
     def phases(self) -> list[str]:
         """The phases in the order in which they first occur."""
         return [str(phase) for phase in self.calls["phase"].dropna().unique()]
+
+    def table(self, by: str = "module", sort: str | None = None, top: int | None = None) -> pd.DataFrame:
+        """Where the time went: a row for each module, class, phase, part, layer, frame or call.
+
+        Args:
+            by: what a row stands for.
+            sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts
+                and frames.
+            top: only so many rows; None for all.
+
+        Returns:
+            The columns of [`summarise`][talkerviz.trace.summary.summarise]; times in nanoseconds. What was not measured
+            is `<NA>`.
+
+        Raises:
+            ValueError: an unknown `by` or `sort`, or `top` is less than 1.
+        """
+        if top is not None and top < 1:
+            raise ValueError(f"top must be at least 1, not {top}")
+        summary = summarise(self, by, sort)
+        return summary if top is None else summary.head(top)
 
     def save(self, file: str | Path | BinaryIO) -> None:
         """Write the trace as one Parquet file, finished atomically: readers never see half of it."""

@@ -1,0 +1,32 @@
+"""`talkerviz report`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from talkerviz.cli.app import app
+from talkerviz.cli.options import TracePath
+from talkerviz.cli.output import console
+from talkerviz.report import write_report
+from talkerviz.trace import Trace
+
+
+@app.command()
+def report(
+    path: TracePath,
+    output: Annotated[Path, typer.Option("-o", "--output", help="A folder.")] = Path("report"),
+) -> None:
+    """Write a report on a trace: one page, a text, tables, diagrams."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: a file is there, not a folder")
+    trace = Trace.load(path)
+    terminal = console()
+    with terminal.status("") as status:
+        notes = write_report(trace, output, lambda name: status.update(f"writing {name}"))
+    for note in notes:
+        print(f"talkerviz: {note}", file=sys.stderr)
+    terminal.print(f"{len(trace.calls):,} calls -> {output / 'index.html'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,112 @@
+"""Two runs side by side: a table for the terminal, and the cells of the same table for other formats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from talkerviz.render.table_cells import TableCells
+from talkerviz.render.text import time_text
+
+TITLE = "Time of a frame, before and after"
+
+_MARKS = {"new": "+", "vanished": "−", "changed": "~", "same": ""}
+_STYLES = {"new": "green", "vanished": "red", "changed": "yellow", "same": ""}
+_NUMBERS = {"self before", "self after", "change", "95 % interval", "total before", "total after", "calls"}
+_ALL = "all of it"
+
+
+def put_together(phases: pd.DataFrame, rows: pd.DataFrame, by: str, top: int) -> pd.DataFrame:
+    """The rows of `compare(..., "phase")` and below them the first `top` ones of `compare(..., by)`."""
+    if by == "phase":
+        return phases
+    both: pd.DataFrame = pd.concat([phases.assign(**{by: _ALL}), rows.head(top)], ignore_index=True)
+    return both
+
+
+def comparison_cells(compared: pd.DataFrame, by: str, notes: tuple[str, ...]) -> TableCells:
+    """The cells of what `put_together` gave."""
+    rows = [_cells(row, by) for row in compared.to_dict("records")]
+    cells = pd.DataFrame(rows, columns=list(rows[0]) if rows else [])
+    return TableCells(TITLE, notes, cells, tuple(name in _NUMBERS for name in cells.columns))
+
+
+def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int) -> Table:
+    """The same for the terminal: what is certain is coloured. Of the rows below the phases `left_out` were not among
+    the first `top`."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        title=TITLE,
+        title_justify="left",
+        title_style="bold",
+        caption=f"{left_out:,} more rows: --top {top + left_out}" if left_out else None,
+        caption_justify="left",
+        pad_edge=False,
+    )
+    cells = comparison_cells(compared, by, ())
+    for name, number in zip(cells.cells.columns, cells.numbers, strict=True):
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for (_, texts), (_, row) in zip(cells.cells.iterrows(), compared.iterrows(), strict=True):
+        table.add_row(*(Text(text, style=_style(str(name), row)) for name, text in texts.items()))
+    return table
+
+
+def notes_on_comparison(phases: pd.DataFrame) -> tuple[str, ...]:
+    """What to know of the numbers of `compare(..., "phase")`."""
+    counts = [f"{row.phase} {row.frames_before:,} and {row.frames_after:,}" for row in phases.itertuples()]
+    notes = [
+        f"Means over frames, without the first of three or more if nothing warmed up before: {'; '.join(counts)}.",
+        f"The interval is of self time, on the {'device' if phases.attrs['clock'] == 'device' else 'host'}'s clock. It"
+        " knows how frames differ in these two recordings, not how one process or machine differs from the next.",
+    ]
+    single = phases[phases["low"].isna() & phases["change"].notna()]["phase"]
+    if len(single):
+        notes.append(f"No interval for {', '.join(single)}: it takes two frames in both. `trace --repeat` gives more.")
+    return tuple(notes)
+
+
+def percent_text(change: Any) -> str:
+    """A share of one as `+12.3 %`; empty where there is none."""
+    return "" if pd.isna(change) else f"{_signed(change)} %"
+
+
+def interval_text(low: Any, high: Any) -> str:
+    """The ends of an interval as `+1.2 to +5.6 %`; empty where there is none."""
+    return "" if pd.isna(low) else f"{_signed(low)} to {_signed(high)} %"
+
+
+def _signed(share: float) -> str:
+    return "∞" if np.isinf(share) else f"{share * 100:+,.1f}".replace("-", "−")
+
+
+def _cells(row: dict[Any, Any], by: str) -> dict[str, str]:
+    calls = [f"{row[f'calls_{side}']:,.4g}" for side in ("before", "after")]
+    classes = [row["class"]] if by == "module" and "⇒" in str(row["class"]) else []
+    shapes = [row["shapes_before"], row["shapes_after"]]
+    return {
+        " ": _MARKS[row["status"]],
+        "phase": row["phase"],
+        **({} if by == "phase" else {by: row[by]}),
+        "self before": time_text(row["self_before_ns"]),
+        "self after": time_text(row["self_after_ns"]),
+        "change": percent_text(row["change"]),
+        "95 % interval": interval_text(row["low"], row["high"]),
+        "total before": time_text(row["total_before_ns"]),
+        "total after": time_text(row["total_after_ns"]),
+        "calls": calls[0] if calls[0] == calls[1] else " ⇒ ".join(calls),
+        "differs": "; ".join([*classes, *([" ⇒ ".join(shape or "–" for shape in shapes)] if any(shapes) else [])]),
+    }
+
+
+def _style(name: str, row: pd.Series) -> str:
+    if name in ("change", "95 % interval"):
+        if not row["significant"]:
+            return "dim"
+        return "bold red" if row["change"] > 0 else "bold green"
+    return _STYLES[row["status"]] if name in (" ", "module", "class", "layer") else ""

@@ -1,0 +1,138 @@
+"""The page's flowcharts: SVG that a browser can hold in its page, and what each box in it stands for."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from talkerviz.graph.graph import Box, Graph, Group
+from talkerviz.graph.pages import FIRST, pages_of_views
+from talkerviz.graph.view import View
+from talkerviz.render.colours import INK
+from talkerviz.render.formats import render_graph
+from talkerviz.render.label import EdgeStyle, edge_style
+from talkerviz.trace import Trace
+
+_DEPTHS = (0, 1, 2)
+_LABELS = {
+    "depth-0": "phases",
+    "depth-1": "one level deeper",
+    "depth-2": "two levels deeper",
+    FIRST: "as much as is legible",
+}
+_SVG = "{http://www.w3.org/2000/svg}"
+_TITLE_OF_LINK = "{http://www.w3.org/1999/xlink}title"
+# What Graphviz draws with; anything else is no part of a chart.
+_SHAPES = ("ellipse", "path", "polygon", "polyline", "text")
+_KEPT = (
+    *("cx", "cy", "rx", "ry", "x", "y", "d", "points", "transform"),
+    *("fill", "stroke", "stroke-width", "stroke-dasharray", "font-size", "font-weight", "text-anchor"),
+)
+# What need not be said: the page says it for all.
+_IMPLIED = {"stroke": ("transparent", "none"), "text-anchor": ("start",), "font-size": ("9.00",)}
+_DECIMALS = re.compile(r"(\.\d)\d+")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One flowchart of the page.
+
+    Attributes:
+        name: what boxes that lead to it link to.
+        label: what it is called where it is chosen.
+        level: whether it is of the whole run, opened so far; else it is the inside of a box.
+        svg: the picture.
+        size: its width and height in CSS pixels, with a margin.
+        edges: the styles of its arrows.
+        boxes: by a box's or group's id, its `kind`, `name`, `calls`, `phase`, `modules` by number, and `link`.
+    """
+
+    name: str
+    label: str
+    level: bool
+    svg: str
+    size: tuple[float, float]
+    edges: frozenset[EdgeStyle]
+    boxes: Mapping[str, Mapping[str, Any]]
+
+
+def charts_of(trace: Trace) -> Iterator[Chart]:
+    """The whole run, opened as far as legible and less far, and the inside of each closed box.
+
+    Raises:
+        LayoutError: there is nothing to draw them with.
+    """
+    views = {**{f"depth-{depth}": View(depth=depth) for depth in _DEPTHS}, FIRST: View()}
+    number_of_row = trace.calls["call"].to_numpy()
+    levels: list[Graph] = []
+    for page in pages_of_views(trace, views, ""):
+        rows = {id: np.searchsorted(number_of_row, numbers) for id, numbers in page.calls.items()}
+        if page.name not in views:
+            yield _chart(trace, page.name, page.name, False, page.graph, rows)
+        # Once all is open, going deeper changes nothing.
+        elif _shown(page.graph) not in map(_shown, levels):
+            levels.append(page.graph)
+            yield _chart(trace, page.name, _LABELS[page.name], True, page.graph, rows)
+
+
+def _shown(graph: Graph) -> list[tuple[str, int]]:
+    return [(box.path or box.name, box.calls) for box in _all(graph.members)]
+
+
+def _chart(trace: Trace, name: str, label: str, level: bool, graph: Graph, rows: Mapping[str, np.ndarray]) -> Chart:
+    svg, size = page_svg(render_graph(replace(graph, title=""), "svg"))
+    path, phase = (trace.calls[column].cat.codes.to_numpy() for column in ("path", "phase"))
+    boxes = {}
+    for box in _all(graph.members):
+        of_box = rows.get(box.id, np.empty(0, dtype=int))
+        boxes[box.id] = {
+            "kind": box.kind,
+            "name": box.name,
+            "path": box.path,
+            "calls": box.calls,
+            "phase": int(phase[of_box[0]]) if len(of_box) else -1,
+            "modules": np.unique(path[of_box]).tolist() if box.kind == "module" else [],
+            "link": box.link,
+        }
+    return Chart(name, label, level, svg, size, frozenset(edge_style(edge) for edge in graph.edges), boxes)
+
+
+def _all(members: tuple[Box | Group, ...]) -> Iterator[Box]:
+    for member in members:
+        yield member.box if isinstance(member, Group) else member
+        if isinstance(member, Group):
+            yield from _all(member.members)
+
+
+def page_svg(drawn: bytes) -> tuple[str, tuple[float, float]]:
+    """Graphviz's SVG for a page, boxes, groups and arrows with their ids as data, without links and title; its size."""
+    chart = ET.fromstring(drawn)
+    view = ET.Element("g")
+    for outer in chart.findall(f"{_SVG}g"):
+        for part in outer.findall(f"{_SVG}g"):
+            kind = part.get("class")
+            if kind not in ("node", "edge", "cluster"):
+                continue
+            title = (part.findtext(f"{_SVG}title") or "").removeprefix("cluster_")
+            source, _, target = title.partition("->")
+            ids = {"data-from": source.split(":")[0], "data-to": target.split(":")[0]} if kind == "edge" else {}
+            found = ET.SubElement(view, "g", {"class": kind, **(ids or {"data-id": title})})
+            tooltip = next((link.get(_TITLE_OF_LINK, "") for link in part.iter(f"{_SVG}a")), "").strip()
+            if tooltip:
+                ET.SubElement(found, "title").text = tooltip
+            for shape in part.iter():
+                tag = shape.tag.removeprefix(_SVG)
+                if tag in _SHAPES:
+                    said = {name: shape.get(name, "") for name in _KEPT if name in shape.attrib}
+                    kept = {name: value for name, value in said.items() if value not in _IMPLIED.get(name, ())}
+                    if tag == "text" and kept.get("fill") == INK:
+                        del kept["fill"]
+                    rounded = {name: _DECIMALS.sub(r"\1", value) for name, value in kept.items()}
+                    ET.SubElement(found, tag, rounded).text = shape.text
+    width, height = (float(number) for number in chart.get("viewBox", "0 0 0 0").split()[2:])
+    return ET.tostring(view, encoding="unicode"), (width, height)

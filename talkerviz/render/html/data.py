@@ -1,0 +1,97 @@
+"""What the page shows, as JSON: names, tables, frames, stacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.render.quantities import is_number, quantity, shown_columns
+from talkerviz.render.text import amount_text, factor_text, share_text, size_text, time_text
+from talkerviz.trace import Trace
+
+# How the page writes what `quantities` writes so.
+_KINDS: dict[Callable[[Any], str], str] = {
+    time_text: "time",
+    amount_text: "amount",
+    size_text: "size",
+    share_text: "share",
+    factor_text: "factor",
+}
+_LAYER = re.compile(r"^(.*)\.(\d+)$")
+
+
+def table_data(summary: pd.DataFrame, by: str) -> dict[str, Any]:
+    """A summary as `columns` of `name`, `label`, `kind` and `values`, and how many `rows` it has."""
+    columns = []
+    for name in shown_columns(summary, by):
+        what = quantity(name)
+        values = [None if pd.isna(value) else value for value in summary[name].astype(object)]
+        if what is None:
+            kind = "whole" if is_number(name) else "text"
+        elif pd.api.types.is_integer_dtype(summary[name]):
+            kind, values = _KINDS.get(what.text, "count"), [value if value is None else int(value) for value in values]
+        else:
+            kind = _KINDS.get(what.text, "decimal")
+            values = [value if value is None else float(f"{value:.5g}") for value in values]
+        columns.append({"name": name, "label": what.heading if what else name, "kind": kind, "values": values})
+    return {"columns": columns, "rows": len(summary)}
+
+
+def layers_data(trace: Trace) -> list[dict[str, Any]]:
+    """Of each list of layers, the mean time of a pass through each and through what is in it, in nanoseconds.
+
+    Attributes:
+        `name` of the list, `layers` by number, and `parts`: `name` and `values`; the last is what is in no part.
+    """
+    calls = trace.calls
+    if not len(calls) or calls["host_ns"].isna().any():
+        return []
+    host = calls["host_ns"].to_numpy(dtype=np.int64)
+    own = calls["host_self_ns"].to_numpy(dtype=np.int64)
+    path = calls["path"].cat.codes.to_numpy()
+    paths = [str(name) for name in calls["path"].cat.categories]
+    number = np.bincount(path, minlength=len(paths))
+    total = np.bincount(path, weights=host, minlength=len(paths))
+    alone = np.bincount(path, weights=own, minlength=len(paths))
+    lists: dict[str, dict[int, int]] = {}
+    for code, name in enumerate(paths):
+        found = _LAYER.match(name)
+        if found:
+            lists.setdefault(found[1], {})[int(found[2])] = code
+    data = []
+    for prefix, layers in lists.items():
+        places = sorted(layers)
+        parts: dict[str, list[float]] = {}
+        for place in places:
+            inside = f"{prefix}.{place}."
+            for code, name in enumerate(paths):
+                if name.startswith(inside) and "." not in name[len(inside) :]:
+                    part = parts.setdefault(name[len(inside) :], [0.0] * len(places))
+                    part[places.index(place)] = round(total[code] / number[layers[place]])
+        itself = [round(alone[layers[place]] / number[layers[place]]) for place in places]
+        # Lists of simple modules, such as heads, have no parts; they are told by the table.
+        if len(places) > 1 and parts:
+            shown = [{"name": name, "values": values} for name, values in parts.items()]
+            data.append({"name": prefix, "layers": places, "parts": [*shown, {"name": "itself", "values": itself}]})
+    return data
+
+
+def frames_data(trace: Trace) -> dict[str, Any]:
+    """Of each frame, in the order of the run, the time inside calls by phase: `frames` and `phases`."""
+    calls = trace.calls
+    timed = calls[calls["frame"].notna() & calls["host_self_ns"].notna()]
+    frames = np.unique(timed["frame"].to_numpy(dtype=np.int64))
+    place = np.searchsorted(frames, timed["frame"].to_numpy(dtype=np.int64))
+    phase = timed["phase"].cat.codes.to_numpy()
+    own = timed["host_self_ns"].to_numpy(dtype=np.int64)
+    series = []
+    for code in dict.fromkeys(phase.tolist()):
+        of_phase = phase == code
+        sums = np.bincount(place[of_phase], weights=own[of_phase], minlength=len(frames))
+        name = str(calls["phase"].cat.categories[code]) if code >= 0 else ""
+        series.append({"name": name, "values": sums.astype(np.int64).tolist()})
+    return {"frames": frames.tolist(), "phases": series}

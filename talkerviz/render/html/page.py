@@ -1,0 +1,113 @@
+"""The report's page: everything that it shows, and what shows it, in one file."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from talkerviz.graph.build import title_parts
+from talkerviz.render.heat import HEAT_FILLS, share_legend
+from talkerviz.render.html.charts import Chart
+from talkerviz.render.html.data import frames_data, layers_data, table_data
+from talkerviz.render.html.flame import flame_of
+from talkerviz.render.html.slices import Slicer, Slices
+from talkerviz.render.notes import notes_on
+from talkerviz.render.numbers import Figures
+from talkerviz.trace import Trace
+from talkerviz.trace.frames import FRAME_NS, FrameSummary, makes_speech
+
+# In the order in which they need each other.
+_SCRIPTS = ("text", "state", "chart", "plot", "stacks", "plots", "tables", "panel", "main")
+_VENDOR = ("echarts", "tabulator", "svg-pan-zoom")
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+def render_page(trace: Trace, figures: Figures, charts: Sequence[Chart], slicer: Slicer, held: Sequence[Slices]) -> str:
+    """The page.
+
+    Args:
+        trace: what it is about.
+        figures: its numbers and tables.
+        charts: its flowcharts; none where they could not be drawn.
+        slicer: its frames.
+        held: the frames whose calls are in the page itself; those of others are loaded from files beside it.
+    """
+    data = _data(trace, figures, charts, slicer, held)
+    static, vendor = files("talkerviz.render.html") / "static", files("talkerviz.render") / "vendor"
+    parts = {
+        "title": html.escape(f"{data['title']} – talkerviz"),
+        "style": f"{(vendor / 'tabulator.min.css').read_text()}\n{(static / 'page.css').read_text()}",
+        "charts": "".join(
+            f'<template id="chart-{number}"><svg>{chart.svg}</svg></template>\n' for number, chart in enumerate(charts)
+        ),
+        "data": _json(data),
+        "vendor": "\n".join(_script((vendor / f"{name}.min.js").read_text()) for name in _VENDOR),
+        "script": "\n".join(_script((static / f"{name}.js").read_text()) for name in _SCRIPTS),
+    }
+    # At once, so that nothing in a part is taken for a place.
+    return _PLACE.sub(lambda place: parts[place[1]], (static / "template.html").read_text())
+
+
+def _json(value: Any) -> str:
+    # A name could end the script that it is in, or begin a comment that hides its end.
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _script(text: str) -> str:
+    return text.replace("</script", "<\\/script").strip()
+
+
+def _data(
+    trace: Trace, figures: Figures, charts: Sequence[Chart], slicer: Slicer, held: Sequence[Slices]
+) -> dict[str, Any]:
+    title = title_parts(trace)
+    by_frame = frames_data(trace)
+    return {
+        "title": title.pop("model"),
+        "subtitle": " · ".join([*title.values(), str(trace.facts.get("date", ""))]).removesuffix(" · "),
+        "numbers": [{"label": one.label, "value": one.value, "hint": one.hint} for one in figures.numbers],
+        "notes": notes_on(trace.facts),
+        "facts": [
+            [name, value if isinstance(value, str) else json.dumps(value)] for name, value in trace.facts.items()
+        ],
+        "peaks": trace.facts.get("peaks"),
+        "timed": bool(len(trace.calls) and trace.calls["host_ns"].notna().all()),
+        "flow": trace.flow is not None,
+        "heat": list(zip(share_legend(), HEAT_FILLS, strict=True)),
+        "edges": [kind for kind in ("flow", "carried", "state") if any(kind in chart.edges for chart in charts)],
+        "names": vars(slicer.names),
+        "tables": {by: table_data(table, by) for by, table in figures.tables.items()},
+        "charts": [_chart(chart) for chart in charts],
+        "frames": slicer.frames,
+        "slices": [slices.data for slices in held],
+        "typical": _typical(by_frame),
+        "flame": flame_of(trace),
+        "byFrame": by_frame,
+        "marks": _marks(trace, figures.frames),
+        "layers": layers_data(trace),
+    }
+
+
+def _chart(chart: Chart) -> Mapping[str, Any]:
+    width, height = chart.size
+    shown = {"name": chart.name, "label": chart.label, "level": chart.level, "boxes": chart.boxes}
+    return {**shown, "width": width, "height": height}
+
+
+def _typical(by_frame: Mapping[str, Any]) -> int | None:
+    """The frame in the middle of all by their time, of those after the first."""
+    times = [sum(times) for times in zip(*(phase["values"] for phase in by_frame["phases"]), strict=True)]
+    ranked = sorted(zip(times, by_frame["frames"], strict=True))
+    later = [frame for _, frame in ranked if frame > 0]
+    return later[len(later) // 2] if later else None
+
+
+def _marks(trace: Trace, summary: FrameSummary | None) -> list[dict[str, Any]]:
+    marks = []
+    if summary is not None and summary.p50_ns is not None:
+        marks.append({"name": "latency p50", "value": round(summary.p50_ns)})
+    return [*marks, {"name": "real time", "value": FRAME_NS}] if makes_speech(trace) else marks

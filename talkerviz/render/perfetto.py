@@ -1,0 +1,205 @@
+"""Chrome's trace event JSON, for Perfetto (ui.perfetto.dev) and chrome://tracing. By custom a `.json` file.
+
+The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMh4h6I0nSsKchNAySU. Times are microseconds with
+nanoseconds behind the point.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.render.lanes import lanes
+from talkerviz.render.timeline import call_name, check_timed, plain_values
+from talkerviz.trace import Trace
+from talkerviz.trace.handed import handed_on
+from talkerviz.trace.schema import TensorInfo, Tensors
+from talkerviz.trace.stretches import stretches
+
+_HOST, _DEVICE = 1, 2  # processes
+# Tracks of the first thread; those of each further one have numbers higher by ten. None has the number of a process:
+# viewers call such a track the main thread.
+_FRAMES, _PHASES, _CALLS = 11, 12, 13
+_ROWS_EACH = 1 << 16
+_FIGURES = (
+    "host_self_ns",
+    "device_ns",
+    "device_self_ns",
+    "busy_ns",
+    "flops",
+    "bytes_read",
+    "bytes_written",
+    "memory_peak_bytes",
+    "memory_delta_bytes",
+)
+
+
+def render_perfetto(trace: Trace) -> bytes:
+    """Every call that has a time as a slice, host and device beside each other, phases and frames above them.
+
+    A slice's `args` are the call's columns by their names in the trace, so times in them are nanoseconds; what was not
+    measured is left out. Arrows lead from a call to its slice on the device, and from a call to those that read what it
+    returned, as far as nothing is computed between (see `handed_on`).
+
+    Raises:
+        RenderError: the trace has no times.
+    """
+    check_timed(trace, "perfetto")
+    raw = io.BytesIO()
+    # A name that is no proper text, which a trace in memory can hold, must not stop the rest.
+    out = io.TextIOWrapper(raw, encoding="utf-8", errors="replace", newline="\n")
+    facts = {name: value if isinstance(value, str) else _json(value) for name, value in trace.facts.items()}
+    out.write(f'{{"displayTimeUnit":"ms","otherData":{_json(facts)},"traceEvents":[')
+    comma = "\n"
+    for event in _events(trace):
+        out.write(comma + event)
+        comma = ",\n"
+    out.write("\n]}\n")
+    out.flush()
+    return raw.getvalue()
+
+
+def _json(value: object) -> str:
+    # Perfetto shows \u escapes as they stand, so letters are written as they are.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _us(ns: int) -> float:
+    return ns / 1000
+
+
+def _events(trace: Trace) -> Iterator[str]:
+    device_track = _device_tracks(trace.calls)
+    yield from _track_names(trace.calls, device_track)
+    run = ["run"] if trace.calls["run"].nunique() > 1 else []
+    for columns, track in ((["frame", *run], _FRAMES), (["phase", "frame", *run], _PHASES)):
+        for of_thread, values, start, end in stretches(trace.calls, columns):
+            known = {name: value for name, value in zip(columns, values, strict=True) if value is not None}
+            name = str(known["phase"]) if "phase" in known else f"frame {known['frame']}"
+            place = f'"pid":{_HOST},"tid":{10 * of_thread + track},"ts":{_us(start)},"dur":{_us(end - start)}'
+            yield f'{{"ph":"X",{place},"name":{_json(name)},"cat":"{columns[0]}","args":{_json(known)}}}'
+    yield from _call_events(trace.calls, device_track, ("phase", "frame", "step", *run))
+    yield from _tensor_arrows(trace)
+
+
+def _device_tracks(calls: pd.DataFrame) -> np.ndarray:
+    """Of each call the number of its track on the device; 0 where it has no time there."""
+    track = np.zeros(len(calls), dtype=np.int64)
+    timed = calls["device_ns"].notna().to_numpy()
+    for thread in calls["thread"][timed].unique().tolist():
+        rows = np.flatnonzero(timed & (calls["thread"] == thread).to_numpy())
+        start, took = (
+            calls[name].to_numpy(dtype=np.int64, na_value=0)[rows] for name in ("device_start_ns", "device_ns")
+        )
+        track[rows] = lanes(start, start + took) + max(track.max(initial=0) + 1, _CALLS)
+    return track
+
+
+def _track_names(calls: pd.DataFrame, device_track: np.ndarray) -> Iterator[str]:
+    threads = sorted(calls["thread"].unique().tolist())
+    names = {_HOST: "host", _DEVICE: "device"}
+    tracks: dict[tuple[int, int], str] = {}
+    for thread in threads:
+        of = f" of thread {thread}" if len(threads) > 1 else ""
+        rows = calls[calls["thread"] == thread]
+        for track, column in ((_FRAMES, "frame"), (_PHASES, "phase")):
+            if rows[column].notna().any():
+                tracks[_HOST, 10 * thread + track] = f"{column}s{of}"
+        tracks[_HOST, 10 * thread + _CALLS] = f"thread {thread}"
+        for lane, track in enumerate(np.unique(device_track[(calls["thread"] == thread) & (device_track > 0)])):
+            tracks[_DEVICE, int(track)] = f"calls of thread {thread}" + (f", lane {lane + 1}" if lane else "")
+    for process in sorted({process for process, _ in tracks}):
+        yield _metadata("process_name", process, 0, name=names[process])
+        yield _metadata("process_sort_index", process, 0, sort_index=process)
+    for (process, track), name in tracks.items():
+        yield _metadata("thread_name", process, track, name=name)
+        yield _metadata("thread_sort_index", process, track, sort_index=track)
+
+
+def _metadata(what: str, process: int, track: int, **args: object) -> str:
+    return f'{{"ph":"M","pid":{process},"tid":{track},"name":"{what}","args":{_json(args)}}}'
+
+
+_SLICE = ("host_start_ns", "host_ns", "device_start_ns", "device_ns")
+_ARGS = ("call", "thread", "path", "class", "inputs", "outputs", "error")
+
+
+def _call_events(calls: pd.DataFrame, device_track: np.ndarray, marks: tuple[str, ...]) -> Iterator[str]:
+    figures = [name for name in _FIGURES if not calls[name].isna().all()]
+    named, marked, tensors = functools.cache(_named), functools.cache(_marked), _tensor_lists()
+    for begin in range(0, len(calls), _ROWS_EACH):
+        part = calls.iloc[begin : begin + _ROWS_EACH]
+        rows = [_rows(part, names) for names in (_SLICE, _ARGS, marks, figures)]
+        on_device = device_track[begin : begin + _ROWS_EACH].tolist()
+        for track, times, described, mark, measured in zip(on_device, *rows, strict=True):
+            start, took, device_start, device_took = times
+            call, thread, path, class_name, inputs, outputs, error = described
+            name, module = named(path, class_name)
+            args = (
+                f'"call":{call},{module}{marked(marks, mark)},"inputs":{tensors(inputs)},"outputs":{tensors(outputs)}'
+            )
+            args += "".join(
+                f',"{what}":{value}' for what, value in zip(figures, measured, strict=True) if value is not None
+            )
+            if error is not None:
+                args += f',"error":{_json(error)}'
+                name += ',"cname":"terrible"'
+            here = there = ""
+            if took is not None:
+                here = f'"pid":{_HOST},"tid":{10 * thread + _CALLS},"ts":{_us(start)}'
+                yield f'{{"ph":"X",{here},"dur":{_us(took)},{name},"cat":"call","args":{{{args}}}}}'
+            if track:
+                there = f'"pid":{_DEVICE},"tid":{track},"ts":{_us(device_start)}'
+                yield f'{{"ph":"X",{there},"dur":{_us(device_took)},{name},"cat":"device","args":{{{args}}}}}'
+            if here and there:
+                yield from _arrow("device", call, here, there)
+
+
+def _rows(calls: pd.DataFrame, names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
+    return zip(*(plain_values(calls[name]) for name in names), strict=True)
+
+
+def _named(path: str, class_name: str) -> tuple[str, str]:
+    return f'"name":{_json(call_name(path, class_name))}', f'"path":{_json(path)},"class":{_json(class_name)}'
+
+
+def _marked(names: tuple[str, ...], values: tuple[object, ...]) -> str:
+    return "".join(f',"{name}":{_json(value)}' for name, value in zip(names, values, strict=True) if value is not None)
+
+
+def _tensor_lists() -> Callable[[Tensors], str]:
+    texts: dict[int, str] = {}  # by identity: a trace shares the few lists it has between its calls
+
+    def text_of(tensors: Tensors) -> str:
+        text = texts.get(id(tensors))
+        if text is None:
+            text = texts[id(tensors)] = _json([_tensor(tensor) for tensor in tensors])
+        return text
+
+    return text_of
+
+
+def _tensor(tensor: TensorInfo) -> str:
+    return f"{tensor.name}: {tensor.shape_text} {tensor.dtype} {tensor.device}"
+
+
+def _tensor_arrows(trace: Trace) -> Iterator[str]:
+    pairs = handed_on(trace)
+    thread = trace.calls["thread"].to_numpy()
+    start = plain_values(trace.calls["host_start_ns"])
+    for number, (one, two) in enumerate(zip(pairs["source"].tolist(), pairs["target"].tolist(), strict=True)):
+        if start[one] is not None and start[two] is not None:
+            places = [f'"pid":{_HOST},"tid":{10 * thread[row] + _CALLS},"ts":{_us(start[row])}' for row in (one, two)]
+            yield from _arrow("tensor", number, *places)
+
+
+def _arrow(kind: str, number: int, source: str, target: str) -> Iterable[str]:
+    """An arrow between the slices that begin at two places."""
+    same = f'"name":"{kind}","cat":"{kind}","id":{number}'
+    return f'{{"ph":"s",{source},{same}}}', f'{{"ph":"f","bp":"e",{target},{same}}}'

@@ -1,0 +1,95 @@
+"""What the numbers of a table are called, and how people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from talkerviz.render.text import AMOUNTS, UNITS, amount_text, factor_text, share_text, size_text, time_text
+
+Scales = tuple[tuple[float, str], ...]
+"""Units by how many base units they are, largest first."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a column of numbers is.
+
+    Attributes:
+        heading: what the column is called.
+        text: one number as people read it, with its unit.
+        scales: what a whole column may be given in, where its unit stands in the heading.
+        decimals: how many a number has then.
+    """
+
+    heading: str
+    text: Callable[[Any], str]
+    scales: Scales = ((1, ""),)
+    decimals: int = 0
+
+
+_SIZES = (*((scale, f"{prefix}B") for scale, prefix in AMOUNTS), (1.0, "B"))
+
+
+def _time(heading: str) -> Quantity:
+    return Quantity(heading, time_text, UNITS, 3)
+
+
+_QUANTITIES: Mapping[str, Quantity] = {
+    "latency_ns": _time("latency"),
+    "real_time_factor": Quantity("real time", factor_text, ((1, "×"),), 3),
+    "codes_per_second": Quantity("codes/s", "{:,.1f}".format, decimals=1),
+    "talker_ns": _time("talker"),
+    "predictor_ns": _time("predictor"),
+    "parameters": Quantity("params", amount_text),
+    "calls": Quantity("calls", "{:,}".format),
+    "total_ns": _time("total"),
+    "self_ns": _time("self"),
+    "mean_ns": _time("mean"),
+    "std_ns": _time("std"),
+    "p50_ns": _time("p50"),
+    "p95_ns": _time("p95"),
+    "p99_ns": _time("p99"),
+    "share": Quantity("share", share_text, ((0.01, "%"),), 1),
+    "device_ns": _time("device"),
+    "busy_ns": _time("busy"),
+    "flops": Quantity("FLOP", amount_text, (*AMOUNTS, (1.0, "")), 3),
+    "bytes": Quantity("bytes", size_text, _SIZES, 3),
+    "intensity": Quantity("FLOP/byte", "{:,.2f}".format, decimals=2),
+    "of_peak": Quantity("of peak", share_text, ((0.01, "%"),), 1),
+    "memory_peak_bytes": Quantity("memory", size_text, _SIZES, 3),
+}
+
+_UNMEASURED_LEFT_OUT = {*_QUANTITIES, "bound"}
+_NEVER_SHOWN = {"parameter_bytes"}
+# What says nothing of such a row: of a single call always 1 or the total again, of a frame of calls of every kind.
+_MEANINGLESS = {
+    "call": {"calls", "mean_ns", "p50_ns", "p95_ns", "p99_ns"},
+    "frame": {"mean_ns", "p50_ns", "p95_ns", "p99_ns", "shapes"},
+}
+
+
+def quantity(column: str) -> Quantity | None:
+    """What a column of a summary holds; None where it is no quantity but a name, a number of something or a text."""
+    side, _, name = column.rpartition(".")
+    found = _QUANTITIES.get(name)
+    return Quantity(f"{side} {found.heading}", found.text, found.scales, found.decimals) if found and side else found
+
+
+def is_number(column: str) -> bool:
+    """Whether a column is set flush right."""
+    return quantity(column) is not None or column in ("call", "frame", "step")
+
+
+def shown_columns(summary: pd.DataFrame, by: str) -> list[str]:
+    """The columns for people: without what was not measured, and what says nothing of such rows."""
+    omitted = _NEVER_SHOWN | _MEANINGLESS.get(by, set())
+    return [
+        name
+        for name in summary.columns
+        # An unmeasured column would be empty from top to bottom.
+        if name not in omitted and not (name.rpartition(".")[2] in _UNMEASURED_LEFT_OUT and summary[name].isna().all())
+    ]

@@ -1,0 +1,34 @@
+"""What the formats for viewers of time lines have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from talkerviz.render.layout import RenderError
+from talkerviz.trace import Trace
+
+
+def check_timed(trace: Trace, fmt: str) -> None:
+    """Say so if a trace has no times to draw.
+
+    Raises:
+        RenderError: it has none.
+    """
+    if trace.calls["host_ns"].isna().all():
+        raise RenderError(f"{fmt} needs times, and this trace has none: record it on a device with --clock auto")
+
+
+def call_name(path: str, class_name: str) -> str:
+    """A call in few characters: `q_proj Linear`, `layers.3 Block`."""
+    before, _, last = path.rpartition(".")
+    # A number says nothing without what it counts.
+    name = f"{before.rpartition('.')[2]}.{last}" if before and last.isdecimal() else last
+    return f"{name} {class_name}"
+
+
+def plain_values(column: pd.Series) -> list[Any]:
+    """A column as Python's own values, None where there is none."""
+    values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
+    return values

@@ -1,0 +1,117 @@
+"""A profiling report: a folder with a page, a text, tables, diagrams, and what other programs open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from talkerviz.render.formats import DATA, render
+from talkerviz.render.html.charts import Chart, charts_of
+from talkerviz.render.html.page import render_page
+from talkerviz.render.html.slices import Slicer
+from talkerviz.render.layout import LayoutError
+from talkerviz.render.numbers import Figures, figures_of
+from talkerviz.render.report_markdown import render_report
+from talkerviz.trace import Trace
+from talkerviz.trace.flow import flow_between
+from talkerviz.trace.runs import as_one_run
+from talkerviz.trace.shapes import shapes_of_calls
+
+_HELD_SLICES = 16_000
+"""What the page itself holds; of a longer run it holds a few frames, and the others are in files beside it."""
+_MOST_SHOWN = 250_000
+"""Calls that Perfetto still opens in no time; of a longer run it gets the beginning."""
+
+
+def write_report(trace: Trace, folder: Path, on_file: Callable[[str], None] = lambda name: None) -> list[str]:
+    """Write a report on a trace.
+
+    Args:
+        trace: the whole trace, or what `Trace.select` left of it. Of several runs the mean is told.
+        folder: where to; made if it is not there. Files of the same names are written over.
+        on_file: called with the name of each file that is about to be written.
+
+    Returns:
+        What to know of it, such as what could not be made, a line each.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    one = as_one_run(trace)
+    notes: list[str] = []
+    on_file("index.html")
+    figures = figures_of(one)
+    _write_page(one, figures, folder, notes)
+    on_file("flowchart.svg")
+    _write_picture(one, folder / "flowchart.svg", notes)
+    on_file("flowchart.mmd")
+    chart = render(one, "mermaid")
+    (folder / "flowchart.mmd").write_bytes(chart)
+    _write_text(folder / "report.md", render_report(one, figures, chart.decode()))
+    on_file("calls.csv")
+    _write_calls(trace, folder / "calls.csv")
+    if trace.calls["host_ns"].notna().any():
+        on_file("trace.json")
+        _write_timeline(trace, folder / "trace.json", notes)
+    _write_text(folder / "facts.json", json.dumps(dict(trace.facts), indent=2) + "\n")
+    return notes
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="replace")
+
+
+def _write_page(trace: Trace, figures: Figures, folder: Path, notes: list[str]) -> None:
+    slicer = Slicer(trace)
+    charts: list[Chart] = []
+    try:
+        charts = list(charts_of(trace))
+    except LayoutError as error:
+        notes.append(f"the page's flowchart: {error}")
+    held = slicer.held(_HELD_SLICES)
+    page = render_page(trace, figures, charts, slicer, [slicer.slices(frame) for frame in held])
+    _write_text(folder / "index.html", page)
+    for frame in slicer.frames:
+        if frame["frame"] not in held:
+            (folder / "frames").mkdir(exist_ok=True)
+            _write_text(folder / "frames" / frame["file"], slicer.slices(frame["frame"]).script())
+
+
+def _write_picture(trace: Trace, path: Path, notes: list[str]) -> None:
+    try:
+        path.write_bytes(render(trace, "svg"))
+    except LayoutError as error:
+        path.with_suffix(".dot").write_text(error.dot, encoding="utf-8", errors="replace")
+        notes.append(f"{path.name}: {error}; the DOT is in {path.with_suffix('.dot').name}")
+
+
+def _write_calls(trace: Trace, path: Path) -> None:
+    """Every call and all of its numbers, its tensors as `1x20x1024 → 1x20x2048`."""
+    columns = {}
+    for name in trace.calls.columns:
+        if name in ("inputs", "outputs"):
+            continue
+        columns[name] = pa.array(trace.calls[name], from_pandas=True)
+        if name == "error":
+            columns["shapes"] = pa.array(shapes_of_calls(trace.calls), pa.string())
+    plain = {
+        name: values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
+        for name, values in columns.items()
+    }
+    pyarrow.csv.write_csv(pa.table(plain), path)
+
+
+def _write_timeline(trace: Trace, path: Path, notes: list[str]) -> None:
+    calls = trace.calls
+    if len(calls) > _MOST_SHOWN:
+        # Up to where a call of the program itself begins, so that none is cut.
+        kept = int(np.flatnonzero(calls["depth"].to_numpy()[: _MOST_SHOWN + 1] == 0)[-1]) or _MOST_SHOWN
+        numbers = calls["call"].to_numpy()
+        flow = trace.flow and flow_between(trace.flow, int(numbers[0]), int(numbers[kept - 1]))
+        notes.append(f"{path.name}: the first {kept:,} calls; `talkerviz render -f perfetto` writes all")
+        trace = replace(trace, calls=calls.iloc[:kept], flow=flow)
+    path.write_bytes(DATA["perfetto"](trace))

@@ -1,0 +1,182 @@
+"""How fast frames come: each frame's latency, and what that is for speech."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.trace.nesting import outermost
+
+if TYPE_CHECKING:
+    from talkerviz.trace.trace import Trace
+
+FRAME_NS = 80_000_000
+"""How long a frame of speech sounds: the codec has 12.5 of them a second."""
+
+CODES = 16
+"""A frame's codes: the talker's own, and one of each of the code predictor's passes 0 to 14."""
+
+_TALKER, _PREDICTOR = "talker", "code predictor"
+_PARTS = {
+    "prefill": _TALKER,
+    "decode": _TALKER,
+    "predictor.prefill": _PREDICTOR,
+    "predictor.decode": _PREDICTOR,
+}
+
+
+@dataclass(frozen=True)
+class FrameSummary:
+    """How fast the frames of a run came. What there is no figure for is None.
+
+    Latencies are nanoseconds, and all but `first_ns` are of the frames after the first one, which waits for the prompt.
+
+    Attributes:
+        runs: how many runs they are of.
+        frames: how many frames are whole, the first ones included.
+        first_ns: from a run's first call, so with setup and prefill, to the end of its first frame; the mean of runs.
+        mean_ns: of a frame's latency, as the next four.
+        p50_ns: the median.
+        p95_ns: 95 in a hundred take no longer.
+        p99_ns: 99 in a hundred take no longer.
+        max_ns: the longest.
+        jitter_ns: by how much a frame's latency differs from that of the frame before it, in the mean.
+        real_time_factor: seconds of speech made in a second; speech does not break off from 1 on. None for what is no
+            speech.
+        codes_per_second: likewise.
+    """
+
+    runs: int
+    frames: int
+    first_ns: float | None
+    mean_ns: float | None
+    p50_ns: float | None
+    p95_ns: float | None
+    p99_ns: float | None
+    max_ns: float | None
+    jitter_ns: float | None
+    real_time_factor: float | None
+    codes_per_second: float | None
+
+
+def makes_speech(trace: Trace) -> bool:
+    """Whether it is the talker's: its frames are 80 ms of speech."""
+    return "scenario" in trace.facts
+
+
+def parts_of_calls(trace: Trace) -> pd.Series:
+    """The part of the talker that each call serves, by its phase: `setup`, `talker` or `code predictor`.
+
+    Of another model it is the phase; where there is none, None.
+    """
+    phases = trace.calls["phase"]
+    of_talker = makes_speech(trace)
+    parts = [_PARTS.get(name, name) if of_talker else name for name in phases.cat.categories]
+    # A call of no phase has the code -1: the last place.
+    found: pd.Series = pd.Series(np.array([*parts, None], dtype=object)[phases.cat.codes], index=phases.index)
+    return found
+
+
+def frame_latencies(trace: Trace) -> pd.DataFrame:
+    """A row for each frame that has calls, in order; of several runs, for each run's.
+
+    A frame lasts from the start of its first call to that of the next frame's. The last one lasts until its last call
+    has ended, if it is whole: all of its codes were chosen, or, of another model, its calls did not fail. A pass after
+    the last frame, as transformers makes one, is thus no frame, and has no latency. Neither has a frame of which only
+    the code predictor's calls were selected.
+
+    Returns:
+        Columns: `run`; `frame`; `latency_ns`; `real_time_factor`, 80 ms of speech over it; `codes_per_second`, 16 over
+        it; `talker_ns` and `predictor_ns`, the time inside the calls of either part. The last four are of speech alone.
+        Where a device's times were measured, they are taken, as the host may be far ahead; else the host's. What was
+        not measured is `<NA>`.
+    """
+    calls = trace.calls
+    speech = makes_speech(trace)
+    start, length = _times(calls)
+    part = parts_of_calls(trace)
+    outer = outermost(calls, pd.factorize(part)[0])
+    at_top = ~calls["parent"].isin(calls["call"])
+    rows = pd.DataFrame(
+        {
+            "run": calls["run"],
+            "frame": calls["frame"],
+            "step": calls["step"],
+            "part": part,
+            "start": start,
+            "end": start + length,
+            "failed": at_top & calls["error"].notna(),
+            "talker": np.where(outer & (part == _TALKER) & speech, length, np.nan),
+            "predictor": np.where(outer & (part == _PREDICTOR) & speech, length, np.nan),
+        }
+    )
+    groups = rows.groupby(["run", "frame"])
+    found: pd.DataFrame = groups.size().index.to_frame(index=False)
+    run, frame = found["run"].to_numpy(int), found["frame"].to_numpy(int)
+    first, last = groups["start"].min().to_numpy(), groups["end"].max().to_numpy()
+    followed = np.append((np.diff(run) == 0) & (np.diff(frame) == 1), [False] * bool(len(found)))
+    whole = ~groups["failed"].any().to_numpy()
+    if speech:
+        whole &= (groups["step"].max() == CODES - 2).to_numpy(bool, na_value=False)
+    end = np.where(followed, np.append(first[1:], [np.nan] * bool(len(found))), np.where(whole, last, np.nan))
+    begun = (groups["part"].first() == _TALKER).to_numpy() if speech else True
+    latency = np.where(begun, end - first, np.nan)
+    seconds = np.where(speech, latency / 1e9, np.nan)
+    found["latency_ns"] = pd.array(latency, dtype="Int64")
+    found["real_time_factor"] = pd.array(FRAME_NS / 1e9 / seconds, dtype="Float64")
+    found["codes_per_second"] = pd.array(CODES / seconds, dtype="Float64")
+    found["talker_ns"] = pd.array(groups["talker"].sum(min_count=1), dtype="Int64")
+    found["predictor_ns"] = pd.array(groups["predictor"].sum(min_count=1), dtype="Int64")
+    return found
+
+
+def frame_summary(trace: Trace) -> FrameSummary | None:
+    """How fast the frames of a run came, or of several; None where no whole frame was timed."""
+    frames = frame_latencies(trace).dropna(subset=["latency_ns"])
+    if frames.empty:
+        return None
+    number = frames["frame"].to_numpy(int)
+    latency = frames["latency_ns"].to_numpy(float)
+    later = latency[number > 0]
+    # A run's first frame is between the frames of two runs.
+    apart = np.abs(np.diff(latency))[(np.diff(number) == 1) & (number[:-1] > 0)]
+    mean = float(later.mean()) if len(later) else None
+    p50, p95, p99 = np.percentile(later, [50, 95, 99]).tolist() if len(later) else (None, None, None)
+    until = [
+        _until_first(trace, run) + ns for run, ns in zip(frames["run"][number == 0], latency[number == 0], strict=True)
+    ]
+    speech = makes_speech(trace)
+    return FrameSummary(
+        runs=frames["run"].nunique(),
+        frames=len(frames),
+        first_ns=float(np.mean(until)) if until else None,
+        mean_ns=mean,
+        p50_ns=p50,
+        p95_ns=p95,
+        p99_ns=p99,
+        max_ns=float(later.max()) if len(later) else None,
+        jitter_ns=float(apart.mean()) if len(apart) else None,
+        real_time_factor=FRAME_NS / mean if mean and speech else None,
+        codes_per_second=CODES * 1e9 / mean if mean and speech else None,
+    )
+
+
+def _times(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """When each call began and how long it took, on the device where that was measured."""
+
+    def either(device: str, host: str) -> np.ndarray:
+        values: np.ndarray = calls[device].fillna(calls[host]).to_numpy(float, na_value=np.nan)
+        return values
+
+    return either("device_start_ns", "host_start_ns"), either("device_ns", "host_ns")
+
+
+def _until_first(trace: Trace, run: int) -> float:
+    """From a run's first call to that of its first frame."""
+    calls = trace.calls[trace.calls["run"] == run]
+    start, _ = _times(calls)
+    began = float(calls["host_start_ns"].fillna(calls["device_start_ns"]).min())
+    return float(np.nanmin(start[(calls["frame"] == 0).to_numpy(bool, na_value=False)])) - began

@@ -1,0 +1,34 @@
+"""Which calls read what other calls made, with nothing computed between."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.trace.trace import Trace
+
+
+def handed_on(trace: Trace) -> pd.DataFrame:
+    """Pairs of rows, `source` and `target`: calls without calls inside, of one thread, run and frame.
+
+    What is kept and written in place, as a cache is, is left out, and so is all that a caller does between its calls.
+    Empty where the flow of tensors was not recorded.
+    """
+    calls, flow = trace.calls, trace.flow
+    if flow is None:
+        nothing: pd.DataFrame = pd.DataFrame({"source": [], "target": []}, dtype="int64")
+        return nothing
+    edges = flow.edges[(flow.edges["source"] >= 0) & (flow.edges["target"] >= 0) & ~flow.edges["state"]]
+    number = pd.Index(calls["call"])
+    row = number.get_indexer(flow.ops["call"])
+    pairs = pd.DataFrame({name: row[edges[name].to_numpy()] for name in ("source", "target")})
+    pairs = pairs[(pairs["source"] >= 0) & (pairs["target"] >= 0) & (pairs["source"] != pairs["target"])]
+    pairs = pairs.drop_duplicates(ignore_index=True)
+    inner = np.ones(len(calls), dtype=bool)
+    callers = number.get_indexer(calls["parent"].fillna(-1).astype("int64"))
+    inner[callers[callers >= 0]] = False
+    place = calls.groupby(["thread", "run", "frame"], dropna=False).ngroup().to_numpy()
+    one, two = pairs["source"].to_numpy(), pairs["target"].to_numpy()
+    kept = inner[one] & inner[two] & (place[one] == place[two])
+    found: pd.DataFrame = pairs[kept]
+    return found

@@ -1,0 +1,61 @@
+"""Several runs in one trace, as `trace --repeat` records them: which are whole, and all of them as one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from talkerviz.trace.trace import Trace
+
+_TIMES = ("host_start_ns", "host_ns", "host_self_ns", "device_start_ns", "device_ns", "device_self_ns")
+
+
+def whole_runs(trace: Trace) -> list[int]:
+    """The runs that came to their end; all if none did."""
+    runs = [int(run) for run in trace.calls["run"].unique()]
+    cut = {*trace.facts.get("cut_short", ()), *(runs[-1:] if trace.facts.get("unfinished") else ())}
+    return [run for run in runs if run not in cut] or runs
+
+
+def as_one_run(trace: Trace) -> Trace:
+    """The first of several runs, each of its calls with its mean times over all runs that made the same calls.
+
+    What a picture is drawn of: it is that of one run, whatever the number of runs. The fact `mean_of_runs` says over
+    how many the times are means.
+    """
+    calls = trace.calls
+    runs = whole_runs(trace)
+    if calls["run"].nunique() < 2:
+        return trace
+    one = trace.select(run=runs[0])
+    same = [one.calls]
+    for run in runs[1:]:
+        other = calls[calls["run"] == run]
+        if len(other) == len(one.calls) and all(
+            (ours.to_numpy() == theirs.to_numpy()).all()
+            for ours, theirs in ((_paths(one.calls), _paths(other)), (one.calls["depth"], other["depth"]))
+        ):
+            same.append(other)
+    began = [_began(run) for run in same]
+    means = {}
+    for name in _TIMES:
+        # Starts count from their run's: so means of nested calls are nested as well.
+        shift = [time if name.endswith("start_ns") else 0.0 for time in began]
+        times = [run[name].to_numpy(dtype=float, na_value=np.nan) - less for run, less in zip(same, shift, strict=True)]
+        mean = np.round(np.mean(times, axis=0) + shift[0])
+        means[name] = pd.Series(pd.array(mean, dtype="Float64"), index=one.calls.index).astype("Int64")
+    return replace(one, calls=one.calls.assign(**means), facts={**trace.facts, "mean_of_runs": len(same)})
+
+
+def _paths(calls: pd.DataFrame) -> pd.Series:
+    codes: pd.Series = calls["path"].cat.codes
+    return codes
+
+
+def _began(calls: pd.DataFrame) -> float:
+    starts = calls[["host_start_ns", "device_start_ns"]].min().dropna()
+    return float(starts.min()) if len(starts) else 0.0
