@@ -1,10 +1,10 @@
 """What drawing costs: how large a trace can be, and what other tools take to draw the same models.
 
     pip install torchview==0.2.7 torchvista==0.2.13 torchlens==2.36.1
-    python benchmarks/render.py [--rounds 5] [-o reports/benchmarks/render.md]
+    python benchmarks/render.py [--rounds 4] [-o reports/benchmarks/render.md]
 
 Needs the system's Graphviz (`dot`). A peer that is not installed, or that fails, gets a row that says so. Takes about
-four minutes on two cores.
+four minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -44,6 +45,7 @@ from talkerviz.render.dot import render_dot
 from talkerviz.render.dot_flat import render_dot_flat
 from talkerviz.render.formats import render, render_graph
 from talkerviz.render.layout import lay_out
+from talkerviz.talker.cache import KVCache
 from talkerviz.talker.config import preset
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.weights import build_talker
@@ -55,7 +57,6 @@ MOST_SECONDS, MOST_MIB = 20, 2048  # for a million calls
 NODES, MOST_SECONDS_OF_NODES = 10_000, 10  # for a flat chart
 MOST_SECONDS_OF_DOT = 60
 PEERS = ("torchview", "torchvista", "torchlens")
-LAYERS = 8
 TOKENS = 32
 
 
@@ -64,10 +65,11 @@ TOKENS = 32
 
 @dataclass(frozen=True)
 class Size:
-    """A trace to draw: what it is, and what makes it."""
+    """A trace to draw: what it is, what makes it, and as what it is drawn."""
 
     what: str
     make: Callable[[], Trace]
+    formats: Sequence[str] = ("svg",)  # which is DOT, laid out
 
 
 def talker_trace(frames: int, flow: bool) -> Trace:
@@ -109,8 +111,8 @@ def different_trace(children: Sequence[int], flow: bool) -> Trace:
 
 
 SIZES = {
-    "million": Size("`tiny` talker, 1,750 frames", partial(talker_trace, 1750, flow=False)),
-    "flow": Size("`tiny` talker, 175 frames, with flow", partial(talker_trace, 175, flow=True)),
+    "million": Size("`tiny` talker, 1,750 frames", partial(talker_trace, 1750, flow=False), ("mermaid", "svg")),
+    "flow": Size("`tiny` talker, 175 frames, with flow", partial(talker_trace, 175, flow=True), ("mermaid", "svg")),
     "tree": Size(
         "nothing alike: ten different modules in each, five deep, with flow",
         partial(different_trace, [10] * 5, flow=True),
@@ -123,7 +125,6 @@ SIZES = {
 class Made:
     calls: int
     operations: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,10 @@ class ManyNodes:
 
 
 def make_trace(name: str, path: Path) -> Made:
-    start = perf_counter()
     with torch.no_grad():
         trace = SIZES[name].make()
     trace.save(path)
-    operations = 0 if trace.flow is None else len(trace.flow.ops)
-    return Made(len(trace.calls), operations, perf_counter() - start)
+    return Made(len(trace.calls), 0 if trace.flow is None else len(trace.flow.ops))
 
 
 def draw_trace(fmt: str, path: Path) -> Steps:
@@ -229,12 +228,14 @@ def in_child(step: str, *of: str) -> dict[str, Any]:
 def measure_scale() -> tuple[list[tuple[Size, Made, dict[str, Steps]]], ManyNodes]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, size in SIZES.items():
-            path = str(Path(folder) / f"{name}.parquet")
-            made = Made(**in_child("make", name, path))
-            print(f"{size.what}: {made.calls:,} calls, made in {made.seconds:.0f} s", file=sys.stderr)
-            rows.append((size, made, {fmt: Steps(**in_child("draw", fmt, path)) for fmt in ("mermaid", "dot", "svg")}))
-        nodes = ManyNodes(**in_child("nodes", str(Path(folder) / "million.parquet")))
+        paths = {name: str(Path(folder) / f"{name}.parquet") for name in SIZES}
+        # Two at a time, as nothing is timed yet.
+        with ThreadPoolExecutor(2) as pool:
+            made = list(pool.map(lambda name: Made(**in_child("make", name, paths[name])), SIZES))
+        for (name, size), of_size in zip(SIZES.items(), made, strict=True):
+            print(f"{size.what}: {of_size.calls:,} calls", file=sys.stderr)
+            rows.append((size, of_size, {fmt: Steps(**in_child("draw", fmt, paths[name])) for fmt in size.formats}))
+        nodes = ManyNodes(**in_child("nodes", paths["million"]))
     return rows, nodes
 
 
@@ -354,20 +355,16 @@ class Logits(nn.Module):
         return logits
 
 
-class Stack(nn.Module):
-    """The layers of the talker's decoder or of its code predictor, without a cache from before."""
+class Decoder(nn.Module):
+    """The layers of the talker's decoder, without a cache from before."""
 
-    def __init__(self, part: str, layers: int) -> None:
+    def __init__(self, layers: int) -> None:
         super().__init__()
         config = preset("tiny")
-        text, predictor = (replace(one, num_hidden_layers=layers) for one in (config.text, config.code_predictor))
-        talker = build_talker(replace(config, text=text, code_predictor=predictor))
-        self.model = talker.model if part == "decoder" else talker.code_predictor.model
-        self.config = text if part == "decoder" else predictor
+        self.config = replace(config.text, num_hidden_layers=layers)
+        self.model = build_talker(replace(config, text=self.config)).model
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
-        from talkerviz.talker.cache import KVCache
-
         cache = KVCache(self.config, embeds.shape[1], embeds.device, embeds.dtype)
         states: torch.Tensor = self.model(inputs_embeds=embeds, cache=cache).last_hidden_state
         return states
@@ -379,6 +376,7 @@ class Subject:
 
     title: str
     make: Callable[[int], nn.Module]
+    layers: int
     x: torch.Tensor
 
 
@@ -387,9 +385,8 @@ def subjects() -> list[Subject]:
     ids = torch.arange(TOKENS)[None]
     embeds = torch.randn(1, TOKENS, preset("tiny").text.hidden_size)
     return [
-        Subject("Llama (transformers)", Logits, ids),
-        Subject("The talker's decoder, experts and all", partial(Stack, "decoder"), embeds),
-        Subject("The talker's code predictor", partial(Stack, "predictor"), embeds[:, :2]),
+        Subject("Llama (transformers)", Logits, 8, ids),
+        Subject("The talker's decoder, mixtures of experts and all", Decoder, 5, embeds),
     ]
 
 
@@ -419,8 +416,8 @@ def picture_of(drawer: Drawer, model: nn.Module, x: torch.Tensor) -> Picture | s
 
 
 def measure_peers(subject: Subject, rounds: int) -> tuple[Work, dict[str, Result], dict[str, list[Picture | str]]]:
-    model = subject.make(LAYERS).eval()
-    deeper = subject.make(2 * LAYERS).eval()
+    model = subject.make(subject.layers).eval()
+    deeper = subject.make(2 * subject.layers).eval()
 
     def run() -> object:
         return model(subject.x)
@@ -433,7 +430,15 @@ def measure_peers(subject: Subject, rounds: int) -> tuple[Work, dict[str, Result
     tools = [untraced_tool(run, loops), *(tool_of(drawer, model, subject.x) for drawer in DRAWERS)]
     calls = len(tv.record(model, run, clock="none").calls)
     print(f"{subject.title}: {calls:,} calls", file=sys.stderr)
-    work = Work(subject.title, f"{calls} module calls, input {list(subject.x.shape)}.", run, calls, tools, loops, True)
+    work = Work(
+        subject.title,
+        f"{subject.layers} layers, {calls} module calls, input {list(subject.x.shape)}.",
+        run,
+        calls,
+        tools,
+        loops,
+        True,
+    )
     return work, measure(work, rounds), pictures
 
 
@@ -477,7 +482,7 @@ def nodes_text(nodes: ManyNodes) -> list[str]:
 
 
 def peers_table(work: Work, results: dict[str, Result], pictures: dict[str, list[Picture | str]]) -> list[str]:
-    names = ["ratio", "least to most", "ms", "bytes", "boxes", f"at {2 * LAYERS} layers", "repeats folded"]
+    names = ["ratio", "least to most", "ms", "bytes", "boxes", "with twice the layers", "repeats folded"]
     lines = [["tool", *names, "draws"], ["---", *["---:"] * (len(names) - 1), "---", "---"]]
     for tool in work.tools:
         lines.append(peer_row(tool, results[tool.name], pictures.get(tool.name)))
@@ -496,7 +501,7 @@ def peer_row(tool: Tool, result: Result, pictures: list[Picture | str] | None) -
     one, deeper = pictures
     if isinstance(one, str) or isinstance(deeper, str):
         return [tool.name, *cells, *["–"] * 4, one if isinstance(one, str) else str(deeper)]
-    folded = "yes" if deeper.boxes == one.boxes else "no" if deeper.boxes > 1.5 * one.boxes else "in part"
+    folded = "yes" if deeper.boxes <= one.boxes else "no" if deeper.boxes > 1.5 * one.boxes else "in part"
     return [tool.name, *cells, f"{one.size:,}", f"{one.boxes:,}", f"{deeper.boxes:,}", folded, tool.records]
 
 
@@ -545,21 +550,23 @@ trace to the picture's boxes and arrows), of writing the text, and of laying it 
 counted in the seconds, but it is in the resident set: 360 MiB of it. Where GitHub would not draw a Mermaid chart, it is
 folded again, further."""
 
-HOW_PEERS = f"""\
-From the model and its input to a finished picture, in one process, at {LAYERS} layers of width 64. For talkerviz that is
-two runs, recorded with times and with the flow of tensors, the fold and the drawing. `ratio` is the time over the mean
-of the two plain forwards next to it (each the mean of ten), the median of the rounds, in shuffled order, after two runs
-that are not counted; what torchlens takes to wrap torch's functions is left out as well. Everything is opened in
-torchview and torchvista, as their defaults show no more than a few boxes; talkerviz and torchlens choose by themselves.
-`bytes` is the file that is written; of torchvista's, most is the program that draws it in a browser. Boxes are the
-SVG's nodes or what is in the page's graph, groups around them not counted, and of talkerviz without the legend.
-`repeats folded` is `yes` where a model of twice as many layers has as many boxes, `no` where it has half as many again
-or more."""
+HOW_PEERS = """\
+From the model and its input to a finished picture, in one process; layers are 64 wide. For talkerviz that is two runs,
+recorded with times and with the flow of tensors, the fold and the drawing. `ratio` is the time over the mean of the two
+plain forwards next to it (each the mean of ten): the median of the rounds, in shuffled order, after two that are not
+counted; what torchlens takes to wrap torch's functions is left out as well. Forwards this small make large ratios of
+what is the same for any width. In torchview and torchvista everything is opened, as by default they show a few boxes
+only; talkerviz and torchlens choose by themselves.
+
+`bytes` is the file that is written; of torchvista's, most is the program that lays it out in a browser, which is not
+timed. Boxes are the SVG's nodes or those in the page's graph, and of talkerviz those without the legend; groups around
+them are not counted. `repeats folded` is `yes` where a model of twice as many layers has no more boxes, `no` where it
+has half as many again or more. In a decoder with experts layers do differ: each calls those that its tokens need."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what drawing costs.")
-    parser.add_argument("--rounds", type=int, default=5, help="of the peers (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=4, help="of the peers (default: %(default)s)")
     parser.add_argument("-o", type=Path, metavar="FILE", default=Path("reports/benchmarks/render.md"))
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
