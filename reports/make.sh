@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Make lite-cpu/ and full-cpu/ again: `reports/make.sh`, from anywhere. talkerviz must be on the path, 8 GB be free, and
+# the machine be quiet. Takes about three minutes; the traces themselves are not kept.
+set -euo pipefail
+cd "$(dirname "$0")"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+rm -rf lite-cpu full-cpu
+talkerviz doctor --measure --device cpu -o "$work/peaks.json" > "$work/doctor.txt"
+for preset in lite full; do
+  talkerviz trace --preset "$preset" --device cpu --warmup 1 --cost --peaks "$work/peaks.json" -o "$work/$preset.parquet" > "$work/run.txt"
+  talkerviz report "$work/$preset.parquet" -o "$preset-cpu"
+  cp "$work/doctor.txt" "$work/run.txt" "$preset-cpu"
+  sed -i '/-> .*parquet$/d' "$preset-cpu/run.txt"
+  talkerviz tree "$work/$preset.parquet" > "$preset-cpu/tree.txt"
+  for by in module class phase part layer frame; do
+    talkerviz show "$work/$preset.parquet" --by "$by" --top 40 > "$preset-cpu/by-$by.txt"
+  done
+  talkerviz show "$work/$preset.parquet" --across phase --top 40 > "$preset-cpu/prefill-against-decode.txt"
+  # Too large to keep, and made by the same command.
+  rm -rf "$preset-cpu/calls.csv" "$preset-cpu/trace.json"
+done
+
+# The whole talker, one decoder layer in full, one frame in full.
+trace=$work/lite.parquet
+talkerviz render "$trace" -f svg -o lite-cpu/talker.svg
+talkerviz render "$trace" -f png -o lite-cpu/talker.png
+talkerviz render "$trace" -f mermaid -o lite-cpu/talker.mmd
+talkerviz render "$trace" -f svg --module talker.model.layers.0 --phase decode --max-nodes 200 -o lite-cpu/layer.svg
+talkerviz render "$trace" -f svg --frame 1 --max-nodes 200 -o lite-cpu/frame.svg
+talkerviz render "$trace" -f mermaid --style source -o lite-cpu/source.md
+# transformers' own talker, and what differs.
+theirs=$work/transformers.parquet
+talkerviz trace --preset lite --device cpu --impl transformers --warmup 1 -o "$theirs" > /dev/null
+talkerviz render "$theirs" -f svg -o lite-cpu/transformers-talker.svg
+talkerviz render "$theirs" -f svg --module talker.model.layers.0 --phase decode --max-nodes 200 -o lite-cpu/transformers-layer.svg
+talkerviz render "$theirs" -f svg --frame 1 --max-nodes 200 -o lite-cpu/transformers-frame.svg
+talkerviz diff "$trace" "$theirs" -f svg -o lite-cpu/transformers-diff.svg
+talkerviz diff "$trace" "$theirs" -f markdown -o lite-cpu/transformers-diff.md
+# Other models.
+for model in llama whisper vit; do
+  (cd .. && talkerviz trace "examples.transformers_models:$model" --warmup 1 -o "$work/$model.parquet" > /dev/null)
+  talkerviz render "$work/$model.parquet" -f svg -o "lite-cpu/$model.svg"
+done
+sed -i 's/ *$//' ./*-cpu/*.txt
