@@ -75,6 +75,8 @@ def _write_page(trace: Trace, figures: Figures, folder: Path, notes: list[str]) 
     held = slicer.held(_HELD_SLICES)
     page = render_page(trace, figures, charts, slicer, [slicer.slices(frame) for frame in held])
     _write_text(folder / "index.html", page)
+    for stale in (folder / "frames").glob("frame-*.js"):  # of a report that was here before
+        stale.unlink()
     for frame in slicer.frames:
         if frame["frame"] not in held:
             (folder / "frames").mkdir(exist_ok=True)

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from sample_trace import call, make_trace, sample_trace
+from test_cli import talkerviz
 from test_render import NASTY, mermaid_errors, needs_parser
 
 from talkerviz import record, report
@@ -133,6 +134,15 @@ def test_without_a_layout_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert data_of(tmp_path)["charts"] == []
 
 
+def test_command(folder: Path, talker: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    talker.save(tmp_path / "run.parquet")
+    assert talkerviz(monkeypatch, "report", tmp_path / "run.parquet", "-o", tmp_path / "new" / "folder") == 0
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == FILES
+    assert f"{len(talker.calls):,} calls -> " in capsys.readouterr().out
+    assert talkerviz(monkeypatch, "report", tmp_path / "run.parquet", "-o", tmp_path / "run.parquet") == 2
+    assert "not a folder" in capsys.readouterr().err
+
+
 # In the browser.
 
 
@@ -222,7 +232,9 @@ def test_search_finds(reader: Reader, folder: Path) -> None:
 
 
 def column(page: Any, name: str) -> list[str]:
-    return [cell.inner_text() for cell in page.locator(f'#table .tabulator-cell[tabulator-field="{name}"]').all()]
+    cells = page.locator(f'#table .tabulator-cell[tabulator-field="{name}"]')
+    cells.first.wait_for()
+    return [cell.inner_text() for cell in cells.all()]
 
 
 @needs_browser
@@ -293,6 +305,8 @@ def test_another_frame_is_loaded(
 @needs_browser
 def test_keyboard_reaches_the_controls(reader: Reader, folder: Path) -> None:
     page = reader.open(folder)
+    page.select_option("#frame", index=2)
+    page.focus(".skip")
     reached = []
     for _ in range(80):
         page.keyboard.press("Tab")
@@ -343,4 +357,4 @@ def test_without_times(reader: Reader, tmp_path: Path) -> None:
     assert page.locator("#timeline").count() == 0
     assert page.locator("#chart .node").count() > 1
     page.get_by_role("tab", name="Calls").click()
-    assert page.locator("#table .tabulator-row").count() == len(trace.calls)
+    assert len(column(page, "call")) == len(trace.calls)

@@ -23,10 +23,13 @@ def name_line(box: Box) -> str:
 
 
 def facts_line(box: Box) -> str:
-    """`20× · 140 calls · 263 ms · 10.8 %`, without what says nothing."""
+    """`20× · 140 calls of 1.88 ms = 263 ms · 10.8 %`, without what says nothing."""
     calls = f"{box.calls:,} calls" if box.kind == "module" and box.calls > 1 else ""
+    time = time_text(box.total_ns)
+    if calls and time:
+        calls, time = f"{calls} of {time_text(box.mean_ns)} = {time}", ""
     share = share_text(box.share)
-    parts = [_repeats(box), calls, time_text(box.total_ns), "" if share == share_text(0) else share]
+    parts = [shortened(box.repeats), calls, time, "" if share == share_text(0) else share]
     return " · ".join(part for part in parts if part)
 
 

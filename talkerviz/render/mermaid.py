@@ -50,7 +50,7 @@ def render_mermaid(graph: Graph) -> str:
     edges = _edges_in_order(graph)
     lines += [f"  {_edge(edge)}" for edge in edges]
     lines += _legend(graph, diff, looks)
-    lines += [f'  click {box.id} href "{link_target(box.link)}"' for box in graph.boxes if box.link]
+    lines += [f'  click {box.id} href "{link_target(box.link)}"' for box in graph.boxes if link_target(box.link)]
     for look, ids in looks.items():
         lines += [f"  {_class_def(look)}", f"  class {','.join(ids)} {look}"]
     return "\n".join(lines + _edge_looks(edges)) + "\n"

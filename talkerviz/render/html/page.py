@@ -23,6 +23,7 @@ from talkerviz.trace.frames import FRAME_NS, FrameSummary, makes_speech
 # In the order in which they need each other.
 _SCRIPTS = ("text", "state", "chart", "plot", "stacks", "plots", "tables", "panel", "main")
 _VENDOR = ("echarts", "tabulator", "svg-pan-zoom")
+_BESIDE = "The calls of some frames are not in this page but in the folder frames beside it."
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -70,7 +71,7 @@ def _data(
         "title": title.pop("model"),
         "subtitle": " · ".join([*title.values(), str(trace.facts.get("date", ""))]).removesuffix(" · "),
         "numbers": [{"label": one.label, "value": one.value, "hint": one.hint} for one in figures.numbers],
-        "notes": notes_on(trace.facts),
+        "notes": notes_on(trace.facts) + ([_BESIDE] if len(held) < len(slicer.frames) else []),
         "facts": [
             [name, value if isinstance(value, str) else json.dumps(value)] for name, value in trace.facts.items()
         ],

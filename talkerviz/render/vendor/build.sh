@@ -21,6 +21,7 @@ cp node_modules/tabulator-tables/dist/css/tabulator.min.css "$here/tabulator.min
 sed -i '/sourceMappingURL/d' "$here/tabulator.min.css"
 cp node_modules/echarts/LICENSE "$here/LICENSE.echarts"
 cp node_modules/echarts/NOTICE "$here/NOTICE.echarts"
+cp node_modules/echarts/licenses/LICENSE-d3 "$here/LICENSE.d3"
 cp node_modules/zrender/LICENSE "$here/LICENSE.zrender"
 cp node_modules/tslib/LICENSE.txt "$here/LICENSE.tslib"
 cp node_modules/svg-pan-zoom/LICENSE "$here/LICENSE.svg-pan-zoom"

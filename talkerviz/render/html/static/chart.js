@@ -14,6 +14,7 @@ function showChart(name) {
   svg.setAttribute('font-size', 9);
   $('chart').replaceChildren(svg);
   zooming = svgPanZoom(svg, { mouseWheelZoomEnabled: false, dblClickZoomEnabled: false, minZoom: 0.2, maxZoom: 30, zoomScaleSensitivity: 0.3 });
+  fit();
   const boxes = [...svg.querySelectorAll('.node, .cluster')].filter(box => shown.boxes[box.dataset.id]);
   boxes.forEach((box, place) => {
     const says = shown.boxes[box.dataset.id];
@@ -48,6 +49,10 @@ function chooseBox(element) {
     chooseModules(box.modules, { title: box.path, phase: box.phase, link: box.link, here });
   }
   bringIntoView(element);
+}
+
+function fit() {
+  zooming.resize().fit().center().zoomBy(0.97);
 }
 
 // Of what is chosen: boxes that stand for any of it, and the arrows at them.
@@ -87,10 +92,12 @@ function boxKeys(event) {
 
 function bringIntoView(box) {
   const frame = $('chart').getBoundingClientRect(), at = box.getBoundingClientRect();
-  // What the panel covers cannot be seen.
-  const right = $('panel').hidden ? frame.right : Math.min(frame.right, $('panel').getBoundingClientRect().left);
+  // What the panel covers, at the side or on a narrow screen at the bottom, cannot be seen.
+  const panel = $('panel').hidden ? { left: Infinity, top: Infinity } : $('panel').getBoundingClientRect();
+  const right = panel.left > frame.left ? Math.min(frame.right, panel.left) : frame.right;
+  const bottom = panel.left > frame.left ? frame.bottom : Math.min(frame.bottom, panel.top);
   const off = (low, high, from, to) => low < from ? from - low + 20 : high > to ? to - high - 20 : 0;
-  zooming.panBy({ x: off(at.left, at.right, frame.left, right), y: off(at.top, at.bottom, frame.top, frame.bottom) });
+  zooming.panBy({ x: off(at.left, at.right, frame.left, right), y: off(at.top, at.bottom, frame.top, bottom) });
 }
 
 // The deepest picture whose text can be read without zooming, as far as any can.
@@ -105,7 +112,7 @@ function setUpChart() {
   for (const chart of data.charts.filter(chart => chart.level)) $('level').append(make('option', { value: chart.name }, chart.label));
   $('level').onchange = () => showChart($('level').value);
   $('chart-legend').replaceChildren(
-    ...(data.timed ? [make('span', {}, 'share of the time'), ...data.heat.map(([text, fill]) => swatch(fill, text))] : []),
+    ...(data.timed ? [make('span', {}, 'share of the time'), ...data.heat.map(([text, fill], heat) => swatch(heat ? fill : 'var(--cool)', text))] : []),
     ...data.edges.map(kind => {
       const [text, name, style] = EDGE_KINDS[kind];
       const line = make('i', { className: 'line' });
@@ -113,7 +120,7 @@ function setUpChart() {
       return make('span', {}, line, kind === 'flow' && !data.flow ? 'order of calls' : text);
     }),
   );
-  const zoom = { in: () => zooming.zoomIn(), out: () => zooming.zoomOut(), fit: () => zooming.resize().fit().center() };
+  const zoom = { in: () => zooming.zoomIn(), out: () => zooming.zoomOut(), fit };
   for (const button of document.querySelectorAll('[data-zoom]')) button.onclick = zoom[button.dataset.zoom];
   const chart = $('chart');
   let pressed = null;

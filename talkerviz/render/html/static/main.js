@@ -5,7 +5,7 @@ function setUpOverview() {
   $('numbers').append(...data.numbers.map(({ label, value, hint }) => make('div', {}, make('dt', {}, label), make('dd', { className: value.length > 10 ? 'long' : '', title: value }, value), make('dd', { className: 'quiet' }, hint))));
   const split = (title, by, colourOf, onClick) => {
     const shares = column(by, 'share');
-    if (!shares) return;
+    if (!shares || shares.length < 2) return;
     const rows = column(by, by).map((name, row) => ({ name, share: shares[row], self: column(by, 'self_ns')[row] })).sort((one, other) => other.share - one.share);
     const most = rows.slice(0, 9), rest = rows.slice(9);
     if (rest.length) most.push({ name: `${rest.length} more`, share: rest.reduce((sum, row) => sum + row.share, 0), self: rest.reduce((sum, row) => sum + row.self, 0), more: true });

@@ -1,6 +1,6 @@
 // Latency by frame and by layer, and the roofline.
 function figure(caption, height) {
-  const area = make('div');
+  const area = attributes(make('div'), { role: 'img', 'aria-label': caption });
   area.style.height = `${height}px`;
   $('plots-all').append(make('figure', {}, make('figcaption', {}, caption), area));
   return area;

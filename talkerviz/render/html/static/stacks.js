@@ -44,7 +44,7 @@ function stackPlot(element, { says, onClick }) {
         borderColor: colour('line'), fillerColor: 'rgba(110, 168, 254, .2)', handleStyle: { color: colour('accent') }, moveHandleStyle: { color: colour('line') },
       },
     ],
-    series: [{ type: 'custom', renderItem: bar, encode: { x: [0, 1], y: 2 }, clip: true, data: items.map((item, place) => [item.from, item.to, item.lane, place]) }],
+    series: [{ type: 'custom', renderItem: bar, encode: { x: [0, 1], y: 2 }, data: items.map((item, place) => [item.from, item.to, item.lane, place]) }],
   });
   const { chart, draw } = plot(element, options, 140);
   const zoomed = () => { const { start, end } = chart.getOption().dataZoom[0]; return [start, end]; };
