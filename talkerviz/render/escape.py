@@ -39,19 +39,21 @@ def shortened(text: str, most: int = 60) -> str:
     return f"{text[: most - 1 - tail]}…{text[-tail:]}"
 
 
-def markdown(text: str) -> str:
-    """Text between other Markdown: whatever could mean something to it with a backslash."""
-    return "".join(f"\\{char}" if char in string.punctuation else char for char in one_line(text))
-
-
-_PLAIN_IN_A_CELL = frozenset(" .,-+/()[]%=';")
+_PLAIN = frozenset(" .,-+/%=';")
 _BETWEEN_LETTERS = re.compile(r"(?<=[^\W_])\\_(?=[^\W_])")
 
 
+def markdown(text: str) -> str:
+    """Text in a line of Markdown, still legible in the source: `talker.model.self_attn` stays as it is."""
+    escaped = "".join(
+        f"\\{char}" if char in string.punctuation and char not in _PLAIN else char for char in one_line(text)
+    )
+    return _BETWEEN_LETTERS.sub("_", escaped)
+
+
 def markdown_cell(text: str) -> str:
-    """Text for a table in Markdown, still legible in the source: `talker.model.self_attn` stays as it is."""
-    escaped = "".join(char if char in _PLAIN_IN_A_CELL else markdown(char) for char in text)
-    return _BETWEEN_LETTERS.sub("_", escaped).replace("](", "]\\(").strip()
+    """Text for a table in Markdown: `markdown`, but brackets stay as well, for they lead nowhere in a cell."""
+    return re.sub(r"\\([()\[\]])", r"\1", markdown(text)).replace("](", "]\\(").strip()
 
 
 def link_target(name: str) -> str:
