@@ -325,6 +325,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_terminal(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert talkerviz(monkeypatch, "diff", *files) == 0
     shown = capsys.readouterr().out
     assert re.search(r"a whole frame .*all of it .*net\.head", shown, re.S)

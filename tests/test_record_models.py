@@ -1136,3 +1136,14 @@ def test_a_fork_inside(
             os._exit(0)
     assert tree(rec.trace) == lines * 10
     assert sorted(path.name for path in tmp_path.iterdir()) == (["run.parquet"] if to_file else [])
+
+
+@pytest.mark.parametrize("measure", ["cost", "flow"])
+def test_what_watches_operators_leaves_compiled_code_compiled(measure: str) -> None:
+    block = nn.Sequential(nn.ReLU(), nn.Tanh())
+    model = nn.Sequential(torch.compile(block, backend="eager"), nn.ReLU())
+    run = torch.no_grad()(lambda: model(torch.ones(2)))
+    for _ in range(2):
+        # Inside a compiled block there are no calls.
+        assert tv.record(model, run).calls["path"].tolist() == ["model", "model.0", "model.1"]
+        tv.record(model, run, measure=measure)

@@ -101,13 +101,17 @@ def _attended(rows: Rows, fold: Fold) -> str:
 def _grown_sizes(rows: Rows, fold: Fold) -> set[int]:
     """The same from the tensors of calls that grow from frame to frame."""
     child, _ = rows.children_of(fold.rows)
-    calls = child[(child < rows.calls)]
+    calls = child[child < rows.calls]
     sizes: set[int] = set()
     for loose in np.unique(rows.loose[calls]):
-        lists = [rows.lists[number][0] for number in np.unique(rows.signature[calls[rows.loose[calls] == loose]])]
-        for tensors in zip(*lists, strict=True) if len(lists) > 1 else []:
-            for of_dimension in zip(*(tensor.shape for tensor in tensors), strict=True):
-                sizes |= set(of_dimension) if len(set(of_dimension)) > 1 else set()
+        shapes: dict[str, list[tuple[int, ...]]] = {}
+        for number in np.unique(rows.signature[calls[rows.loose[calls] == loose]]):
+            for tensor in rows.lists[number][0]:
+                shapes.setdefault(tensor.name, []).append(tensor.shape)
+        for of_tensor in shapes.values():
+            if len({len(shape) for shape in of_tensor}) == 1:
+                grown = (set(of_dimension) for of_dimension in zip(*of_tensor, strict=True))
+                sizes |= {size for found in grown if len(found) > 1 for size in found}
     return sizes
 
 

@@ -74,11 +74,15 @@ class CostMeter(TorchDispatchMode):
     def start(self) -> None:
         """Watch this thread's operators."""
         self._own_thread = self._thread()
+        # Compiled code would meet this mode, and from then on be left uncompiled wherever it is used.
+        self._stance = torch.compiler.set_stance("force_eager")
+        self._stance.__enter__()
         self.__enter__()
 
     def stop(self) -> None:
         """Watch no more."""
         self.__exit__(None, None, None)
+        self._stance.__exit__(None, None, None)
 
     def stamp(self, beginning: bool) -> None:
         """Note an edge of a call, and at its end which of the storages made inside are still there: its results."""

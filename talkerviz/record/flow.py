@@ -110,6 +110,7 @@ class FlowMeter(TorchDispatchMode):
         self._mark = mark
         self._functions = _Functions(self)
         self._ident = -1
+        self._stance: Any = None
         self._group: _Group | None = None
         self._hidden = False  # whether functions are not seen: inside a function
         self._calls: list[_Call] = []
@@ -125,6 +126,9 @@ class FlowMeter(TorchDispatchMode):
         self._own_thread = self._thread()
         self._provenance.keep(self._model)
         self._ident = threading.get_ident()
+        # Compiled code would meet the modes below, and from then on be left uncompiled wherever it is used.
+        self._stance = torch.compiler.set_stance("force_eager")
+        self._stance.__enter__()
         self.__enter__()
         self._functions.__enter__()
 
@@ -136,6 +140,9 @@ class FlowMeter(TorchDispatchMode):
             self._functions.__exit__(None, None, None)
         if self in _get_current_dispatch_mode_stack():
             self.__exit__(None, None, None)
+        if self._stance is not None:
+            stance, self._stance = self._stance, None
+            stance.__exit__(None, None, None)
 
     def stamp(self, beginning: bool) -> None:
         """Count an edge of a call, and note the tensors that an outermost one gets."""

@@ -26,7 +26,7 @@ def columns(graph: Graph) -> list[Column]:
     while len(members) == 1 and isinstance(members[0], Group):
         members = members[0].members
     # A group with no boxes in it stands nowhere.
-    members = tuple(member for member in members if _ids(member))
+    members = tuple(member for member in members if ids_of(member))
     if any(isinstance(member, Group) for member in members):
         members = tuple(member for member in members if isinstance(member, Group) or member.kind != "input")
     heights = [_height(member) for member in members]
@@ -38,15 +38,20 @@ def columns(graph: Graph) -> list[Column]:
         if height > room:
             found.append([])
             room = most
-        found[-1].append(_ids(member))
+        found[-1].append(ids_of(member))
         room -= height
     return found
+
+
+def numbers_of(parts: list[Column]) -> dict[str, int]:
+    """Which column each box stands in."""
+    return {id: number for number, column in enumerate(parts) for ids in column for id in ids}
 
 
 def ranks(graph: Graph, parts: list[Column]) -> dict[str, int]:
     """How far down each box stands in its column at least: below all in it that arrows lead from to it."""
     place = {box.id: place for place, box in enumerate(graph.boxes)}
-    column_of = {id: number for number, column in enumerate(parts) for ids in column for id in ids}
+    column_of = numbers_of(parts)
     pairs = [(edge.source, edge.target) for edge in graph.edges]
     pairs += [(above[-1], below[0]) for column in parts for above, below in pairwise(column)]
     found = dict.fromkeys(place, 0)
@@ -54,10 +59,8 @@ def ranks(graph: Graph, parts: list[Column]) -> dict[str, int]:
     for source, target in sorted(pairs, key=lambda pair: place[pair[0]]):
         if column_of.get(source) == column_of.get(target) and place[source] < place[target]:
             found[target] = max(found[target], found[source] + 1)
-    for (
-        source,
-        target,
-    ) in pairs:  # what stands in no column is above all that it leads to, and below all that leads to it
+    # What stands in no column is above all that it leads to, and below all that leads to it.
+    for source, target in pairs:
         if source not in column_of:
             found[source] = min(found[source], found[target] - 1)
         elif target not in column_of:
@@ -71,5 +74,6 @@ def _height(member: Box | Group) -> float:
     return _OPERATION_HEIGHT if member.kind == "operation" else _BOX_HEIGHT
 
 
-def _ids(member: Box | Group) -> list[str]:
-    return [member.id] if isinstance(member, Box) else [id for inner in member.members for id in _ids(inner)]
+def ids_of(member: Box | Group) -> list[str]:
+    """Of the boxes in it."""
+    return [member.id] if isinstance(member, Box) else [id for inner in member.members for id in ids_of(inner)]

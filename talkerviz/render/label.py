@@ -29,7 +29,7 @@ def facts_line(box: Box) -> str:
     if calls and time:
         calls, time = f"{calls} of {time_text(box.mean_ns)} = {time}", ""
     share = share_text(box.share)
-    parts = [shortened(box.repeats), calls, time, "" if share == share_text(0) else share]
+    parts = [_repeats(box), calls, time, "" if share == share_text(0) else share]
     return " · ".join(part for part in parts if part)
 
 
