@@ -9,7 +9,8 @@ trap 'rm -rf "$work"' EXIT
 rm -rf lite-cpu full-cpu
 talkerviz doctor --measure --device cpu -o "$work/peaks.json" > "$work/doctor.txt"
 for preset in lite full; do
-  talkerviz trace --preset "$preset" --device cpu --warmup 1 --cost --peaks "$work/peaks.json" -o "$work/$preset.parquet" > "$work/run.txt"
+  # There, as the trace notes the command.
+  (cd "$work" && talkerviz trace --preset $preset --device cpu --warmup 1 --cost --peaks peaks.json -o $preset.parquet > run.txt)
   talkerviz report "$work/$preset.parquet" -o "$preset-cpu"
   cp "$work/doctor.txt" "$work/run.txt" "$preset-cpu"
   sed -i '/-> .*parquet$/d' "$preset-cpu/run.txt"
