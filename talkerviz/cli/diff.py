@@ -123,7 +123,8 @@ def _check_options(fmt: str, given: Mapping[str, object], having: Sequence[str])
 
 
 def _print_changes(terminal: Console, graph: Graph, more: Sequence[str]) -> None:
-    terminal.print(render_changes(changes(graph)))
+    if found := changes(graph):
+        terminal.print(render_changes(found))
     _print_notes(terminal, (*graph.notes, *more))
 
 
