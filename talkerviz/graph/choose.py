@@ -63,8 +63,7 @@ def _asked(rows: Rows, view: View) -> _Asked:
     simple[rows.parent[: rows.calls][rows.parent[: rows.calls] < rows.calls]] = False
     must[calls[simple & must[rows.parent[: rows.calls]]]] = False
     # What holds something that is to be opened must be open itself.
-    order = np.argsort(-rows.depth, kind="stable")
-    for level in np.split(order, np.flatnonzero(np.diff(rows.depth[order])) + 1):
+    for level in reversed(rows.levels):
         above = rows.parent[level][must[level] & (rows.parent[level] >= 0)]
         must[above] = ~must_not[above]
     return _Asked(must, must_not)

@@ -56,8 +56,7 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
 def _handed_down(rows: Rows, values: np.ndarray) -> np.ndarray:
     """Each row's value, or that of the nearest row around it that has one; -1 for none."""
     values = values.copy()
-    order = np.argsort(rows.depth, kind="stable")
-    for level in np.split(order, np.flatnonzero(np.diff(rows.depth[order])) + 1):
+    for level in rows.levels:
         missing = level[(values[level] < 0) & (rows.parent[level] >= 0)]
         values[missing] = values[rows.parent[missing]]
     return values

@@ -36,10 +36,7 @@ def forms_of(rows: Rows) -> Forms:
     exact = mix(kind ^ mix(np.where(is_call, loose, np.uint64(0))))
     skeleton = kind.copy()
     order = 1 + _place_among_calls(rows, is_call).astype(np.uint64)
-    rows_inside = np.flatnonzero(rows.parent >= 0)
-    rows_inside = rows_inside[np.argsort(rows.depth[rows_inside], kind="stable")]
-    levels = np.split(rows_inside, np.flatnonzero(np.diff(rows.depth[rows_inside])) + 1) if len(rows_inside) else []
-    for level in reversed(levels):
+    for level in reversed(rows.levels):
         calls = level[is_call[level]]
         np.add.at(exact, rows.parent[calls], mix(mix(exact[calls] ^ name[calls]) ^ order[calls]))
         key = mix(skeleton[calls] ^ name[calls])

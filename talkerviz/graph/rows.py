@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -70,6 +71,12 @@ class Rows:
     def first_phase(self) -> int:
         """The first row that is a phase's."""
         return self.calls + self.ops
+
+    @cached_property
+    def levels(self) -> list[np.ndarray]:
+        """All rows, those of one depth together, phases first: what a row stands in is in a level before its own."""
+        order = np.argsort(self.depth, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(self.depth[order])) + 1)
 
     def children_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All children of some rows, parent by parent, and for each the place of its parent among the rows given."""

@@ -51,9 +51,7 @@ def wiring_of(rows: Rows) -> Wiring:
     begin = np.full(len(rows.parent), m)
     end = np.zeros(len(rows.parent), dtype=np.int64)
     begin[n : n + m], end[n : n + m] = np.arange(m), np.arange(1, m + 1)
-    order = np.argsort(-rows.depth, kind="stable")
-    depths = rows.depth[order]
-    for level in np.split(order, np.flatnonzero(np.diff(depths)) + 1):
+    for level in reversed(rows.levels):
         inner = level[rows.parent[level] >= 0]
         np.minimum.at(begin, rows.parent[inner], begin[inner])
         np.maximum.at(end, rows.parent[inner], end[inner])
