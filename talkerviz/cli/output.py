@@ -45,8 +45,8 @@ def check_writable(*outputs: str | Path | None) -> None:
             raise ValueError(f"{output}: no such folder {Path(output).absolute().parent}")
 
 
-def write(output: str, draw: Callable[[], bytes]) -> None:
-    """Write a drawing; where it cannot be laid out, what was to be laid out."""
+def write(output: str, draw: Callable[[], bytes]) -> bytes:
+    """Write a drawing, and give it; where it cannot be laid out, write what was to be laid out."""
     try:
         drawn = draw()
     except LayoutError as error:
@@ -59,3 +59,4 @@ def write(output: str, draw: Callable[[], bytes]) -> None:
         sys.stdout.buffer.write(drawn)
     else:
         Path(output).write_bytes(drawn)
+    return drawn

@@ -78,8 +78,8 @@ def render_command(
     if pages:
         _write_pages(chosen, view, fmt, Path(output))
         return
-    write(output, lambda: render(chosen, fmt, style, view, rows_asked_for(by, across, sort, top)))
-    if fmt == "mermaid" and output != "-" and (note := over_github_limits(Path(output).read_text())):
+    drawn = write(output, lambda: render(chosen, fmt, style, view, rows_asked_for(by, across, sort, top)))
+    if fmt == "mermaid" and (note := over_github_limits(drawn.decode())):
         print(f"talkerviz: {output}: {note}", file=sys.stderr)
 
 

@@ -11,14 +11,12 @@ from talkerviz.graph.choose import Drawn, calls_others, choose, every
 from talkerviz.graph.describe import describe, is_for_itself
 from talkerviz.graph.edges import AFTER, BEFORE, edges_of
 from talkerviz.graph.forms import Forms, forms_of
-from talkerviz.graph.graph import Box, Edge, Graph, Group
+from talkerviz.graph.graph import Box, Edge, Graph, Group, Member, boxes_in
 from talkerviz.graph.rows import Rows, rows_of
 from talkerviz.graph.view import EDGES, View
 from talkerviz.graph.wiring import Wiring, wiring_of
 from talkerviz.trace import Trace
 from talkerviz.trace.runs import as_one_run
-
-Member = Box | Group
 
 
 def build_graph(trace: Trace, view: View = View()) -> Graph:  # noqa: B008  (it is frozen)
@@ -37,12 +35,12 @@ class Drawing:
     Attributes:
         graph: the picture.
         calls: by the id of each box and group, the rows in the trace of the calls that it stands for.
-        closed: the same of closed boxes of modules that called others alone.
+        closed: the ids of closed boxes of modules that called others.
     """
 
     graph: Graph
     calls: Mapping[str, np.ndarray]
-    closed: Mapping[str, np.ndarray]
+    closed: Set[str]
 
 
 def draw(trace: Trace, view: View) -> Drawing:
@@ -105,11 +103,7 @@ def draw_prepared(prepared: Prepared, view: View) -> Drawing:
     title = ", ".join(title_parts(trace).values())
     timed = bool(trace.calls["host_ns"].notna().all())
     calls = {ids[id(drawn)]: drawn.fold.rows[drawn.fold.rows < rows.calls] for drawn in every(top)}
-    closed = {
-        ids[id(drawn)]: drawn.fold.rows
-        for drawn in every(top)
-        if drawn.members is None and calls_others(rows, drawn.fold)
-    }
+    closed = {ids[id(drawn)] for drawn in every(top) if drawn.members is None and calls_others(rows, drawn.fold)}
     return Drawing(Graph(title, members, edges, flow, timed, notes), calls, closed)
 
 
@@ -127,8 +121,7 @@ def _without_dead_ends(
     """Without operations and inputs that nothing reads, but for those that are to be kept."""
     while True:
         read = {edge.source for edge in edges}
-        boxes = Graph("", members, (), flow=True, timed=False).boxes
-        dead = {box.id for box in boxes if box.kind in ("operation", "input")} - read - kept
+        dead = {box.id for box in boxes_in(members) if box.kind in ("operation", "input")} - read - kept
         if not dead:
             return members, edges
         members = _without(members, dead)

@@ -58,10 +58,10 @@ def _asked(rows: Rows, view: View) -> _Asked:
     must, must_not = (_fitting(rows, patterns) for patterns in (view.open, view.close))
     must &= ~must_not
     # A pattern that fits a module fits all that is in it too, but means no operations inside of simple ones.
-    calls = np.arange(rows.calls)
+    caller = rows.parent[: rows.calls]
     simple = np.ones(rows.calls, dtype=bool)
-    simple[rows.parent[: rows.calls][rows.parent[: rows.calls] < rows.calls]] = False
-    must[calls[simple & must[rows.parent[: rows.calls]]]] = False
+    simple[caller[caller < rows.calls]] = False
+    must[: rows.calls] &= ~(simple & must[caller])
     # What holds something that is to be opened must be open itself.
     for level in reversed(rows.levels):
         above = rows.parent[level][must[level] & (rows.parent[level] >= 0)]

@@ -10,11 +10,9 @@ from dataclasses import replace
 
 from talkerviz.graph.build import build_graph, title_parts
 from talkerviz.graph.close import close_groups
-from talkerviz.graph.graph import Box, Change, Edge, Graph, Group
+from talkerviz.graph.graph import Box, Change, Edge, Graph, Group, Member, boxes_in, heading
 from talkerviz.graph.view import View
 from talkerviz.trace import Trace
-
-Member = Box | Group
 
 _NUMBERS = re.compile(r"[\d,…-]*\d[\d,…-]*")
 _COMPARED = ("name", "class_name", "shapes", "repeats")
@@ -90,7 +88,7 @@ def changes(graph: Graph) -> list[Box]:
 
     def look(members: Sequence[Member]) -> None:
         for member in members:
-            box = member.box if isinstance(member, Group) else member
+            box = heading(member)
             if box.change and box.kind != "phase":
                 found.append(box)
             if isinstance(member, Group) and box.change in (None, "changed"):
@@ -130,7 +128,7 @@ def _keyed(members: Sequence[Member]) -> dict[object, Member]:
     times: Counter[object] = Counter()
     found: dict[object, Member] = {}
     for member in members:
-        box = member.box if isinstance(member, Group) else member
+        box = heading(member)
         name = (box.kind, _NUMBERS.sub("#", box.name) if box.kind == "module" else box.name)
         found[(name, times[name])] = member
         times[name] += 1
@@ -138,7 +136,7 @@ def _keyed(members: Sequence[Member]) -> dict[object, Member]:
 
 
 def _both(one: Member, two: Member, ids: tuple[dict[str, str], dict[str, str]]) -> Member:
-    before, after = (member.box if isinstance(member, Group) else member for member in (one, two))
+    before, after = heading(one), heading(two)
     own = f"b{after.id}"
     ids[0][before.id] = ids[1][after.id] = own
     box = replace(after, id=own)
@@ -166,7 +164,7 @@ def _same(what: str, before: str, after: str) -> bool:
 
 
 def _only(member: Member, change: Change, prefix: str, ids: dict[str, str]) -> Member:
-    box = member.box if isinstance(member, Group) else member
+    box = heading(member)
     ids[box.id] = f"{prefix}{box.id}"
     drawn = replace(box, id=ids[box.id], change=change)
     if isinstance(member, Box):
@@ -178,7 +176,7 @@ def _merged_edges(
     graphs: tuple[Graph, Graph], ids: tuple[dict[str, str], dict[str, str]], members: Sequence[Member]
 ) -> tuple[Edge, ...]:
     """The arrows of both, but none to what is a box in one graph and open in the other: its inside has its own."""
-    boxes = {box.id for box in Graph("", tuple(members), (), True, True).boxes}
+    boxes = {box.id for box in boxes_in(members)}
     ones, twos = (
         {
             (of[edge.source], of[edge.target], edge.carried): edge

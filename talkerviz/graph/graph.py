@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,12 +117,21 @@ class Graph:
     @property
     def boxes(self) -> list[Box]:
         """All rectangles, in the order of the run, without the headings of groups."""
-        return list(_boxes(self.members))
+        return list(boxes_in(self.members))
 
 
-def _boxes(members: tuple[Box | Group, ...]) -> Iterator[Box]:
+Member = Box | Group
+
+
+def boxes_in(members: Sequence[Member]) -> Iterator[Box]:
+    """All rectangles, in the order of the run, without the headings of groups."""
     for member in members:
         if isinstance(member, Group):
-            yield from _boxes(member.members)
+            yield from boxes_in(member.members)
         else:
             yield member
+
+
+def heading(member: Member) -> Box:
+    """What a member says of itself: a box, or the heading of a group."""
+    return member.box if isinstance(member, Group) else member

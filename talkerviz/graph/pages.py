@@ -66,7 +66,7 @@ def pages_of_views(trace: Trace, views: Mapping[str, View], suffix: str) -> Iter
         for box in drawing.graph.boxes:
             if box.id not in drawing.closed:
                 continue
-            rows = drawing.closed[box.id]
+            rows = drawing.calls[box.id]
             calls = shown.calls["call"].to_numpy()[rows]
             key = calls.tobytes()
             if key not in names:

@@ -7,8 +7,6 @@ nanoseconds behind the point.
 from __future__ import annotations
 
 import functools
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from talkerviz.render.lanes import lanes
-from talkerviz.render.timeline import call_name, check_timed, plain_values
+from talkerviz.render.timeline import call_name, check_timed, compact, joined, plain_values
 from talkerviz.trace import Trace
 from talkerviz.trace.handed import handed_on
 from talkerviz.trace.schema import TensorInfo, Tensors
@@ -51,23 +49,17 @@ def render_perfetto(trace: Trace) -> bytes:
         RenderError: the trace has no times.
     """
     check_timed(trace, "perfetto")
-    raw = io.BytesIO()
-    # A name that is no proper text, which a trace in memory can hold, must not stop the rest.
-    out = io.TextIOWrapper(raw, encoding="utf-8", errors="replace", newline="\n")
-    facts = {name: value if isinstance(value, str) else _json(value) for name, value in trace.facts.items()}
-    out.write(f'{{"displayTimeUnit":"ms","otherData":{_json(facts)},"traceEvents":[')
+    return joined(_pieces(trace))
+
+
+def _pieces(trace: Trace) -> Iterator[str]:
+    facts = {name: value if isinstance(value, str) else compact(value) for name, value in trace.facts.items()}
+    yield f'{{"displayTimeUnit":"ms","otherData":{compact(facts)},"traceEvents":['
     comma = "\n"
     for event in _events(trace):
-        out.write(comma + event)
+        yield comma + event
         comma = ",\n"
-    out.write("\n]}\n")
-    out.flush()
-    return raw.getvalue()
-
-
-def _json(value: object) -> str:
-    # Perfetto shows \u escapes as they stand, so letters are written as they are.
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    yield "\n]}\n"
 
 
 def _us(ns: int) -> float:
@@ -83,7 +75,7 @@ def _events(trace: Trace) -> Iterator[str]:
             known = {name: value for name, value in zip(columns, values, strict=True) if value is not None}
             name = str(known["phase"]) if "phase" in known else f"frame {known['frame']}"
             place = f'"pid":{_HOST},"tid":{10 * of_thread + track},"ts":{_us(start)},"dur":{_us(end - start)}'
-            yield f'{{"ph":"X",{place},"name":{_json(name)},"cat":"{columns[0]}","args":{_json(known)}}}'
+            yield f'{{"ph":"X",{place},"name":{compact(name)},"cat":"{columns[0]}","args":{compact(known)}}}'
     yield from _call_events(trace.calls, device_track, ("phase", "frame", "step", *run))
     yield from _tensor_arrows(trace)
 
@@ -123,7 +115,7 @@ def _track_names(calls: pd.DataFrame, device_track: np.ndarray) -> Iterator[str]
 
 
 def _metadata(what: str, process: int, track: int, **args: object) -> str:
-    return f'{{"ph":"M","pid":{process},"tid":{track},"name":"{what}","args":{_json(args)}}}'
+    return f'{{"ph":"M","pid":{process},"tid":{track},"name":"{what}","args":{compact(args)}}}'
 
 
 _SLICE = ("host_start_ns", "host_ns", "device_start_ns", "device_ns")
@@ -148,7 +140,7 @@ def _call_events(calls: pd.DataFrame, device_track: np.ndarray, marks: tuple[str
                 f',"{what}":{value}' for what, value in zip(figures, measured, strict=True) if value is not None
             )
             if error is not None:
-                args += f',"error":{_json(error)}'
+                args += f',"error":{compact(error)}'
                 name += ',"cname":"terrible"'
             here = there = ""
             if took is not None:
@@ -166,11 +158,13 @@ def _rows(calls: pd.DataFrame, names: Sequence[str]) -> Iterable[tuple[Any, ...]
 
 
 def _named(path: str, class_name: str) -> tuple[str, str]:
-    return f'"name":{_json(call_name(path, class_name))}', f'"path":{_json(path)},"class":{_json(class_name)}'
+    return f'"name":{compact(call_name(path, class_name))}', f'"path":{compact(path)},"class":{compact(class_name)}'
 
 
 def _marked(names: tuple[str, ...], values: tuple[object, ...]) -> str:
-    return "".join(f',"{name}":{_json(value)}' for name, value in zip(names, values, strict=True) if value is not None)
+    return "".join(
+        f',"{name}":{compact(value)}' for name, value in zip(names, values, strict=True) if value is not None
+    )
 
 
 def _tensor_lists() -> Callable[[Tensors], str]:
@@ -179,7 +173,7 @@ def _tensor_lists() -> Callable[[Tensors], str]:
     def text_of(tensors: Tensors) -> str:
         text = texts.get(id(tensors))
         if text is None:
-            text = texts[id(tensors)] = _json([_tensor(tensor) for tensor in tensors])
+            text = texts[id(tensors)] = compact([_tensor(tensor) for tensor in tensors])
         return text
 
     return text_of

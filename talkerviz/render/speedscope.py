@@ -5,14 +5,12 @@ The format: https://www.speedscope.app/file-format-schema.json. By custom a `.sp
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator
 
 import numpy as np
 
 from talkerviz.graph.phase import phase_title
-from talkerviz.render.timeline import call_name, check_timed
+from talkerviz.render.timeline import call_name, check_timed, compact, joined
 from talkerviz.trace import Trace
 
 _SCHEMA = "https://www.speedscope.app/file-format-schema.json"
@@ -25,6 +23,10 @@ def render_speedscope(trace: Trace) -> bytes:
         RenderError: the trace has no times.
     """
     check_timed(trace, "speedscope")
+    return joined(_pieces(trace))
+
+
+def _pieces(trace: Trace) -> Iterator[str]:
     calls = trace.calls[trace.calls["host_ns"].notna()]
     modules = calls.groupby(["path", "class"], observed=True, sort=False)
     # The path stands where a program has its file: speedscope shows it beside the name.
@@ -33,9 +35,6 @@ def render_speedscope(trace: Trace) -> bytes:
     profiles = calls.assign(module=modules.ngroup()).groupby(
         ["phase", *several], dropna=False, observed=True, sort=False
     )
-    raw = io.BytesIO()
-    # A name that is no proper text, which a trace in memory can hold, must not stop the rest.
-    out = io.TextIOWrapper(raw, encoding="utf-8", errors="replace", newline="\n")
     head = {
         "$schema": _SCHEMA,
         "exporter": "talkerviz",
@@ -44,7 +43,7 @@ def render_speedscope(trace: Trace) -> bytes:
         "activeProfileIndex": int(profiles["host_self_ns"].sum().to_numpy().argmax()),
         "shared": {"frames": frames},
     }
-    out.write(f'{_json(head)[:-1]},"profiles":[')
+    yield f'{compact(head)[:-1]},"profiles":['
     comma = "\n"
     for of, calls_of in profiles:
         name = " · ".join(
@@ -52,21 +51,15 @@ def render_speedscope(trace: Trace) -> bytes:
         )
         start = calls_of["host_start_ns"].to_numpy(dtype=np.int64)
         end = start + calls_of["host_ns"].to_numpy(dtype=np.int64)
-        out.write(f'{comma}{{"type":"evented","name":{_json(name)},"unit":"nanoseconds",')
-        out.write(f'"startValue":{start.min()},"endValue":{end.max()},"events":[')
+        yield f'{comma}{{"type":"evented","name":{compact(name)},"unit":"nanoseconds",'
+        yield f'"startValue":{start.min()},"endValue":{end.max()},"events":['
         comma = ""
         for event in _events(calls_of["depth"].tolist(), calls_of["module"].tolist(), start.tolist(), end.tolist()):
-            out.write(f"{comma}\n{event}")
+            yield f"{comma}\n{event}"
             comma = ","
-        out.write("\n]}")
+        yield "\n]}"
         comma = ",\n"
-    out.write("\n]}\n")
-    out.flush()
-    return raw.getvalue()
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    yield "\n]}\n"
 
 
 def _events(depths: list[int], frames: list[int], starts: list[int], ends: list[int]) -> Iterator[str]:

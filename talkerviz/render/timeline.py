@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -18,6 +21,21 @@ def check_timed(trace: Trace, fmt: str) -> None:
     """
     if trace.calls["host_ns"].isna().all():
         raise RenderError(f"{fmt} needs times, and this trace has none: record it on a device with --clock auto")
+
+
+def compact(value: object) -> str:
+    """JSON without spaces; letters as they are, since Perfetto shows `\\u` escapes as they stand."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def joined(pieces: Iterable[str]) -> bytes:
+    """Pieces of a file behind each other, as UTF-8."""
+    raw = io.BytesIO()
+    # A name that is no proper text, which a trace in memory can hold, must not stop the rest.
+    out = io.TextIOWrapper(raw, encoding="utf-8", errors="replace", newline="\n")
+    out.writelines(pieces)
+    out.flush()
+    return raw.getvalue()
 
 
 def call_name(path: str, class_name: str) -> str:

@@ -135,7 +135,8 @@ def select_flow(flow: Flow, calls: pd.DataFrame, keep: np.ndarray, phase: str | 
         here &= (ops["phase"] == phase).to_numpy()
     if frame is not None:
         here &= (ops["frame"] == frame).fillna(False).to_numpy(dtype=bool)
-    ops = ops[here].reset_index(drop=True)
+    selected = _flow_where(flow, here)
+    ops = selected.ops
 
     numbers = calls["call"].to_numpy()
     around = dict(zip(numbers.tolist(), calls["parent"].fillna(-1).tolist(), strict=True))
@@ -149,10 +150,8 @@ def select_flow(flow: Flow, calls: pd.DataFrame, keep: np.ndarray, phase: str | 
         moved[call] = outwards
     begun = np.concatenate([[-1], kept])
     after = begun[np.searchsorted(kept, ops["after"].to_numpy(), side="right")]
-    names = {name: ops[name].astype(object) for name in ("phase", "name", "kind")}
-    ops = ops_frame(dict(ops.assign(call=ops["call"].map(moved), after=after, **names)))
-
-    return Flow(ops, _edges_between(flow.edges, here))
+    call = ops["call"].map(moved).astype("int64")
+    return replace(selected, ops=ops.assign(call=call, after=after.astype(np.int64)))
 
 
 def flow_inside(flow: Flow, kept: np.ndarray) -> Flow:

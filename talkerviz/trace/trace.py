@@ -87,6 +87,8 @@ class Trace:
         if module is not None:
             fitting = self.calls["path"].isin(self.fitting(module))
             return self.inside(self.calls["call"].to_numpy()[fitting]).select(phase, frame, depth)
+        if phase is None and frame is None and depth is None:
+            return self
         keep = np.ones(len(self.calls), dtype=bool)
         if phase is not None:
             keep &= (self.calls["phase"] == phase).to_numpy()

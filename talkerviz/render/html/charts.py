@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from talkerviz.graph.graph import Box, Graph, Group
+from talkerviz.graph.graph import Box, Graph, Group, heading
 from talkerviz.graph.pages import FIRST, pages_of_views
 from talkerviz.graph.view import View
 from talkerviz.render.colours import INK
@@ -104,7 +104,7 @@ def _chart(trace: Trace, name: str, label: str, level: bool, graph: Graph, rows:
 
 def _all(members: tuple[Box | Group, ...]) -> Iterator[Box]:
     for member in members:
-        yield member.box if isinstance(member, Group) else member
+        yield heading(member)
         if isinstance(member, Group):
             yield from _all(member.members)
 
