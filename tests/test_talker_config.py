@@ -83,7 +83,6 @@ def test_presets() -> None:
         ("text_tokens", 4, "text_tokens must be at least 5, not 4"),
         ("frames", 0, "frames must be at least 1, not 0"),
         ("seed", -1, "seed must be at least 0, not -1"),
-        ("speaker", "bob", "unknown speaker 'bob': choose from aiden, chelsie, ethan"),
     ],
 )
 def test_bad_scenarios(name: str, value: Any, message: str) -> None:
@@ -101,6 +100,9 @@ def test_scenario_inputs() -> None:
     assert not first.multimodal.any()
     other = scenario_inputs(Scenario(seed=1), config, "cpu", torch.float32)
     assert not torch.equal(first.user, other.user)
+    assert config.speaker("Ethan") == 2302
+    with pytest.raises(ValueError, match="unknown speaker 'bob': choose from aiden, chelsie, ethan"):
+        scenario_inputs(Scenario(speaker="bob"), config, "cpu", torch.float32)
 
 
 @pytest.mark.parametrize(

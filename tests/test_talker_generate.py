@@ -63,7 +63,7 @@ def test_choose_equals_transformers_warpers(seed: int) -> None:
     warped = TemperatureLogitsWarper(0.9)(empty, logits)
     warped = TopPLogitsWarper(0.95)(empty, TopKLogitsWarper(50)(empty, warped))
     expected = torch.multinomial(warped.softmax(-1), 1, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(choose(logits, SPEECH, torch.Generator().manual_seed(seed)), expected)
+    assert torch.equal(choose(logits, SPEECH, [torch.Generator().manual_seed(seed)]), expected)
 
 
 def test_suppressed_codes() -> None:

@@ -30,8 +30,13 @@ class TalkerCodePredictorAttention(nn.Module):
         self.q_norm = self.norm(config.head_dim, config.rms_norm_eps)
         self.k_norm = self.norm(config.head_dim, config.rms_norm_eps)
 
-    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
-        """Mix hidden states [1, tokens, hidden] with each other and with all tokens in the cache."""
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None
+    ) -> Tensor:
+        """Mix hidden states [batch, tokens, hidden] with each other and with all tokens in the cache.
+
+        Where rows are padded, `mask` [batch, 1, tokens, all tokens] says what may be looked at.
+        """
         batch, tokens, _ = hidden_states.shape
         heads = (batch, tokens, -1, self.head_dim)
         query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
@@ -43,7 +48,8 @@ class TalkerCodePredictorAttention(nn.Module):
             key,
             value,
             # A single new token sees all there is; several can only be a prompt, met with an empty cache.
-            is_causal=tokens > 1,
+            is_causal=tokens > 1 and mask is None,
+            attn_mask=mask,
             enable_gqa=self.grouped,
         )
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))

@@ -26,14 +26,18 @@ class TalkerCodePredictorModel(nn.Module):
         )
 
     def forward(self, *, inputs_embeds: Tensor, cache: KVCache) -> ModelOutput:
-        """Hidden states of new tokens [1, tokens, hidden], which follow those in the cache."""
+        """Hidden states of new tokens [batch, tokens, hidden], which follow those in the cache."""
         position_ids = next_positions(inputs_embeds, cache)
         return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, position_ids, cache)
 
 
 @dataclass(frozen=True)
 class CodePredictorOutput:
-    """One pass: logits [1, tokens, codes] of the next code, and the embeddings [1, tokens, hidden] it began with."""
+    """One pass.
+
+    logits: of the next code [batch, tokens, codes].
+    inputs_embeds: the embeddings that it began with [batch, tokens, hidden].
+    """
 
     logits: Tensor
     inputs_embeds: Tensor
@@ -59,8 +63,8 @@ class TalkerCodePredictorModelForConditionalGeneration(nn.Module):
     ) -> CodePredictorOutput:
         """Predict the code of `group`, 1 to 15.
 
-        The first pass of a frame (group 1) takes `inputs_embeds` [1, 2, hidden]: the talker's hidden state and
-        the embedded first code. Each later pass takes `code` [1, 1], the code of the group before.
+        The first pass of a frame (group 1) takes `inputs_embeds` [batch, 2, hidden]: the talker's hidden state and
+        the embedded first code. Each later pass takes `code` [batch, 1], the code of the group before.
         """
         if inputs_embeds is None:
             # Group g's own embedding and head have index g - 1, since group 0 belongs to the talker's decoder.

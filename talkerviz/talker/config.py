@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
 import torch
+from transformers.activations import ACT2FN
 
 PRESETS = ("tiny", "lite", "full")
 
@@ -17,6 +18,7 @@ PRESETS = ("tiny", "lite", "full")
 _FIXED = {
     "attention_bias": False,
     "decoder_sparse_step": 1,
+    "interleaved": True,
     "mlp_only_layers": [],
     "norm_topk_prob": True,
     "sliding_window": None,
@@ -86,10 +88,11 @@ class TalkerConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> TalkerConfig:
         """Read the parsed config.json of a Qwen3-Omni checkpoint.
 
-        Raises ValueError, naming the key, where one is missing or has a value this talker does not implement.
+        Raises ValueError, naming the key, where one is missing, is of another kind, or has a value that this talker
+        does not implement.
         """
         talker = _section(data, "talker_config")
-        return _read(
+        config = _read(
             cls,
             {
                 **data,
@@ -99,6 +102,14 @@ class TalkerConfig:
             },
             "talker_config",
         )
+        _check(config)
+        return config
+
+    def speaker(self, name: str) -> int:
+        """The codec token of a voice, in whatever case. Raises ValueError for one that this talker does not have."""
+        if name.lower() not in self.speaker_id:
+            raise ValueError(f"unknown speaker '{name}': choose from {', '.join(sorted(self.speaker_id))}")
+        return self.speaker_id[name.lower()]
 
 
 _Config = TypeVar("_Config")
@@ -107,31 +118,79 @@ _Config = TypeVar("_Config")
 def _section(data: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, Any]:
     if key not in data:
         raise ValueError(f"config has no key '{where}{key}'")
-    section: Mapping[str, Any] = data[key]
+    section = data[key]
+    if not isinstance(section, Mapping):
+        raise ValueError(f"config key '{where}{key}' is {section!r}: it must have keys of its own")
     return section
 
 
 def _read(cls: type[_Config], data: Mapping[str, Any], where: str) -> _Config:
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    for name in names:
+    kinds = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
+    for name, kind in kinds.items():
         if name not in data:
             raise ValueError(f"config has no key '{where}.{name}'")
-    return cls(**{name: data[name] for name in names})
+        if kind in _KINDS and not _KINDS[kind](data[name]):
+            raise ValueError(f"config key '{where}.{name}' cannot be {data[name]!r}")
+    return cls(**{name: data[name] for name in kinds})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+# By its annotation, whether a field can have a value.
+_KINDS: dict[Any, Callable[[Any], bool]] = {
+    "int": _is_number,
+    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value > 0,
+    "str": lambda value: isinstance(value, str) and value in ACT2FN,
+    "tuple[int, int, int]": lambda value: isinstance(value, tuple) and len(value) == 3 and all(map(_is_number, value)),
+    "Mapping[str, int]": lambda value: isinstance(value, Mapping) and all(map(_is_number, value.values())),
+}
 
 
 def _stack(cls: type[_Config], talker: Mapping[str, Any], key: str) -> _Config:
     where = f"talker_config.{key}"
     section = dict(_section(talker, key, "talker_config."))
     # transformers 5 writes rope_parameters; the published file has rope_theta and rope_scaling.
-    section |= section.get("rope_parameters") or section.get("rope_scaling") or {}
+    for rope in ("rope_scaling", "rope_parameters"):
+        if section.get(rope):
+            section |= _section(section, rope, f"{where}.")
+    if "num_local_experts" in section:  # so transformers 5
+        section["num_experts"] = section["num_local_experts"]
     for name, value in _FIXED.items():
         if section.get(name, value) != value:
             raise ValueError(f"config key '{where}.{name}' is {section[name]!r}: only {value!r} is implemented")
     if section.get("rope_type", "default") != "default":
         raise ValueError(f"config key '{where}.rope_type' is {section['rope_type']!r}: only 'default' is implemented")
-    if "mrope_section" in section:
+    if isinstance(section.get("mrope_section"), list):
         section["mrope_section"] = tuple(section["mrope_section"])
     return _read(cls, section, where)
+
+
+def _check(config: TalkerConfig) -> None:
+    """Raise ValueError unless the numbers of a config fit each other."""
+    text, predictor = config.text, config.code_predictor
+    codec_tokens = [value for name, value in vars(config).items() if name.startswith("codec_")]
+    codec_tokens += config.speaker_id.values()
+    wrong = {
+        "a width, a depth or a number of heads is 0": any(
+            value == 0 for stack in (text, predictor) for value in vars(stack).values()
+        ),
+        "key-value heads do not divide heads": any(
+            stack.num_attention_heads % max(stack.num_key_value_heads, 1) for stack in (text, predictor)
+        ),
+        "rms_norm_eps is 1 or more": any(stack.rms_norm_eps >= 1 for stack in (text, predictor)),
+        "head_dim is odd": any(stack.head_dim % 2 for stack in (text, predictor)),
+        "mrope_section does not add up to half of head_dim": 2 * sum(text.mrope_section) != text.head_dim,
+        "more experts are used than there are": text.num_experts_per_tok > text.num_experts,
+        "decoder and code predictor differ in hidden_size": text.hidden_size != predictor.hidden_size,
+        "decoder and code predictor differ in num_code_groups": config.num_code_groups != predictor.num_code_groups,
+        "a codec token or a speaker is beyond the decoder's vocab_size": max(codec_tokens) >= text.vocab_size,
+        "it has no speakers": not config.speaker_id,
+    }
+    for what, is_so in wrong.items():
+        if is_so:
+            raise ValueError(f"config key 'talker_config' does not fit itself: {what}")
 
 
 @cache

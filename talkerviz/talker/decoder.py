@@ -25,12 +25,15 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = norm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = norm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
-        """[1, tokens, hidden] to the same; the layer's keys and values go into the cache."""
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None
+    ) -> Tensor:
+        """[batch, tokens, hidden] to the same; the layer's keys and values go into the cache."""
         hidden_states = hidden_states + self.self_attn(
             hidden_states=self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
             cache=cache,
+            mask=mask,
         )
         out: Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return out
@@ -55,7 +58,7 @@ class TalkerCodePredictorDecoderLayer(DecoderLayer):
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a stack returns: its normalised last hidden states [1, tokens, hidden]."""
+    """What a stack returns: its normalised last hidden states [batch, tokens, hidden]."""
 
     last_hidden_state: Tensor
 
@@ -68,11 +71,12 @@ def run_layers(
     position_ids: Tensor,
     cache: KVCache,
 ) -> ModelOutput:
-    """Send new tokens [1, tokens, hidden] through a stack and move its cache on by as many."""
+    """Send new tokens [batch, tokens, hidden] through a stack and move its cache on by as many."""
     position_embeddings = rotary_emb(inputs_embeds, position_ids)
+    mask = cache.mask(inputs_embeds.shape[1])
     hidden_states = inputs_embeds
     for layer in layers:
-        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=cache)
+        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=cache, mask=mask)
     cache.length += inputs_embeds.shape[1]
     return ModelOutput(norm(hidden_states))
 
@@ -93,8 +97,12 @@ class TalkerModel(nn.Module):
         self.rotary_emb = TalkerRotaryEmbedding(config)
         self.codec_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
 
-    def forward(self, *, inputs_embeds: Tensor, cache: KVCache) -> ModelOutput:
-        """Hidden states of new tokens [1, tokens, hidden], which follow those in the cache."""
-        # Speech and text have one time: height and width positions are the same as time's.
-        position_ids = next_positions(inputs_embeds, cache).expand(3, 1, -1)
+    def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> ModelOutput:
+        """Hidden states of new tokens [batch, tokens, hidden], which follow those in the cache.
+
+        `position_ids` [3, batch, tokens] are their places in time, height and width; without them the tokens are
+        speech and text, whose places follow those in the cache and are the same on the three axes.
+        """
+        if position_ids is None:
+            position_ids = next_positions(inputs_embeds, cache).expand(3, 1, -1)
         return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, position_ids, cache)

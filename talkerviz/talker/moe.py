@@ -139,7 +139,7 @@ class TalkerTextSparseMoeBlock(nn.Module):
         self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[1, tokens, hidden] to the same."""
+        """[batch, tokens, hidden] to the same."""
         x = hidden_states.flatten(0, 1)
         shared = self.shared_expert(x)
         _, weights, experts = self.gate(x)

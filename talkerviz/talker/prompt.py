@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .config import TalkerConfig
@@ -20,6 +22,8 @@ class ThinkerOutputs:
     user_hidden: hidden states of the same tokens at layer `accept_hidden_layer` [1, P, W].
     multimodal: which of them are audio, image or video [1, P], bool, on the CPU whatever the others are on.
     assistant: embeddings of the T tokens of the answer [1, T, W], the three role tokens first.
+    positions: time, height and width of the user's tokens [3, 1, P]; None if they simply follow each other, as text
+        and sound do.
     """
 
     special: Tensor
@@ -27,20 +31,26 @@ class ThinkerOutputs:
     user_hidden: Tensor
     multimodal: Tensor
     assistant: Tensor
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the talker starts from, H being its hidden size.
+    """What the talker starts from, H being its hidden size; the batch B is 1 but for `batch_prompts`.
 
-    inputs_embeds: the positions of its first pass [1, P + 9, H].
-    trailing_text: text still to be spoken, one position added to each later frame's input [1, T - 3, H].
-    tts_pad: what is added once the text is used up [1, 1, H].
+    inputs_embeds: the positions of its first pass [B, P + 9, H].
+    trailing_text: text still to be spoken, one position added to each later frame's input [B, T - 3, H].
+    tts_pad: what is added once the text is used up [B, 1, H].
+    positions: time, height and width of the first pass [3, B, P + 9], frames going on from the largest; None if
+        positions simply follow each other.
+    padding: how many positions at the start of each row are none [B]; None if all are full.
     """
 
     inputs_embeds: Tensor
     trailing_text: Tensor
     tts_pad: Tensor
+    positions: Tensor | None = None
+    padding: Tensor | None = None
 
 
 @torch.no_grad()
@@ -71,7 +81,35 @@ def assemble_prompt(talker: Any, config: TalkerConfig, thinker: ThinkerOutputs, 
         inputs_embeds=torch.cat((user, text_track + codec_track), dim=1),
         trailing_text=torch.cat((assistant[:, 4:], eos), dim=1),
         tts_pad=pad,
+        positions=_positions(thinker.positions, text_track.shape[1], pad.device),
     )
+
+
+def _positions(user: Tensor | None, then: int, device: torch.device) -> Tensor | None:
+    """Of the user's tokens [3, 1, P] and `then` more, which go on from the largest: [3, 1, P + then]."""
+    if user is None:
+        return None
+    user = user.to(device)
+    more = user.max() + 1 + torch.arange(then, device=device)
+    return torch.cat((user, more.to(user.dtype).expand(3, 1, -1)), dim=2)
+
+
+def batch_prompts(prompts: Sequence[Prompt]) -> Prompt:
+    """Several prompts of one talker as rows of one, padded on the left; each row is spoken as it is alone."""
+    lengths = [prompt.inputs_embeds.shape[1] for prompt in prompts]
+    texts = [prompt.trailing_text.shape[1] for prompt in prompts]
+    device = prompts[0].tts_pad.device
+    rows, trailing, positions = [], [], []
+    for prompt, length, text in zip(prompts, lengths, texts, strict=True):
+        left = max(lengths) - length
+        rows.append(F.pad(prompt.inputs_embeds, (0, 0, left, 0)))
+        trailing.append(torch.cat((prompt.trailing_text, prompt.tts_pad.expand(-1, max(texts) - text, -1)), dim=1))
+        own = prompt.positions
+        own = torch.arange(length, device=device).expand(3, 1, -1) if own is None else own
+        positions.append(F.pad(own, (left, 0)))
+    padding = torch.tensor([max(lengths) - length for length in lengths], device=device)
+    pads = torch.cat([prompt.tts_pad for prompt in prompts])
+    return Prompt(torch.cat(rows), torch.cat(trailing), pads, torch.cat(positions, dim=1), padding)
 
 
 def _user_part(talker: Any, thinker: ThinkerOutputs) -> Tensor:

@@ -42,7 +42,7 @@ def speak(
 
     Returns codes [frames, 16], int64. `on_frame` is called with the number of frames done.
     """
-    prompt = assemble_prompt(talker, config, thinker, config.speaker_id[scenario.speaker.lower()])
+    prompt = assemble_prompt(talker, config, thinker, config.speaker(scenario.speaker))
     if impl == "native":
         return generate(talker, prompt, scenario.frames, ignore_eos=True, on_frame=on_frame)
     from .transformers_impl import generate_transformers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,13 +46,13 @@ def suppressed_codes(config: TalkerConfig, ignore_eos: bool) -> list[int]:
 
 
 def penalise_repeats(logits: Tensor, codes: Tensor, penalty: float) -> Tensor:
-    """Make the codes [1, n] already spoken less likely (Keskar et al. 2019, arXiv:1909.05858): [1, vocab]."""
+    """Make the codes [batch, n] already spoken less likely (Keskar et al. 2019, arXiv:1909.05858): [batch, vocab]."""
     spoken = logits.gather(1, codes)
     return logits.scatter(1, codes, torch.where(spoken < 0, spoken * penalty, spoken / penalty))
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Leave the top_k largest logits [1, vocab], and those that equal the last of them."""
+    """Leave the top_k largest logits [batch, vocab], and those that equal the last of them."""
     smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < smallest, -torch.inf)
 
@@ -64,8 +65,8 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
 
 
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Choose a code [1, 1] from float32 logits [1, vocab]; the generator is needed for sampling only."""
+def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
+    """Choose a code [batch, 1] from float32 logits [batch, vocab]; for sampling each row has a generator of its own."""
     if not sampling.do_sample:
         return logits.argmax(dim=-1, keepdim=True)
     if sampling.temperature != 1:
@@ -74,4 +75,5 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
         logits = keep_top_p(logits, sampling.top_p)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    rows = zip(logits.softmax(-1), generators, strict=True)
+    return torch.stack([torch.multinomial(row, 1, generator=own) for row, own in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from .cache import KVCache
 from .code_predictor import TalkerCodePredictorModelForConditionalGeneration
 from .config import TalkerConfig
 from .decoder import TalkerModel
+from .generate import Frame, stream
+from .prompt import Prompt
+from .sampling import GREEDY, Sampling
 
 
 class TalkerResizeMLP(nn.Module):
@@ -30,7 +34,7 @@ class TalkerResizeMLP(nn.Module):
 
 @dataclass(frozen=True)
 class TalkerOutput:
-    """One pass: logits [1, tokens, vocab] of the next first code, and the hidden states [1, tokens, hidden]."""
+    """One pass: logits [batch, tokens, vocab] of the next first code, hidden states [batch, tokens, hidden]."""
 
     logits: Tensor
     last_hidden_state: Tensor
@@ -48,7 +52,18 @@ class TalkerForConditionalGeneration(nn.Module):
         self.codec_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
         self.code_predictor = TalkerCodePredictorModelForConditionalGeneration(config.code_predictor)
 
-    def forward(self, *, inputs_embeds: Tensor, cache: KVCache) -> TalkerOutput:
-        """Read new positions [1, tokens, hidden], the prompt or one frame, which follow those in the cache."""
-        hidden_states = self.model(inputs_embeds=inputs_embeds, cache=cache).last_hidden_state
+    def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> TalkerOutput:
+        """Read new positions [batch, tokens, hidden], the prompt or one frame, which follow those in the cache.
+
+        `position_ids` [3, batch, tokens]: see `TalkerModel`.
+        """
+        hidden_states = self.model(
+            inputs_embeds=inputs_embeds, cache=cache, position_ids=position_ids
+        ).last_hidden_state
         return TalkerOutput(self.codec_head(hidden_states), hidden_states)
+
+    def stream(
+        self, prompt: Prompt, frames: int, sampling: Sampling = GREEDY, *, ignore_eos: bool = False
+    ) -> Iterator[Frame]:
+        """Speak at most `frames` frames of 80 ms, and give each as soon as it is there: see `generate.stream`."""
+        return stream(self, prompt, frames, sampling, ignore_eos=ignore_eos)

@@ -76,6 +76,11 @@ def generate_transformers(
 
     positions = prompt.inputs_embeds.shape[:2]
     device = prompt.inputs_embeds.device
+    places: dict[str, Any] = {}
+    if prompt.positions is not None:
+        # Four axes: those of text come first, and say what may be looked at.
+        text = torch.arange(positions[1], device=device, dtype=prompt.positions.dtype)
+        places["position_ids"] = torch.cat((text.expand(1, 1, -1), prompt.positions))
     chosen: dict[str, Any] = {"do_sample": False}
     if sampling.do_sample:
         chosen = {
@@ -101,6 +106,7 @@ def generate_transformers(
             stopping_criteria=StoppingCriteriaList([count]),
             output_hidden_states=True,  # the code predictor is fed the last of them
             return_dict_in_generate=True,
+            **places,
             **chosen,
         )
     # Each step's hidden states end in the codes [1, 16] of the frame before; the first step has none.

@@ -1,0 +1,121 @@
+"""Several prompts at once, frames as they come, and prompts with pictures in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from talker_parity import talker
+from torch import Tensor
+
+from talkerviz.talker import (
+    GREEDY,
+    Prompt,
+    Sampling,
+    Scenario,
+    assemble_prompt,
+    batch_prompts,
+    build_talker,
+    generate,
+    generate_batch,
+    preset,
+    scenario_inputs,
+)
+from talkerviz.talker.transformers_impl import generate_transformers
+
+CONFIG = preset("tiny")
+SPEECH = Sampling(do_sample=True, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05, seed=3)
+
+
+def a_prompt(model: Any, lengths: tuple[int, int] = (11, 20), seed: int = 0, positions: Tensor | None = None) -> Prompt:
+    scenario = Scenario(prompt_tokens=lengths[0], text_tokens=lengths[1], seed=seed)
+    thinker = scenario_inputs(scenario, CONFIG, "cpu", torch.float32)
+    return assemble_prompt(model, CONFIG, replace(thinker, positions=positions), CONFIG.speaker_id["ethan"])
+
+
+def picture(before: int, height: int, width: int, after: int) -> Tensor:
+    """Positions [3, 1, tokens] of text, a picture, and text."""
+    rows = torch.arange(height).repeat_interleave(width)
+    columns = torch.arange(width).repeat(height)
+    end = before + max(height, width)
+    text = [torch.arange(before).expand(3, -1), (end + torch.arange(after)).expand(3, -1)]
+    seen = before + torch.stack((torch.zeros_like(rows), rows, columns))
+    return torch.cat((text[0], seen, text[1]), dim=1)[:, None]
+
+
+def ending_talker(prompts: Sequence[Prompt]) -> Any:
+    """A talker for which a code that the first prompt's third frame begins with is the end of speech."""
+    model = build_talker(CONFIG)
+    code = int(generate(model, prompts[0], 3, ignore_eos=True)[2, 0])
+    model.config = replace(CONFIG, codec_eos_token_id=code)  # type: ignore[assignment]
+    return model
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 14), st.integers(5, 9)), min_size=1, max_size=4),
+    sampling=st.sampled_from([GREEDY, SPEECH]),
+)
+def test_a_batch_speaks_as_its_rows_do_alone(lengths: list[tuple[int, int]], sampling: Sampling) -> None:
+    model = talker("tiny", "native")
+    prompts = [a_prompt(model, pair, seed) for seed, pair in enumerate(lengths)]
+    together = generate_batch(model, batch_prompts(prompts), 7, sampling, ignore_eos=True)
+    alone = [generate(model, prompt, 7, sampling, ignore_eos=True) for prompt in prompts]
+    assert len(together) == len(alone)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
+
+
+def test_each_row_ends_with_its_own_speech() -> None:
+    prompts = [a_prompt(talker("tiny", "native"), pair, seed) for seed, pair in enumerate([(11, 20), (4, 7), (9, 12)])]
+    model = ending_talker(prompts)
+    together = generate_batch(model, batch_prompts(prompts), 6)
+    alone = [generate(model, prompt, 6) for prompt in prompts]
+    assert [len(codes) for codes in together] == [len(codes) for codes in alone]
+    assert len(together[0]) == 2
+    assert max(map(len, together)) > 2
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
+
+
+def test_a_stream_gives_the_frames_one_by_one() -> None:
+    model = talker("tiny", "native")
+    prompt = a_prompt(model)
+    coming = model.stream(prompt, 5, SPEECH, ignore_eos=True)
+    codes = [frame.codes for frame in coming]
+    assert torch.equal(torch.cat(codes), generate(model, prompt, 5, SPEECH, ignore_eos=True))
+
+
+def test_a_stream_says_who_speaks_and_stops_when_nobody_does() -> None:
+    prompts = [a_prompt(talker("tiny", "native"), (11, 20), seed) for seed in (0, 0, 1)]
+    model = ending_talker(prompts)
+    speaking = [frame.speaking.tolist() for frame in model.stream(batch_prompts(prompts), 4)]
+    assert speaking[:3] == [[True, True, True], [True, True, True], [False, False, True]]
+    assert len(list(model.stream(batch_prompts(prompts[:2]), 4))) == 2
+
+
+def test_one_row_is_asked_for_as_one() -> None:
+    model = talker("tiny", "native")
+    with pytest.raises(ValueError, match="2 rows: use generate_batch"):
+        generate(model, batch_prompts([a_prompt(model), a_prompt(model)]), 2)
+
+
+@pytest.mark.parametrize("positions", [picture(2, 2, 3, 3), picture(1, 3, 2, 4).float(), picture(4, 1, 7, 0)])
+def test_pictures_have_three_positions_as_in_transformers(positions: Tensor) -> None:
+    native, transformers = talker("tiny", "native"), talker("tiny", "transformers")
+    plain = a_prompt(native)
+    prompt = a_prompt(native, positions=positions)
+    codes = generate(native, prompt, 6, ignore_eos=True)
+    assert torch.equal(codes, generate_transformers(transformers, CONFIG, prompt, 6, ignore_eos=True))
+    assert not torch.equal(codes, generate(native, plain, 6, ignore_eos=True))
+
+
+def test_pictures_in_a_batch() -> None:
+    model = talker("tiny", "native")
+    prompts = [a_prompt(model, positions=picture(2, 2, 3, 3)), a_prompt(model, (5, 9), 1)]
+    together = generate_batch(model, batch_prompts(prompts), 6, ignore_eos=True)
+    alone = [generate(model, prompt, 6, ignore_eos=True) for prompt in prompts]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
