@@ -1,9 +1,22 @@
-"""See what a speech talker, or any torch model, does: every module call, drawn, tabled and timed."""
+"""See what a speech talker, or any torch model, does: every module call, drawn, tabled and timed.
+
+`record` and `recording` make a `Trace` of what a model does, `join` puts together what several runs measured and
+`merge` the ranks of one, and `explore` opens a trace in a notebook, where `%load_ext talkerviz` brings `%%talkertrace`.
+"""
 
 __version__ = "0.1.0"
 
-from talkerviz.record import record, recording
+from talkerviz import drawing
+from talkerviz.notebook import explore
+from talkerviz.notebook import load_ipython_extension as load_ipython_extension
+from talkerviz.notebook.display import mimebundle
+from talkerviz.record import Recording, record, recording
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join
+from talkerviz.trace.merge import merge
 
-__all__ = ["Trace", "__version__", "join", "record", "recording"]
+__all__ = ["Recording", "Trace", "__version__", "explore", "join", "merge", "record", "recording"]
+
+# A trace comes before what draws it, and knows nothing of that.
+Trace.render = drawing.render
+Trace._repr_mimebundle_ = mimebundle

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from talkerviz.render.formats import DATA, render
-from talkerviz.render.html.charts import Chart, charts_of
+from talkerviz.render.html.charts import Chart, Charts
 from talkerviz.render.html.page import render_page
 from talkerviz.render.html.slices import Slicer
 from talkerviz.render.layout import LayoutError
@@ -69,7 +69,7 @@ def _write_page(trace: Trace, figures: Figures, folder: Path, notes: list[str]) 
     slicer = Slicer(trace)
     charts: list[Chart] = []
     try:
-        charts = list(charts_of(trace))
+        charts = list(Charts(trace).all())
     except LayoutError as error:
         notes.append(f"the page's flowchart: {error}")
     held = slicer.held(_HELD_SLICES)

@@ -145,5 +145,5 @@ def _says_nothing(phase: Box) -> bool:
 def title_parts(trace: Trace) -> dict[str, str]:
     """What a run was, in the words of its title."""
     facts = trace.facts
-    names = ("model", "preset", "impl", "device", "dtype")
+    names = ("model", "preset", "checkpoint", "impl", "device", "dtype")
     return {"model": "model"} | {name: str(facts[name]) for name in names if facts.get(name)}

@@ -176,7 +176,7 @@ def _time(rows: Rows, folds: Sequence[Fold]) -> float:
 def _leave_out(rows: Rows, group: Drawn, excess: int) -> int:
     """Draw the members of a group that took the shortest as one box; returns how many boxes that saves."""
     closed = [member for member in group.members or () if member.members is None]
-    if len(closed) < 2:
+    if excess <= 0 or len(closed) < 2:
         return 0
     shortest = sorted(closed, key=lambda member: _time(rows, [member.fold]))[: excess + 1]
     left_out = {id(member) for member in shortest}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from glob import escape
 
 import numpy as np
@@ -45,42 +46,66 @@ def pages_of(trace: Trace, view: View, suffix: str) -> Iterator[Page]:
         view: how the first page is drawn; the others are opened as much as its `max_nodes` allows.
         suffix: the ending of the pages' files, `.svg`.
     """
-    return pages_of_views(trace, {FIRST: view}, suffix)
+    pages, drawn = Pages(trace, {FIRST: view}, suffix), 0
+    while drawn < len(pages.names):
+        yield pages.draw(pages.names[drawn])
+        drawn += 1
 
 
-def pages_of_views(trace: Trace, views: Mapping[str, View], suffix: str) -> Iterator[Page]:
-    """The same of several views, by their pages' names: these first, then what can be opened in any of them."""
-    one_run = as_one_run(trace)
-    prepared: dict[str | None, Prepared] = {}  # by what edges are
-    names: dict[bytes, str] = {}
-    waiting = [(name, one_run, view) for name, view in views.items()]
-    while waiting:
-        name, shown, how = waiting.pop(0)
-        if name not in views:
-            drawing = draw(shown, how)
+class Pages:
+    """The pages of several views, each drawn when it is asked for.
+
+    Args:
+        trace: the whole trace, or what `Trace.select` left of it.
+        views: by the names of their pages.
+        suffix: the ending of the pages' files.
+
+    Attributes:
+        names: of the pages that are known so far: those of the views, then what can be opened in pages that were drawn.
+    """
+
+    def __init__(self, trace: Trace, views: Mapping[str, View], suffix: str) -> None:
+        self._whole = as_one_run(trace)
+        self._views, self._suffix = views, suffix
+        self._prepared: dict[str | None, Prepared] = {}  # by what edges are
+        self._insides: dict[str, tuple[Callable[[], Trace], View]] = {}
+        self._of_calls: dict[bytes, str] = {}
+        self.names = list(views)
+
+    def draw(self, name: str) -> Page:
+        """One of the pages in `names`."""
+        if name in self._views:
+            shown, how = self._whole, self._views[name]
+            if how.edges not in self._prepared:
+                self._prepared[how.edges] = prepare(shown, how.edges)
+            drawing = draw_prepared(self._prepared[how.edges], how)
         else:
-            if how.edges not in prepared:
-                prepared[how.edges] = prepare(one_run, how.edges)
-            drawing = draw_prepared(prepared[how.edges], how)
-        links = {}
-        for box in drawing.graph.boxes:
-            if box.id not in drawing.closed:
-                continue
-            rows = drawing.calls[box.id]
-            calls = shown.calls["call"].to_numpy()[rows]
-            key = calls.tobytes()
-            if key not in names:
-                phase = shown.calls["phase"].iloc[rows[0]]
-                names[key] = _file_name(f"{phase}.{box.path}", {*views, *names.values()})
-                # The page is about these modules, so they are open however much is in them.
-                paths = shown.calls["path"].iloc[rows].unique()
-                opened = View(open=tuple(map(escape, paths)), max_nodes=how.max_nodes, edges=how.edges, fold=how.fold)
-                waiting.append((names[key], shown.inside(calls), opened))
-            links[box.id] = names[key] + suffix
-        title = drawing.graph.title if name in views else f"{drawing.graph.title}: {name}"
-        graph = replace(drawing.graph, title=title, members=_linked(drawing.graph.members, links))
+            inside, how = self._insides[name]
+            shown = inside()
+            drawing = draw(shown, how)
         numbers = shown.calls["call"].to_numpy()
-        yield Page(name, graph, {id: numbers[rows] for id, rows in drawing.calls.items()})
+        links = {
+            box.id: self._inside(shown, numbers[drawing.calls[box.id]], box, how) + self._suffix
+            for box in drawing.graph.boxes
+            if box.id in drawing.closed
+        }
+        title = drawing.graph.title if name in self._views else f"{drawing.graph.title}: {name}"
+        graph = replace(drawing.graph, title=title, members=_linked(drawing.graph.members, links))
+        return Page(name, graph, {id: numbers[rows] for id, rows in drawing.calls.items()})
+
+    def _inside(self, shown: Trace, calls: np.ndarray, box: Box, how: View) -> str:
+        """The name of the page that shows what is inside some calls."""
+        key = calls.tobytes()
+        if key not in self._of_calls:
+            of_calls = shown.calls[np.isin(shown.calls["call"].to_numpy(), calls)]
+            name = _file_name(f"{of_calls['phase'].iloc[0]}.{box.path}", set(self.names))
+            # The page is about these modules, so they are open however much is in them.
+            opened = tuple(map(escape, of_calls["path"].unique()))
+            view = View(open=opened, max_nodes=how.max_nodes, edges=how.edges, fold=how.fold)
+            self._of_calls[key] = name
+            self._insides[name] = partial(shown.inside, calls), view
+            self.names.append(name)
+        return self._of_calls[key]
 
 
 def _linked(members: tuple[Box | Group, ...], links: dict[str, str]) -> tuple[Box | Group, ...]:

@@ -116,7 +116,7 @@ def rows_of(trace: Trace, flow: bool) -> Rows:
     frame = np.concatenate(
         [table["frame"].to_numpy(dtype=np.int64, na_value=-1) for table in (calls, *([] if ops is None else [ops]))]
     )
-    phases = _add_phases(parent, phase_codes, frame)
+    phases = _add_phases(parent, phase_codes, frame, time)
     phase_rows = n + m + np.arange(len(phases))
     parent = np.concatenate([parent, np.full(len(phases), -1)])
     depth = np.concatenate([depth, np.full(len(phases), -1)])
@@ -168,13 +168,16 @@ def _places(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(numbers[found] == wanted, found, -1)
 
 
-def _add_phases(parent: np.ndarray, phase: np.ndarray, frame: np.ndarray) -> list[tuple[int, int | None]]:
-    """Give what has no parent one: a row for its phase and frame, after all others."""
+def _add_phases(
+    parent: np.ndarray, phase: np.ndarray, frame: np.ndarray, time: np.ndarray
+) -> list[tuple[int, int | None]]:
+    """Give what has no parent one: a row for its phase and frame, after all others, in the order they began in."""
     top = np.flatnonzero(parent < 0)
     pairs = np.stack([phase[top], frame[top]], axis=1)
     unique, first, which = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    # Operations stand after all calls, so the first of a phase may come too late; calls say when it began.
-    order = np.argsort(first, kind="stable")
+    began = np.full(len(unique), len(parent))
+    np.minimum.at(began, which.reshape(-1), time[top])
+    order = np.lexsort((first, began))
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     parent[top] = len(parent) + place[which.reshape(-1)]
@@ -245,8 +248,10 @@ def with_numbers(pattern: str, paths: Sequence[str]) -> str:
     """`layers.#` and the paths that it stands for -> `layers.0-19`; the paths end in what the pattern is of."""
     parts = pattern.split(".")
     tails = [path.split(".")[-len(parts) :] for path in paths]
+    # A module may itself be called `#`.
+    numbers = [part == "#" and all(tail[place].isdecimal() for tail in tails) for place, part in enumerate(parts)]
     return ".".join(
-        ranges({int(tail[place]) for tail in tails}) if part == "#" else part for place, part in enumerate(parts)
+        ranges({int(tail[place]) for tail in tails}) if numbers[place] else part for place, part in enumerate(parts)
     )
 
 

@@ -468,12 +468,20 @@ static int64_t output_number(Tap *tap, PyObject *output) {
 
 /* ---- The call itself. */
 
-static int landmark_entered(Tap *tap, Log *log, PyObject *module, PyObject *const *values, PyObject *names) {
-  PyObject *keywords = PyDict_New();
-  int bad = keywords == NULL;
+static int landmark_entered(Tap *tap, Log *log, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+  PyObject *positional = PyTuple_New(count - 1), *keywords = PyDict_New();
+  int bad = positional == NULL || keywords == NULL;
+  for (Py_ssize_t i = 1; !bad && i < count; i++) {
+    Py_INCREF(args[i]);
+    PyTuple_SET_ITEM(positional, i - 1, args[i]);
+  }
   for (Py_ssize_t i = 0; !bad && names != NULL && i < PyTuple_GET_SIZE(names); i++)
-    bad = PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, i), values[i]) < 0;
-  if (!bad) bad = push_mark(tap, log, PyObject_CallFunctionObjArgs(tap->entered, module, keywords, NULL)) < 0;
+    bad = PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, i), args[count + i]) < 0;
+  if (!bad) {
+    PyObject *mark = PyObject_CallFunctionObjArgs(tap->entered, args[0], positional, keywords, NULL);
+    bad = push_mark(tap, log, mark) < 0;
+  }
+  Py_XDECREF(positional);
   Py_XDECREF(keywords);
   return bad ? -1 : 0;
 }
@@ -540,7 +548,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   Watched watched = tap->watched[place];
   Log *log = log_of_thread(tap);
   if (log == NULL) return NULL;
-  if (watched.landmark && landmark_entered(tap, log, args[0], args + count, names) < 0) return NULL;
+  if (watched.landmark && landmark_entered(tap, log, args, count, names) < 0) return NULL;
   if (watched.number >= 0) {
     int64_t inputs = inputs_number(tap, args + 1, count - 1, names);
     if (inputs < 0 || stamp(tap, Py_True) < 0 || push(log, watched.number, inputs, now_ns(tap)) < 0) return NULL;

@@ -43,6 +43,10 @@ _ONLY_MOVES = {
 }
 
 
+COLLECTIVE = ("c10d", "_c10d_functional")
+"""Namespaces of operators that move numbers between processes; what a reduction adds up is not counted."""
+
+
 def flops_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int | None:
     """Floating-point operations of one call of an `OpOverload`; None where that is not known."""
     packet = func._overloadpacket
@@ -53,7 +57,7 @@ def flops_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -
     if packet in flop_registry:
         count: Callable[..., int] = flop_registry[packet]
         return int(count(*args, **kwargs, out_val=out))
-    if is_view(func) or name in _ONLY_MOVES or not _floats(out):
+    if is_view(func) or name in _ONLY_MOVES or func.namespace in COLLECTIVE or not _floats(out):
         return 0
     if name in _AN_ELEMENT_READ:
         return _AN_ELEMENT_READ[name] * _floats(args[0])

@@ -117,6 +117,7 @@ class FlowMeter(TorchDispatchMode):
         self._edge_count = 0
         self._open: list[int] = []  # edges at which the open calls began, outermost first
         self._begun = -1  # the edge at which the last call began
+        self._beside = -1  # and the last that is no module's
         self._provenance = Provenance(self._met, lambda source, target: self._notes.link(source, target, True))
         self._meta = MetaMemory()
         self._notes = FlowNotes()
@@ -161,6 +162,15 @@ class FlowMeter(TorchDispatchMode):
             call.edge, call.mark, call.first = edge, self._mark(), len(self._notes)
         self._open.append(edge)
         self._begun = edge
+
+    def stamp_beside(self, beginning: bool) -> None:
+        """The same for what is logged as a call and is no module's."""
+        if beginning and self._thread() == self._own_thread:
+            self._beside = self._begun = self._edge_count
+            self._open.append(self._edge_count)
+            self._edge_count += 1
+        else:
+            self.stamp(False)
 
     def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
         """No columns."""
@@ -280,8 +290,10 @@ class FlowMeter(TorchDispatchMode):
             if self._provenance.make(out, (number,)):
                 self._begin(group)
 
-    def _begin(self, group: _Group) -> None:
-        group.number = self._add(name_of(group.func), OP, self._open[-1] if self._open else -1, self._mark())
+    def _begin(self, group: _Group, call: int = -1) -> None:
+        if call < 0 and self._open:
+            call = self._open[-1]
+        group.number = self._add(name_of(group.func), OP, call, self._mark())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, and note it."""
@@ -293,21 +305,25 @@ class FlowMeter(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         with _without_functions():
+            before = self._edge_count
             out = self._meta.run(func, args, kwargs) if isinstance(func, OpOverload) else func(*args, **kwargs)
             if not rule.view:
+                # A collective is a call of its own, which may be over by now.
+                call = self._beside if rule.collective and self._beside >= before else -1
                 if self._group is not None:
-                    self._note(self._group, rule, args, kwargs, out)
+                    self._note(self._group, rule, args, kwargs, out, call)
                 else:  # code that is not Python called it
                     self._group = group = _Group(func, args, kwargs)
                     try:
-                        self._note(group, rule, args, kwargs, out)
+                        self._note(group, rule, args, kwargs, out, call)
                         if group.number >= 0:
                             self._close(group, out)
                     finally:
                         self._group = None
         return out
 
-    def _note(self, group: _Group, rule: Rule, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+    def _note(self, group: _Group, rule: Rule, args: Any, kwargs: dict[str, Any], out: Any, call: int) -> None:
+        """Note an operator; `call` is the edge at which the call that it is began, if it is one, else -1."""
         provenance = self._provenance
         reads, writes = rule.split(args, kwargs)
         reader = group.number if group.number >= 0 else len(self._notes)
@@ -331,7 +347,7 @@ class FlowMeter(TorchDispatchMode):
         if not writes and not any(made):
             return  # nothing is left of it: `item`
         if group.number < 0:
-            self._begin(group)
+            self._begin(group, call)
         for tensor in writes:
             for source in provenance.write(tensor, group.number, rule.rows):
                 read.setdefault(source, True)

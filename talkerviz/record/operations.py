@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
-from talkerviz.record.flops import is_view
+from talkerviz.record.flops import COLLECTIVE, is_view
 
 # The values stay what they are: another layout, dtype or device. `torch.Tag.view_copy` has the others.
 _MOVES = {"_to_copy", "clone", "_pin_memory", "_unsafe_view", "_reshape_copy", "lift"}
@@ -69,6 +69,7 @@ class Rule:
         reads_written: whether it reads those as well.
         rows: whether it writes only some rows of them.
         joins: whether it puts tensors behind each other: with empty ones, it gives the other as it is.
+        collective: whether it moves tensors between processes.
     """
 
     composite: bool = False
@@ -80,23 +81,20 @@ class Rule:
     reads_written: bool = False
     rows: bool = False
     joins: bool = False
+    collective: bool = False
 
     def split(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         """Of an operator's arguments the tensors that are read and those that are written; one may be both."""
         reads: list[Tensor] = []
         writes: list[Tensor] = []
         for place, value in (*enumerate(args), *kwargs.items()):
-            found = [value] if isinstance(value, Tensor) else _tensors(value)
+            found = tensors_of(value)
             if place in self.written:
                 writes += found
                 if not self.reads_written:
                     continue
             reads += found
         return reads, writes
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [item for item in value if isinstance(item, Tensor)] if isinstance(value, list | tuple) else []
 
 
 def tensors_of(out: Any) -> list[Tensor]:
@@ -112,6 +110,8 @@ def rule_of(func: Any) -> Rule:
     if not isinstance(func, OpOverload):
         return Rule()  # a higher-order one
     name, arguments = func._overloadpacket.__name__, func._schema.arguments
+    if func.namespace == "c10d":
+        return _rule_of_collective(name, [one.name for one in arguments])
     if func.namespace == "prim":  # asks for a property
         return Rule(view=True)
     if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
@@ -142,6 +142,21 @@ def rule_of(func: Any) -> Rule:
         and name not in _WRITES_ROWS,
         rows=name in _WRITES_ROWS,
         joins=name == "cat",
+        collective=func.namespace in COLLECTIVE,
+    )
+
+
+def _rule_of_collective(name: str, arguments: Sequence[str]) -> Rule:
+    """Its schema does not tell what it writes, but names do: results, or in place of any the tensors themselves."""
+    results = [(place, one) for place, one in enumerate(arguments) if one.startswith("output")]
+    in_place = [(place, one) for place, one in enumerate(arguments) if one in ("tensors", "tensor")]
+    written = results or ([] if name == "send" else in_place)
+    if "barrier" in name:  # what it is given is never looked at
+        return Rule(view=True)
+    return Rule(
+        written=frozenset(key for place in written for key in place),
+        reads_written=not results and name != "recv_",
+        collective=True,
     )
 
 

@@ -7,6 +7,7 @@ come at any moment: to step back twice, or from where one has not quite stepped 
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class StandIn:
             _all[:] = reversed(kept)
 
     def _is_in_front(self) -> bool:
-        return getattr(self.owner, self.name) is self.method
+        return inspect.getattr_static(self.owner, self.name) is self.method
 
     def _put(self, method: Method) -> None:
         # What is compiled during a recording must be what is compiled without one. Dynamo goes straight to `forward`
@@ -70,7 +71,8 @@ class StandIn:
 def step_in(owner: type, name: str, make: Callable[[Method], Method], undo: list[Callable[[], None]]) -> None:
     """Replace a class's method by `make(what stands there)`; what undoes it is in `undo` before it is done."""
     with _lock:
-        below = getattr(owner, name)
+        # Of a class made in C++ `getattr` unwraps it, and that put back would not be bound any more.
+        below = inspect.getattr_static(owner, name)
         one = StandIn(owner, name, make(below), below)
         undo.append(one.step_back)
         _all.append(one)

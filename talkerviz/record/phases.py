@@ -17,30 +17,11 @@ class PhaseRule(Protocol):
     start: Mark
     landmarks: frozenset[str]
 
-    def entered(self, path: str, kwargs: Mapping[str, Any]) -> Mark | None:
-        """The mark that begins with this call, if any."""
+    def entered(self, path: str, arguments: Mapping[str, Any]) -> Mark | None:
+        """The mark that begins with this call, if any; arguments by name, given by place too where they have one."""
 
     def left(self, path: str) -> Mark | None:
         """The mark that begins when this call has returned, if any."""
-
-
-class ForwardPhases:
-    """Any model: one phase, `forward`; each call of the root is a frame."""
-
-    start = Mark("forward")
-
-    def __init__(self, root: str) -> None:
-        self.landmarks = frozenset({root})
-        self._frames = 0
-
-    def entered(self, path: str, kwargs: Mapping[str, Any]) -> Mark | None:
-        """Each outermost call of the root begins a frame."""
-        self._frames += 1
-        return Mark("forward", self._frames - 1)
-
-    def left(self, path: str) -> Mark | None:
-        """What runs between frames belongs to the frame before."""
-        return None
 
 
 class TalkerPhases:
@@ -60,12 +41,12 @@ class TalkerPhases:
         self._frame = -1
         self._step = 0
 
-    def entered(self, path: str, kwargs: Mapping[str, Any]) -> Mark | None:
+    def entered(self, path: str, arguments: Mapping[str, Any]) -> Mark | None:
         """A pass of the root begins a frame, a pass of the code predictor a step."""
         if path == self._root:
             self._frame += 1
             return Mark("decode" if self._frame else "prefill", self._frame)
-        positions = kwargs.get("inputs_embeds")
+        positions = arguments.get("inputs_embeds")
         starts = positions is not None and positions.shape[1] > 1
         self._step = 0 if starts else self._step + 1
         return Mark("predictor.prefill" if starts else "predictor.decode", self._frame, self._step)

@@ -17,6 +17,7 @@ from operator import attrgetter
 
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Producers = tuple[int, ...]
 """Numbers of operations."""
@@ -86,6 +87,7 @@ class Provenance:
 
     def _storage(self, tensor: Tensor) -> tuple[Storage | None, bool]:
         """And whether it was not known."""
+        tensor = within(tensor)
         try:
             untyped = tensor.untyped_storage()
             found = self._storages.get(untyped._cdata)
@@ -216,8 +218,20 @@ def _touched(spans: list[_Span], lo: int, hi: int) -> tuple[int, int]:
     return bisect_right(spans, lo, key=_hi), bisect_left(spans, hi, key=_lo)
 
 
+def within(tensor: Tensor) -> Tensor:
+    """The tensor that one of a class of its own, as DTensor, is around; itself if there is no such, or are several."""
+    while type(tensor) not in (Tensor, nn.Parameter) and is_traceable_wrapper_subclass(tensor):
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if len(tensors) != 1:
+            break
+        tensor = tensors[0]
+    return tensor
+
+
 def _region(tensor: Tensor) -> tuple[int, int, bool]:
     """The first byte of a tensor in its storage, the one after its last, and whether it has all that lie between."""
+    tensor = within(tensor)
     try:
         sizes, strides = tuple(tensor.shape), tensor.stride()
     except (RuntimeError, ValueError):  # a nested tensor's rows differ

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
 import platform
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter_ns, time_ns
 from typing import Any
 
 import torch
@@ -20,13 +21,19 @@ from torch.nn.parameter import is_lazy
 
 import talkerviz
 from talkerviz.record.clocks import make_gauges, own_cost_ns
+from talkerviz.record.collective_log import CollectiveLog
+from talkerviz.record.collectives import watch_collectives
 from talkerviz.record.cuda_clock import CudaClock
 from talkerviz.record.flow import FlowMeter
 from talkerviz.record.gauge import Gauge
 from talkerviz.record.graphs import GraphReplays
 from talkerviz.record.modules import one_call_regions, select_modules, tree_of
+from talkerviz.record.named_phases import NamedPhases
+from talkerviz.record.nvtx import NvtxRanges
+from talkerviz.record.passes import PassPhases, passes_of
 from talkerviz.record.patch import step_in
-from talkerviz.record.phases import ForwardPhases, PhaseRule
+from talkerviz.record.phases import PhaseRule
+from talkerviz.record.process import file_of_rank, process_facts, this_process
 from talkerviz.record.spool import Spool
 from talkerviz.record.tap import Tap
 from talkerviz.record.tensors import Signatures, is_tracing, kind_of
@@ -44,31 +51,40 @@ class Recording:
 
     Attributes:
         trace: the record. There once the recording has ended, also when the code inside it raised.
+        file: where it is kept; None where only `trace` has it.
     """
 
     def __init__(
         self,
         model: nn.Module,
         name: str,
-        phases: PhaseRule,
+        phases: PhaseRule | None,
         clock: str,
         facts: Mapping[str, Any],
         watched: Callable[[str], bool],
         path: Path | None,
         measure: str | None,
+        nvtx: bool,
     ) -> None:
         self._modules, self._infos = tree_of(model, name)
         self._facts = facts
         self._name = name
-        self._phases = phases
+        passes = passes_of(model, name) if phases is None else None
+        self._default = lambda: PassPhases(name, passes)
+        self._phases = phases = phases or self._default()
+        self._named = NamedPhases(phases.start)
         self._run = self._runs = 0  # the run that goes on, and how many began with `run`
-        self._landmarks = {id(module): p for p, module in self._modules.items() if p in phases.landmarks}
+        self._landmarks = {
+            id(module): (p, _names_of_arguments(module)) for p, module in self._modules.items() if p in phases.landmarks
+        }
         self._watched = watched
         self._timed = clock != "none"
-        self._path = path
+        self.file = path
         self._names = Names(marks=[phases.start])
         self._mark_numbers = {phases.start: 0}
         self._latest = 0
+        numbered = {id(module): p for p, module in self._modules.items() if watched(p)}
+        self._ranges = NvtxRanges(numbered, phases.start) if nvtx else None
         self._signatures = Signatures(self._names.tensors)
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -78,21 +94,26 @@ class Recording:
         self._running: list[Gauge] = []
         self._ended = False
         self._tap: Any = None
+        self._collectives: CollectiveLog | None = None
         devices = {p.device.index for p in model.parameters() if p.is_cuda}
         self._gauges = make_gauges(
             clock, measure, self._thread, self._origin_ns, tuple(sorted(devices)), model, lambda: self._latest
         )
         cuda = next((gauge for gauge in self._gauges if isinstance(gauge, CudaClock)), None)
         self._cuda, self._graphs = cuda, GraphReplays(cuda, lambda: self._latest) if cuda else None
-        self._spool = Spool(partial, self._infos, facts, self._origin_ns, self._timed)
+        if "process" in facts:
+            # Times of several processes are put together by when each began, on its own clock and on all clocks.
+            began = {"origin_ns": self._origin_ns, "unix_ns": time_ns() - (perf_counter_ns() - self._origin_ns)}
+            self._facts = {**facts, "process": {**facts["process"], **began}}
+        self._spool = Spool(partial, self._infos, self._facts, self._origin_ns, self._timed)
 
     @cached_property
     def trace(self) -> Trace:
         """The record, read when it is first asked for."""
         if self._undo:
             raise RuntimeError("the recording is going on: its trace is there when it has ended")
-        if self._path is not None:
-            return Trace.load(self._path)
+        if self.file is not None:
+            return Trace.load(self.file)
         return self._measured(self._log)
 
     @contextmanager
@@ -102,13 +123,12 @@ class Recording:
         Runs that an exception ended are listed in the fact `cut_short`: statistics over runs leave them out.
 
         Args:
-            phases: how this run divides, with the landmarks of the recording's own; by default each call of the root is
-                a frame.
+            phases: how this run divides, with the landmarks of the recording's own; by default as `recording` says.
 
         Raises:
             ValueError: the landmarks are others.
         """
-        rule = phases or ForwardPhases(self._name)
+        rule = phases or self._default()
         if rule.landmarks != self._phases.landmarks:
             raise ValueError(f"phases: landmarks {sorted(rule.landmarks)}, not {sorted(self._phases.landmarks)}")
         self._phases, self._run = rule, self._runs
@@ -119,6 +139,35 @@ class Recording:
         except BaseException:
             self._facts = {**self._facts, "cut_short": [*self._facts.get("cut_short", ()), self._run]}
             raise
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Calls that begin inside have this phase: `with rec.phase("warmup"): ...`, or a function decorated with it.
+
+        Frames and steps are what they would be without. Of phases inside each other the innermost holds. A thread that
+        names none has, from its next pass on, that of the thread that began the recording. When the recording has ended
+        it does nothing, so that what is decorated with it can still be called.
+
+        Args:
+            name: what to call the phase.
+
+        Raises:
+            ValueError: the name is empty, or cannot be printed.
+        """
+        if not name.strip() or not name.isprintable():
+            raise ValueError(f"phase {name!r}: give it a name that can be printed, such as 'warmup'")
+        names = self._named.names
+        names.append(name)
+        try:
+            self._mark_again()
+            yield
+        finally:
+            names.pop()
+            self._mark_again()
+
+    def _mark_again(self) -> None:
+        if not self._ended:
+            self._tap.put(MARK, self._mark(self._named.latest()), 0)
 
     def _measured(self, log: Log) -> Trace:
         calls, facts = log_frame(log), dict(self._facts)
@@ -140,8 +189,22 @@ class Recording:
         return int(self._tap.thread())
 
     def _attach(self) -> None:
+        if self._ranges is not None:
+            self._undo.append(self._ranges.close)
+            step_in(nn.Module, "__call__", self._ranges.stand_in, self._undo)
         step_in(nn.Module, "__call__", self._make_tap, self._undo)
         step_in(nn.Module, "_replicate_for_data_parallel", self._make_replicate, self._undo)
+        if "process" in self._facts:
+            self._collectives = CollectiveLog(
+                self._tap.put,
+                self._stamp_beside,
+                self._failed,
+                len(self._modules),
+                self._names,
+                self._signatures,
+                self._timed,
+            )
+            watch_collectives(self._collectives, self._undo)
         if self._graphs is not None:
             self._graphs.attach(self._undo)
         for gauge in self._gauges:
@@ -183,6 +246,10 @@ class Recording:
         for gauge in self._gauges:
             gauge.stamp(beginning)
 
+    def _stamp_beside(self, beginning: bool) -> None:
+        for gauge in self._gauges:
+            (gauge.stamp_beside if isinstance(gauge, FlowMeter) else gauge.stamp)(beginning)
+
     def _make_replicate(self, below: Callable[..., Any]) -> Callable[..., Any]:
         """DataParallel runs replicas of the modules: their calls are those of the originals."""
         numbers = {
@@ -194,28 +261,34 @@ class Recording:
             if id(module) in numbers:
                 self._tap.watch(replica, numbers[id(module)], False, False)
                 weakref.finalize(replica, self._tap.unwatch, id(replica)).atexit = False
+                if self._ranges is not None:
+                    self._ranges.copy(replica, module)
             return replica
 
         return replicate
 
-    def _entered(self, module: nn.Module, kwargs: Mapping[str, Any]) -> int:
+    def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         # A good moment to write: between frames, where a pause is least in the way.
         if perf_counter_ns() - self._written_ns > _MOST_NS_A_BATCH:
             self._write()
-        return self._mark(self._phases.entered(self._landmarks[id(module)], kwargs))
+        path, names = self._landmarks[id(module)]
+        named = {names[place] if place < len(names) else str(place): one for place, one in enumerate(args)}
+        return self._mark(self._phases.entered(path, {**named, **kwargs}))
 
     def _left(self, module: nn.Module) -> int:
-        return self._mark(self._phases.left(self._landmarks[id(module)]))
+        return self._mark(self._phases.left(self._landmarks[id(module)][0]))
 
     def _mark(self, mark: Mark | None) -> int:
         if mark is None:
             return -1
-        mark = mark._replace(run=self._run)
+        mark = self._named.named(mark)._replace(run=self._run)
         with self._lock:
             if mark not in self._mark_numbers:
                 self._names.marks.append(mark)
                 self._mark_numbers[mark] = len(self._names.marks) - 1
             self._latest = self._mark_numbers[mark]
+            if self._ranges is not None:
+                self._ranges.to(mark)
         return self._latest
 
     def _failed(self, error: type[BaseException]) -> int:
@@ -241,7 +314,9 @@ class Recording:
             if self._cuda is not None:
                 self._cuda.harvest()
             self._written_ns = perf_counter_ns()
-        if self._timed:
+        if self._timed and self._collectives is not None:
+            self._collectives.hold_up(began)
+        elif self._timed:
             self._tap.put(PAUSE, 0, perf_counter_ns() - began)
 
     def _detach(self) -> None:
@@ -270,11 +345,11 @@ class Recording:
                 self._tap.close()
             written = self._spool.close()
         self._log = read_log(written)
-        if self._path is not None:
+        if self.file is not None:
             if self._gauges:
-                self._measured(self._log).save(self._path)
+                self._measured(self._log).save(self.file)
             else:
-                write_trace(self._path, log_frames(self._log), self._infos, self._facts)
+                write_trace(self.file, log_frames(self._log), self._infos, self._facts)
             Path(written).unlink()
             del self._log
 
@@ -291,6 +366,7 @@ def recording(
     depth: int | None = None,
     measure: str | None = None,
     file: str | Path | None = None,
+    nvtx: bool = False,
 ) -> Iterator[Recording]:
     """Record every call of the model's modules made inside the `with` block, on any thread.
 
@@ -299,7 +375,8 @@ def recording(
     Args:
         model: any module.
         name: the root's name in the trace; the path of every module begins with it.
-        phases: how the run divides into phases and frames; by default each call of the root is a frame.
+        phases: how the run divides into phases and frames; by default each pass is a frame, and by the positions and
+            the cache that go into it `prefill`, `decode`, or without any cache `forward`: see `PassPhases`.
         clock: `cpu` for host times in nanoseconds, `cuda` for device times as well, `none` for shapes alone.
         facts: what to note of the run, JSON values; versions, device and threads are noted anyway.
         include: record only modules whose path fits one of these patterns, as in a shell; `*` crosses dots.
@@ -309,22 +386,35 @@ def recording(
             two together with `join`. `cost` counts floating-point operations and bytes of each call, on any device;
             `memory` what it allocates and `busy` how long its kernels run, on CUDA devices; `flow` follows the tensors
             from operation to operation, on the thread that begins the recording, for `Trace.flow`.
-        file: keep the trace in this file. While the run goes on, `FILE.partial` beside it holds what was recorded, and
-            `Trace.load` opens it if the process is killed; memory stays bounded.
+        file: keep the trace in this file; each of several processes, as `torchrun` starts them, in one with its rank in
+            the name, `run.rank0.parquet` for `run.parquet`, see `Recording.file`. While the run goes on, `FILE.partial`
+            beside it holds what was recorded, and `Trace.load` opens it if the process is killed; memory stays bounded.
+
+    Collectives of torch.distributed are rows as well where there are several processes, see `trace.schema.CALLS`. All
+    of them should begin to record at the same place in the program: their clocks are compared then.
+        nvtx: mark calls and frames as NVTX ranges, for Nsight Systems: see `NvtxRanges`.
 
     Raises:
-        ValueError: an unknown clock or measure, or one that is not possible here; no module that fits.
+        ValueError: an unknown clock or measure, or one that is not possible here, or NVTX that is not; no module that
+            fits.
         OSError: the file cannot be written.
     """
+    watched = select_modules(model, name, include, exclude, depth)
+    process = this_process()
     rec = Recording(
         model,
         name,
-        phases or ForwardPhases(name),
+        phases,
         clock,
-        {**_facts(model, name, clock), **(facts or {})},
-        select_modules(model, name, include, exclude, depth),
-        None if file is None else Path(file),
+        {
+            **_facts(model, name, clock),
+            **({} if process is None else {"process": process_facts(process, clock != "none")}),
+            **(facts or {}),
+        },
+        watched,
+        None if file is None else file_of_rank(Path(file), process),
         measure,
+        nvtx,
     )
     try:
         rec._attach()
@@ -349,11 +439,21 @@ def record(
     depth: int | None = None,
     measure: str | None = None,
     file: str | Path | None = None,
+    nvtx: bool = False,
 ) -> Trace:
     """Call `run` and record every call it makes of the model's modules; see `recording` for the arguments."""
-    with recording(model, name, phases, clock, facts, include, exclude, depth, measure, file) as rec:
+    with recording(model, name, phases, clock, facts, include, exclude, depth, measure, file, nvtx) as rec:
         run()
     return rec.trace
+
+
+def _names_of_arguments(module: nn.Module) -> tuple[str, ...]:
+    """What the arguments given by place are called, as far as that is known."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except Exception:  # a forward that is not Python's; a scripted one raises whatever it likes
+        return ()
+    return tuple(one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD))
 
 
 def _facts(model: nn.Module, name: str, clock: str) -> dict[str, Any]:

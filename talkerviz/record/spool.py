@@ -16,6 +16,8 @@ import pyarrow as pa
 from talkerviz.trace.log import EVENTS, Names, header
 from talkerviz.trace.schema import ModuleInfo
 
+_NAMES = ("tensors", "marks", "errors", "peers")
+
 
 class Spool:
     """An append-only stream of whole batches of events; see `trace/log.py` for what is in them.
@@ -40,19 +42,19 @@ class Spool:
         # Unbuffered: what is written has left the process.
         self._sink = pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, header(modules, facts, origin_ns, timed))
-        self._told = (len(Names().tensors), 0, 0)
+        self._told: tuple[int, ...] = (len(Names().tensors), 0, 0, 0)
 
     def write(self, thread: int, events: bytes, names: Names) -> None:
         """Append a thread's events, and the names that are new since the last batch."""
         numbers = np.frombuffer(events, dtype=np.int64).reshape(-1, 3)
         columns = [pa.array(numbers[:, place], field.type) for place, field in enumerate(EVENTS)]
-        tensors, marks, errors = self._told
-        new = (names.tensors[tensors:], names.marks[marks:], names.errors[errors:])
-        said = {"thread": thread, "first": self._told, "tensors": new[0], "marks": new[1], "errors": new[2]}
+        every = {name: getattr(names, name) for name in _NAMES}
+        new = {name: values[first:] for (name, values), first in zip(every.items(), self._told, strict=True)}
+        said = {"thread": thread, "first": self._told, **new}
         batch = pa.record_batch(columns, schema=EVENTS)
         self._writer.write_batch(batch, custom_metadata={"names": json.dumps(said)})
         # Counted in what was said: other threads may be adding names. If Ctrl-C comes before, they are said twice.
-        self._told = (tensors + len(new[0]), marks + len(new[1]), errors + len(new[2]))
+        self._told = tuple(first + len(values) for first, values in zip(self._told, new.values(), strict=True))
 
     def close(self) -> Path | pa.Buffer:
         """End the stream; gives where `read_log` finds it."""

@@ -36,7 +36,7 @@ class PythonTap:
         of_output: what a call returned -> the same.
         kind_of: the kind of a type, see `tensors.py`; for the C version.
         tracing: () -> whether torch.jit traces, when to look at a tensor would leave something in what it makes.
-        entered: (module, kwargs) of a landmark about to be called -> the number of the mark that begins, or -1.
+        entered: (module, args, kwargs) of a landmark about to be called -> the number of the mark that begins, or -1.
         left: (module) of a landmark that has returned or raised -> the same.
         failed: the type of an exception -> -1 less its number.
         started: () -> the number of the mark that a new thread begins with.
@@ -55,7 +55,7 @@ class PythonTap:
         of_output: Callable[[Any], int],
         kind_of: Callable[[type], int],
         tracing: Callable[[], bool],
-        entered: Callable[[nn.Module, Mapping[str, Any]], int],
+        entered: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], int],
         left: Callable[[nn.Module], int],
         failed: Callable[[type[BaseException]], int],
         started: Callable[[], int],
@@ -88,7 +88,7 @@ class PythonTap:
             _, number, landmark = watched
             log = local.log if hasattr(local, "log") else new_log()
             if landmark:
-                mark(log, entered(self, kwargs))
+                mark(log, entered(self, args, kwargs))
             if number < 0:
                 try:
                     return below(self, *args, **kwargs)

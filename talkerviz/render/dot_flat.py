@@ -108,5 +108,5 @@ def _name(node: Node) -> str:
 
 def _title(trace: Trace) -> str:
     facts = trace.facts
-    parts = [facts.get("model", "model"), facts.get("preset"), facts.get("device"), facts.get("dtype")]
-    return ", ".join(str(part) for part in parts if part)
+    names = ("preset", "checkpoint", "device", "dtype")
+    return ", ".join([str(facts.get("model", "model")), *(str(facts[name]) for name in names if facts.get(name))])

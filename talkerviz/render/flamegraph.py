@@ -29,7 +29,8 @@ def render_flamegraph(trace: Trace) -> bytes:
     parent = pd.Index(calls["call"]).get_indexer(calls["parent"].fillna(-1).astype("int64"))
     inside = np.zeros(len(calls), dtype=np.int64)
     np.add.at(inside, parent[parent >= 0], own[parent >= 0])
-    threads = calls["thread"].nunique() > 1
+    several = [name for name in ("rank", "thread") if calls[name].nunique() > 1]
+    places = calls[several].to_numpy().tolist()
 
     stacks: dict[tuple[int, str], int] = {}  # the stack around it and the innermost name -> its number
     times: list[int] = []
@@ -45,13 +46,12 @@ def render_flamegraph(trace: Trace) -> bytes:
         pair: _name(call_name(*pair))
         for pair in calls[["path", "class"]].drop_duplicates().itertuples(index=False, name=None)
     }
-    columns = (calls[name].tolist() for name in ("phase", "thread", "path", "class"))
-    for phase, thread, path, kind, above, time in zip(*columns, parent.tolist(), (own - inside).tolist(), strict=True):
-        around = (
-            stack_of[above]
-            if above >= 0
-            else stack(-1, _name(phase_title(phase) + (f" thread {thread}" if threads else "")))
-        )
+    columns = (calls[name].tolist() for name in ("phase", "path", "class"))
+    for phase, path, kind, of, above, time in zip(
+        *columns, places, parent.tolist(), (own - inside).tolist(), strict=True
+    ):
+        place = "".join(f" {name} {number}" for name, number in zip(several, of, strict=True))
+        around = stack_of[above] if above >= 0 else stack(-1, _name(phase_title(phase) + place))
         number = stack(around, names[path, kind])
         times[number] += time
         stack_of.append(number)

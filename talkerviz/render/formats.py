@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from talkerviz.graph.build import build_graph
 from talkerviz.graph.graph import Graph
@@ -16,13 +17,20 @@ from talkerviz.render.github import over_github_limits
 from talkerviz.render.layout import LAYOUTS, RenderError, lay_out
 from talkerviz.render.mermaid import render_mermaid
 from talkerviz.render.mermaid_flat import render_mermaid_flat
+from talkerviz.render.model_explorer import render_model_explorer
 from talkerviz.render.perfetto import render_perfetto
+from talkerviz.render.rank_timeline import render_rank_timeline
 from talkerviz.render.source import render_source
 from talkerviz.render.speedscope import render_speedscope
 from talkerviz.render.tables import TABLES, Rows, render_rows
+from talkerviz.render.tensorboard import render_tensorboard
 from talkerviz.trace import Trace
 
-TEXTS: Mapping[str, Callable[[Graph], str]] = {"mermaid": render_mermaid, "dot": render_dot}
+TEXTS: Mapping[str, Callable[[Graph], str]] = {
+    "mermaid": render_mermaid,
+    "dot": render_dot,
+    "model-explorer": render_model_explorer,
+}
 """Text formats -> what draws a graph in them; `LAYOUTS` are made of DOT."""
 
 _FLAT: Mapping[str, Callable[[Trace], str]] = {"mermaid": render_mermaid_flat, "dot": render_dot_flat}
@@ -31,10 +39,14 @@ DATA: Mapping[str, Callable[[Trace], bytes]] = {
     "perfetto": render_perfetto,
     "speedscope": render_speedscope,
     "flamegraph": render_flamegraph,
+    "tensorboard": render_tensorboard,
+    "timeline": render_rank_timeline,
 }
 """Formats that are neither charts nor tables -> what writes a trace in them."""
 
-CHARTS = (*TEXTS, *LAYOUTS)
+DRAWN = (*_FLAT, *LAYOUTS)
+"""Charts that are pictures; the others are laid out by the program that they are for."""
+CHARTS = (*DRAWN, *(fmt for fmt in TEXTS if fmt not in DRAWN))
 FORMATS = (*CHARTS, *TABLES, *DATA)
 
 
@@ -44,6 +56,37 @@ class Style(str, enum.Enum):
     nested = "nested"
     flat = "flat"
     source = "source"
+
+
+@dataclass(frozen=True)
+class Given:
+    """Options by what the reader calls them.
+
+    Attributes:
+        of_tables: what only tables have; None where it was not asked for.
+        of_charts: what only nested charts have; false where it was not asked for.
+        style: what the style is called.
+    """
+
+    of_tables: Mapping[str, object]
+    of_charts: Mapping[str, object]
+    style: str
+
+
+def check_options(fmt: str, style: Style, given: Given) -> None:
+    """Say so if something was asked for that says nothing in such a format.
+
+    Raises:
+        ValueError: it was.
+    """
+    for option, asked in given.of_tables.items():
+        if asked is not None and fmt not in TABLES:
+            raise ValueError(f"{option}: only tables have it ({', '.join(TABLES)}), not {fmt}")
+    for option, asked in {given.style: style is not Style.nested, **given.of_charts}.items():
+        if asked and fmt not in CHARTS:
+            raise ValueError(f"{option}: only charts have it ({', '.join(CHARTS)}), not {fmt}")
+        if asked and style is not Style.nested and option != given.style:
+            raise ValueError(f"{option}: only {given.style} nested has it, not {style.value}")
 
 
 def render(
@@ -77,6 +120,10 @@ def render(
         if fmt != "mermaid":
             raise RenderError(f"--style source is Mermaid only, not {fmt}")
         return render_source(trace).encode()
+    if fmt not in DRAWN:
+        if style is Style.flat:
+            raise RenderError(f"--style flat is for {', '.join(DRAWN)}, not {fmt}")
+        return render_graph(build_graph(trace, replace(view, max_nodes=view.max_nodes or sys.maxsize)), fmt)
     if style is Style.flat:
         text = _FLAT["dot" if fmt in LAYOUTS else fmt](trace)
         return lay_out(text, fmt) if fmt in LAYOUTS else text.encode()

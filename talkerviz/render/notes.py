@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from talkerviz.render.text import time_text
@@ -11,6 +11,8 @@ from talkerviz.render.text import time_text
 def notes_on(facts: Mapping[str, Any]) -> list[str]:
     """One line for each thing that the run's facts say about how far its numbers go."""
     notes = []
+    if facts.get("weights_note"):
+        notes.append(f"{facts['weights_note'][0].upper()}{facts['weights_note'][1:]}.")
     if facts.get("warmup_ns"):
         times = ", ".join(time_text(ns) for ns in facts["warmup_ns"])
         notes.append(f"Warmed up before: {times}, in none of these numbers.")
@@ -21,6 +23,8 @@ def notes_on(facts: Mapping[str, Any]) -> list[str]:
     if facts.get("repeat") and facts.get("cut_short"):
         cut = ", ".join(map(str, facts["cut_short"]))
         notes.append(f"Cut short: run {cut}; statistics over runs leave it out.")
+    if facts.get("processes"):
+        notes += _on_ranks(facts["processes"], facts["clocks"])
     if facts.get("own_cost_ns"):
         cost = time_text(facts["own_cost_ns"])
         notes.append(
@@ -40,4 +44,20 @@ def notes_on(facts: Mapping[str, Any]) -> list[str]:
         notes.append(f"Operators of unknown arithmetic, whose calls have no FLOP: {names}")
     if facts.get("unfinished"):
         notes.append("The run was killed: the calls it had written away until then.")
+    return notes
+
+
+def _on_ranks(processes: Sequence[Mapping[str, Any]], clocks: Mapping[str, Any]) -> list[str]:
+    there, size = len(processes), processes[0]["world_size"]
+    of = f"{there:,} ranks" if there == size else f"{there:,} of {size:,} ranks"
+    notes = [f"{of}: times and calls are of all together; `show --ranks` and `--across rank` tell them apart."]
+    known = [ns for ns in clocks["error_ns"] if ns is not None]
+    if len(known) < there:
+        notes.append("How the clocks of some ranks stand to the others' is known from their hosts' wall clocks alone.")
+    elif clocks["error_ns"] and max(known) > 0:
+        told = " and ".join(clocks["by"])
+        notes.append(f"Clocks of different hosts are put together to within {time_text(max(known))}, by {told}.")
+    # Two of them may each be wrong by so much.
+    if clocks["early_ns"] > 2 * max(known, default=0):
+        notes.append(f"Clocks drifted: by up to {time_text(clocks['early_ns'])} a collective is over too early.")
     return notes

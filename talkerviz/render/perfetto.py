@@ -7,7 +7,9 @@ nanoseconds behind the point.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,18 @@ import pandas as pd
 from talkerviz.render.lanes import lanes
 from talkerviz.render.timeline import call_name, check_timed, compact, joined, plain_values
 from talkerviz.trace import Trace
+from talkerviz.trace.collectives import held_up
 from talkerviz.trace.handed import handed_on
 from talkerviz.trace.schema import TensorInfo, Tensors
 from talkerviz.trace.stretches import stretches
 
-_HOST, _DEVICE = 1, 2  # processes
+_HOST, _DEVICE = 1, 2  # processes; those of each further rank have numbers higher by two
 # Tracks of the first thread; those of each further one have numbers higher by ten. None has the number of a process:
 # viewers call such a track the main thread.
 _FRAMES, _PHASES, _CALLS = 11, 12, 13
 _ROWS_EACH = 1 << 16
 _FIGURES = (
+    "collective",
     "host_self_ns",
     "device_ns",
     "device_self_ns",
@@ -44,6 +48,9 @@ def render_perfetto(trace: Trace) -> bytes:
     A slice's `args` are the call's columns by their names in the trace, so times in them are nanoseconds; what was not
     measured is left out. Arrows lead from a call to its slice on the device, and from a call to those that read what it
     returned, as far as nothing is computed between (see `handed_on`).
+
+    Ranks of a merged trace are processes beside each other. In a collective lies a slice for as long as its rank waits
+    for the last one to come, and one for the rest, to which an arrow leads from that one's.
 
     Raises:
         RenderError: the trace has no times.
@@ -67,17 +74,46 @@ def _us(ns: int) -> float:
 
 
 def _events(trace: Trace) -> Iterator[str]:
+    ranks = trace.calls["rank"].unique().tolist()
+    if len(ranks) < 2:
+        yield from _events_of(trace, _Processes())
+        return
+    tensors = itertools.count()
+    places = {}
+    for number, rank in enumerate(sorted(ranks)):
+        places[rank] = _Processes(_HOST + 2 * number, _DEVICE + 2 * number, f"rank {rank} ", tensors)
+        yield from _events_of(trace.select(rank=rank), places[rank])
+    yield from _waits(trace, places)
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """Where a rank is drawn.
+
+    Attributes:
+        host, device: the numbers of its two processes.
+        name: what their names begin with.
+        tensors: numbers for arrows that tensors are.
+    """
+
+    host: int = _HOST
+    device: int = _DEVICE
+    name: str = ""
+    tensors: Iterator[int] = field(default_factory=itertools.count)
+
+
+def _events_of(trace: Trace, to: _Processes) -> Iterator[str]:
     device_track = _device_tracks(trace.calls)
-    yield from _track_names(trace.calls, device_track)
+    yield from _track_names(trace.calls, device_track, to)
     run = ["run"] if trace.calls["run"].nunique() > 1 else []
     for columns, track in ((["frame", *run], _FRAMES), (["phase", "frame", *run], _PHASES)):
         for of_thread, values, start, end in stretches(trace.calls, columns):
             known = {name: value for name, value in zip(columns, values, strict=True) if value is not None}
             name = str(known["phase"]) if "phase" in known else f"frame {known['frame']}"
-            place = f'"pid":{_HOST},"tid":{10 * of_thread + track},"ts":{_us(start)},"dur":{_us(end - start)}'
+            place = f'"pid":{to.host},"tid":{10 * of_thread + track},"ts":{_us(start)},"dur":{_us(end - start)}'
             yield f'{{"ph":"X",{place},"name":{compact(name)},"cat":"{columns[0]}","args":{compact(known)}}}'
-    yield from _call_events(trace.calls, device_track, ("phase", "frame", "step", *run))
-    yield from _tensor_arrows(trace)
+    yield from _call_events(trace.calls, device_track, ("phase", "frame", "step", *run, "peers"), to)
+    yield from _tensor_arrows(trace, to)
 
 
 def _device_tracks(calls: pd.DataFrame) -> np.ndarray:
@@ -93,19 +129,19 @@ def _device_tracks(calls: pd.DataFrame) -> np.ndarray:
     return track
 
 
-def _track_names(calls: pd.DataFrame, device_track: np.ndarray) -> Iterator[str]:
+def _track_names(calls: pd.DataFrame, device_track: np.ndarray, to: _Processes) -> Iterator[str]:
     threads = sorted(calls["thread"].unique().tolist())
-    names = {_HOST: "host", _DEVICE: "device"}
+    names = {to.host: f"{to.name}host", to.device: f"{to.name}device"}
     tracks: dict[tuple[int, int], str] = {}
     for thread in threads:
         of = f" of thread {thread}" if len(threads) > 1 else ""
         rows = calls[calls["thread"] == thread]
         for track, column in ((_FRAMES, "frame"), (_PHASES, "phase")):
             if rows[column].notna().any():
-                tracks[_HOST, 10 * thread + track] = f"{column}s{of}"
-        tracks[_HOST, 10 * thread + _CALLS] = f"thread {thread}"
+                tracks[to.host, 10 * thread + track] = f"{column}s{of}"
+        tracks[to.host, _calls(thread)] = f"thread {thread}"
         for lane, track in enumerate(np.unique(device_track[(calls["thread"] == thread) & (device_track > 0)])):
-            tracks[_DEVICE, int(track)] = f"calls of thread {thread}" + (f", lane {lane + 1}" if lane else "")
+            tracks[to.device, int(track)] = f"calls of thread {thread}" + (f", lane {lane + 1}" if lane else "")
     for process in sorted({process for process, _ in tracks}):
         yield _metadata("process_name", process, 0, name=names[process])
         yield _metadata("process_sort_index", process, 0, sort_index=process)
@@ -122,7 +158,9 @@ _SLICE = ("host_start_ns", "host_ns", "device_start_ns", "device_ns")
 _ARGS = ("call", "thread", "path", "class", "inputs", "outputs", "error")
 
 
-def _call_events(calls: pd.DataFrame, device_track: np.ndarray, marks: tuple[str, ...]) -> Iterator[str]:
+def _call_events(
+    calls: pd.DataFrame, device_track: np.ndarray, marks: tuple[str, ...], to: _Processes
+) -> Iterator[str]:
     figures = [name for name in _FIGURES if not calls[name].isna().all()]
     named, marked, tensors = functools.cache(_named), functools.cache(_marked), _tensor_lists()
     for begin in range(0, len(calls), _ROWS_EACH):
@@ -144,10 +182,10 @@ def _call_events(calls: pd.DataFrame, device_track: np.ndarray, marks: tuple[str
                 name += ',"cname":"terrible"'
             here = there = ""
             if took is not None:
-                here = f'"pid":{_HOST},"tid":{10 * thread + _CALLS},"ts":{_us(start)}'
+                here = f'"pid":{to.host},"tid":{_calls(thread)},"ts":{_us(start)}'
                 yield f'{{"ph":"X",{here},"dur":{_us(took)},{name},"cat":"call","args":{{{args}}}}}'
             if track:
-                there = f'"pid":{_DEVICE},"tid":{track},"ts":{_us(device_start)}'
+                there = f'"pid":{to.device},"tid":{track},"ts":{_us(device_start)}'
                 yield f'{{"ph":"X",{there},"dur":{_us(device_took)},{name},"cat":"device","args":{{{args}}}}}'
             if here and there:
                 yield from _arrow("device", call, here, there)
@@ -183,14 +221,49 @@ def _tensor(tensor: TensorInfo) -> str:
     return f"{tensor.name}: {tensor.shape_text} {tensor.dtype} {tensor.device}"
 
 
-def _tensor_arrows(trace: Trace) -> Iterator[str]:
+def _tensor_arrows(trace: Trace, to: _Processes) -> Iterator[str]:
     pairs = handed_on(trace)
     thread = trace.calls["thread"].to_numpy()
     start = plain_values(trace.calls["host_start_ns"])
-    for number, (one, two) in enumerate(zip(pairs["source"].tolist(), pairs["target"].tolist(), strict=True)):
+    for one, two in zip(pairs["source"].tolist(), pairs["target"].tolist(), strict=True):
+        number = next(to.tensors)
         if start[one] is not None and start[two] is not None:
-            places = [f'"pid":{_HOST},"tid":{10 * thread[row] + _CALLS},"ts":{_us(start[row])}' for row in (one, two)]
+            places = [f'"pid":{to.host},"tid":{_calls(thread[row])},"ts":{_us(start[row])}' for row in (one, two)]
             yield from _arrow("tensor", number, *places)
+
+
+def _waits(trace: Trace, places: Mapping[int, _Processes]) -> Iterator[str]:
+    """In a collective that waits a slice until the last rank has come, and one after that with an arrow from there."""
+    held = held_up(trace)
+    row = pd.Index(trace.calls["call"])
+    thread, on_device = trace.calls["thread"].to_numpy(), trace.calls["device_ns"].notna().to_numpy()
+    track = np.zeros(len(thread), dtype=np.int64)
+    for rank in places:
+        of_rank = (trace.calls["rank"] == rank).to_numpy()
+        track[of_rank] = _device_tracks(trace.calls[of_rank])
+
+    def place(call: int, rank: int, time: int) -> str:
+        at = row.get_loc(call)
+        process, of_call = (
+            (places[rank].device, track[at]) if on_device[at] else (places[rank].host, _calls(thread[at]))
+        )
+        return f'"pid":{process},"tid":{of_call},"ts":{_us(time)}'
+
+    waiting = held[held["wait_ns"] > 0]
+    names = ("call", "rank", "start_ns", "wait_ns", "transfer_ns", "last", "last_call", "peers", "collective")
+    rows = zip(*(waiting[name].tolist() for name in names), strict=True)
+    for number, (call, rank, start, took, after, last, last_call, peers, collective) in enumerate(rows):
+        args = compact({"peers": peers, "collective": collective})
+        waits = f'"dur":{_us(took)},"name":"wait for rank {last}","cat":"wait","args":{args}'
+        yield f'{{"ph":"X",{place(call, rank, start)},{waits}}}'
+        if after > 0:
+            there = place(call, rank, start + took)
+            yield f'{{"ph":"X",{there},"dur":{_us(after)},"name":"transfer","cat":"wait","args":{args}}}'
+            yield from _arrow("collective", number, place(last_call, last, start + took), there)
+
+
+def _calls(thread: int) -> int:
+    return 10 * thread + _CALLS
 
 
 def _arrow(kind: str, number: int, source: str, target: str) -> Iterable[str]:

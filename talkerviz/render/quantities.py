@@ -61,6 +61,13 @@ _QUANTITIES: Mapping[str, Quantity] = {
     "intensity": Quantity("FLOP/byte", "{:,.2f}".format, decimals=2),
     "of_peak": Quantity("of peak", share_text, ((0.01, "%"),), 1),
     "memory_peak_bytes": Quantity("memory", size_text, _SIZES, 3),
+    "time_ns": _time("time"),
+    "collective_ns": _time("collectives"),
+    "wait_ns": _time("waits"),
+    "wait_share": Quantity("of its time", share_text, ((0.01, "%"),), 1),
+    "last_share": Quantity("comes last", share_text, ((0.01, "%"),), 1),
+    "caused_ns": _time("others wait"),
+    "transfer_ns": _time("transfer"),
 }
 
 _UNMEASURED_LEFT_OUT = {*_QUANTITIES, "bound"}
@@ -81,7 +88,7 @@ def quantity(column: str) -> Quantity | None:
 
 def is_number(column: str) -> bool:
     """Whether a column is set flush right."""
-    return quantity(column) is not None or column in ("call", "frame", "step")
+    return quantity(column) is not None or column in ("call", "frame", "step", "rank")
 
 
 def shown_columns(summary: pd.DataFrame, by: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Speedscope's JSON, for flame graphs at speedscope.app: a profile for each phase, thread and run.
+"""Speedscope's JSON, for flame graphs at speedscope.app: a profile for each phase, rank, thread and run.
 
 The format: https://www.speedscope.app/file-format-schema.json. By custom a `.speedscope.json` file.
 """
@@ -31,7 +31,7 @@ def _pieces(trace: Trace) -> Iterator[str]:
     modules = calls.groupby(["path", "class"], observed=True, sort=False)
     # The path stands where a program has its file: speedscope shows it beside the name.
     frames = [{"name": call_name(path, kind), "file": path} for path, kind in modules.groups]
-    several = [name for name in ("thread", "run") if calls[name].nunique() > 1]
+    several = [name for name in ("rank", "thread", "run") if calls[name].nunique() > 1]
     profiles = calls.assign(module=modules.ngroup()).groupby(
         ["phase", *several], dropna=False, observed=True, sort=False
     )

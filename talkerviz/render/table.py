@@ -13,6 +13,8 @@ from talkerviz.render.quantities import is_number, quantity, shown_columns
 
 # Where there is no room for all, these go, in this order.
 _ROOM_PERMITTING = (
+    "host",
+    "collective_ns",
     "shapes",
     "class",
     "intensity",
@@ -32,7 +34,7 @@ _ROOM_PERMITTING = (
     "bound",
     "of_peak",
 )
-_ROOM_PERMITTING_SIDE_BY_SIDE = ("calls", "share")
+_ROOM_PERMITTING_SIDE_BY_SIDE = ("calls", "share", "peers", "bytes", "transfer_ns")
 _LEAST_OF_A_PATH = 32  # characters; longer ones are folded
 _BETWEEN = 3  # columns
 _WIDE = 200

@@ -43,7 +43,8 @@ def call_name(path: str, class_name: str) -> str:
     before, _, last = path.rpartition(".")
     # A number says nothing without what it counts.
     name = f"{before.rpartition('.')[2]}.{last}" if before and last.isdecimal() else last
-    return f"{name} {class_name}"
+    # What is no module's call, but a collective, has but one name.
+    return name if name == class_name else f"{name} {class_name}"
 
 
 def plain_values(column: pd.Series) -> list[Any]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from talkerviz.trace.interval import Sample, ratio_interval
 from talkerviz.trace.nesting import outermost
+from talkerviz.trace.ranks import check_one_rank
 from talkerviz.trace.runs import whole_runs
 from talkerviz.trace.shapes import and_others, shapes_of_calls
 from talkerviz.trace.trace import Trace
@@ -52,10 +53,12 @@ def compare(before: Trace, after: Trace, by: str = "module") -> pd.DataFrame:
         `attrs["clock"]` says which times were compared: `device` if both traces have them, else `host`.
 
     Raises:
-        ValueError: an unknown `by`, or a trace without times.
+        ValueError: an unknown `by`, a trace without times, or one of several ranks.
     """
     if by not in BY_COMPARED:
         raise ValueError(f"cannot compare by {by!r}: choose from {', '.join(BY_COMPARED)}")
+    for trace in (before, after):
+        check_one_rank(trace)
     clock = _clock(before, after)
     frames = _frames_of_both(before, after)
     names = _class_names(before, after) if by == "class" else ({}, {})

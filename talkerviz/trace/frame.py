@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from talkerviz.trace.log import UNFINISHED, Log, Rows, call_rows
+from talkerviz.trace.log import BESIDES, UNFINISHED, Log, Rows, call_rows
 from talkerviz.trace.schema import CALLS
 
-_CATEGORICAL = ("path", "class", "phase")
+_CATEGORICAL = ("path", "class", "phase", "peers")
 COLUMNS = [name for name in CALLS.names if not name.endswith("_id")]
 NULLABLE = [field.name for field in CALLS if field.type == pa.int64() and field.nullable]
 """Columns of whole numbers where some may be missing."""
@@ -21,16 +21,18 @@ NULLABLE = [field.name for field in CALLS if field.type == pa.int64() and field.
 def calls_frame(columns: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
     """Columns by name -> the frame a `Trace` holds, with the dtypes that survive a round trip.
 
-    Columns of what was not measured may be left out, and `run` where there is but one.
+    Columns of what was not measured may be left out, `run` and `rank` where there is but one, and `peers` where there
+    are none.
     """
     length = len(columns["call"])
-    columns = {"run": np.zeros(length, dtype=np.int32), **columns}
+    no_peers = pd.Categorical.from_codes(np.full(length, -1), pd.Index([], dtype=object))
+    columns = {**dict.fromkeys(("run", "rank"), np.zeros(length, dtype=np.int32)), "peers": no_peers, **columns}
     frame = pd.DataFrame({n: columns[n] if n in columns else pd.array([pd.NA] * length, "Int64") for n in COLUMNS})
     types = dict.fromkeys(NULLABLE, "Int64")
     for name in _CATEGORICAL:
         frame[name] = _sorted_categories(frame[name])
     typed: pd.DataFrame = frame.astype(
-        {**types, "call": "int64", "depth": "int32", "thread": "int32", "run": "int32", "error": "string"}
+        {**types, **dict.fromkeys(("depth", "thread", "run", "rank"), "int32"), "call": "int64", "error": "string"}
     )
     return typed
 
@@ -70,21 +72,25 @@ def log_frames(log: Log, rows_each: int = 1 << 16) -> Iterator[pd.DataFrame]:
 
 def _frame(log: Log, rows: Rows) -> pd.DataFrame:
     rows = rows or dict.fromkeys(
-        ("call", "depth", "thread", "parent", "module", "mark", "inputs", "outputs", "error", *_TIMES),
+        (*("call", "depth", "thread", "parent", "module", "caller", "mark", "peers", "collective"), *_RESULTS, *_TIMES),
         np.empty(0, dtype=np.int64),
     )
     names = log.names
-    mark = rows["mark"]
+    mark, peers = rows["mark"], rows["peers"]
+    paths, classes = _paths(log, rows["module"], rows["caller"])
     return calls_frame(
         {
             **{name: rows[name] for name in ("call", "depth", "thread")},
             "parent": _present(rows["parent"], rows["parent"] >= 0),
-            "path": _named(rows["module"], [module.path for module in log.modules]),
-            "class": _named(rows["module"], [module.class_name for module in log.modules]),
+            "path": paths,
+            "class": classes,
             "phase": _named(mark, [mark.phase for mark in names.marks]),
             "frame": _marked(mark, [mark.frame for mark in names.marks]),
             "step": _marked(mark, [mark.step for mark in names.marks]),
             "run": np.array([mark.run for mark in names.marks] or [0], dtype=np.int32)[mark],
+            "rank": np.full(len(mark), log.facts.get("process", {}).get("rank", 0), dtype=np.int32),
+            "peers": pd.Categorical.from_codes(peers, pd.Index(names.peers, dtype=object)),
+            "collective": _present(rows["collective"], peers >= 0),
             "inputs": _objects(names.tensors)[rows["inputs"]],
             "outputs": _objects(names.tensors)[rows["outputs"]],
             **{name: _present(rows[name], np.full(len(mark), log.timed)) for name in _TIMES},
@@ -94,7 +100,20 @@ def _frame(log: Log, rows: Rows) -> pd.DataFrame:
     )
 
 
+_RESULTS = ("inputs", "outputs", "error")
 _TIMES = ("host_start_ns", "host_ns", "host_self_ns")
+
+
+def _paths(log: Log, module: np.ndarray, caller: np.ndarray) -> tuple[pd.Categorical, pd.Categorical]:
+    """Paths and classes. What is no module's has the path of the module that it was in, and its own name behind it."""
+    paths, count = [module.path for module in log.modules], len(log.modules)
+    classes = [*(module.class_name for module in log.modules), *BESIDES]
+    beside = module >= count
+    kinds, place = np.unique(np.stack([caller[beside], module[beside] - count]), axis=1, return_inverse=True)
+    numbers = module.copy()
+    numbers[beside] = count + place.ravel()
+    paths += [f"{paths[c if 0 <= c < count else 0]}.{BESIDES[kind]}" for c, kind in kinds.T.tolist()]
+    return _named(numbers, paths), _named(module, classes)
 
 
 def _objects(values: list[Any]) -> np.ndarray:

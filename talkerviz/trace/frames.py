@@ -83,10 +83,10 @@ def parts_of_calls(trace: Trace) -> pd.Series:
 def frame_latencies(trace: Trace) -> pd.DataFrame:
     """A row for each frame that has calls, in order; of several runs, for each run's.
 
-    A frame lasts from the start of its first call to that of the next frame's. The last one lasts until its last call
-    has ended, if it is whole: all of its codes were chosen, or, of another model, its calls did not fail. A pass after
-    the last frame, as transformers makes one, is thus no frame, and has no latency. Neither has a frame of which only
-    the code predictor's calls were selected.
+    A frame lasts from the start of its first call, on whatever rank, to that of the next frame's. The last one lasts
+    until its last call has ended, if it is whole: all of its codes were chosen, or, of another model, its calls did not
+    fail. A pass after the last frame, as transformers makes one, is thus no frame, and has no latency. Neither has a
+    frame of which only the code predictor's calls were selected.
 
     Returns:
         Columns: `run`; `frame`; `latency_ns`; `real_time_factor`, 80 ms of speech over it; `codes_per_second`, 16 over

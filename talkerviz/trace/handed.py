@@ -9,7 +9,7 @@ from talkerviz.trace.trace import Trace
 
 
 def handed_on(trace: Trace) -> pd.DataFrame:
-    """Pairs of rows, `source` and `target`: calls without calls inside, of one thread, run and frame.
+    """Pairs of rows, `source` and `target`: calls without calls inside, of one rank, thread, run and frame.
 
     What is kept and written in place, as a cache is, is left out, and so is all that a caller does between its calls.
     Empty where the flow of tensors was not recorded.
@@ -27,7 +27,7 @@ def handed_on(trace: Trace) -> pd.DataFrame:
     inner = np.ones(len(calls), dtype=bool)
     callers = number.get_indexer(calls["parent"].fillna(-1).astype("int64"))
     inner[callers[callers >= 0]] = False
-    place = calls.groupby(["thread", "run", "frame"], dropna=False).ngroup().to_numpy()
+    place = calls.groupby(["rank", "thread", "run", "frame"], dropna=False).ngroup().to_numpy()
     one, two = pairs["source"].to_numpy(), pairs["target"].to_numpy()
     kept = inner[one] & inner[two] & (place[one] == place[two])
     found: pd.DataFrame = pairs[kept]

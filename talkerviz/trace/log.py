@@ -8,6 +8,7 @@ An event is one of:
     module number, number of the inputs' list, time: a call begins;
     -1 - module number, number of the outputs' list, time: it returns;
     -1 - module number, -1 - number of the exception's name, time: it raises;
+    COLLECTIVE, number of its peers, its number among theirs: the call that has just begun is this one;
     MARK, number of the mark, time: what follows belongs to this phase, frame, step and run;
     PAUSE, 0, nanoseconds: the recorder itself held the run up for so long.
 """
@@ -25,7 +26,14 @@ import pyarrow as pa
 
 from talkerviz.trace.schema import ModuleInfo, TensorInfo, Tensors, module_infos
 
-MARK, PAUSE = 1 << 30, (1 << 30) + 1
+MARK, PAUSE, COLLECTIVE = 1 << 30, (1 << 30) + 1, (1 << 30) + 2
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "gather", "scatter")
+MESSAGES = ("send", "recv")
+BESIDES = (*COLLECTIVES, *MESSAGES, "barrier", "wait", "recorder")
+"""What is logged as calls are and is no module's, by what is its class then; the numbers go on from the modules'.
+
+`wait` is for a collective that was begun before. The recorder is one of them where what it holds up, others wait for.
+"""
 NO_TENSORS = 0  # the number of the empty list
 UNFINISHED = "unfinished"  # the error of a call that was going on when the process was killed
 
@@ -57,11 +65,13 @@ class Names:
         tensors: lists of tensors.
         marks: phases, frames, steps and runs.
         errors: names of exceptions' classes.
+        peers: the ranks that collectives are among.
     """
 
     tensors: list[Tensors] = field(default_factory=lambda: [()])
     marks: list[Mark] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    peers: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,12 +117,13 @@ def read_log(source: Path | pa.Buffer) -> Log:
         except (StopIteration, pa.ArrowInvalid, OSError):
             break
         said = json.loads(extra[b"names"])
-        tensors, marks, errors = said["first"]
+        tensors, marks, errors, peers = said["first"]
         names.tensors[tensors:] = [
             tuple(TensorInfo(n, tuple(s), t, d) for n, s, t, d in one) for one in said["tensors"]
         ]
         names.marks[marks:] = [Mark(*mark) for mark in said["marks"]]
         names.errors[errors:] = said["errors"]
+        names.peers[peers:] = said["peers"]
         batches.append((said["thread"], batch))
     return Log(module_infos(header["modules"]), header["facts"], header["origin_ns"], header["timed"], names, batches)
 
@@ -140,10 +151,10 @@ _NOTHING_OPEN = _Open(_NONE, _NONE, _NONE, _NONE, _NONE)
 def call_rows(log: Log) -> Iterator[Rows]:
     """The log's calls as columns of numbers, some thousands of rows at a time, in the order in which they began.
 
-    `parent` is -1 at the top. `module`, `inputs`, `outputs`, `mark` are the log's numbers, `error` too, -1 for none
-    and -2 for a call that never ended. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` count the
-    beginnings and ends of the thread's calls: what else was noted at each of them has that place. `paused` is how long
-    the recorder had held the thread up by then.
+    `parent` is -1 at the top, as is `caller`, the number of its module. `module`, `inputs`, `outputs`, `mark` are the
+    log's numbers, `peers` and `error` too, -1 for none and -2 for a call that never ended. Times are nanoseconds; -1
+    without a clock. `begin_edge` and `end_edge` count the beginnings and ends of the thread's calls: what else was
+    noted at each of them has that place. `paused` is how long the recorder had held the thread up by then.
     """
     threads = sorted({thread for thread, _ in log.batches})
     if len(threads) == 1:
@@ -201,7 +212,8 @@ def _steps(log: Log, thread: int) -> Iterator[tuple[Rows, Rows, np.ndarray]]:
     )
 
 
-_ROW = ("call", "parent", "depth", "inputs", "mark", "begin_edge", "paused", "host_start_ns", *_LATE)
+_BEGUN = ("call", "parent", "caller", "depth", "inputs", "mark", "peers", "collective", "begin_edge", "paused")
+_ROW = (*_BEGUN, "host_start_ns", *_LATE)
 
 
 def _step(
@@ -212,7 +224,11 @@ def _step(
     latest = np.maximum.accumulate(np.where(marks, np.arange(len(what)), -1))
     mark = np.where(latest >= 0, tensors[latest], state.mark)
     last_mark = int(mark[-1]) if len(mark) else state.mark
-    calls = ~(pauses | marks)
+    noted = what == COLLECTIVE
+    calls = ~(pauses | marks | noted)
+    begun_before = np.cumsum(calls)[noted] - 1
+    peers, collective = np.full((2, int(calls.sum())), -1)
+    peers[begun_before], collective[begun_before] = tensors[noted], time[noted]
     time = (time - paused - origin_ns)[calls]
 
     # The calls that are still open begin again, as it were, before all others.
@@ -223,9 +239,12 @@ def _step(
     mark = np.concatenate([np.zeros(carried, dtype=np.int64), mark[calls]])
     edge = np.concatenate([state.edge, state.edges + np.arange(len(time))])
     pause = np.concatenate([np.zeros(carried, dtype=np.int64), paused[calls]])
+    peers, collective = (np.concatenate([np.full(carried, -1), values]) for values in (peers, collective))
     pairs = _pairs(module)
     if pairs is None:
-        module, tensor, times, mark, edge, pause = _with_missing_ends(module, tensor, times, mark, edge, pause)
+        module, tensor, times, mark, edge, pause, peers, collective = _with_missing_ends(
+            module, tensor, times, mark, edge, pause, peers, collective
+        )
         pairs = _pairs(module)
         assert pairs is not None
     begin_at, end_at, closed, depth = pairs
@@ -242,10 +261,13 @@ def _step(
     columns = {
         "call": number,
         "parent": np.where(parent >= 0, number[parent], -1),
+        "caller": np.where(parent >= 0, module[begin_at][parent], -1),
         "depth": depth,
         "module": module[begin_at],
         "inputs": tensor[begin_at],
         "mark": mark[begin_at],
+        "peers": peers[begin_at],
+        "collective": collective[begin_at],
         "begin_edge": edge[begin_at],
         "paused": pause[begin_at],
         "host_start_ns": start,

@@ -120,8 +120,8 @@ def _to_pandas(file: pq.ParquetFile) -> pd.DataFrame:
     for field in CALLS:
         if field.name in columns or field.name.endswith("_id"):
             continue
-        if field.name == "run" and field.name not in there:
-            continue  # a file from before there were several
+        if field.name in ("run", "rank", "peers", "collective") and field.name not in there:
+            continue  # a file from before there were several runs, or processes
         column = plain.column(field.name)
         if field.name in NULLABLE:
             columns[field.name] = column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)

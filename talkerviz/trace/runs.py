@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.ranks import check_one_rank
+
 if TYPE_CHECKING:
     from talkerviz.trace.trace import Trace
 
@@ -26,7 +28,11 @@ def as_one_run(trace: Trace) -> Trace:
 
     What a picture is drawn of: it is that of one run, whatever the number of runs. The fact `mean_of_runs` says over
     how many the times are means.
+
+    Raises:
+        ValueError: there are several ranks.
     """
+    check_one_rank(trace)
     calls = trace.calls
     runs = whole_runs(trace)
     if calls["run"].nunique() < 2:

@@ -81,6 +81,11 @@ CALLS = pa.schema(
         pa.field("frame", pa.int64()),  # null outside frames
         pa.field("step", pa.int64()),  # the code predictor's pass within its frame, 0 to 14; null elsewhere
         pa.field("run", pa.int32(), nullable=False),  # 0, 1, 2, ... under `--repeat`; frames begin anew in each
+        pa.field("rank", pa.int32(), nullable=False),  # the process's among several; 0 where there is but one
+        # A collective, and the wait for one that was begun before: whom it is among, `0-3` or `0>1` for a message, and
+        # its number among theirs, the same on all of them; null for modules.
+        pa.field("peers", NAME),
+        pa.field("collective", pa.int64()),
         pa.field("inputs", _TENSORS, nullable=False),
         pa.field("outputs", _TENSORS, nullable=False),
         # Equal numbers mean equal lists of tensors: what makes a million calls load, group and compare fast.

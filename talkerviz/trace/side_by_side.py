@@ -1,4 +1,4 @@
-"""The same modules at work in different phases or parts, side by side."""
+"""The same modules at work in different phases, parts or ranks, side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from talkerviz.trace.summary import check_sort
 if TYPE_CHECKING:
     from talkerviz.trace.trace import Trace
 
-ACROSS = ("phase", "part")
+ACROSS = ("phase", "part", "rank")
 BY_ACROSS = ("module", "class")
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
@@ -23,14 +23,15 @@ _BEFORE_ALL = "setup"  # it has no like elsewhere
 
 
 def side_by_side(trace: Trace, by: str = "module", across: str = "phase", sort: str | None = None) -> pd.DataFrame:
-    """One row for each module or class, and for each phase or part a few columns.
+    """One row for each module or class, and for each phase, part or rank a few columns.
 
     Args:
         trace: the whole trace, or what `Trace.select` left of it.
         by: `module` or `class`. Modules that differ by a number in their path, such as a layer's, are one row,
             `talker.model.layers.*.mlp`.
         across: `phase` sets prefill against decode, of the code predictor its own two. `part` sets the talker against
-            the code predictor, the modules of which stand beside those of the same place in the talker.
+            the code predictor, the modules of which stand beside those of the same place in the talker. `rank` sets
+            side by side the ranks of a merged trace.
         sort: `self`, `total` or `calls`, of all columns together, largest first; by default `self`.
 
     Returns:
@@ -39,7 +40,7 @@ def side_by_side(trace: Trace, by: str = "module", across: str = "phase", sort: 
         and what was not measured, they are `<NA>`.
 
     Raises:
-        ValueError: an unknown `by`, `across` or `sort`, or there are no two phases or parts.
+        ValueError: an unknown `by`, `across` or `sort`, or there are no two phases, parts or ranks.
     """
     if by not in BY_ACROSS:
         raise ValueError(f"cannot group by {by!r} side by side: choose from {', '.join(BY_ACROSS)}")
@@ -80,6 +81,8 @@ def side_by_side(trace: Trace, by: str = "module", across: str = "phase", sort: 
 def _columns(trace: Trace, across: str) -> pd.Series:
     if across == "part":
         return parts_of_calls(trace)
+    if across == "rank":
+        return trace.calls["rank"].map({rank: f"rank {rank}" for rank in trace.calls["rank"].unique()})
     phases = trace.calls["phase"].astype(object)
     if not makes_speech(trace):
         return phases

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,20 @@ from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
 from talkerviz.trace.frame import log_frame
 from talkerviz.trace.log import read_log
 from talkerviz.trace.parquet import read_trace, write_trace
+from talkerviz.trace.ranks import of_rank
 from talkerviz.trace.schema import ModuleInfo
 from talkerviz.trace.summary import summarise
+
+if TYPE_CHECKING:
+    from talkerviz.drawing import render as draw
+    from talkerviz.notebook.display import mimebundle
 
 
 class TraceError(ValueError):
     """A trace file that cannot be read; the message names the file and says what to do."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """The record of one run.
 
@@ -40,6 +45,22 @@ class Trace:
     modules: tuple[ModuleInfo, ...]
     facts: Mapping[str, Any]
     flow: Flow | None = None
+
+    if TYPE_CHECKING:  # a trace knows nothing of what draws it: the package's root gives it these
+        render = draw
+        _repr_mimebundle_ = mimebundle
+
+    def __repr__(self) -> str:
+        calls = self.calls
+        parts = [f"{len(calls):,} calls of {calls['path'].nunique():,} modules"]
+        if phases := self.phases:
+            parts.append(f"phase{'s' if len(phases) > 1 else ''} {', '.join(phases)}")
+        if frames := len(calls[["run", "frame"]].dropna().drop_duplicates()):
+            parts.append(f"{frames:,} frame{'s' if frames > 1 else ''}")
+        if calls["host_self_ns"].notna().any():
+            took = calls["host_self_ns"].sum() / 1e6
+            parts.append(f"{took:,.{3 if took < 10 else 0}f} ms in calls")
+        return f"<Trace of {self.facts.get('model', 'a model')}: {'; '.join(parts)}>"
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -59,6 +80,7 @@ class Trace:
         depth: int | None = None,
         module: str | None = None,
         run: int | None = None,
+        rank: int | None = None,
     ) -> Trace:
         """The same trace with only the calls asked for.
 
@@ -71,10 +93,13 @@ class Trace:
             depth: keep calls at most this deep (0 keeps the top calls only).
             module: keep calls of modules whose path fits this pattern, as in a shell, and all calls inside them.
             run: keep calls of this run. The flow is that of the first run alone.
+            rank: keep what is this rank's of a merged trace.
 
         Raises:
-            ValueError: the trace has no such phase, frame, module or run; the message lists what it has.
+            ValueError: the trace has no such phase, frame, module, run or rank; the message lists what it has.
         """
+        if rank is not None:
+            return of_rank(self, rank).select(phase, frame, depth, module, run)
         if run is not None:
             of_run = (self.calls["run"] == run).to_numpy()
             if not of_run.any():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from talkerviz.graph.graph import Box, Graph, Group, heading
-from talkerviz.graph.pages import FIRST, pages_of_views
+from talkerviz.graph.pages import FIRST, Page, Pages
 from talkerviz.graph.view import View
 from talkerviz.render.colours import INK
 from talkerviz.render.formats import render_graph
@@ -61,45 +61,81 @@ class Chart:
     boxes: Mapping[str, Mapping[str, Any]]
 
 
-def charts_of(trace: Trace) -> Iterator[Chart]:
-    """The whole run, opened as far as legible and less far, and the inside of each closed box.
+class Charts:
+    """The whole run, opened as far as legible and less far, and the inside of each closed box, drawn when asked for.
 
-    Raises:
-        LayoutError: there is nothing to draw them with.
+    Args:
+        trace: what they are of, one run.
     """
-    views = {**{f"depth-{depth}": View(depth=depth) for depth in _DEPTHS}, FIRST: View()}
-    number_of_row = trace.calls["call"].to_numpy()
-    levels: list[Graph] = []
-    for page in pages_of_views(trace, views, ""):
-        rows = {id: np.searchsorted(number_of_row, numbers) for id, numbers in page.calls.items()}
-        if page.name not in views:
-            yield _chart(trace, page.name, page.name, False, page.graph, rows)
-        # Once all is open, going deeper changes nothing.
-        elif _shown(page.graph) not in map(_shown, levels):
-            levels.append(page.graph)
-            yield _chart(trace, page.name, _LABELS[page.name], True, page.graph, rows)
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._views = {**{f"depth-{depth}": View(depth=depth) for depth in _DEPTHS}, FIRST: View()}
+        self._pages = Pages(trace, self._views, "")
+
+    def levels(self) -> Iterator[Chart]:
+        """Those of the whole run, the most closed one first; none where there are no calls.
+
+        Raises:
+            LayoutError: there is nothing to draw them with.
+        """
+        levels: list[list[tuple[str, int]]] = []
+        for name in self._views if len(self._trace.calls) else ():
+            page = self._pages.draw(name)
+            shown = _shown(page.graph)
+            # Once all is open, going deeper changes nothing.
+            if shown not in levels:
+                levels.append(shown)
+                yield self._chart(page, _LABELS[name], True)
+
+    @property
+    def insides(self) -> list[str]:
+        """The names of those insides that boxes link to, of the charts that were drawn so far."""
+        return self._pages.names[len(self._views) :]
+
+    def inside(self, name: str) -> Chart:
+        """The inside of a box that links to a chart of this name.
+
+        Raises:
+            LayoutError: there is nothing to draw it with.
+        """
+        return self._chart(self._pages.draw(name), name, False)
+
+    def all(self) -> Iterator[Chart]:
+        """The levels, then all insides.
+
+        Raises:
+            LayoutError: there is nothing to draw them with.
+        """
+        yield from self.levels()
+        drawn = 0
+        while drawn < len(self.insides):
+            yield self.inside(self.insides[drawn])
+            drawn += 1
+
+    def _chart(self, page: Page, label: str, level: bool) -> Chart:
+        calls = self._trace.calls
+        number_of_row = calls["call"].to_numpy()
+        svg, size = page_svg(render_graph(replace(page.graph, title=""), "svg"))
+        path, phase = (calls[column].cat.codes.to_numpy() for column in ("path", "phase"))
+        boxes = {}
+        for box in _all(page.graph.members):
+            of_box = np.searchsorted(number_of_row, page.calls.get(box.id, np.empty(0, dtype=int)))
+            boxes[box.id] = {
+                "kind": box.kind,
+                "name": box.name,
+                "path": box.path,
+                "calls": box.calls,
+                "phase": int(phase[of_box[0]]) if len(of_box) else -1,
+                "modules": np.unique(path[of_box]).tolist() if box.kind == "module" else [],
+                "link": box.link,
+            }
+        edges = frozenset(edge_style(edge) for edge in page.graph.edges)
+        return Chart(page.name, label, level, svg, size, edges, boxes)
 
 
 def _shown(graph: Graph) -> list[tuple[str, int]]:
     return [(box.path or box.name, box.calls) for box in _all(graph.members)]
-
-
-def _chart(trace: Trace, name: str, label: str, level: bool, graph: Graph, rows: Mapping[str, np.ndarray]) -> Chart:
-    svg, size = page_svg(render_graph(replace(graph, title=""), "svg"))
-    path, phase = (trace.calls[column].cat.codes.to_numpy() for column in ("path", "phase"))
-    boxes = {}
-    for box in _all(graph.members):
-        of_box = rows.get(box.id, np.empty(0, dtype=int))
-        boxes[box.id] = {
-            "kind": box.kind,
-            "name": box.name,
-            "path": box.path,
-            "calls": box.calls,
-            "phase": int(phase[of_box[0]]) if len(of_box) else -1,
-            "modules": np.unique(path[of_box]).tolist() if box.kind == "module" else [],
-            "link": box.link,
-        }
-    return Chart(name, label, level, svg, size, frozenset(edge_style(edge) for edge in graph.edges), boxes)
 
 
 def _all(members: tuple[Box | Group, ...]) -> Iterator[Box]:

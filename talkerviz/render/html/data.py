@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from talkerviz.render.heat import HEAT_FILLS, share_legend
+from talkerviz.render.html.charts import Chart
 from talkerviz.render.quantities import is_number, quantity, shown_columns
 from talkerviz.render.text import amount_text, factor_text, share_text, size_text, time_text
 from talkerviz.trace import Trace
@@ -95,3 +97,28 @@ def frames_data(trace: Trace) -> dict[str, Any]:
         name = str(calls["phase"].cat.categories[code]) if code >= 0 else ""
         series.append({"name": name, "values": sums.astype(np.int64).tolist()})
     return {"frames": frames.tolist(), "phases": series}
+
+
+def typical_frame(by_frame: Mapping[str, Any]) -> int | None:
+    """The frame in the middle of all of `frames_data` by their time, of those after the first."""
+    times = [sum(times) for times in zip(*(phase["values"] for phase in by_frame["phases"]), strict=True)]
+    ranked = sorted(zip(times, by_frame["frames"], strict=True))
+    later = [frame for _, frame in ranked if frame > 0]
+    return later[len(later) // 2] if later else None
+
+
+def chart_data(chart: Chart) -> dict[str, Any]:
+    """A flowchart but for its picture."""
+    width, height = chart.size
+    shown = {"name": chart.name, "label": chart.label, "level": chart.level, "boxes": chart.boxes}
+    return {**shown, "width": width, "height": height}
+
+
+def edge_kinds(charts: Sequence[Chart]) -> list[str]:
+    """The styles of arrows that are in any of some flowcharts."""
+    return [kind for kind in ("flow", "carried", "state") if any(kind in chart.edges for chart in charts)]
+
+
+def heat_data() -> list[tuple[str, str]]:
+    """What each colour of a box stands for, coolest first."""
+    return list(zip(share_legend(), HEAT_FILLS, strict=True))

@@ -5,14 +5,21 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 from talkerviz.graph.build import title_parts
-from talkerviz.render.heat import HEAT_FILLS, share_legend
 from talkerviz.render.html.charts import Chart
-from talkerviz.render.html.data import frames_data, layers_data, table_data
+from talkerviz.render.html.data import (
+    chart_data,
+    edge_kinds,
+    frames_data,
+    heat_data,
+    layers_data,
+    table_data,
+    typical_frame,
+)
 from talkerviz.render.html.flame import flame_of
 from talkerviz.render.html.slices import Slicer, Slices
 from talkerviz.render.notes import notes_on
@@ -21,7 +28,7 @@ from talkerviz.trace import Trace
 from talkerviz.trace.frames import FRAME_NS, FrameSummary, makes_speech
 
 # In the order in which they need each other.
-_SCRIPTS = ("text", "state", "chart", "plot", "stacks", "plots", "tables", "panel", "main")
+_SCRIPTS = ("host", "text", "state", "chart", "plot", "stacks", "plots", "tables", "panel", "main")
 _VENDOR = ("echarts", "tabulator", "svg-pan-zoom")
 _BESIDE = "The calls of some frames are not in this page but in the folder frames beside it."
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -78,33 +85,19 @@ def _data(
         "peaks": trace.facts.get("peaks"),
         "timed": bool(len(trace.calls) and trace.calls["host_ns"].notna().all()),
         "flow": trace.flow is not None,
-        "heat": list(zip(share_legend(), HEAT_FILLS, strict=True)),
-        "edges": [kind for kind in ("flow", "carried", "state") if any(kind in chart.edges for chart in charts)],
+        "heat": heat_data(),
+        "edges": edge_kinds(charts),
         "names": vars(slicer.names),
         "tables": {by: table_data(table, by) for by, table in figures.tables.items()},
-        "charts": [_chart(chart) for chart in charts],
+        "charts": [chart_data(chart) for chart in charts],
         "frames": slicer.frames,
         "slices": [slices.data for slices in held],
-        "typical": _typical(by_frame),
+        "typical": typical_frame(by_frame),
         "flame": flame_of(trace),
         "byFrame": by_frame,
         "marks": _marks(trace, figures.frames),
         "layers": layers_data(trace),
     }
-
-
-def _chart(chart: Chart) -> Mapping[str, Any]:
-    width, height = chart.size
-    shown = {"name": chart.name, "label": chart.label, "level": chart.level, "boxes": chart.boxes}
-    return {**shown, "width": width, "height": height}
-
-
-def _typical(by_frame: Mapping[str, Any]) -> int | None:
-    """The frame in the middle of all by their time, of those after the first."""
-    times = [sum(times) for times in zip(*(phase["values"] for phase in by_frame["phases"]), strict=True)]
-    ranked = sorted(zip(times, by_frame["frames"], strict=True))
-    later = [frame for _, frame in ranked if frame > 0]
-    return later[len(later) // 2] if later else None
 
 
 def _marks(trace: Trace, summary: FrameSummary | None) -> list[dict[str, Any]]:

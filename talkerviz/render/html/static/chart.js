@@ -8,9 +8,9 @@ function showChart(name) {
   shown = data.charts.find(chart => chart.name === name);
   zooming?.destroy();
   // As high as it is when it is as wide as there is room.
-  $('chart').style.height = `${Math.min(0.74 * innerHeight, Math.max(320, $('chart').clientWidth * shown.height / shown.width))}px`;
+  $('chart').style.height = `${Math.min(tallest(), Math.max(320, $('chart').clientWidth * shown.height / shown.width))}px`;
   const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
-  svg.append($(`chart-${data.charts.indexOf(shown)}`).content.querySelector('g').cloneNode(true));
+  svg.append(pictureOf(shown));
   svg.setAttribute('font-size', 9);
   $('chart').replaceChildren(svg);
   zooming = svgPanZoom(svg, { mouseWheelZoomEnabled: false, dblClickZoomEnabled: false, minZoom: 0.2, maxZoom: 30, zoomScaleSensitivity: 0.3 });
@@ -29,9 +29,11 @@ function showChart(name) {
 }
 
 function openInside(name) {
-  chartsBefore.push(shown.name);
-  showChart(name);
-  $('crumbs').querySelector('button').focus();
+  fetchChart(name, () => {
+    chartsBefore.push(shown.name);
+    showChart(name);
+    $('crumbs').querySelector('button').focus();
+  });
 }
 
 function goBack() {
@@ -93,7 +95,7 @@ function boxKeys(event) {
 function bringIntoView(box) {
   const frame = $('chart').getBoundingClientRect(), at = box.getBoundingClientRect();
   // What the panel covers, at the side or on a narrow screen at the bottom, cannot be seen.
-  const panel = $('panel').hidden ? { left: Infinity, top: Infinity } : $('panel').getBoundingClientRect();
+  const panel = $('panel')?.hidden === false ? $('panel').getBoundingClientRect() : { left: Infinity, top: Infinity };
   const right = panel.left > frame.left ? Math.min(frame.right, panel.left) : frame.right;
   const bottom = panel.left > frame.left ? frame.bottom : Math.min(frame.bottom, panel.top);
   const off = (low, high, from, to) => low < from ? from - low + 20 : high > to ? to - high - 20 : 0;
@@ -103,7 +105,7 @@ function bringIntoView(box) {
 // The deepest picture whose text can be read without zooming, as far as any can.
 function firstChart() {
   const levels = data.charts.filter(chart => chart.level);
-  const fits = chart => Math.min($('chart').clientWidth / chart.width, 0.74 * innerHeight / chart.height);
+  const fits = chart => Math.min($('chart').clientWidth / chart.width, tallest() / chart.height);
   return levels.filter(chart => fits(chart) >= 0.75).at(-1) ?? levels[0];
 }
 
@@ -121,7 +123,7 @@ function setUpChart() {
     }),
   );
   const zoom = { in: () => zooming.zoomIn(), out: () => zooming.zoomOut(), fit };
-  for (const button of document.querySelectorAll('[data-zoom]')) button.onclick = zoom[button.dataset.zoom];
+  for (const button of root.querySelectorAll('[data-zoom]')) button.onclick = zoom[button.dataset.zoom];
   const chart = $('chart');
   let pressed = null;
   chart.addEventListener('pointerdown', event => { pressed = [event.clientX, event.clientY]; });
@@ -142,7 +144,7 @@ function setUpChart() {
     const frame = chart.getBoundingClientRect();
     zooming.zoomAtPointBy(Math.exp(-event.deltaY / 300), { x: event.clientX - frame.left, y: event.clientY - frame.top });
   }, { passive: false });
-  new ResizeObserver(() => zooming?.resize()).observe(chart);
+  whenResized(chart, () => zooming?.resize());
   showChart(firstChart().name);
   parts.push({ chosen: markBoxes });
 }

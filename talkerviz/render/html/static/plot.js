@@ -7,7 +7,7 @@ function plot(element, options, height) {
   const chart = echarts.init(element, null, { renderer: 'canvas' });
   const found = { chart, draw: () => chart.setOption(options(), { notMerge: true }) };
   found.draw();
-  new ResizeObserver(() => chart.resize()).observe(element);
+  whenResized(element, () => chart.resize());
   plots.push(found);
   return found;
 }

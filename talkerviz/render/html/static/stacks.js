@@ -9,9 +9,10 @@ function fitting(name, width) {
   return room >= name.length ? name : room >= tail.length ? tail : room >= 5 ? `${name.slice(0, room - 1)}…` : '';
 }
 
-// items: { from, to, lane, module, ... }, times in nanoseconds; lanes: what stands left of each row.
-function stackPlot(element, { says, onClick }) {
-  let items = [], lanes = [];
+// items: { from, to, lane, module, ... }, times in nanoseconds; lanes: what stands left of each row. With `onSpan` a drag
+// chooses a span of time, [from, to] or null, and with the shift key it moves.
+function stackPlot(element, { says, onClick, onSpan = null }) {
+  let items = [], lanes = [], span = null, ink = '';
   const bar = (params, api) => {
     const item = items[api.value(3)];
     const [x, y] = api.coord([item.from, item.lane]);
@@ -22,13 +23,22 @@ function stackPlot(element, { says, onClick }) {
     return {
       type: 'rect',
       shape: { x: left, y: y - BAR / 2, width: width > 3 ? width - 0.6 : width, height: BAR - 1.5, r: width > 8 ? 2 : 0 },
-      style: { fill: item.colour, opacity: lit ? 1 : 0.28, stroke: item.error ? colour('mark') : undefined, lineWidth: item.error ? 2 : 0 },
-      emphasis: { style: { stroke: colour('ink'), lineWidth: 1.2 } },
+      style: { fill: item.colour, opacity: lit ? 1 : 0.28, ...border(item) },
+      emphasis: { style: { stroke: ink, lineWidth: 1.2 } },
       textConfig: { position: 'insideLeft', distance: 4 },
-      textContent: { style: { text: fitting(item.name, width - 8), fill: '#10161d', fontSize: 11, opacity: lit ? 1 : 0.6 } },
+      textContent: { style: { text: fitting(item.name, width - 8), fill: lit ? '#10161d' : ink, fontSize: 11, opacity: lit ? 1 : 0.6 } },
     };
   };
-  const options = () => ({
+  const border = item => item.error ? { stroke: colour('mark'), lineWidth: 2 }
+    : chosen && item.call !== undefined && item.call === chosen.call ? { stroke: ink, lineWidth: 2 } : {};
+  const spanBar = (params, api) => {
+    const { x, y, width, height } = params.coordSys;
+    const at = time => Math.min(Math.max(api.coord([time, 0])[0], x), x + width);
+    const [left, right] = span.map(at);
+    return { type: 'rect', silent: true, shape: { x: left, y, width: Math.max(right - left, 1), height }, style: { fill: colour('accent'), opacity: 0.22 } };
+  };
+  const spanSeries = () => ({ id: 'span', type: 'custom', silent: true, tooltip: { show: false }, z: 9, clip: true, renderItem: spanBar, encode: { x: [0, 1] }, data: span ? [[...span, 0]] : [] });
+  const layout = () => ({
     animation: false,
     grid: { ...MARGIN, bottom: BELOW },
     tooltip: { ...tooltipLook(), formatter: params => lines(...says(items[params.value[3]])) },
@@ -38,14 +48,18 @@ function stackPlot(element, { says, onClick }) {
       axisLabel: { ...axisLook().axisLabel, interval: 0 }, splitLine: { show: false },
     },
     dataZoom: [
-      { type: 'inside', filterMode: 'weakFilter', zoomOnMouseWheel: 'ctrl', moveOnMouseMove: true, preventDefaultMouseMove: false, minSpan: 0.0005 },
+      { type: 'inside', filterMode: 'weakFilter', zoomOnMouseWheel: 'ctrl', moveOnMouseMove: onSpan ? 'shift' : true, preventDefaultMouseMove: false, minSpan: 0.0005 },
       {
         type: 'slider', filterMode: 'weakFilter', bottom: 8, height: 20, showDetail: false, brushSelect: false, minSpan: 0.0005,
         borderColor: colour('line'), fillerColor: 'rgba(110, 168, 254, .2)', handleStyle: { color: colour('accent') }, moveHandleStyle: { color: colour('line') },
       },
     ],
-    series: [{ type: 'custom', renderItem: bar, encode: { x: [0, 1], y: 2 }, data: items.map((item, place) => [item.from, item.to, item.lane, place]) }],
+    series: [{ id: 'bars', type: 'custom', renderItem: bar, encode: { x: [0, 1], y: 2 }, data: items.map((item, place) => [item.from, item.to, item.lane, place]) }, spanSeries()],
   });
+  const options = () => {
+    ink = colour('ink');
+    return layout();
+  };
   const { chart, draw } = plot(element, options, 140);
   const zoomed = () => { const { start, end } = chart.getOption().dataZoom[0]; return [start, end]; };
   const zoomTo = (start, end) => {
@@ -60,13 +74,15 @@ function stackPlot(element, { says, onClick }) {
     const last = Math.max(...items.map(item => item.to)), around = (to - from) * 0.02;
     zoomTo((from - around) / last * 100, (to + around) / last * 100);
   });
+  const showSpan = next => { span = next; chart.setOption({ series: [{ id: 'span', data: spanSeries().data }] }); };
+  if (onSpan) brush(chart, () => items.length, showSpan, onSpan);
   attributes(element, { tabindex: 0, role: 'group', 'aria-label': 'Plus and minus zoom, arrow keys move, 0 shows all' });
   element.addEventListener('keydown', event => {
     const does = { '+': () => scale(0.5), '=': () => scale(0.5), '-': () => scale(2), 0: whole, ArrowLeft: () => move(-0.25), ArrowRight: () => move(0.25) }[event.key];
     if (does && !event.ctrlKey && !event.metaKey) { does(); event.preventDefault(); }
   });
   const button = (text, label, does) => attributes(make('button', { type: 'button', onclick: does }, text), { 'aria-label': label });
-  document.querySelector(`[data-for="${element.id}"]`).append(
+  root.querySelector(`[data-for="${element.id}"]`).append(
     button('+', 'Zoom in', () => scale(0.5)), button('−', 'Zoom out', () => scale(2)), button('All', 'Show all', whole),
   );
   parts.push({ chosen: draw_keeping_zoom });
@@ -76,6 +92,7 @@ function stackPlot(element, { says, onClick }) {
     zoomTo(start, end);
   }
   return {
+    showSpan,
     show(newItems, newLanes) {
       [items, lanes] = [newItems, newLanes];
       // In this order, as a resized plot is drawn again with the items that it knows.
@@ -86,6 +103,33 @@ function stackPlot(element, { says, onClick }) {
   };
 }
 
+// A drag over the time axis of a plot that `isFull`: `onMove` as it goes on, `onEnd` once it is over; a click on nothing
+// ends with null.
+function brush(chart, isFull, onMove, onEnd) {
+  const surface = chart.getZr();
+  let from = null, span = null;
+  const timeAt = event => {
+    const { min, max } = chart.getOption().xAxis[0];
+    return Math.round(Math.min(Math.max(chart.convertFromPixel({ xAxisIndex: 0 }, event.offsetX), min), max));
+  };
+  surface.on('mousedown', event => {
+    const inside = chart.containPixel('grid', [event.offsetX, event.offsetY]);
+    from = isFull() && inside && !event.event.shiftKey && event.event.button === 0 ? { time: timeAt(event), x: event.offsetX } : null;
+    span = null;
+  });
+  surface.on('mousemove', event => {
+    if (!from || Math.abs(event.offsetX - from.x) < 5 && !span) return;
+    span = [from.time, timeAt(event)].sort((one, other) => one - other);
+    onMove(span);
+  });
+  const end = event => {
+    if (!from) return;
+    if (span || !event.target) { onMove(span); onEnd(span); }
+    from = null;
+  };
+  surface.on('mouseup', end);
+}
+
 const isChosenItem = item => chosen.modules.has(item.module) && (chosen.phase < 0 || chosen.phase === item.phase);
 const nameOf = module => names.modules[module].split('.').slice(-2).join('.').replace(/^.*\.(?!\d)/, '');
 
@@ -93,8 +137,11 @@ function setUpTimeline() {
   if (!data.timed || !data.frames.length) return $('timeline').remove();
   const labelOf = frame => frame.frame === null ? 'outside of frames' : `${frame.frame}`;
   for (const frame of data.frames) $('frame').append(make('option', {}, `${labelOf(frame)}  (${timeText(frame.time)})`));
-  const timeline = stackPlot($('timeline-plot'), { says: saysCall, onClick: item => chooseModules([item.module]) });
-  let wanted = 0;
+  const timeline = stackPlot($('timeline-plot'), {
+    says: saysCall, onClick: item => chooseModules([item.module], { call: item.call }),
+    onSpan: spanChosen && (span => spanChosen(span && span.map(time => time + began))),
+  });
+  let wanted = 0, began = 0;
   const show = async place => {
     const frame = data.frames[place];
     wanted = place;
@@ -105,7 +152,9 @@ function setUpTimeline() {
     try {
       const of_frame = await load(frame);
       if (wanted !== place) return;  // another one was chosen in the meantime
+      began = slices.get(frame.frame).began;
       timeline.show(...lanesOf(of_frame));
+      frameShown(frame.frame);
       const left = slices.get(frame.frame).left_out;
       $('frame-says').textContent = `${countText(of_frame.length)} calls${left ? `; the ${countText(left)} shortest are left out` : ''}`;
     } catch (error) {
@@ -119,8 +168,9 @@ function setUpTimeline() {
   const typical = data.frames.findIndex(frame => frame.frame === data.typical);
   show(Math.max(typical, 0));
   showFrame = number => show(data.frames.findIndex(frame => frame.frame === number));
+  showSpan = span => timeline.showSpan(span && span.map(time => time - began));
 }
-let showFrame = () => {};
+let showFrame = () => {}, showSpan = () => {};
 
 function lanesOf(calls) {
   const lanes = [], items = [];

@@ -22,22 +22,20 @@ function choose(next) {
 const chooseModules = (modules, more = {}) =>
   choose({ title: modules.length === 1 ? names.modules[modules[0]] : `${modules.length} modules`, phase: -1, ...more, modules: new Set(modules) });
 
-// Calls by frame. Those that the page does not hold are in files beside it.
+// Calls by frame. Those that are not here yet are fetched.
 const slices = new Map(data.slices.map(slice => [slice.frame, slice]));
 const decoded = new Map();
 const waiting = new Map();
-window.talkervizFrame = slice => {
+function received(slice) {
   slices.set(slice.frame, slice);
   waiting.get(slice.frame)?.();
-};
+}
 
 function load(frame) {
   if (slices.has(frame.frame)) return Promise.resolve(calls(frame.frame));
   return new Promise((done, failed) => {
     waiting.set(frame.frame, () => done(calls(frame.frame)));
-    const file = make('script', { src: `frames/${frame.file}` });
-    file.onerror = () => failed(new Error(`frames/${frame.file} is not beside this page`));
-    document.head.append(file);
+    fetchFrame(frame, failed);
   });
 }
 

@@ -1,6 +1,5 @@
 // Numbers as people read them (as talkerviz/render/text.py), and elements made of text, never of HTML.
-const data = JSON.parse(document.getElementById('data').textContent);
-const $ = id => document.getElementById(id);
+const $ = id => root.getElementById(id);
 
 function threeDigits(value, units, space = ' ') {
   const [scale, unit] = units.find(([scale]) => Math.abs(value) >= scale * 0.9995) ?? units.at(-1);
@@ -36,7 +35,7 @@ function attributes(element, values) {
 const lines = (...texts) => make('div', { className: 'tip' }, ...texts.filter(Boolean).map((text, place) => make(place ? 'div' : 'b', {}, text)));
 
 // What a custom property of the style comes to in the present theme.
-const probe = document.body.appendChild(make('i', { hidden: true }));
+const probe = (root.body ?? root).appendChild(make('i', { hidden: true }));
 function colour(name) {
   probe.style.color = `var(--${name})`;
   return getComputedStyle(probe).color;

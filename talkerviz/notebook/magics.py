@@ -1,0 +1,96 @@
+"""`%%talkertrace`: record what a cell does."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, magics_class, output_can_be_silenced
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.display import display
+from torch import nn
+
+from talkerviz.notebook.called import recording_called
+from talkerviz.record import Recording, recording
+
+
+@magics_class
+class TraceMagics(Magics):
+    """The magics of `%load_ext talkerviz`."""
+
+    shell: Any  # there is one by the time that a magic is called
+
+    @magic_arguments()
+    @argument("model", nargs="?", help="The model, such as model or pipe.talker; by default the one that is called.")
+    @argument("-o", "--output", default="trace", metavar="NAME", help="The variable that the trace is left in.")
+    @output_can_be_silenced
+    @cell_magic
+    def talkertrace(self, line: str, cell: str) -> Any:
+        """Record every module call that a cell makes, show the Trace, and leave it in the variable `trace`.
+
+        With no model named it is the one that the cell calls, made in it or before. Several that are in variables when
+        the first of them is called are all recorded: `trace` is a dict then, with a Trace for each variable. A cell
+        that fails leaves what it did until then.
+        """
+        args = parse_argstring(self.talkertrace, line)
+        if not args.output.isidentifier():
+            raise UsageError(f"-o {args.output}: not a name for a variable")
+        named = self._model(args.model) if args.model else None
+        run = self._compiled(cell)
+        recordings = _named(args.model, named) if named is not None else recording_called(self.shell.user_ns)
+        found: Mapping[str, Recording] = {}
+        try:
+            with recordings as found:
+                return run()
+        finally:
+            self._leave(args.output, found)
+
+    def _model(self, expression: str) -> nn.Module:
+        try:
+            model = eval(expression, self.shell.user_ns)
+        except Exception as error:
+            raise UsageError(f"{expression}: {type(error).__name__}: {error}; name a variable with a model") from None
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"{expression} is a {type(model).__name__}, not a torch.nn.Module")
+        return model
+
+    def _compiled(self, cell: str) -> Callable[[], Any]:
+        """What runs the cell; it returns the value of the last line if that is an expression."""
+        shell = self.shell
+        source = shell.transform_cell(cell)
+        # Where tracebacks find the lines.
+        file = shell.compile.cache(source, shell.execution_count, raw_code=cell)
+        tree = shell.transform_ast(shell.compile.ast_parse(source, filename=file))
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        code = shell.compile(tree, file, "exec")
+        value = None if last is None else shell.compile(ast.Expression(last.value), file, "eval")
+
+        def run() -> Any:
+            exec(code, shell.user_ns)
+            return None if value is None else eval(value, shell.user_ns)
+
+        return run
+
+    def _leave(self, variable: str, found: Mapping[str, Recording]) -> None:
+        """Put the traces of the models that were called into a variable, and show them."""
+        traces = {name: rec.trace for name, rec in found.items() if len(rec.trace.calls)}
+        if not traces:
+            print("talkertrace: no module was called, so there is no trace", file=sys.stderr)
+            return
+        several = len(traces) > 1
+        self.shell.user_ns[variable] = traces if several else next(iter(traces.values()))
+        for name, trace in traces.items():
+            if several:
+                print(f"{variable}[{name!r}]")
+            display(trace)
+
+
+@contextmanager
+def _named(expression: str, model: nn.Module) -> Iterator[Mapping[str, Recording]]:
+    name = expression.rpartition(".")[2]
+    with recording(model, name if name.isidentifier() else "model") as rec:
+        yield {expression: rec}

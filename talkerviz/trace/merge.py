@@ -1,0 +1,110 @@
+"""Several ranks' traces as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.trace.alignment import align
+from talkerviz.trace.flow import Flow, edges_frame, ops_frame
+from talkerviz.trace.frame import calls_frame
+from talkerviz.trace.trace import Trace
+
+_OF_ALL = ("unfinished", "cut_short")
+
+
+def merge(traces: Sequence[Trace]) -> Trace:
+    """The traces of one run's ranks as one, their times on one line, which begins with the first recording.
+
+    Calls are those of each rank after the other, by the column `rank`. A rank's calls are numbered on from those of the
+    rank before, and one number between is left out. `facts` are the first rank's; what differs at others is in the list
+    `processes`, and how well the clocks are known in `clocks`: what `align` finds. `Trace.select(rank=...)` gives one
+    of them again.
+
+    Args:
+        traces: one of each rank, in any order. Some may be missing.
+
+    Raises:
+        ValueError: fewer than two, one that is no rank's or is merged already, a rank that is there twice, or ranks of
+            different runs.
+    """
+    if len(traces) < 2:
+        raise ValueError("merge: give the traces of two ranks or more")
+    for trace in traces:
+        if "processes" in trace.facts:
+            raise ValueError("merge: one of the traces is merged already; give those of single ranks")
+        if "process" not in trace.facts:
+            raise ValueError("merge: one of the traces is of no rank; record several processes, as under torchrun")
+    traces = sorted(traces, key=_rank)
+    ranks = [_rank(trace) for trace in traces]
+    if twice := sorted({rank for rank in ranks if ranks.count(rank) > 1}):
+        raise ValueError(f"merge: rank {twice[0]} is there twice; give one trace of each rank")
+    if len(sizes := sorted({trace.facts["process"]["world_size"] for trace in traces})) > 1:
+        raise ValueError(f"merge: ranks of different runs, one of {sizes[0]} and one of {sizes[1]} processes")
+
+    alignment = align(traces)
+    first_call = np.cumsum([0, *(int(trace.calls["call"].max()) + 2 if len(trace.calls) else 1 for trace in traces)])
+    calls = [
+        _moved(trace.calls, int(first), shift)
+        for trace, first, shift in zip(traces, first_call, alignment.shift_ns, strict=False)
+    ]
+    columns = {
+        name: pd.concat([one[name].astype(object) if one[name].dtype == "category" else one[name] for one in calls])
+        for name in calls[0].columns
+    }
+    flows = [trace.flow for trace in traces]
+    whole = [flow for flow in flows if flow is not None]
+    return Trace(
+        calls_frame(pd.DataFrame(columns).reset_index(drop=True)),
+        tuple(module for trace in traces for module in trace.modules),
+        _facts(traces) | {"clocks": {name: _json(value) for name, value in asdict(alignment).items()}},
+        _joined_flow(whole, first_call.tolist()) if len(whole) == len(flows) else None,
+    )
+
+
+def _rank(trace: Trace) -> int:
+    return int(trace.facts["process"]["rank"])
+
+
+def _moved(calls: pd.DataFrame, first: int, shift: int) -> pd.DataFrame:
+    moved = {name: calls[name] + shift for name in ("host_start_ns", "device_start_ns")}
+    found: pd.DataFrame = calls.assign(call=calls["call"] + first, parent=calls["parent"] + first, **moved)
+    return found
+
+
+def _joined_flow(flows: Sequence[Flow], first_call: Sequence[int]) -> Flow:
+    ops, edges, before = [], [], 0
+    for flow, first in zip(flows, first_call, strict=False):
+        texts = {name: flow.ops[name].astype(object) for name in ("phase", "name", "kind")}
+        call = flow.ops["call"].where(flow.ops["call"] < 0, flow.ops["call"] + first)
+        # What ran before all calls is after the number that is left out.
+        ops.append(flow.ops.assign(**texts, call=call, after=flow.ops["after"] + first))
+        ends = {name: flow.edges[name].where(flow.edges[name] < 0, flow.edges[name] + before) for name in _ENDS}
+        edges.append(flow.edges.assign(**ends))
+        before += len(flow.ops)
+    joined = pd.concat(edges, ignore_index=True)
+    columns: dict[str, object] = dict(pd.concat(ops, ignore_index=True))
+    return Flow(ops_frame(columns), edges_frame(joined["source"], joined["target"], joined["state"]))
+
+
+_ENDS = ("source", "target")
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _facts(traces: Sequence[Trace]) -> dict[str, Any]:
+    common = {name: value for name, value in traces[0].facts.items() if name != "process"}
+    for name in _OF_ALL:
+        if values := [trace.facts[name] for trace in traces if name in trace.facts]:
+            common[name] = sorted({run for runs in values for run in runs}) if name == "cut_short" else True
+    processes = []
+    for trace in traces:
+        own = {name: value for name, value in trace.facts.items() if common.get(name) != value and name != "process"}
+        processes.append({**trace.facts["process"], "modules": len(trace.modules), "differs": own})
+    return common | {"processes": processes}
