@@ -1,4 +1,4 @@
-"""What can be traced: the talker in its presets, or what a function of the user's returns."""
+"""What can be traced: talker and code2wav of a preset or a checkpoint, or what a function of the user's returns."""
 
 from __future__ import annotations
 
@@ -12,11 +12,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from talkerviz.record.phases import ForwardPhases, PhaseRule, TalkerPhases
-from talkerviz.talker.config import default_dtype, preset
+from talkerviz.foreign.from_config import build, read_config
+from talkerviz.foreign.run import runner
+from talkerviz.record.passes import PassPhases, passes_of
+from talkerviz.record.phases import PhaseRule, TalkerPhases
+from talkerviz.talker.checkpoint import find_module, read_talker_config
+from talkerviz.talker.code2wav import (
+    CHUNK_FRAMES,
+    LEFT_CONTEXT,
+    build_code2wav,
+    code2wav_config,
+    load_code2wav,
+    read_code2wav_config,
+    stream_audio,
+)
+from talkerviz.talker.codes_file import read_codes
+from talkerviz.talker.config import TalkerConfig, default_dtype, preset
+from talkerviz.talker.fill import OnBytes
+from talkerviz.talker.prompt import ThinkerOutputs
 from talkerviz.talker.run import inputs_of, speak
 from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.weights import build_talker
+from talkerviz.talker.thinker_file import read_inputs
+from talkerviz.talker.weights import build_talker, load_talker
 
 OnFrame = Callable[[int], None]
 
@@ -42,23 +59,213 @@ class Target:
     frames: int | None = None
 
 
-def talker_target(preset_name: str, impl: str, device: str, dtype: torch.dtype | None, scenario: Scenario) -> Target:
-    """The talker with random weights from the scenario's seed.
+@dataclass(frozen=True)
+class Loaded:
+    """A talker and what it is to speak.
+
+    Attributes:
+        talker: the model.
+        config: its numbers.
+        thinker: what a thinker gave it.
+        whose: `preset` or `checkpoint`, and its name.
+    """
+
+    talker: nn.Module
+    config: TalkerConfig
+    thinker: ThinkerOutputs
+    whose: Mapping[str, str]
+
+
+def talker_of(
+    source: str | Path,
+    impl: str,
+    device: str,
+    dtype: torch.dtype | None,
+    scenario: Scenario,
+    inputs: Path | None = None,
+    on_bytes: OnBytes | None = None,
+) -> Loaded:
+    """The talker of a preset with random weights, or that of a checkpoint, and what it is to speak.
+
+    Args:
+        source: a preset's name, or the path of a checkpoint's folder.
+        impl: native or transformers.
+        device: where it runs.
+        dtype: what its weights are; by default the preset's, or as the checkpoint has them.
+        scenario: what it speaks; its seed draws a preset's weights, and the inputs unless they are given.
+        inputs: a file with what a thinker gave.
+        on_bytes: called while a checkpoint is read, see `read_into`.
 
     Raises:
-        ValueError: an unknown preset or implementation.
+        ValueError: an unknown preset, implementation or speaker, a checkpoint that cannot be loaded, or inputs that do
+            not fit.
     """
-    config = preset(preset_name)
-    dtype = dtype or default_dtype(preset_name)
-    talker = build_talker(config, impl, device, dtype, scenario.seed)
-    thinker = inputs_of(talker, scenario, config)
+    if isinstance(source, Path):
+        config = read_talker_config(source)
+        stored = find_module(source, "talker.")
+        dtype = dtype or stored.dtype
+    else:
+        config, stored = preset(source), None
+        dtype = dtype or default_dtype(source)
+    # First, since weights take longer.
+    config.speaker(scenario.speaker)
+    read = read_inputs(inputs, config, device, dtype) if inputs else None
+    if stored:
+        talker = load_talker(config, stored, impl, device, dtype, on_bytes)
+    else:
+        talker = build_talker(config, impl, device, dtype, scenario.seed)
+    return Loaded(talker, config, read or inputs_of(talker, scenario, config), _whose(source))
+
+
+def talker_target(
+    source: str | Path,
+    impl: str,
+    device: str,
+    dtype: torch.dtype | None,
+    scenario: Scenario,
+    inputs: Path | None = None,
+    on_bytes: OnBytes | None = None,
+) -> Target:
+    """The talker, speaking a scenario greedily: see `talker_of` for what is given and raised."""
+    loaded = talker_of(source, impl, device, dtype, scenario, inputs, on_bytes)
+    talker, config, thinker = loaded.talker, loaded.config, loaded.thinker
+    lengths = {"prompt_tokens": thinker.user.shape[1], "text_tokens": thinker.assistant.shape[1]}
     return Target(
         name="talker",
         model=talker,
         run=lambda on_frame: speak(talker, impl, scenario, thinker, config, on_frame),
         phases=lambda: TalkerPhases("talker"),
-        facts={"preset": preset_name, "impl": impl, "scenario": asdict(scenario)},
+        facts={
+            **loaded.whose,
+            "impl": impl,
+            "scenario": asdict(scenario) | lengths,
+            **({"inputs": str(inputs)} if inputs else {}),
+        },
         frames=scenario.frames,
+    )
+
+
+def code2wav_config_of(source: str | Path) -> Any:
+    """transformers' config of a preset's code2wav, or of a checkpoint's. Raises ValueError as these do."""
+    return read_code2wav_config(source) if isinstance(source, Path) else code2wav_config(source)
+
+
+def code2wav_of(
+    source: str | Path,
+    device: str,
+    dtype: torch.dtype | None,
+    seed: int = 0,
+    on_bytes: OnBytes | None = None,
+) -> Any:
+    """transformers' code2wav, of a preset with random weights or of a checkpoint.
+
+    Raises:
+        ValueError: an unknown preset, or a checkpoint that cannot be loaded.
+    """
+    config = code2wav_config_of(source)
+    if isinstance(source, Path):
+        return load_code2wav(config, find_module(source, "code2wav."), device, dtype, on_bytes)
+    return build_code2wav(config, device, dtype or default_dtype(source), seed)
+
+
+def code2wav_target(
+    source: str | Path,
+    device: str,
+    dtype: torch.dtype | None,
+    codes: Path | None,
+    frames: int,
+    seed: int = 0,
+    on_bytes: OnBytes | None = None,
+) -> Target:
+    """The code2wav that makes sound of a file's codes, or of random ones, a pass for each chunk as `speak` has them.
+
+    Args:
+        source: a preset's name, or the path of a checkpoint's folder.
+        device: where it runs.
+        dtype: what its weights are; by default the preset's, or as the checkpoint has them.
+        codes: a file of `--codes`.
+        frames: how many frames there are, where no file says so.
+        seed: draws a preset's weights, and codes.
+        on_bytes: called while a checkpoint is read, see `read_into`.
+
+    Raises:
+        ValueError: as `code2wav_of`, no frames, or codes that do not fit.
+    """
+    config = code2wav_config_of(source)
+    if codes:
+        rows = read_codes(codes, config)
+    else:
+        if frames < 1:
+            raise ValueError(f"frames must be at least 1, not {frames}")
+        drawn = torch.Generator().manual_seed(seed)
+        rows = torch.randint(config.codebook_size, (frames, config.num_quantizers), generator=drawn)
+    code2wav = code2wav_of(source, device, dtype, seed, on_bytes)
+
+    def run(on_frame: OnFrame) -> None:
+        for chunk, _ in enumerate(stream_audio(code2wav, rows), start=1):
+            on_frame(min(chunk * CHUNK_FRAMES, len(rows)))
+
+    return Target(
+        name="code2wav",
+        model=code2wav,
+        run=run,
+        phases=lambda: PassPhases("code2wav"),
+        facts={
+            **_whose(source),
+            **({"codes": str(codes)} if codes else {"seed": seed}),
+            "code_frames": len(rows),
+            "chunk_frames": CHUNK_FRAMES,
+            "left_context": LEFT_CONTEXT,
+        },
+        frames=len(rows),
+    )
+
+
+def _whose(source: str | Path) -> dict[str, str]:
+    return {"checkpoint": source.resolve().name} if isinstance(source, Path) else {"preset": source}
+
+
+def is_config(target: str) -> bool:
+    """Whether a target is a folder with a config, or a config's file, and no function's name."""
+    return Path(target).is_dir() or target.endswith(".json")
+
+
+def config_target(path: Path, device: str, dtype: torch.dtype | None, tokens: int, seed: int = 0) -> Target:
+    """A model of transformers from its config: it generates where it can, else makes one pass, on inputs made for it.
+
+    Args:
+        path: a folder whose safetensors are loaded if it has any, or a config's file. Weights are drawn otherwise.
+        device: where it runs; on meta one forward pass.
+        dtype: of the weights; by default what the config says, else float32.
+        tokens: how many to generate.
+        seed: draws weights and inputs.
+
+    Raises:
+        ValueError: no config of a model that transformers has, weights that do not fit it, or no inputs that it runs
+            on.
+    """
+    if tokens < 1:
+        raise ValueError(f"frames must be at least 1, not {tokens}")
+    config = read_config(path)
+    if config.model_type == "qwen3_omni_moe":
+        raise ValueError(f"{path}: a whole Qwen3-Omni; its talker is traced by `talkerviz trace --checkpoint {path}`")
+    folder = path if path.is_dir() and device != "meta" else None
+    built = build(config, folder, device, dtype, seed)
+    runs = runner(built.model, tokens, seed, generates=device != "meta")
+    passes = passes_of(built.model, "model")
+    return Target(
+        name="model",
+        model=built.model,
+        run=lambda on_frame: runs.run(),
+        phases=lambda: PassPhases("model", passes),
+        facts={
+            "target": str(path),
+            "weights": built.weights,
+            "runs": "generate" if runs.generates else "forward",
+            "inputs": runs.shapes(),
+            **({"seed": seed} if built.weights == "random" else {}),
+            **({"weights_note": built.note} if built.note else {}),
+        },
     )
 
 
@@ -70,7 +277,9 @@ def function_target(spec: str) -> Target:
     """
     module_name, _, function_name = spec.partition(":")
     if not module_name or not function_name:
-        raise ValueError(f"target {spec!r}: give `talker` or `package.module:function`")
+        raise ValueError(
+            f"target {spec!r}: give `talker`, `code2wav`, a folder with a config.json, or `package.module:function`"
+        )
     # As `python -m` does, so that a script beside the user is found.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
@@ -82,4 +291,5 @@ def function_target(spec: str) -> Target:
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
         raise ValueError(f"target {spec!r}: the function must return (model, callable), not {type(made).__name__}")
     model, run_model = made
-    return Target("model", model, lambda on_frame: run_model(), lambda: ForwardPhases("model"), {"target": spec})
+    passes = passes_of(model, "model")
+    return Target("model", model, lambda on_frame: run_model(), lambda: PassPhases("model", passes), {"target": spec})

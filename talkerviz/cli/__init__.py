@@ -8,14 +8,27 @@ from typing import Annotated, NoReturn
 import typer
 
 from talkerviz import __version__
-from talkerviz.cli import diff, doctor, render, report, show, trace
+from talkerviz.cli import capture, diff, doctor, merge, query, render, report, show, speak, trace
 from talkerviz.cli.app import app
 
-__all__ = ["app", "diff", "doctor", "main", "render", "report", "show", "trace"]
+__all__ = ["app", "capture", "diff", "doctor", "main", "merge", "query", "render", "report", "show", "speak", "trace"]
 
 
 # As they are used, not as they are spelled.
-_ORDER = ("trace", "show", "tree", "render", "report", "diff", "presets", "doctor")
+_ORDER = (
+    "trace",
+    "capture",
+    "speak",
+    "show",
+    "tree",
+    "render",
+    "report",
+    "diff",
+    "merge",
+    "query",
+    "presets",
+    "doctor",
+)
 app.registered_commands.sort(key=lambda one: _ORDER.index(one.name or one.callback.__name__))  # type: ignore[union-attr]
 
 

@@ -24,6 +24,13 @@ class Device(str, enum.Enum):
     meta = "meta"
 
 
+class Dtype(str, enum.Enum):
+    """What weights are."""
+
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
 class Edges(str, enum.Enum):
     """What an arrow is."""
 
@@ -56,10 +63,12 @@ class Across(str, enum.Enum):
 
     phase = "phase"
     part = "part"
+    rank = "rank"
 
 
 TracePath = Annotated[Path, typer.Argument(metavar="TRACE", help="A file that `talkerviz trace` wrote.")]
 Phase = Annotated[str | None, typer.Option(help="Only this phase, such as prefill or decode.")]
+Rank = Annotated[int | None, typer.Option(min=0, help="Only this rank, of a trace that `merge` made.")]
 Depth = Annotated[int | None, typer.Option(min=0, help="Only calls nested at most this deep.")]
 Format = typer.Option("-f", "--format", help=f"One of {', '.join(FORMATS)}.")
 ArrowsAre = Annotated[
@@ -71,7 +80,9 @@ MaxNodes = Annotated[
 RowsBy = Annotated[By | None, typer.Option("--by", help="What a table's row stands for; by default a module.")]
 SetAcross = Annotated[
     Across | None,
-    typer.Option(help="Set prefill against decode, or the talker against its code predictor, by module or class."),
+    typer.Option(
+        help="Set prefill against decode, the talker against its code predictor, or ranks, by module or class."
+    ),
 ]
 SortBy = Annotated[
     Sort | None, typer.Option("--sort", help="By default self, but the run's order by phase, part and frame.")
@@ -97,3 +108,9 @@ def device_name(device: Device) -> str:
     if device is Device.cuda and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no CUDA device; use --device cpu")
     return str(device.value)
+
+
+def torch_dtype(dtype: Dtype | None) -> torch.dtype | None:
+    """A dtype as torch has it; None where none was asked for."""
+    known: dict[Dtype, torch.dtype] = {Dtype.bfloat16: torch.bfloat16, Dtype.float32: torch.float32}
+    return known[dtype] if dtype else None

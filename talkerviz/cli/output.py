@@ -13,8 +13,10 @@ from rich.text import Text
 from talkerviz.render.headline import headline
 from talkerviz.render.layout import LayoutError
 from talkerviz.render.notes import notes_on
+from talkerviz.render.table import render_table
 from talkerviz.trace import Trace
 from talkerviz.trace.frames import frame_summary
+from talkerviz.trace.stragglers import stragglers
 
 _FILE_WIDTH = 240
 
@@ -35,6 +37,17 @@ def print_headline(to: Console, trace: Trace) -> None:
 def print_notes(to: Console, trace: Trace) -> None:
     """Below a table, what to know of its numbers."""
     for note in notes_on(trace.facts):
+        to.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def print_ranks(to: Console, trace: Trace, top: int | None) -> None:
+    """How the ranks of a merged trace wait for each other."""
+    found = stragglers(trace)
+    to.print(render_table(found.ranks, "rank", None, to.width, "Ranks"))
+    title = "Collectives, the mean wait of each rank"
+    to.print(render_table(found.collectives, "collective", top, to.width, title))
+    to.print(Text(found.sentence, style="bold"), soft_wrap=True)
+    for note in (*found.notes, *notes_on(trace.facts)):
         to.print(Text(note, style="dim"), soft_wrap=True)
 
 

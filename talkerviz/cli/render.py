@@ -15,6 +15,7 @@ from talkerviz.cli.options import (
     Format,
     MaxNodes,
     Phase,
+    Rank,
     RowsBy,
     SetAcross,
     SortBy,
@@ -26,10 +27,10 @@ from talkerviz.cli.options import (
 from talkerviz.cli.output import check_writable, console, write
 from talkerviz.graph.pages import FIRST, pages_of
 from talkerviz.graph.view import View
-from talkerviz.render.formats import CHARTS, Style, render, render_graph
+from talkerviz.render.formats import CHARTS, DRAWN, Given, Style, check_options, render, render_graph
 from talkerviz.render.github import over_github_limits
 from talkerviz.render.markdown import render_page
-from talkerviz.render.tables import TABLES
+from talkerviz.render.tensorboard import SUFFIX
 from talkerviz.trace import Trace
 
 
@@ -57,23 +58,20 @@ def render_command(
     across: SetAcross = None,
     sort: SortBy = None,
     top: Top = None,
+    rank: Rank = None,
 ) -> None:
     """Draw a trace, or write a table of it or another program's file."""
     check_format(fmt)
     nested = style is Style.nested
-    for option, asked in {"--by": by, "--across": across, "--sort": sort, "--top": top}.items():
-        if asked is not None and fmt not in TABLES:
-            raise ValueError(f"{option}: only tables have it ({', '.join(TABLES)}), not {fmt}")
-    given = {"--open": open_, "--close": close, "--edges": edges, "--max-nodes": max_nodes, "--pages": pages}
-    for option, value in {"--style": not nested, **given, "--no-fold": not fold}.items():
-        if value and fmt not in CHARTS:
-            raise ValueError(f"{option}: only charts have it ({', '.join(CHARTS)}), not {fmt}")
-        if value and not nested and option != "--style":
-            raise ValueError(f"{option}: only --style nested has it, not {style.value}")
+    of_tables = {"--by": by, "--across": across, "--sort": sort, "--top": top}
+    of_charts = {"--open": open_, "--close": close, "--edges": edges, "--max-nodes": max_nodes, "--pages": pages}
+    check_options(fmt, style, Given(of_tables, {**of_charts, "--no-fold": not fold}, "--style"))
+    if pages and fmt not in DRAWN:
+        raise ValueError(f"--pages: only pictures have it ({', '.join(DRAWN)}), not {fmt}")
     if pages and output == "-":
         raise ValueError("--pages: name a folder with -o")
     check_writable(output)
-    chosen = Trace.load(path).select(phase, frame, None if nested and fmt in CHARTS else depth, module)
+    chosen = Trace.load(path).select(phase, frame, None if nested and fmt in CHARTS else depth, module, rank=rank)
     view = View(depth, tuple(open_ or ()), tuple(close or ()), max_nodes, edges.value if edges else None, fold)
     if pages:
         _write_pages(chosen, view, fmt, Path(output))
@@ -81,6 +79,8 @@ def render_command(
     drawn = write(output, lambda: render(chosen, fmt, style, view, rows_asked_for(by, across, sort, top)))
     if fmt == "mermaid" and (note := over_github_limits(drawn.decode())):
         print(f"talkerviz: {output}: {note}", file=sys.stderr)
+    if fmt == "tensorboard" and output != "-" and not output.endswith(SUFFIX):
+        print(f"talkerviz: {output}: TensorBoard finds only files that end in {SUFFIX}", file=sys.stderr)
 
 
 def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:

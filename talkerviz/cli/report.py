@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import TracePath
+from talkerviz.cli.options import Rank, TracePath
 from talkerviz.cli.output import console
 from talkerviz.report import write_report
 from talkerviz.trace import Trace
@@ -19,11 +19,12 @@ from talkerviz.trace import Trace
 def report(
     path: TracePath,
     output: Annotated[Path, typer.Option("-o", "--output", help="A folder.")] = Path("report"),
+    rank: Rank = None,
 ) -> None:
     """Write a report on a trace: one page, a text, tables, diagrams."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: a file is there, not a folder")
-    trace = Trace.load(path)
+    trace = Trace.load(path).select(rank=rank)
     terminal = console()
     with terminal.status("") as status:
         notes = write_report(trace, output, lambda name: status.update(f"writing {name}"))

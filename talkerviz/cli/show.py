@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import By, Depth, Phase, RowsBy, SetAcross, SortBy, Top, TracePath, rows_asked_for
-from talkerviz.cli.output import console, print_headline, print_notes
+from talkerviz.cli.options import By, Depth, Phase, Rank, RowsBy, SetAcross, SortBy, Top, TracePath, rows_asked_for
+from talkerviz.cli.output import console, print_headline, print_notes, print_ranks
 from talkerviz.render.table import render_table
 from talkerviz.render.tables import rows_of
 from talkerviz.render.tree import render_tree
@@ -25,14 +25,22 @@ def show(
     sort: SortBy = None,
     top: Top = None,
     runs: Annotated[bool, typer.Option("--runs", help="How the runs of `trace --repeat` differ.")] = False,
+    ranks: Annotated[bool, typer.Option("--ranks", help="Which ranks of a merged trace wait for which.")] = False,
+    rank: Rank = None,
 ) -> None:
     """Print a latency table."""
     for option, given in {"--across": across, "--sort": sort}.items():
         if runs and given is not None:
             raise ValueError(f"{option}: not with --runs")
+    for option, asked in {"--by": by, "--across": across, "--sort": sort, "--runs": runs, "--rank": rank}.items():
+        if ranks and asked not in (None, False):
+            raise ValueError(f"{option}: not with --ranks")
     rows = rows_asked_for(by, across, sort, top)
-    chosen = Trace.load(path).select(phase=phase)
+    chosen = Trace.load(path).select(phase=phase, rank=rank)
     terminal = console()
+    if ranks:
+        print_ranks(terminal, chosen, top)
+        return
     if runs:
         table = over_runs(chosen, rows.by)
         terminal.print(
@@ -46,6 +54,6 @@ def show(
 
 
 @app.command()
-def tree(path: TracePath, phase: Phase = None, depth: Depth = None) -> None:
+def tree(path: TracePath, phase: Phase = None, depth: Depth = None, rank: Rank = None) -> None:
     """Print the call tree, what repeats folded."""
-    console().print(render_tree(Trace.load(path).select(phase=phase), depth=depth))
+    console().print(render_tree(Trace.load(path).select(phase=phase, rank=rank), depth=depth))

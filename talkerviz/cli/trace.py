@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -16,14 +15,16 @@ import typer
 from torch import nn
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import Device, device_name
+from talkerviz.cli.options import Device, Dtype, device_name, torch_dtype
 from talkerviz.cli.output import check_writable, console, print_headline, print_notes
-from talkerviz.progress import frame_progress
+from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.record import recording
+from talkerviz.record.process import this_process
 from talkerviz.render.table import render_table
+from talkerviz.talker.codes_file import write_codes
 from talkerviz.talker.config import PRESETS
 from talkerviz.talker.scenario import Scenario
-from talkerviz.targets import Target, function_target, talker_target
+from talkerviz.targets import Target, code2wav_target, config_target, function_target, is_config, talker_target
 from talkerviz.trace.join import join
 from talkerviz.trace.over_runs import over_runs
 from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of
@@ -37,13 +38,6 @@ class Impl(str, enum.Enum):
     transformers = "transformers"
 
 
-class Dtype(str, enum.Enum):
-    """What its weights are."""
-
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-
-
 class Clock(str, enum.Enum):
     """What measures a call."""
 
@@ -53,19 +47,38 @@ class Clock(str, enum.Enum):
     none = "none"
 
 
+_SPEAKER = "ethan"
+
+
 @app.command()
 def trace(
-    target: Annotated[str, typer.Argument(help="`talker`, or `package.module:function`.")] = "talker",
-    preset_name: Annotated[str, typer.Option("--preset", help=f"One of {', '.join(PRESETS)}.")] = "lite",
+    target: Annotated[
+        str,
+        typer.Argument(help="`talker`, `code2wav`, a folder or file with a config, or `package.module:function`."),
+    ] = "talker",
+    preset_name: Annotated[
+        str | None, typer.Option("--preset", help=f"One of {', '.join(PRESETS)}; lite by default.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A Qwen3-Omni's folder, for its own weights instead of a preset's."),
+    ] = None,
     impl: Annotated[Impl, typer.Option(help="Our talker, or transformers'.")] = Impl.native,
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
-    dtype: Annotated[Dtype | None, typer.Option(help="By default bfloat16 for full, else float32.")] = None,
-    codes: Annotated[Path | None, typer.Option(help="Write the greedy codes there, as JSON.")] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the user's prompt.")] = 11,
-    text_tokens: Annotated[int, typer.Option(help="Tokens of the text to speak, with its 3 role tokens.")] = 20,
-    frames: Annotated[int, typer.Option(help="Frames of 80 ms to speak.")] = 8,
-    speaker: Annotated[str, typer.Option(help="A voice of the checkpoint.")] = "ethan",
-    seed: Annotated[int, typer.Option(help="Draws the weights and the thinker's outputs.")] = 0,
+    dtype: Annotated[Dtype | None, typer.Option(help="By default the checkpoint's own, or the preset's.")] = None,
+    codes: Annotated[
+        Path | None, typer.Option(help="Write the greedy codes there, as JSON; for code2wav, read them.")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="What a thinker gave, from `talkerviz capture`; by default random.")
+    ] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="Tokens of the user's prompt; 11 by default.")] = None,
+    text_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of the text to speak, with its 3 role tokens; 20 by default.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames of 80 ms to speak, or tokens to generate.")] = 8,
+    speaker: Annotated[str, typer.Option(help="A voice of the talker.")] = _SPEAKER,
+    seed: Annotated[int, typer.Option(help="Draws what is random: a preset's weights, and a thinker's outputs.")] = 0,
     warmup: Annotated[int, typer.Option(min=0, help="Run so often first, and record nothing of it.")] = 0,
     repeat: Annotated[int, typer.Option(min=1, help="Record so many runs: `show --runs` tells them apart.")] = 1,
     clock: Annotated[Clock, typer.Option(help="auto takes cuda on CUDA; none records shapes alone.")] = Clock.auto,
@@ -78,32 +91,82 @@ def trace(
     cost: Annotated[bool, typer.Option("--cost", help="Run once more, and count FLOP and bytes of each call.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Run once more, for each call's CUDA memory.")] = False,
     busy: Annotated[bool, typer.Option("--busy", help="Run once more, for how long CUDA kernels run.")] = False,
+    nvtx: Annotated[bool, typer.Option("--nvtx", help="Mark calls and frames, for Nsight Systems.")] = False,
     peaks: Annotated[Path | None, typer.Option(help="What the device can do, from `doctor --measure -o`.")] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="The trace; - for stdout.")] = "run.parquet",
 ) -> None:
     """Run a model, record every module call, and print where the time went."""
     check_writable(output, codes)
+    if output == "-" and this_process() is not None:
+        raise ValueError("-o -: each of several processes writes a file of its own; name one, such as run.parquet")
     limits = load_peaks(peaks) if peaks else None
     if (busy or memory) and not torch.cuda.is_available():
         raise ValueError(f"--{'busy' if busy else 'memory'}: torch sees no CUDA device, and nothing else can tell")
-    on_meta = target == "talker" and device is Device.meta
+    on_meta = device is Device.meta and (target == "talker" or is_config(target))
     if on_meta and impl is Impl.transformers:
         raise ValueError("--device meta: transformers' talker reads values, which are not there; use --impl native")
     if on_meta and codes:
         raise ValueError("--codes: the meta device computes no codes")
+    if preset_name and checkpoint:
+        raise ValueError("--preset: --checkpoint says which talker it is; give one of them")
+    process = this_process()
+    speaks = process is None or process.rank == 0
     if target == "talker":
-        scenario = Scenario(prompt_tokens, text_tokens, speaker, frames, seed)
-        made = talker_target(preset_name, impl.value, device_name(device), _dtype(dtype), scenario)
+        given = {"prompt_tokens": prompt_tokens, "text_tokens": text_tokens}
+        lengths = {name: tokens for name, tokens in given.items() if tokens is not None}
+        if inputs and lengths:
+            raise ValueError(f"--{next(iter(lengths)).replace('_', '-')}: --inputs says how many tokens there are")
+        scenario = Scenario(**lengths, speaker=speaker, frames=frames, seed=seed)
+        with byte_progress("weights", speaks) as on_bytes:
+            made = talker_target(
+                checkpoint or preset_name or "lite",
+                impl.value,
+                device_name(device),
+                torch_dtype(dtype),
+                scenario,
+                inputs,
+                on_bytes,
+            )
+    elif inputs:
+        raise ValueError("--inputs: only the talker takes them")
+    elif target == "code2wav":
+        if device is Device.meta:
+            raise ValueError("--device meta: transformers' code2wav reads values, which are not there")
+        with byte_progress("weights", speaks) as on_bytes:
+            made = code2wav_target(
+                checkpoint or preset_name or "lite",
+                device_name(device),
+                torch_dtype(dtype),
+                codes,
+                frames,
+                seed,
+                on_bytes,
+            )
+    elif checkpoint:
+        raise ValueError("--checkpoint: only talker and code2wav are loaded from one")
     elif codes:
-        raise ValueError("--codes: only the talker makes codes")
+        raise ValueError("--codes: only the talker makes codes, and only code2wav reads them")
     else:
-        made = function_target(target)
+        of_talker = {
+            "preset": preset_name,
+            "impl": impl is not Impl.native,
+            "prompt-tokens": prompt_tokens,
+            "text-tokens": text_tokens,
+            "speaker": speaker != _SPEAKER,
+        }
+        for name in [name for name, given in of_talker.items() if given]:
+            raise ValueError(f"--{name}: only the talker has it, and the target is {target}")
+        if is_config(target):
+            made = config_target(Path(target), device_name(device), torch_dtype(dtype), frames, seed)
+        else:
+            made = function_target(target)
 
+    shown = made.frames if speaks else None
     facts = {**made.facts, **_peaks_facts(made.model, limits), "command": shlex.join(["talkerviz", *sys.argv[1:]])}
     if repeat > 1:
         facts["repeat"] = repeat
     if warmup:
-        facts["warmup_ns"] = [_warm_up(made) for _ in range(warmup)]
+        facts["warmup_ns"] = [_warm_up(made, shown) for _ in range(warmup)]
     record = functools.partial(
         recording, made.model, made.name, include=include or (), exclude=exclude or (), depth=depth, facts=facts
     )
@@ -114,10 +177,11 @@ def trace(
         clock="none" if on_meta else _clock(clock, made.model),
         measure="cost" if on_meta else None,
         file=None if output == "-" else output,
+        nvtx=nvtx,
     ) as rec:
         try:
             for _ in range(repeat):
-                with frame_progress(made.frames) as on_frame, rec.run(made.phases()):
+                with frame_progress(shown) as on_frame, rec.run(made.phases()):
                     produced = made.run(on_frame)
         except (Exception, KeyboardInterrupt) as error:
             failure = error  # what was recorded until now is kept
@@ -131,7 +195,7 @@ def trace(
     for measure in [name for name, asked in wanted.items() if asked and failure is None]:
         try:
             with (
-                frame_progress(made.frames) as on_frame,
+                frame_progress(shown) as on_frame,
                 record(phases=made.phases(), clock="none", measure=measure) as again,
             ):
                 made.run(on_frame)
@@ -139,15 +203,17 @@ def trace(
         except Exception as error:  # the first run's trace is good all the same
             reason = " ".join(f"{error or type(error).__name__}".split())
             print(f"talkerviz: --{measure}: {reason}; what it measured is left out", file=sys.stderr)
-    if output == "-":
+    if rec.file is None:
         recorded.save(sys.stdout.buffer)
     elif recorded is not rec.trace:
-        recorded.save(output)
+        recorded.save(rec.file)
     if failure is not None:
         reason = " ".join(f"{type(failure).__name__}: {failure}".split())
-        raise ValueError(f"the run stopped with {reason}; {len(recorded.calls)} calls are kept in {output}")
-    if codes:
-        codes.write_text(json.dumps(produced.tolist()) + "\n")
+        raise ValueError(f"the run stopped with {reason}; {len(recorded.calls)} calls are kept in {rec.file or output}")
+    if not speaks:
+        return
+    if codes and target == "talker":
+        write_codes(codes, produced)
     if output != "-":
         terminal = console()
         for by in ("phase", "class", "module"):
@@ -157,14 +223,21 @@ def trace(
             terminal.print(render_table(over, "phase", 10, terminal.width, f"Time by phase over {repeat} runs"))
         print_headline(terminal, recorded)
         print_notes(terminal, recorded)
-        terminal.print(f"{len(recorded.calls):,} calls -> {output}", highlight=False, soft_wrap=True)
+        terminal.print(f"{len(recorded.calls):,} calls -> {rec.file}", highlight=False, soft_wrap=True)
+        if process is not None:
+            every = Path(output).with_name(f"{Path(output).stem}.rank*{Path(output).suffix}")
+            terminal.print(
+                f"Of rank 0 of {process.world_size}; all together: talkerviz merge {every} -o {output}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
-def _warm_up(target: Target) -> int:
+def _warm_up(target: Target, frames: int | None) -> int:
     """A run that is no part of the record: what is slow but once has happened. Gives the nanoseconds that it took."""
     began = perf_counter_ns()
     try:
-        with frame_progress(target.frames) as on_frame:
+        with frame_progress(frames) as on_frame:
             target.run(on_frame)
     except KeyboardInterrupt as error:
         raise typer.Abort from error
@@ -191,8 +264,3 @@ def _clock(clock: Clock, model: nn.Module) -> str:
     if clock is Clock.auto:
         return "cuda" if any(parameter.is_cuda for parameter in model.parameters()) else "cpu"
     return str(clock.value)
-
-
-def _dtype(dtype: Dtype | None) -> torch.dtype | None:
-    known: dict[Dtype, torch.dtype] = {Dtype.bfloat16: torch.bfloat16, Dtype.float32: torch.float32}
-    return known[dtype] if dtype else None

@@ -1,0 +1,79 @@
+"""`talkerviz capture`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from talkerviz.cli.app import app
+from talkerviz.cli.options import Device, Dtype, device_name, torch_dtype
+from talkerviz.cli.output import check_writable, console
+from talkerviz.foreign.quiet import quiet
+from talkerviz.render.escape import one_line
+from talkerviz.talker.capture import capture_answer
+from talkerviz.talker.conversation import Turn
+from talkerviz.talker.thinker_file import write_inputs
+
+
+@app.command()
+def capture(
+    checkpoint: Annotated[Path, typer.Option(help="The folder of a Qwen3-Omni.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, for --inputs.")],
+    text: Annotated[str | None, typer.Option(help="What the user says, after all audio and images.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="A sound file; give it again for more.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for more.")] = None,
+    system: Annotated[str | None, typer.Option(help="What stands before the conversation.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the answer, at most.")] = 1024,
+    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
+    dtype: Annotated[Dtype | None, typer.Option(help="By default that of the checkpoint.")] = None,
+) -> None:
+    """Run transformers' thinker once, greedily, and write what the talker needs of it."""
+    check_writable(output)
+    if device is Device.meta:
+        raise ValueError("--device meta: nothing is computed there")
+    files = [*(audio or []), *(image or [])]
+    if not text and not files:
+        raise ValueError("nothing is said: give --text, --audio or --image")
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file")
+    conversation: list[Turn] = [{"role": "system", "content": system}] if system else []
+    parts = [{"type": "audio", "audio": str(file)} for file in audio or []]
+    parts += [{"type": "image", "image": str(file)} for file in image or []]
+    parts += [{"type": "text", "text": text}] if text else []
+    conversation.append({"role": "user", "content": parts})
+
+    with Console(stderr=True).status("the thinker answers"), quiet():
+        answer = capture_answer(
+            checkpoint,
+            conversation,
+            max_new_tokens=max_new_tokens,
+            device=device_name(device),
+            dtype=torch_dtype(dtype),
+        )
+    write_inputs(
+        output,
+        answer.thinker,
+        answer.user_ids,
+        answer.assistant_ids,
+        {
+            "answer": answer.answer,
+            "accept_hidden_layer": str(answer.accept_hidden_layer),
+            "transformers": importlib.metadata.version("transformers"),
+        },
+    )
+    terminal = console()
+    terminal.print(one_line(answer.answer), markup=False, highlight=False, soft_wrap=True)
+    if not answer.finished:
+        terminal.print(f"--max-new-tokens {max_new_tokens} ended it", style="dim", highlight=False)
+    heard = int(answer.thinker.multimodal.sum())
+    terminal.print(
+        f"{answer.user_ids.shape[1]} tokens of the user, {heard} of them audio or images, "
+        f"{answer.assistant_ids.shape[1]} of the answer -> {output}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,33 @@
+"""`talkerviz merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from talkerviz.cli.app import app
+from talkerviz.cli.output import check_writable, console
+from talkerviz.trace import Trace
+from talkerviz.trace.merge import merge
+from talkerviz.trace.stragglers import stragglers
+
+
+@app.command("merge")
+def merge_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="TRACES...", help="One of each rank, run.rank*.parquet.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The trace of all.")] = Path("merged.parquet"),
+) -> None:
+    """Put the traces of several ranks together, their clocks lined up, and say which rank others wait for."""
+    check_writable(output)
+    if output in paths:
+        raise ValueError(f"-o {output}: it is one of the traces to be merged; name another file")
+    merged = merge([Trace.load(path) for path in paths])
+    merged.save(output)
+    terminal = console()
+    if merged.calls["host_ns"].notna().any():
+        terminal.print(Text(stragglers(merged).sentence, style="bold"), soft_wrap=True)
+    ranks = merged.calls["rank"].nunique()
+    terminal.print(f"{len(merged.calls):,} calls of {ranks:,} ranks -> {output}", highlight=False, soft_wrap=True)
