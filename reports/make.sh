@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Make lite-cpu/ and full-cpu/ again: `reports/make.sh`, from anywhere. talkerviz must be on the path, 8 GB be free, and
+# Make lite-cpu/, full-cpu/ and ranks/ again: `reports/make.sh`, from anywhere. talkerviz must be on the path, 8 GB be free, and
 # the machine be quiet. Takes about three minutes; the traces themselves are not kept.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-rm -rf lite-cpu full-cpu
+rm -rf lite-cpu full-cpu ranks
 talkerviz doctor --measure --device cpu -o "$work/peaks.json" > "$work/doctor.txt"
 for preset in lite full; do
   # There, as the trace notes the command.
@@ -44,4 +44,22 @@ for model in llama whisper vit; do
   (cd .. && talkerviz trace "examples.transformers_models:$model" --warmup 1 -o "$work/$model.parquet" > /dev/null)
   talkerviz render "$work/$model.parquet" -f svg -o "lite-cpu/$model.svg"
 done
-sed -i 's/ *$//' ./*-cpu/*.txt
+# Two processes of which one has more to do, and a pipeline of four.
+mkdir -p ranks
+for of in "2 tensor_parallel:uneven" "4 pipeline:stage"; do
+  read -r count target <<< "$of"
+  name=${target%%:*}
+  trace=$work/$name.parquet
+  (cd "$work" && PYTHONPATH=$OLDPWD/.. OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node "$count" \
+    -m talkerviz trace "examples.$target" --warmup 1 -o "$name.parquet" > /dev/null)
+  talkerviz merge "$work/$name".rank*.parquet -o "$trace" > /dev/null
+  talkerviz show "$trace" --ranks > "ranks/$name.txt"
+  talkerviz render "$trace" -f timeline -o "ranks/$name.svg"
+  talkerviz render "$trace" -f perfetto -o "ranks/$name.json"
+done
+sed -i 's/ *$//' ./*-cpu/*.txt ranks/*.txt
+# The notebooks, as GitHub shows them.
+cd ../examples
+jupyter nbconvert --log-level WARN --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False \
+  --ExecutePreprocessor.store_widget_state=False ./*.ipynb
+rm -f vocoder.parquet

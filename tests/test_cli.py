@@ -204,7 +204,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["trace", "--frames", "many"], "Invalid value for '--frames'"),
         (["trace", "--nosuch"], "No such option"),
         (["trace", "nosuch.module:f"], "No module named 'nosuch'"),
-        (["trace", "nosuch"], "give `talker` or `package.module:function`"),
+        (["trace", "nosuch"], "give `talker`, `code2wav`, a folder with a config.json, or `package.module:function`"),
         (["trace", "-o", "/nosuch/r.parquet"], "no such folder /nosuch"),
         (
             ["trace", "--preset", "tiny", "--include", "nosuch.*"],

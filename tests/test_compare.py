@@ -401,7 +401,10 @@ def test_fail_above(
         (("--by", "frame"), "Invalid value for '--by'"),
         (("-f", "csv"), "unknown format 'csv': choose from markdown, html, mermaid"),
         (("-f", "svg", "--by", "phase"), "--by: only markdown, html have it, not svg"),
-        (("-f", "html", "--max-nodes", "5"), "--max-nodes: only mermaid, dot, svg, png, pdf have it, not html"),
+        (
+            ("-f", "html", "--max-nodes", "5"),
+            "--max-nodes: only mermaid, dot, svg, png, pdf, model-explorer have it, not html",
+        ),
     ],
 )
 def test_bad_options(

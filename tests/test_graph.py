@@ -331,6 +331,19 @@ def test_a_part_of_what_would_never_fit() -> None:
     assert [box.name for box in group(graph, "net").members][-2:] == ["net.part100".removeprefix("net."), "91 more"]
 
 
+def test_one_of_two_that_would_never_fit_together() -> None:
+    rows = []
+    for phase, parts in (("prefill", 6), ("decode", 7)):
+        top = len(rows)
+        rows.append(call(top, None, 0, "net", "Net", 1_000 * parts, 10, phase=phase))
+        rows += [
+            call(top + n, top, 1, f"net.part{n}", "Part", 10 * n, 10 * n, phase=phase) for n in range(1, parts + 1)
+        ]
+    graph = build_graph(make_trace(rows), View(max_nodes=10))
+    # A module is open in both phases or in neither, or for want of room in one, and there with all that is in it.
+    assert sorted(box.name for box in graph.boxes) == ["net", *(f"part{n}" for n in range(1, 8))]
+
+
 def test_no_more_boxes_than_asked_for() -> None:
     model = stack(*(layer(inner=8 + n) for n in range(10)))
     for most in (3, 5, 8, 20, 40):

@@ -14,7 +14,7 @@ from torch import nn
 import talkerviz as tv
 from talkerviz.graph.build import build_graph
 from talkerviz.graph.diff import changes, diff_graph, without_what_is_same
-from talkerviz.graph.graph import Graph
+from talkerviz.graph.graph import Graph, Group
 from talkerviz.graph.pages import pages_of
 from talkerviz.graph.view import View
 from talkerviz.record import recording
@@ -215,11 +215,12 @@ def test_a_dense_decoder() -> None:
     run = lambda: model.generate(tokens, max_new_tokens=5, do_sample=False, **stop)  # noqa: E731
 
     graph = picture(model, run, close=("*.self_attn", "*.mlp"))
-    forward = graph.members[0]
-    names = [member.box.repeats for member in getattr(forward, "members", ()) if hasattr(member, "box")]
-    assert names == ["frame 0", "frames 1–4"]  # prefill, and decode drawn once
-    assert "cache 10–14" in group(graph, "forward").box.repeats
-    assert arrows(graph, group(graph, "layers.0-3")) == RESIDUALS
+    setup, prefill, decode = [member for member in graph.members if isinstance(member, Group)]
+    assert [phase.box.name for phase in (setup, prefill, decode)] == ["setup", "prefill", "decode"]
+    assert prefill.box.repeats == "frame 0"
+    assert decode.box.repeats == "4 frames · cache 11–14"  # drawn once
+    for phase in ("prefill", "decode"):
+        assert arrows(graph, group(graph, "layers.0-3", phase)) == RESIDUALS
     found = arrows(graph)
     assert {"embed_tokens -> input_layernorm", "embed_tokens -> add", "norm -> lm_head"} <= found
     # The token that was chosen is the next frame's input, and the cache goes along.

@@ -1,0 +1,172 @@
+"""The surface that programs use: what is in it, what it says of itself, and that each part knows its place."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+from sample_trace import make_trace, sample_trace
+from test_cli import talkerviz
+
+import talkerviz as tv
+from talkerviz import drawing
+from talkerviz.render.formats import FORMATS
+from talkerviz.trace import Trace
+
+ROOT = Path(tv.__file__).parent
+PUBLIC = sorted(name for name in tv.__all__ if not name.startswith("_"))
+
+
+def test_what_the_readme_says_is_what_there_is() -> None:
+    text = (ROOT.parent / "README.md").read_text()
+    assert set(re.findall(r"\btv\.(\w+)", text)) == set(PUBLIC)
+    assert all(hasattr(tv, name) for name in tv.__all__)
+    said = set(re.findall(r"(?<![\w.])trace\.(\w+)", text.partition("From Python")[2]))
+    assert said <= {*dir(Trace), *Trace.__annotations__}
+    assert said >= {"calls", "modules", "facts", "select", "table", "render", "save"}
+    assert "rec.phase(" in text
+
+
+@pytest.mark.parametrize("thing", [*(getattr(tv, name) for name in PUBLIC), Trace.render, Trace.select, Trace.table])
+def test_it_says_what_it_does(thing: object) -> None:
+    said = inspect.getdoc(thing) or ""
+    assert len(said) > 40
+    if inspect.isfunction(thing) and thing is not tv.record:  # which refers to `recording`
+        assert "Raises:" in said
+        missing = [name for name in inspect.signature(thing).parameters if name != "self" and f"{name}:" not in said]
+        # `join` has two that its first line tells.
+        assert missing == (["trace", "other"] if thing is tv.join else [])
+
+
+def test_imported_without_what_notebooks_and_the_command_need() -> None:
+    code = "import sys, talkerviz; print({'IPython', 'anywidget', 'ipywidgets', 'typer'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def imported_by(path: Path) -> set[str]:
+    """The parts of this package that a file imports when it runs."""
+    tree = ast.parse(path.read_text())
+    typed_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if id(node) in typed_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names += [
+                f"{node.module}.{alias.name}" if node.module == "talkerviz" else str(node.module)
+                for alias in node.names
+            ]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    parts = (name.split(".") for name in names)
+    return {part[1] if len(part) > 1 else "" for part in parts if part[0] == "talkerviz"}
+
+
+@pytest.mark.parametrize(
+    ("part", "may"),
+    [
+        ("talker", set()),
+        ("trace", set()),
+        ("record", {"", "trace"}),  # the root has the version
+        ("graph", {"trace"}),
+        ("render", {"graph", "trace"}),
+        ("notebook", {"record", "trace", "graph", "render"}),
+    ],
+)
+def test_data_flows_one_way(part: str, may: set[str]) -> None:
+    files = list((ROOT / part).rglob("*.py"))
+    assert len(files) > 3
+    for path in files:
+        assert imported_by(path) - {part} <= may, path.name
+
+
+def test_every_format_has_its_type() -> None:
+    texts, pictures = typing.get_args(drawing.Text), typing.get_args(drawing.Picture)
+    assert {*texts, *pictures} == set(FORMATS)
+    assert pictures == drawing.PICTURES
+    taken = inspect.signature(drawing.render).parameters
+    assert set(drawing.Options.__annotations__) == set(taken) - {"trace", "format"}
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({"format": "mermaid"}, "-f mermaid"),
+        (
+            {"format": "mermaid", "style": "flat", "phase": "decode", "frame": 1},
+            "-f mermaid --style flat --phase decode --frame 1",
+        ),
+        ({"format": "mermaid", "style": "source"}, "-f mermaid --style source"),
+        (
+            {"format": "dot", "depth": 1, "fold": False, "edges": "calls"},
+            "-f dot --depth 1 --no-fold --edges calls",
+        ),
+        (
+            {"format": "dot", "open": "*.layers.*", "close": ["net.head"], "max_nodes": 9},
+            "-f dot --open *.layers.* --close net.head --max-nodes 9",
+        ),
+        ({"format": "svg", "module": "*.layers.1"}, "-f svg --module *.layers.1"),
+        ({"format": "png"}, "-f png"),
+        (
+            {"format": "csv", "by": "class", "sort": "calls", "top": 2, "depth": 1},
+            "-f csv --by class --sort calls --top 2 --depth 1",
+        ),
+        ({"format": "html", "by": "phase"}, "-f html --by phase"),
+        ({"format": "perfetto"}, "-f perfetto"),
+    ],
+)
+def test_renders_what_the_command_does(
+    options: dict[str, object], arguments: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = sample_trace()
+    trace.save(tmp_path / "run.parquet")
+    assert talkerviz(monkeypatch, "render", tmp_path / "run.parquet", *arguments.split(), "-o", tmp_path / "drawn") == 0
+    drawn = trace.render(**options)  # type: ignore[call-overload]
+    assert isinstance(drawn, bytes if options["format"] == "png" else str)
+    assert (drawn if isinstance(drawn, bytes) else drawn.encode()) == (tmp_path / "drawn").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"format": "gif"}, "unknown format 'gif': choose from mermaid, dot"),
+        ({"format": "mermaid", "style": "round"}, "unknown style 'round': choose from nested, flat, source"),
+        ({"format": "svg", "style": "source"}, "Mermaid only, not svg"),
+        ({"format": "csv", "style": "flat"}, "style: only charts have it"),
+        ({"format": "csv", "open": "*"}, "open: only charts have it"),
+        ({"format": "csv", "fold": False}, "fold: only charts have it"),
+        ({"format": "dot", "style": "flat", "close": ["*"]}, "close: only style nested has it, not flat"),
+        ({"format": "svg", "by": "module"}, "by: only tables have it"),
+        ({"format": "svg", "top": 3}, "top: only tables have it"),
+        ({"format": "csv", "top": 0}, "top must be at least 1, not 0"),
+        ({"format": "dot", "max_nodes": 0}, "max_nodes must be at least 1, not 0"),
+        ({"format": "dot", "depth": -1}, "depth must be at least 0, not -1"),
+        ({"format": "dot", "edges": "curved"}, "unknown edges 'curved'"),
+        ({"format": "csv", "by": "colour"}, "cannot group by 'colour'"),
+        ({"format": "dot", "phase": "no"}, "no phase 'no' in this trace"),
+        ({"format": "dot", "open": "no.*"}, "no module that was called fits 'no.*'"),
+    ],
+)
+def test_what_cannot_be_rendered(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)) as raised:
+        sample_trace().render(**options)  # type: ignore[call-overload]
+    assert "\n" not in str(raised.value)
+
+
+def test_in_short() -> None:
+    said = repr(sample_trace())
+    assert said == "<Trace of Net: 11 calls of 9 modules; phases setup, decode; 2 frames; 0.013 ms in calls>"
+    assert repr(make_trace([])) == "<Trace of Net: 0 calls of 0 modules>"
+    assert repr(tv.Trace(make_trace([]).calls, (), {})) == "<Trace of a model: 0 calls of 0 modules>"

@@ -1,0 +1,94 @@
+"""A trace and the widget in marimo."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("marimo", reason="pip install 'talkerviz[dev]'")
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+APP = """
+import marimo
+app = marimo.App()
+
+@app.cell
+def _():
+    import marimo as mo
+    import torch
+    from torch import nn
+    import talkerviz as tv
+    net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
+    trace = tv.record(net, lambda: [net(torch.ones(2, 4)) for _ in range(3)], name="net")
+    return mo, trace, tv
+
+@app.cell
+def _(trace):
+    trace
+
+@app.cell
+def _(mo, trace, tv):
+    explorer = mo.ui.anywidget(tv.explore(trace))
+    explorer
+    return (explorer,)
+
+@app.cell
+def _(explorer, mo):
+    value, calls = explorer.value, explorer.widget.calls
+    mo.md(f"chosen: {value['selected']}, calls: {len(calls)}, frame: {value['frame']}")
+"""
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where marimo shows the app."""
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    (tmp_path / "app.py").write_text(APP)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "marimo", "run", "app.py", "--headless", "--port", str(port), "--no-token"]
+    with (tmp_path / "marimo.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "marimo.log").read_text()
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome")
+def test_a_click_reaches_python(address: str) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    wrong: list[str] = []
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1100, "height": 1700})
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address)
+        page.locator("img[alt=Flowchart]").wait_for()
+        page.locator('#chart .node[aria-label^="net.0,"]').click()
+        page.get_by_text("chosen: ['net.0'], calls: 3, frame: 1").wait_for()
+        # Python is asked for the calls of another frame.
+        page.locator("#frame-before").click()
+        page.locator("#frame-says", has_text="5 calls").wait_for()
+        page.get_by_text("chosen: ['net.0'], calls: 3, frame: 0").wait_for()
+        browser.close()
+    assert wrong == []
