@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from base64 import b64decode
 from pathlib import Path
+from typing import Any
 
 import pytest
+from chromium import needs_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_trace import call, make_trace, sample_trace
@@ -20,7 +21,6 @@ from talkerviz.render.layout import LayoutError
 
 ELEMENTS = {"div", "p", "img", "table", "thead", "tbody", "tr", "th", "td"}
 ALL = {"text/plain", "text/html", "text/markdown", "image/svg+xml"}
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def bundle_of(trace: tv.Trace, **how: list[str]) -> dict[str, str]:
@@ -145,9 +145,8 @@ def test_the_chart_in_markdown_parses() -> None:
     assert mermaid_errors([text.split("```mermaid\n")[1].split("\n```")[0] for text in charts]) == ["", ""]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome")
-def test_nothing_of_it_runs_in_a_browser(tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
+@needs_browser
+def test_nothing_of_it_runs_in_a_browser(browser: Any, tmp_path: Path) -> None:
     hostile = [
         *NASTY,
         '"><img src=x onerror=alert(1)>',
@@ -157,15 +156,13 @@ def test_nothing_of_it_runs_in_a_browser(tmp_path: Path) -> None:
     html = bundle_of(nasty_trace(hostile, hostile[-3]))["text/html"]
     (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8>{html}")
     wrong: list[str] = []
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto((tmp_path / "page.html").as_uri())
-        width = page.evaluate("document.images[0].naturalWidth")
-        images = page.locator("img").count()
-        browser.close()
+    page = browser.new_page()
+    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    width = page.evaluate("document.images[0].naturalWidth")
+    images = page.locator("img").count()
+    page.close()
     assert wrong == []
     assert images == 1
     assert width > 100

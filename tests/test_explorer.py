@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from chromium import needs_browser
 from sample_trace import call, make_trace, sample_trace
 from test_display import nasty_trace
 from test_render import NASTY
@@ -24,8 +24,6 @@ from traitlets import TraitError
 
 from talkerviz.notebook.explorer import Explorer
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome")
 TRAITS = ("_data", "selected", "phase", "call", "frame", "span")
 
 
@@ -226,15 +224,6 @@ class Cell:
     def marked(self) -> set[str]:
         boxes = self.page.locator("#chart .node.chosen, #chart .cluster.chosen").all()
         return {str(box.get_attribute("aria-label")).partition(",")[0] for box in boxes}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chromium import needs_browser, running_browser, serving
 
 pytest.importorskip("marimo", reason="pip install 'talkerviz[dev]'")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 APP = """
 import marimo
@@ -53,32 +48,15 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     (tmp_path / "app.py").write_text(APP)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "marimo", "run", "app.py", "--headless", "--port", str(port), "--no-token"]
-    with (tmp_path / "marimo.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "marimo.log").read_text()
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    run = [sys.executable, "-m", "marimo", "run", "app.py", "--headless", "--no-token", "--port"]
+    with serving(lambda port: [*run, str(port)], tmp_path, "health") as found:
+        yield found
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome")
+@needs_browser
 def test_a_click_reaches_python(address: str) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
     wrong: list[str] = []
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with running_browser() as browser:
         page = browser.new_page(viewport={"width": 1100, "height": 1700})
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -90,5 +68,4 @@ def test_a_click_reaches_python(address: str) -> None:
         page.locator("#frame-before").click()
         page.locator("#frame-says", has_text="5 calls").wait_for()
         page.get_by_text("chosen: ['net.0'], calls: 3, frame: 0").wait_for()
-        browser.close()
     assert wrong == []

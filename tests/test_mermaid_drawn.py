@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from chromium import BROWSER
 from sample_graph import graph_of, sample_diff, sample_graph, talker_graph
 from test_render import NASTY
 
@@ -18,9 +18,8 @@ from talkerviz.graph.graph import Graph
 from talkerviz.render.mermaid import render_mermaid
 
 MERMAID = Path(__file__).parent / "mermaid" / "node_modules" / "mermaid" / "dist" / "mermaid.min.js"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or not MERMAID.exists(), reason="needs chromium and `npm ci --prefix tests/mermaid`"
+    BROWSER is None or not MERMAID.exists(), reason="needs chromium and `npm ci --prefix tests/mermaid`"
 )
 PAGE = """<!doctype html><meta charset="utf-8"><script src="{script}"></script><pre id="said"></pre>
 <script>
@@ -41,8 +40,8 @@ def drawn(graph: Graph, theme: str, folder: Path) -> dict[str, str]:
     page = folder / "page.html"
     chart = json.dumps(render_mermaid(graph)).replace("<", "\\u003c")
     page.write_text(PAGE.format(script=MERMAID.as_uri(), chart=chart, theme=theme), encoding="utf-8")
-    assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000"]
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000"]
     command += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     found = re.search(r'<pre id="said">(.*?)</pre>', dom, re.S)

@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import needs_browser, running_browser, serving
 
 nbclient = pytest.importorskip("nbclient", reason="pip install 'talkerviz[dev]'")
 nbformat = pytest.importorskip("nbformat")
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN = {
     "first_look": {"text/html", "text/markdown", "image/svg+xml", WIDGET},
@@ -74,31 +70,15 @@ def lab(jupyter: Path) -> Iterator[str]:
     """The address of a JupyterLab that runs in the folder."""
     if shutil.which("jupyter-lab", path=str(Path(sys.executable).parent)) is None:
         pytest.skip("pip install 'talkerviz[notebook]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
+    options = ["--no-browser", "--allow-root", "--ServerApp.port_retries=0"]
     options += ["--IdentityProvider.token=t", f"--ServerApp.root_dir={jupyter}", "--LabApp.news_url=None"]
-    command = [sys.executable, "-m", "jupyterlab", *options]
-    with (jupyter / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "NO_COLOR": "1"})
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (jupyter / "lab.log").read_text()
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    run = [sys.executable, "-m", "jupyterlab", *options]
+    with serving(lambda port: [*run, f"--port={port}"], jupyter, "api", {**os.environ, "NO_COLOR": "1"}) as found:
+        yield found
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome")
+@needs_browser
 def test_in_jupyterlab_a_click_reaches_python_and_back(lab: str, jupyter: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
     cells = [
         "import torch\nfrom torch import nn\nimport talkerviz as tv\n%load_ext talkerviz",
         "net = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))",
@@ -110,8 +90,7 @@ def test_in_jupyterlab_a_click_reaches_python_and_back(lab: str, jupyter: Path) 
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(notebook, jupyter / "net.ipynb")
     wrong: list[str] = []
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with running_browser() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1600})
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -133,5 +112,4 @@ def test_in_jupyterlab_a_click_reaches_python_and_back(lab: str, jupyter: Path) 
         last.locator(".jp-OutputArea-output", has_text="['net.0'] forward 3").wait_for()
         # And what that cell has chosen then.
         page.locator('#chart .node.chosen[aria-label^="net.1.1,"]').wait_for()
-        browser.close()
     assert wrong == []

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from chromium import needs_browser
 from sample_trace import call, make_trace, sample_trace
 from test_cli import talkerviz
 from test_render import NASTY, mermaid_errors, needs_parser
@@ -28,8 +29,6 @@ from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 
 FILES = {"index.html", "report.md", "calls.csv", "flowchart.svg", "flowchart.mmd", "trace.json", "facts.json"}
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome")
 HOSTILE = [*NASTY, "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!--<script>", "{{data}}"]
 
 
@@ -161,15 +160,6 @@ class Reader:
     def open(self, folder: Path) -> Any:
         self.page.goto((folder / "index.html").as_uri())
         return self.page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
