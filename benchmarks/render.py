@@ -49,7 +49,7 @@ from talkerviz.talker.cache import KVCache
 from talkerviz.talker.config import preset
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.weights import build_talker
-from talkerviz.targets import talker_target
+from talkerviz.targets import talker_of, talker_target
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 
@@ -73,7 +73,7 @@ class Size:
 
 
 def talker_trace(frames: int, flow: bool) -> Trace:
-    target = talker_target("tiny", "native", "cpu", None, Scenario(frames=frames))
+    target = talker_target(talker_of("tiny", "native", "cpu", None, Scenario(frames=frames)))
 
     def record(**how: Any) -> Trace:
         with recording(target.model, target.name, phases=target.phases(), facts=target.facts, **how) as rec:

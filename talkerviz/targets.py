@@ -67,13 +67,17 @@ class Loaded:
         talker: the model.
         config: its numbers.
         thinker: what a thinker gave it.
-        whose: `preset` or `checkpoint`, and its name.
+        impl: whose implementation it is, native or transformers.
+        scenario: how it is spoken.
+        facts: what to note of all that.
     """
 
     talker: nn.Module
     config: TalkerConfig
     thinker: ThinkerOutputs
-    whose: Mapping[str, str]
+    impl: str
+    scenario: Scenario
+    facts: Mapping[str, Any]
 
 
 def talker_of(
@@ -114,34 +118,28 @@ def talker_of(
         talker = load_talker(config, stored, impl, device, dtype, on_bytes)
     else:
         talker = build_talker(config, impl, device, dtype, scenario.seed)
-    return Loaded(talker, config, read or inputs_of(talker, scenario, config), _whose(source))
-
-
-def talker_target(
-    source: str | Path,
-    impl: str,
-    device: str,
-    dtype: torch.dtype | None,
-    scenario: Scenario,
-    inputs: Path | None = None,
-    on_bytes: OnBytes | None = None,
-) -> Target:
-    """The talker, speaking a scenario greedily: see `talker_of` for what is given and raised."""
-    loaded = talker_of(source, impl, device, dtype, scenario, inputs, on_bytes)
-    talker, config, thinker = loaded.talker, loaded.config, loaded.thinker
+    thinker = read or inputs_of(talker, scenario, config)
     lengths = {"prompt_tokens": thinker.user.shape[1], "text_tokens": thinker.assistant.shape[1]}
+    facts = {
+        **_whose(source),
+        "impl": impl,
+        "scenario": asdict(scenario) | lengths,
+        **({"inputs": str(inputs)} if inputs else {}),
+    }
+    return Loaded(talker, config, thinker, impl, scenario, facts)
+
+
+def talker_target(loaded: Loaded) -> Target:
+    """A talker that speaks its scenario greedily."""
     return Target(
         name="talker",
-        model=talker,
-        run=lambda on_frame: speak(talker, impl, scenario, thinker, config, on_frame),
+        model=loaded.talker,
+        run=lambda on_frame: speak(
+            loaded.talker, loaded.impl, loaded.scenario, loaded.thinker, loaded.config, on_frame
+        ),
         phases=lambda: TalkerPhases("talker"),
-        facts={
-            **loaded.whose,
-            "impl": impl,
-            "scenario": asdict(scenario) | lengths,
-            **({"inputs": str(inputs)} if inputs else {}),
-        },
-        frames=scenario.frames,
+        facts=loaded.facts,
+        frames=loaded.scenario.frames,
     )
 
 

@@ -37,7 +37,7 @@ from talkerviz.talker import (
 )
 from talkerviz.talker import fill as fill_module
 from talkerviz.talker.fill import read_into
-from talkerviz.targets import talker_target
+from talkerviz.targets import talker_of, talker_target
 from talkerviz.trace import Trace
 
 Capture = pytest.CaptureFixture[str]
@@ -183,7 +183,7 @@ def test_other_parts_of_the_model(saved: Path, tmp_path: Path) -> None:
 
 
 def test_the_meta_device(saved: Path) -> None:
-    target = talker_target(saved, "native", "meta", None, Scenario(frames=2))
+    target = talker_target(talker_of(saved, "native", "meta", None, Scenario(frames=2)))
     assert {(one.device.type, one.dtype) for one in target.model.parameters()} == {("meta", torch.bfloat16)}
 
 

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 import talkerviz as tv
 from talkerviz.talker.scenario import Scenario
-from talkerviz.targets import Target, talker_target
+from talkerviz.targets import Target, talker_of, talker_target
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.join import join
 from talkerviz.trace.trace import Trace
@@ -733,7 +733,7 @@ def native() -> Trace:
 
 
 def target_of(impl: str, device: str = "cpu") -> Target:
-    return talker_target("tiny", impl, device, None, Scenario(frames=3))
+    return talker_target(talker_of("tiny", impl, device, None, Scenario(frames=3)))
 
 
 def recorded(impl: str, device: str = "cpu", **kwargs: Any) -> Trace:

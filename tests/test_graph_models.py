@@ -19,7 +19,7 @@ from talkerviz.graph.pages import pages_of
 from talkerviz.graph.view import View
 from talkerviz.record import recording
 from talkerviz.talker.scenario import Scenario
-from talkerviz.targets import talker_target
+from talkerviz.targets import talker_of, talker_target
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 
@@ -47,7 +47,7 @@ ATTENTION = {
 
 @functools.cache
 def talker(impl: str) -> Trace:
-    target = talker_target("tiny", impl, "cpu", None, Scenario(frames=4))
+    target = talker_target(talker_of("tiny", impl, "cpu", None, Scenario(frames=4)))
     traces = []
     for measure in (None, "flow"):
         with recording(target.model, target.name, target.phases(), facts=target.facts, measure=measure) as rec:

@@ -24,7 +24,7 @@ from talkerviz.render.html.slices import Slicer
 from talkerviz.render.layout import LayoutError
 from talkerviz.report import write_report
 from talkerviz.talker.scenario import Scenario
-from talkerviz.targets import talker_target
+from talkerviz.targets import talker_of, talker_target
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 
@@ -35,7 +35,7 @@ HOSTILE = [*NASTY, "</script><script>alert(1)</script>", "<img src=x onerror=ale
 @pytest.fixture(scope="module")
 def talker() -> Trace:
     """The tiny talker's, of four frames, with flow, cost and limits."""
-    target = talker_target("tiny", "native", "cpu", None, Scenario(frames=4))
+    target = talker_target(talker_of("tiny", "native", "cpu", None, Scenario(frames=4)))
     peaks = {"device": "a device", "flops": 1e11, "bandwidth": 4e10, "source": "a guess"}
 
     def recorded(measure: str | None) -> Trace:

@@ -13,6 +13,7 @@ import typer
 from talkerviz.graph.view import MOST_BOXES
 from talkerviz.render.formats import FORMATS
 from talkerviz.render.tables import Rows
+from talkerviz.talker.config import PRESETS
 
 
 class Device(str, enum.Enum):
@@ -70,6 +71,12 @@ TracePath = Annotated[Path, typer.Argument(metavar="TRACE", help="A file that `t
 Phase = Annotated[str | None, typer.Option(help="Only this phase, such as prefill or decode.")]
 Rank = Annotated[int | None, typer.Option(min=0, help="Only this rank, of a trace that `merge` made.")]
 Depth = Annotated[int | None, typer.Option(min=0, help="Only calls nested at most this deep.")]
+Preset = Annotated[str | None, typer.Option("--preset", help=f"One of {', '.join(PRESETS)}; lite by default.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A Qwen3-Omni's folder, for its own weights instead of a preset's.")
+]
+Inputs = Annotated[Path | None, typer.Option(help="What a thinker gave, from `talkerviz capture`; by default random.")]
+WeightsDtype = Annotated[Dtype | None, typer.Option(help="By default the checkpoint's own, or the preset's.")]
 Format = typer.Option("-f", "--format", help=f"One of {', '.join(FORMATS)}.")
 ArrowsAre = Annotated[
     Edges | None, typer.Option("--edges", help="Where tensors go, or call order; by default flow if it was recorded.")

@@ -13,13 +13,12 @@ from rich.text import Text
 from torch import Tensor
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import Device, Dtype, device_name, torch_dtype
+from talkerviz.cli.options import Checkpoint, Device, Inputs, Preset, WeightsDtype, device_name, torch_dtype
 from talkerviz.cli.output import check_writable, console
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
 from talkerviz.talker.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
 from talkerviz.talker.codes_file import read_codes
-from talkerviz.talker.config import PRESETS
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.speech import AS_TRANSFORMERS, Speech, say, talk
 from talkerviz.talker.wav import open_wav
@@ -33,16 +32,9 @@ _FRAMES_OF_NOISE = 50
 @app.command()
 def speak(
     output: Annotated[Path, typer.Option("-o", "--output", help="The sound: WAV, 24 kHz, 16 bit, mono.")],
-    preset_name: Annotated[
-        str | None, typer.Option("--preset", help=f"One of {', '.join(PRESETS)}; lite by default.")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="A Qwen3-Omni's folder, for its own weights instead of a preset's."),
-    ] = None,
-    inputs: Annotated[
-        Path | None, typer.Option(help="What a thinker gave, from `talkerviz capture`; by default random.")
-    ] = None,
+    preset_name: Preset = None,
+    checkpoint: Checkpoint = None,
+    inputs: Inputs = None,
     codes: Annotated[
         Path | None, typer.Option(help="Speak these, from `trace --codes`: the talker is left out.")
     ] = None,
@@ -71,7 +63,7 @@ def speak(
         bool, typer.Option("--seamless", help="Keep the 23 ms that transformers leaves out between chunks.")
     ] = False,
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
-    dtype: Annotated[Dtype | None, typer.Option(help="By default the checkpoint's own, or the preset's.")] = None,
+    dtype: WeightsDtype = None,
 ) -> None:
     """Speak into a WAV file, chunk by chunk while codes come, and print how soon and how fast that was."""
     check_writable(output)

@@ -15,16 +15,23 @@ import typer
 from torch import nn
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import Device, Dtype, device_name, torch_dtype
+from talkerviz.cli.options import Checkpoint, Device, Inputs, Preset, WeightsDtype, device_name, torch_dtype
 from talkerviz.cli.output import check_writable, console, print_headline, print_notes
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.record import recording
 from talkerviz.record.process import this_process
 from talkerviz.render.table import render_table
 from talkerviz.talker.codes_file import write_codes
-from talkerviz.talker.config import PRESETS
 from talkerviz.talker.scenario import Scenario
-from talkerviz.targets import Target, code2wav_target, config_target, function_target, is_config, talker_target
+from talkerviz.targets import (
+    Target,
+    code2wav_target,
+    config_target,
+    function_target,
+    is_config,
+    talker_of,
+    talker_target,
+)
 from talkerviz.trace.join import join
 from talkerviz.trace.over_runs import over_runs
 from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of
@@ -56,22 +63,15 @@ def trace(
         str,
         typer.Argument(help="`talker`, `code2wav`, a folder or file with a config, or `package.module:function`."),
     ] = "talker",
-    preset_name: Annotated[
-        str | None, typer.Option("--preset", help=f"One of {', '.join(PRESETS)}; lite by default.")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="A Qwen3-Omni's folder, for its own weights instead of a preset's."),
-    ] = None,
+    preset_name: Preset = None,
+    checkpoint: Checkpoint = None,
     impl: Annotated[Impl, typer.Option(help="Our talker, or transformers'.")] = Impl.native,
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
-    dtype: Annotated[Dtype | None, typer.Option(help="By default the checkpoint's own, or the preset's.")] = None,
+    dtype: WeightsDtype = None,
     codes: Annotated[
         Path | None, typer.Option(help="Write the greedy codes there, as JSON; for code2wav, read them.")
     ] = None,
-    inputs: Annotated[
-        Path | None, typer.Option(help="What a thinker gave, from `talkerviz capture`; by default random.")
-    ] = None,
+    inputs: Inputs = None,
     prompt_tokens: Annotated[int | None, typer.Option(help="Tokens of the user's prompt; 11 by default.")] = None,
     text_tokens: Annotated[
         int | None, typer.Option(help="Tokens of the text to speak, with its 3 role tokens; 20 by default.")
@@ -109,6 +109,7 @@ def trace(
         raise ValueError("--codes: the meta device computes no codes")
     if preset_name and checkpoint:
         raise ValueError("--preset: --checkpoint says which talker it is; give one of them")
+    source: str | Path = checkpoint or preset_name or "lite"
     process = this_process()
     speaks = process is None or process.rank == 0
     if target == "talker":
@@ -118,30 +119,15 @@ def trace(
             raise ValueError(f"--{next(iter(lengths)).replace('_', '-')}: --inputs says how many tokens there are")
         scenario = Scenario(**lengths, speaker=speaker, frames=frames, seed=seed)
         with byte_progress("weights", speaks) as on_bytes:
-            made = talker_target(
-                checkpoint or preset_name or "lite",
-                impl.value,
-                device_name(device),
-                torch_dtype(dtype),
-                scenario,
-                inputs,
-                on_bytes,
-            )
+            loaded = talker_of(source, impl.value, device_name(device), torch_dtype(dtype), scenario, inputs, on_bytes)
+        made = talker_target(loaded)
     elif inputs:
         raise ValueError("--inputs: only the talker takes them")
     elif target == "code2wav":
         if device is Device.meta:
             raise ValueError("--device meta: transformers' code2wav reads values, which are not there")
         with byte_progress("weights", speaks) as on_bytes:
-            made = code2wav_target(
-                checkpoint or preset_name or "lite",
-                device_name(device),
-                torch_dtype(dtype),
-                codes,
-                frames,
-                seed,
-                on_bytes,
-            )
+            made = code2wav_target(source, device_name(device), torch_dtype(dtype), codes, frames, seed, on_bytes)
     elif checkpoint:
         raise ValueError("--checkpoint: only talker and code2wav are loaded from one")
     elif codes:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .config import TalkerConfig
+from .json_file import read_json
 
 MODEL_TYPE = "qwen3_omni_moe"
 
@@ -203,12 +204,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        parsed = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file; a Qwen3-Omni's folder has it") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: is no JSON: {error}") from error
+    parsed = read_json(file, "; a Qwen3-Omni's folder has it")
     if not isinstance(parsed, dict):
         raise ValueError(f"{file}: is no JSON object")
     return parsed

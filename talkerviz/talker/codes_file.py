@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .code2wav import check_codes
+from .json_file import read_json
 
 
 def write_codes(path: Path, codes: Tensor) -> None:
@@ -23,12 +24,7 @@ def read_codes(path: Path, config: Any) -> Tensor:
     Raises:
         ValueError: it is no such file, has no frames, or codes that this code2wav does not have.
     """
-    try:
-        frames = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON: {error}") from error
+    frames = read_json(path)
     if not isinstance(frames, list) or not frames:
         raise ValueError(f"{path}: is no list of frames, as `talkerviz trace --codes` writes it")
     for number, frame in enumerate(frames):
