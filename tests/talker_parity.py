@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from talkerviz.talker import Scenario, build_talker, preset, run
+from talkerviz.talker import (
+    Prompt,
+    Sampling,
+    Scenario,
+    assemble_prompt,
+    build_talker,
+    preset,
+    run,
+    scenario_inputs,
+)
+
+CONFIG = preset("tiny")
+SPEECH = Sampling(do_sample=True, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05, seed=3)
 
 torch.set_num_threads(2)
 
@@ -55,3 +68,9 @@ def recorded_run(name: str, impl: str, scenario: Scenario, keep: tuple[str, ...]
     model = build_talker(config, impl, seed=scenario.seed)
     calls = Calls(model, keep)
     return run(model, impl, scenario, config), calls
+
+
+def tiny_prompt(model: Any, positions: Tensor | None = None, **scenario: Any) -> Prompt:
+    """A prompt of the scenario's lengths for a tiny talker; `positions` [3, 1, tokens] are those of the user's part."""
+    thinker = scenario_inputs(Scenario(**scenario), CONFIG, "cpu", torch.float32)
+    return assemble_prompt(model, CONFIG, replace(thinker, positions=positions), CONFIG.speaker("ethan"))

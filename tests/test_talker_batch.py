@@ -10,32 +10,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from talker_parity import talker
+from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
 from torch import Tensor
 
 from talkerviz.talker import (
     GREEDY,
     Prompt,
     Sampling,
-    Scenario,
-    assemble_prompt,
     batch_prompts,
     build_talker,
     generate,
     generate_batch,
-    preset,
-    scenario_inputs,
 )
 from talkerviz.talker.transformers_impl import generate_transformers
 
-CONFIG = preset("tiny")
-SPEECH = Sampling(do_sample=True, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05, seed=3)
-
 
 def a_prompt(model: Any, lengths: tuple[int, int] = (11, 20), seed: int = 0, positions: Tensor | None = None) -> Prompt:
-    scenario = Scenario(prompt_tokens=lengths[0], text_tokens=lengths[1], seed=seed)
-    thinker = scenario_inputs(scenario, CONFIG, "cpu", torch.float32)
-    return assemble_prompt(model, CONFIG, replace(thinker, positions=positions), CONFIG.speaker_id["ethan"])
+    return tiny_prompt(model, positions, prompt_tokens=lengths[0], text_tokens=lengths[1], seed=seed)
 
 
 def picture(before: int, height: int, width: int, after: int) -> Tensor:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from talker_parity import talker
+from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
 from torch import Tensor
 from transformers import (
     RepetitionPenaltyLogitsProcessor,
@@ -17,26 +16,16 @@ from transformers import (
 )
 
 from talkerviz.talker import (
-    Prompt,
     Sampling,
     Scenario,
     assemble_prompt,
     build_talker,
     generate,
-    preset,
     run,
     scenario_inputs,
 )
 from talkerviz.talker.sampling import choose, keep_top_k, keep_top_p, penalise_repeats, suppressed_codes
 from talkerviz.talker.transformers_impl import generate_transformers
-
-CONFIG = preset("tiny")
-SPEECH = Sampling(do_sample=True, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05, seed=3)
-
-
-def tiny_prompt(model: Any, **scenario: Any) -> Prompt:
-    thinker = scenario_inputs(Scenario(**scenario), CONFIG, "cpu", torch.float32)
-    return assemble_prompt(model, CONFIG, thinker, CONFIG.speaker_id["ethan"])
 
 
 def random_logits(seed: int) -> Tensor:
