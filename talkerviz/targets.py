@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,11 +27,13 @@ from talkerviz.talker.code2wav import (
     stream_audio,
 )
 from talkerviz.talker.codes_file import read_codes
+from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.config import TalkerConfig, default_dtype, preset
 from talkerviz.talker.fill import OnBytes
 from talkerviz.talker.prompt import ThinkerOutputs
 from talkerviz.talker.run import inputs_of, speak
 from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.talker import TalkerForConditionalGeneration
 from talkerviz.talker.thinker_file import read_inputs
 from talkerviz.talker.weights import build_talker, load_talker
 
@@ -88,6 +90,8 @@ def talker_of(
     scenario: Scenario,
     inputs: Path | None = None,
     on_bytes: OnBytes | None = None,
+    *,
+    compiled: bool = False,
 ) -> Loaded:
     """The talker of a preset with random weights, or that of a checkpoint, and what it is to speak.
 
@@ -99,11 +103,14 @@ def talker_of(
         scenario: what it speaks; its seed draws a preset's weights, and the inputs unless they are given.
         inputs: a file with what a thinker gave.
         on_bytes: called while a checkpoint is read, see `read_into`.
+        compiled: have torch.compile make code of its layers, see `compile_talker`.
 
     Raises:
-        ValueError: an unknown preset, implementation or speaker, a checkpoint that cannot be loaded, or inputs that do
-            not fit.
+        ValueError: an unknown preset, implementation or speaker, a checkpoint that cannot be loaded, inputs that do not
+            fit, or what cannot be compiled.
     """
+    if compiled and impl != "native":
+        raise ValueError(f"only the native talker is compiled, not {impl}'s")
     if isinstance(source, Path):
         config = read_talker_config(source)
         stored = find_module(source, "talker.")
@@ -118,6 +125,8 @@ def talker_of(
         talker = load_talker(config, stored, impl, device, dtype, on_bytes)
     else:
         talker = build_talker(config, impl, device, dtype, scenario.seed)
+    if compiled:
+        compile_talker(cast(TalkerForConditionalGeneration, talker))
     thinker = read or inputs_of(talker, scenario, config)
     lengths = {"prompt_tokens": thinker.user.shape[1], "text_tokens": thinker.assistant.shape[1]}
     facts = {
@@ -125,6 +134,7 @@ def talker_of(
         "impl": impl,
         "scenario": asdict(scenario) | lengths,
         **({"inputs": str(inputs)} if inputs else {}),
+        **({"compiled": True} if compiled else {}),
     }
     return Loaded(talker, config, thinker, impl, scenario, facts)
 

@@ -77,6 +77,9 @@ Checkpoint = Annotated[
 ]
 Inputs = Annotated[Path | None, typer.Option(help="What a thinker gave, from `talkerviz capture`; by default random.")]
 WeightsDtype = Annotated[Dtype | None, typer.Option(help="By default the checkpoint's own, or the preset's.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Have torch.compile make code of the talker's layers; slow to begin.")
+]
 Format = typer.Option("-f", "--format", help=f"One of {', '.join(FORMATS)}.")
 ArrowsAre = Annotated[
     Edges | None, typer.Option("--edges", help="Where tensors go, or call order; by default flow if it was recorded.")

@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import Checkpoint, Device, Inputs, Preset, WeightsDtype, device_name, torch_dtype
+from talkerviz.cli.options import Checkpoint, Compile, Device, Inputs, Preset, WeightsDtype, device_name, torch_dtype
 from talkerviz.cli.output import check_writable, console
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
@@ -64,6 +64,7 @@ def speak(
     ] = False,
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
     dtype: WeightsDtype = None,
+    compile_layers: Compile = False,
 ) -> None:
     """Speak into a WAV file, chunk by chunk while codes come, and print how soon and how fast that was."""
     check_writable(output)
@@ -78,7 +79,16 @@ def speak(
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     chosen = {**drawn, "repetition_penalty": repetition_penalty}
     if codes:
-        _refuse({"inputs": inputs, "speaker": speaker, "greedy": greedy or None, **chosen}, "--codes is what is spoken")
+        _refuse(
+            {
+                "inputs": inputs,
+                "speaker": speaker,
+                "greedy": greedy or None,
+                "compile": compile_layers or None,
+                **chosen,
+            },
+            "--codes is what is spoken",
+        )
     if greedy:
         _refuse(drawn, "--greedy draws none")
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
@@ -94,7 +104,7 @@ def speak(
     else:
         scenario = Scenario(speaker=speaker or "ethan", frames=most, seed=seed)
         with byte_progress("talker", True) as on_bytes:
-            loaded = talker_of(source, "native", *weights, scenario, inputs, on_bytes)
+            loaded = talker_of(source, "native", *weights, scenario, inputs, on_bytes, compiled=compile_layers)
         if loaded.config.num_code_groups != codec.num_quantizers:
             made, taken = loaded.config.num_code_groups, codec.num_quantizers
             raise ValueError(f"{source}: its talker makes {made} codes a frame, and its code2wav takes {taken}")

@@ -15,7 +15,7 @@ import typer
 from torch import nn
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import Checkpoint, Device, Inputs, Preset, WeightsDtype, device_name, torch_dtype
+from talkerviz.cli.options import Checkpoint, Compile, Device, Inputs, Preset, WeightsDtype, device_name, torch_dtype
 from talkerviz.cli.output import check_writable, console, print_headline, print_notes
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.record import recording
@@ -68,6 +68,7 @@ def trace(
     impl: Annotated[Impl, typer.Option(help="Our talker, or transformers'.")] = Impl.native,
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
     dtype: WeightsDtype = None,
+    compile_layers: Compile = False,
     codes: Annotated[
         Path | None, typer.Option(help="Write the greedy codes there, as JSON; for code2wav, read them.")
     ] = None,
@@ -109,6 +110,8 @@ def trace(
         raise ValueError("--codes: the meta device computes no codes")
     if preset_name and checkpoint:
         raise ValueError("--preset: --checkpoint says which talker it is; give one of them")
+    if compile_layers and (target != "talker" or impl is Impl.transformers or on_meta):
+        raise ValueError("--compile: only the native talker is compiled, and not on the meta device")
     source: str | Path = checkpoint or preset_name or "lite"
     process = this_process()
     speaks = process is None or process.rank == 0
@@ -119,7 +122,8 @@ def trace(
             raise ValueError(f"--{next(iter(lengths)).replace('_', '-')}: --inputs says how many tokens there are")
         scenario = Scenario(**lengths, speaker=speaker, frames=frames, seed=seed)
         with byte_progress("weights", speaks) as on_bytes:
-            loaded = talker_of(source, impl.value, device_name(device), torch_dtype(dtype), scenario, inputs, on_bytes)
+            where = device_name(device), torch_dtype(dtype)
+            loaded = talker_of(source, impl.value, *where, scenario, inputs, on_bytes, compiled=compile_layers)
         made = talker_target(loaded)
     elif inputs:
         raise ValueError("--inputs: only the talker takes them")

@@ -30,8 +30,12 @@ def notes_on(facts: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"Recording a call costs {cost} or more on this machine, outside its time and in its caller's self time."
         )
+    by_why: dict[str, list[str]] = {}
     for path, why in facts.get("one_call", {}).items():
-        notes.append(f"{path} is {why}: what runs inside it is one call.")
+        by_why.setdefault(why, []).append(path)
+    for why, paths in by_why.items():
+        others = f" and {len(paths) - 1} more are" if len(paths) > 1 else " is"
+        notes.append(f"{paths[0]}{others} {why}: what runs inside is one call.")
     if facts.get("graph_replays_unread"):
         unread, read = facts["graph_replays_unread"], facts["graph_replays"]
         notes.append(f"{unread:,} replays of CUDA graphs began before the one before was over: {read:,} were timed.")

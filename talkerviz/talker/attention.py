@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import KVCache
+from .cache import LayerCache
 from .config import StackConfig
+from .linear import Linear
 from .norm import RMSNorm, ThinkerTextRMSNorm
 from .rope import rotate
 
@@ -16,22 +17,21 @@ class TalkerCodePredictorAttention(nn.Module):
 
     norm: type[RMSNorm] = RMSNorm
 
-    def __init__(self, config: StackConfig, layer: int) -> None:
+    def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         self.grouped = config.num_attention_heads != config.num_key_value_heads
         query_width = config.num_attention_heads * config.head_dim
         key_value_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_value_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_value_width, bias=False)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, query_width)
+        self.k_proj = Linear(config.hidden_size, key_value_width)
+        self.v_proj = Linear(config.hidden_size, key_value_width)
+        self.o_proj = Linear(query_width, config.hidden_size)
         self.q_norm = self.norm(config.head_dim, config.rms_norm_eps)
         self.k_norm = self.norm(config.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: LayerCache, mask: Tensor | None
     ) -> Tensor:
         """Mix hidden states [batch, tokens, hidden] with each other and with all tokens in the cache.
 
@@ -42,7 +42,7 @@ class TalkerCodePredictorAttention(nn.Module):
         query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
         key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-        key, value = cache.update(self.layer, rotate(key, *position_embeddings), value)
+        key, value = cache.update(rotate(key, *position_embeddings), value)
         mixed = F.scaled_dot_product_attention(
             rotate(query, *position_embeddings),
             key,

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from .config import StackConfig
+
+
+class LayerCache:
+    """Keys and values of a layer [batch, key-value heads, positions, head_dim]; the last are yet to be written."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values [batch, heads, new, head_dim]; return all."""
+        self.keys[:, :, -keys.shape[2] :] = keys
+        self.values[:, :, -values.shape[2] :] = values
+        return self.keys, self.values
 
 
 class KVCache:
@@ -24,21 +40,21 @@ class KVCache:
         batch: int = 1,
         padding: Tensor | None = None,
     ) -> None:
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, positions, config.head_dim)
+        # With room that is never used, all that is handed out has the same kind of strides, and compiled code fits it.
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, positions + 1, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.padding = padding
         self.length = 0
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a layer's new keys and values [batch, heads, new, head_dim]; return all of them up to the new ones.
+    def layers(self, new: int) -> Iterator[LayerCache]:
+        """Of every layer what it has seen, and room for `new` tokens.
 
         `length` stays: the stack moves it on when its last layer is done.
         """
-        start, end = self.length, self.length + keys.shape[2]
-        self.keys[layer, :, :, start:end] = keys
-        self.values[layer, :, :, start:end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        end = self.length + new
+        for keys, values in zip(self.keys, self.values, strict=True):
+            yield LayerCache(keys[:, :, :end], values[:, :, :end])
 
     def mask(self, new: int) -> Tensor | None:
         """What each of the next `new` tokens may look at [batch, 1, new, positions]; None if nothing is padded."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .cache import KVCache
 from .config import CodePredictorConfig
 from .decoder import ModelOutput, TalkerCodePredictorDecoderLayer, next_positions, run_layers
+from .linear import Linear
 from .norm import RMSNorm
 from .rope import RotaryEmbedding
 
@@ -18,7 +19,7 @@ class TalkerCodePredictorModel(nn.Module):
 
     def __init__(self, config: CodePredictorConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TalkerCodePredictorDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(TalkerCodePredictorDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = RotaryEmbedding(config)
         self.codec_embedding = nn.ModuleList(
@@ -50,7 +51,7 @@ class TalkerCodePredictorModelForConditionalGeneration(nn.Module):
         super().__init__()
         self.model = TalkerCodePredictorModel(config)
         self.lm_head = nn.ModuleList(
-            nn.Linear(config.hidden_size, config.vocab_size, bias=False) for _ in range(config.num_code_groups - 1)
+            Linear(config.hidden_size, config.vocab_size) for _ in range(config.num_code_groups - 1)
         )
 
     def forward(

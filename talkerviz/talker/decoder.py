@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import TalkerCodePredictorAttention, ThinkerTextAttention
-from .cache import KVCache
+from .cache import KVCache, LayerCache
 from .config import CodePredictorConfig, StackConfig, TextConfig
 from .moe import MLP, TalkerTextSparseMoeBlock
 from .norm import RMSNorm, TextRMSNorm, ThinkerTextRMSNorm
@@ -26,7 +26,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = norm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: LayerCache, mask: Tensor | None
     ) -> Tensor:
         """[batch, tokens, hidden] to the same; the layer's keys and values go into the cache."""
         hidden_states = hidden_states + self.self_attn(
@@ -42,18 +42,16 @@ class DecoderLayer(nn.Module):
 class TalkerDecoderLayer(DecoderLayer):
     """A layer of the talker's decoder: its feed-forward is a mixture of experts."""
 
-    def __init__(self, config: TextConfig, layer: int) -> None:
-        attention = ThinkerTextAttention(config, layer)
-        super().__init__(config, attention, TalkerTextSparseMoeBlock(config), ThinkerTextRMSNorm)
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config, ThinkerTextAttention(config), TalkerTextSparseMoeBlock(config), ThinkerTextRMSNorm)
 
 
 class TalkerCodePredictorDecoderLayer(DecoderLayer):
     """A layer of the code predictor: its feed-forward is dense."""
 
-    def __init__(self, config: CodePredictorConfig, layer: int) -> None:
-        attention = TalkerCodePredictorAttention(config, layer)
+    def __init__(self, config: CodePredictorConfig) -> None:
         mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
-        super().__init__(config, attention, mlp, RMSNorm)
+        super().__init__(config, TalkerCodePredictorAttention(config), mlp, RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,12 @@ def run_layers(
 ) -> ModelOutput:
     """Send new tokens [batch, tokens, hidden] through a stack and move its cache on by as many."""
     position_embeddings = rotary_emb(inputs_embeds, position_ids)
-    mask = cache.mask(inputs_embeds.shape[1])
+    new = inputs_embeds.shape[1]
+    mask = cache.mask(new)
     hidden_states = inputs_embeds
-    for layer in layers:
-        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=cache, mask=mask)
-    cache.length += inputs_embeds.shape[1]
+    for layer, kept in zip(layers, cache.layers(new), strict=True):
+        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=kept, mask=mask)
+    cache.length += new
     return ModelOutput(norm(hidden_states))
 
 
@@ -92,7 +91,7 @@ class TalkerModel(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TalkerDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(TalkerDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = TextRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = TalkerRotaryEmbedding(config)
         self.codec_embedding = nn.Embedding(config.vocab_size, config.hidden_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache
+from .compiled import uncompiled
 from .prompt import Prompt
 from .sampling import GREEDY, Sampling, choose, penalise_repeats, suppressed_codes
 
@@ -113,7 +115,8 @@ def stream(
         if frame and next_position is not None:
             position_ids = (next_position + (frame - 1)).expand(3, -1, -1)
         # Root and models are called by keyword and return dataclasses, as in transformers: see record/.
-        out = talker(inputs_embeds=embeds, cache=cache, position_ids=position_ids)
+        with nullcontext() if frame else uncompiled(talker):
+            out = talker(inputs_embeds=embeds, cache=cache, position_ids=position_ids)
         logits = out.logits[:, -1].float()
         if spoken and sampling.repetition_penalty != 1:
             first_codes = torch.cat([codes[:, :1] for codes in spoken], dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN  # A trace prints its class name, SiLUActivation.
 
 from .config import TextConfig
+from .linear import Linear, linear, times_rows
 
 
 class MLP(nn.Module):
@@ -18,9 +19,9 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
         self.act_fn = ACT2FN[activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class TalkerTextTopKRouter(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [tokens, experts], and of the chosen: weights that sum to 1, and numbers [tokens, top_k]."""
-        logits = F.linear(hidden_states, self.weight)
+        logits = linear(hidden_states, self.weight)
         weights, experts = F.softmax(logits, dim=-1, dtype=torch.float32).topk(self.top_k, dim=-1)
         weights = weights / weights.sum(dim=-1, keepdim=True)
         return logits, weights.to(logits.dtype), experts
@@ -65,6 +66,8 @@ class TalkerTextExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts: [tokens, hidden] and twice [tokens, top_k] to [tokens, hidden]."""
         tokens, top_k = top_k_index.shape
+        if tokens == 1 and hidden_states.device.type == "cpu" and torch.compiler.is_compiling():
+            return self._of_one(hidden_states, top_k_index[0], top_k_weights[0])
         # One row per pair of a token and an expert, in the order of the experts.
         expert, pair = top_k_index.flatten().sort()
         x = hidden_states[pair // top_k]
@@ -74,6 +77,12 @@ class TalkerTextExperts(nn.Module):
         by_token = torch.empty_like(x)
         by_token[pair] = x
         return by_token.view(tokens, top_k, -1).sum(dim=1)
+
+    def _of_one(self, x: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
+        """The same for one token, [1, hidden] and twice [top_k], without a look at the numbers on the host."""
+        gate, up = times_rows(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
+        x = times_rows((self.act_fn(gate) * up)[:, None], self.down_proj[expert])
+        return (x * weights[:, None]).sum(dim=0, keepdim=True)
 
     def _checkpoint_views(self) -> Iterator[tuple[str, Tensor]]:
         gate, up = self.gate_up_proj.chunk(2, dim=1)
@@ -136,7 +145,7 @@ class TalkerTextSparseMoeBlock(nn.Module):
         self.shared_expert = TalkerTextMLP(
             config.hidden_size, config.shared_expert_intermediate_size, config.hidden_act
         )
-        self.shared_expert_gate = nn.Linear(config.hidden_size, 1, bias=False)
+        self.shared_expert_gate = Linear(config.hidden_size, 1)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[batch, tokens, hidden] to the same."""

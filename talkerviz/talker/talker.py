@@ -13,6 +13,7 @@ from .code_predictor import TalkerCodePredictorModelForConditionalGeneration
 from .config import TalkerConfig
 from .decoder import TalkerModel
 from .generate import Frame, stream
+from .linear import Linear
 from .prompt import Prompt
 from .sampling import GREEDY, Sampling
 
@@ -49,7 +50,7 @@ class TalkerForConditionalGeneration(nn.Module):
         self.model = TalkerModel(config.text)
         self.text_projection = TalkerResizeMLP(config)
         self.hidden_projection = TalkerResizeMLP(config)
-        self.codec_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+        self.codec_head = Linear(config.text.hidden_size, config.text.vocab_size)
         self.code_predictor = TalkerCodePredictorModelForConditionalGeneration(config.code_predictor)
 
     def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> TalkerOutput:
