@@ -30,6 +30,7 @@ from talkerviz.talker.codes_file import read_codes
 from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.config import TalkerConfig, default_dtype, preset
 from talkerviz.talker.fill import OnBytes
+from talkerviz.talker.graphs import check_device, replay_frames
 from talkerviz.talker.prompt import ThinkerOutputs
 from talkerviz.talker.run import inputs_of, speak
 from talkerviz.talker.scenario import Scenario
@@ -92,6 +93,7 @@ def talker_of(
     on_bytes: OnBytes | None = None,
     *,
     compiled: bool = False,
+    graphs: bool = False,
 ) -> Loaded:
     """The talker of a preset with random weights, or that of a checkpoint, and what it is to speak.
 
@@ -104,13 +106,16 @@ def talker_of(
         inputs: a file with what a thinker gave.
         on_bytes: called while a checkpoint is read, see `read_into`.
         compiled: have torch.compile make code of its layers, see `compile_talker`.
+        graphs: speak by replaying a CUDA graph, see `replay_frames`.
 
     Raises:
         ValueError: an unknown preset, implementation or speaker, a checkpoint that cannot be loaded, inputs that do not
             fit, or what cannot be compiled.
     """
-    if compiled and impl != "native":
-        raise ValueError(f"only the native talker is compiled, not {impl}'s")
+    if (compiled or graphs) and impl != "native":
+        raise ValueError(f"only the native talker is compiled or captured, not {impl}'s")
+    if graphs:
+        check_device(torch.device(device))
     if isinstance(source, Path):
         config = read_talker_config(source)
         stored = find_module(source, "talker.")
@@ -127,6 +132,8 @@ def talker_of(
         talker = build_talker(config, impl, device, dtype, scenario.seed)
     if compiled:
         compile_talker(cast(TalkerForConditionalGeneration, talker))
+    if graphs:
+        replay_frames(cast(TalkerForConditionalGeneration, talker))
     thinker = read or inputs_of(talker, scenario, config)
     lengths = {"prompt_tokens": thinker.user.shape[1], "text_tokens": thinker.assistant.shape[1]}
     facts = {
@@ -135,6 +142,7 @@ def talker_of(
         "scenario": asdict(scenario) | lengths,
         **({"inputs": str(inputs)} if inputs else {}),
         **({"compiled": True} if compiled else {}),
+        **({"graphs": True} if graphs else {}),
     }
     return Loaded(talker, config, thinker, impl, scenario, facts)
 

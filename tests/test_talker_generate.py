@@ -42,7 +42,8 @@ def test_processors_equal_transformers(seed: int) -> None:
     for p in (1e-6, 0.5, 0.8, 0.999):
         assert torch.equal(keep_top_p(logits, p), TopPLogitsWarper(p)(spoken, logits))
     expected = RepetitionPenaltyLogitsProcessor(1.3)(spoken, logits.clone())
-    assert torch.equal(penalise_repeats(logits, spoken, 1.3), expected)
+    known = torch.zeros_like(logits, dtype=torch.bool).scatter(1, spoken, True)
+    assert torch.equal(penalise_repeats(logits, known, 1.3), expected)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -80,6 +80,7 @@ WeightsDtype = Annotated[Dtype | None, typer.Option(help="By default the checkpo
 Compile = Annotated[
     bool, typer.Option("--compile", help="Have torch.compile make code of the talker's layers; slow to begin.")
 ]
+Graphs = Annotated[bool, typer.Option("--graphs", help="Speak by replaying a CUDA graph of a frame.")]
 Format = typer.Option("-f", "--format", help=f"One of {', '.join(FORMATS)}.")
 ArrowsAre = Annotated[
     Edges | None, typer.Option("--edges", help="Where tensors go, or call order; by default flow if it was recorded.")

@@ -13,7 +13,17 @@ from rich.text import Text
 from torch import Tensor
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import Checkpoint, Compile, Device, Inputs, Preset, WeightsDtype, device_name, torch_dtype
+from talkerviz.cli.options import (
+    Checkpoint,
+    Compile,
+    Device,
+    Graphs,
+    Inputs,
+    Preset,
+    WeightsDtype,
+    device_name,
+    torch_dtype,
+)
 from talkerviz.cli.output import check_writable, console
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
@@ -65,6 +75,7 @@ def speak(
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
     dtype: WeightsDtype = None,
     compile_layers: Compile = False,
+    graphs: Graphs = False,
 ) -> None:
     """Speak into a WAV file, chunk by chunk while codes come, and print how soon and how fast that was."""
     check_writable(output)
@@ -85,6 +96,7 @@ def speak(
                 "speaker": speaker,
                 "greedy": greedy or None,
                 "compile": compile_layers or None,
+                "graphs": graphs or None,
                 **chosen,
             },
             "--codes is what is spoken",
@@ -104,7 +116,9 @@ def speak(
     else:
         scenario = Scenario(speaker=speaker or "ethan", frames=most, seed=seed)
         with byte_progress("talker", True) as on_bytes:
-            loaded = talker_of(source, "native", *weights, scenario, inputs, on_bytes, compiled=compile_layers)
+            loaded = talker_of(
+                source, "native", *weights, scenario, inputs, on_bytes, compiled=compile_layers, graphs=graphs
+            )
         if loaded.config.num_code_groups != codec.num_quantizers:
             made, taken = loaded.config.num_code_groups, codec.num_quantizers
             raise ValueError(f"{source}: its talker makes {made} codes a frame, and its code2wav takes {taken}")

@@ -15,7 +15,17 @@ import typer
 from torch import nn
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import Checkpoint, Compile, Device, Inputs, Preset, WeightsDtype, device_name, torch_dtype
+from talkerviz.cli.options import (
+    Checkpoint,
+    Compile,
+    Device,
+    Graphs,
+    Inputs,
+    Preset,
+    WeightsDtype,
+    device_name,
+    torch_dtype,
+)
 from talkerviz.cli.output import check_writable, console, print_headline, print_notes
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.record import recording
@@ -69,6 +79,7 @@ def trace(
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
     dtype: WeightsDtype = None,
     compile_layers: Compile = False,
+    graphs: Graphs = False,
     codes: Annotated[
         Path | None, typer.Option(help="Write the greedy codes there, as JSON; for code2wav, read them.")
     ] = None,
@@ -110,8 +121,9 @@ def trace(
         raise ValueError("--codes: the meta device computes no codes")
     if preset_name and checkpoint:
         raise ValueError("--preset: --checkpoint says which talker it is; give one of them")
-    if compile_layers and (target != "talker" or impl is Impl.transformers or on_meta):
-        raise ValueError("--compile: only the native talker is compiled, and not on the meta device")
+    for name in [name for name, given in {"compile": compile_layers, "graphs": graphs}.items() if given]:
+        if target != "talker" or impl is Impl.transformers or on_meta:
+            raise ValueError(f"--{name}: only the native talker has it, and not on the meta device")
     source: str | Path = checkpoint or preset_name or "lite"
     process = this_process()
     speaks = process is None or process.rank == 0
@@ -123,7 +135,9 @@ def trace(
         scenario = Scenario(**lengths, speaker=speaker, frames=frames, seed=seed)
         with byte_progress("weights", speaks) as on_bytes:
             where = device_name(device), torch_dtype(dtype)
-            loaded = talker_of(source, impl.value, *where, scenario, inputs, on_bytes, compiled=compile_layers)
+            loaded = talker_of(
+                source, impl.value, *where, scenario, inputs, on_bytes, compiled=compile_layers, graphs=graphs
+            )
         made = talker_target(loaded)
     elif inputs:
         raise ValueError("--inputs: only the talker takes them")

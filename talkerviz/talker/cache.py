@@ -65,3 +65,45 @@ class KVCache:
         seen = (places <= own) & (places >= self.padding[:, None, None])
         # What pads a row looks at itself: with nothing at all to look at its values would not be numbers.
         return (seen | (places == own))[:, None]
+
+
+class StaticCache:
+    """A KVCache whose next place is a tensor: each pass does the same to the same memory, so that it can be replayed.
+
+    One new token a pass. All positions are looked at, those that are not there behind a mask.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.length = cache.length
+        self.place = torch.tensor([cache.length], device=cache.keys.device)
+        # What is masked is still multiplied, by zero, so it must be numbers.
+        cache.keys[:, :, :, cache.length :] = 0
+        cache.values[:, :, :, cache.length :] = 0
+
+    def layers(self, new: int) -> Iterator[StaticLayerCache]:
+        """Of every layer all positions, and the place of the one new token."""
+        for keys, values in zip(self.cache.keys, self.cache.values, strict=True):
+            yield StaticLayerCache(keys, values, self.place)
+
+    def mask(self, new: int) -> Tensor:
+        """What the new token may look at [batch or 1, 1, 1, positions]."""
+        places = torch.arange(self.cache.keys.shape[3], device=self.place.device)
+        seen = (places <= self.place)[None]
+        if self.cache.padding is not None:
+            seen = seen & (places >= self.cache.padding[:, None])
+        return seen[:, None, None]
+
+
+class StaticLayerCache(LayerCache):
+    """The same for a place that is a tensor [1]."""
+
+    def __init__(self, keys: Tensor, values: Tensor, place: Tensor) -> None:
+        super().__init__(keys, values)
+        self.place = place
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new key and value [batch, heads, 1, head_dim]; return all."""
+        self.keys.index_copy_(2, self.place, keys)
+        self.values.index_copy_(2, self.place, values)
+        return self.keys, self.values

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +11,12 @@ from torch import Tensor
 
 from .cache import KVCache
 from .compiled import uncompiled
+from .frame import Choosing, choose_first, choose_others, sum_of_codes
+from .graphs import StaticFrame, capture
 from .prompt import Prompt
-from .sampling import GREEDY, Sampling, choose, penalise_repeats, suppressed_codes
+from .sampling import GREEDY, Sampling, suppressed_codes
 
 if TYPE_CHECKING:
-    from .code_predictor import TalkerCodePredictorModelForConditionalGeneration
     from .talker import TalkerForConditionalGeneration
 
 
@@ -97,70 +97,55 @@ def stream(
     config = talker.config
     embeds = prompt.inputs_embeds
     batch, device, dtype = embeds.shape[0], embeds.device, embeds.dtype
+    if frames < 1:
+        return
     # The last frame's codes are not read back.
     positions = embeds.shape[1] + frames - 1
     if positions > config.text.max_position_embeddings:
         raise ValueError(f"{positions} positions: the talker has {config.text.max_position_embeddings}")
+    choosing = Choosing(
+        sampling,
+        torch.tensor(suppressed_codes(config, ignore_eos), device=device),
+        torch.zeros(batch, config.text.vocab_size, dtype=torch.bool, device=device),
+        # A row draws what it draws alone.
+        [torch.Generator(device).manual_seed(sampling.seed) for _ in range(batch * sampling.do_sample)],
+    )
     cache = KVCache(config.text, positions, device, dtype, batch, prompt.padding)
     frame_cache = KVCache(config.code_predictor, config.num_code_groups, device, dtype, batch)
-    suppressed = torch.tensor(suppressed_codes(config, ignore_eos), device=device)
-    # A row draws what it draws alone.
-    generators = [torch.Generator(device).manual_seed(sampling.seed) for _ in range(batch * sampling.do_sample)]
-    next_position = None if prompt.positions is None else prompt.positions.amax(dim=(0, 2), keepdim=True) + 1
-
-    spoken: list[Tensor] = []
     ended = torch.zeros(batch, dtype=torch.bool)
-    for frame in range(frames):
-        position_ids = prompt.positions
-        if frame and next_position is not None:
-            position_ids = (next_position + (frame - 1)).expand(3, -1, -1)
-        # Root and models are called by keyword and return dataclasses, as in transformers: see record/.
-        with nullcontext() if frame else uncompiled(talker):
-            out = talker(inputs_embeds=embeds, cache=cache, position_ids=position_ids)
-        logits = out.logits[:, -1].float()
-        if spoken and sampling.repetition_penalty != 1:
-            first_codes = torch.cat([codes[:, :1] for codes in spoken], dim=1)
-            logits = penalise_repeats(logits, first_codes, sampling.repetition_penalty)
-        first_code = choose(logits.index_fill(1, suppressed, -torch.inf), sampling, generators)
+
+    def all_ended(first_code: Tensor) -> bool:
         if not ignore_eos:
-            ended |= (first_code[:, 0] == config.codec_eos_token_id).cpu()
-            if ended.all():
-                return
+            ended.logical_or_((first_code[:, 0] == config.codec_eos_token_id).cpu())
+        return bool(ended.all())
 
-        first_embed = talker.model.codec_embedding(first_code)
-        start = torch.cat((out.last_hidden_state[:, -1:], first_embed), dim=1)
-        codes, residual_embeds = predict_residual_codes(talker.code_predictor, start, frame_cache, sampling, generators)
-        spoken.append(torch.cat((first_code, codes), dim=1))
-        yield Frame(spoken[-1], ~ended)
-        if frame + 1 == frames:
-            return
-
-        last_embed = talker.code_predictor.model.codec_embedding[-1](codes[:, -1:])
-        code_embeds = torch.cat((first_embed, residual_embeds, last_embed), dim=1)
+    with uncompiled(talker):
+        hidden, first_code = choose_first(talker, embeds, cache, prompt.positions, choosing)
+    if all_ended(first_code):
+        return
+    codes, most_embeds = choose_others(talker, hidden, first_code, frame_cache, choosing)
+    yield Frame(codes, ~ended)
+    if frames == 1:
+        return
+    if talker.graphs:
+        static = StaticFrame(talker, cache, frame_cache, choosing, prompt.next_position)
+        static.spoken.copy_(sum_of_codes(talker, codes, most_embeds))
+        graph = capture(static)
+    for frame in range(frames - 1):
         text_left = frame < prompt.trailing_text.shape[1]
         text = prompt.trailing_text[:, frame : frame + 1] if text_left else prompt.tts_pad
-        embeds = code_embeds.sum(dim=1, keepdim=True) + text
-
-
-def predict_residual_codes(
-    predictor: TalkerCodePredictorModelForConditionalGeneration,
-    start: Tensor,
-    cache: KVCache,
-    sampling: Sampling,
-    generators: Sequence[torch.Generator],
-) -> tuple[Tensor, Tensor]:
-    """A frame's codes 1 to 15 [batch, 15], and the embeddings of 1 to 14 [batch, 14, hidden].
-
-    `start` [batch, 2, hidden] is the talker's last hidden state and the embedded first code.
-    """
-    # transformers fixes these for the predictor, whatever the talker samples with.
-    sampling = replace(sampling, temperature=1.0, top_k=50, top_p=0.8)
-    cache.length = 0
-    out = predictor(inputs_embeds=start, cache=cache, group=1)
-    codes = [choose(out.logits[:, -1].float(), sampling, generators)]
-    embeds = []
-    for group in range(2, len(predictor.lm_head) + 1):
-        out = predictor(code=codes[-1], cache=cache, group=group)
-        embeds.append(out.inputs_embeds)
-        codes.append(choose(out.logits[:, -1].float(), sampling, generators))
-    return torch.cat(codes, dim=1), torch.cat(embeds, dim=1)
+        if talker.graphs:
+            static.text.copy_(text)
+            graph.replay()
+            codes = static.codes.clone()
+            if all_ended(codes):
+                return
+        else:
+            embeds = sum_of_codes(talker, codes, most_embeds) + text
+            # Without positions of its own the prompt's are its tokens' places, and the talker goes on from there.
+            position_ids = None if prompt.positions is None else (prompt.next_position + frame).expand(3, -1, -1)
+            hidden, first_code = choose_first(talker, embeds, cache, position_ids, choosing)
+            if all_ended(first_code):
+                return
+            codes, most_embeds = choose_others(talker, hidden, first_code, frame_cache, choosing)
+        yield Frame(codes, ~ended)

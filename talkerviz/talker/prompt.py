@@ -52,6 +52,13 @@ class Prompt:
     positions: Tensor | None = None
     padding: Tensor | None = None
 
+    @property
+    def next_position(self) -> Tensor:
+        """The first frame's position that follows, on all three axes: [1, B or 1, 1]."""
+        if self.positions is None:
+            return torch.full((1, 1, 1), self.inputs_embeds.shape[1], device=self.inputs_embeds.device)
+        return self.positions.amax(dim=(0, 2), keepdim=True) + 1
+
 
 @torch.no_grad()
 def assemble_prompt(talker: Any, config: TalkerConfig, thinker: ThinkerOutputs, speaker: int) -> Prompt:

@@ -45,10 +45,9 @@ def suppressed_codes(config: TalkerConfig, ignore_eos: bool) -> list[int]:
     return [code for code in range(size - 1024, size) if ignore_eos or code != config.codec_eos_token_id]
 
 
-def penalise_repeats(logits: Tensor, codes: Tensor, penalty: float) -> Tensor:
-    """Make the codes [batch, n] already spoken less likely (Keskar et al. 2019, arXiv:1909.05858): [batch, vocab]."""
-    spoken = logits.gather(1, codes)
-    return logits.scatter(1, codes, torch.where(spoken < 0, spoken * penalty, spoken / penalty))
+def penalise_repeats(logits: Tensor, spoken: Tensor, penalty: float) -> Tensor:
+    """Make codes less likely that were spoken, bool [batch, vocab] (Keskar et al. 2019, arXiv:1909.05858)."""
+    return torch.where(spoken, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
@@ -75,5 +74,7 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
         logits = keep_top_p(logits, sampling.top_p)
-    rows = zip(logits.softmax(-1), generators, strict=True)
-    return torch.stack([torch.multinomial(row, 1, generator=own) for row, own in rows])
+    rows = logits.softmax(-1)
+    # As torch.multinomial draws one, without its look at the numbers on the host.
+    drawn = [torch.empty_like(row).exponential_(generator=own) for row, own in zip(rows, generators, strict=True)]
+    return (rows / torch.stack(drawn)).argmax(dim=-1, keepdim=True)

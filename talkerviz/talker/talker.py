@@ -52,6 +52,7 @@ class TalkerForConditionalGeneration(nn.Module):
         self.hidden_projection = TalkerResizeMLP(config)
         self.codec_head = Linear(config.text.hidden_size, config.text.vocab_size)
         self.code_predictor = TalkerCodePredictorModelForConditionalGeneration(config.code_predictor)
+        self.graphs = False  # see graphs.replay_frames
 
     def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> TalkerOutput:
         """Read new positions [batch, tokens, hidden], the prompt or one frame, which follow those in the cache.

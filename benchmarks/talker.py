@@ -1,0 +1,175 @@
+"""How fast the talker speaks: ours, ours compiled, and transformers' `generate`, with the same weights in one run.
+
+    python benchmarks/talker.py [--device cpu] [--frames 12] [--rounds 5] [-o reports/benchmarks/talker.md]
+
+On a quiet machine with 18 GB of memory free; takes about five minutes on two cores. `full` is left out where memory is
+short with `--kinds lite:float32 lite:bfloat16`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from talkerviz.record.measure import measure_peaks
+from talkerviz.talker import build_talker, preset, run
+from talkerviz.talker.compiled import compile_talker
+from talkerviz.talker.config import TalkerConfig
+from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.talker import TalkerForConditionalGeneration
+
+KINDS = ("lite:float32", "lite:bfloat16", "full:bfloat16")
+THEIRS, OURS, COMPILED = "transformers", "native", "native, `--compile`"
+
+
+@dataclass
+class Way:
+    """What one of them took in each round: seconds of a frame, the median of a run without its first."""
+
+    speak: Callable[[Callable[[int], None]], Tensor]
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    frames: list[float] = field(default_factory=list)
+    codes: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def ways_of(config: TalkerConfig, dtype: torch.dtype, device: str, frames: int) -> tuple[dict[str, Way], nn.Module]:
+    """All of them, and our talker."""
+    scenario = Scenario(frames=frames)
+
+    def speaking(talker: nn.Module, impl: str) -> Callable[[Callable[[int], None]], Tensor]:
+        return lambda on_frame: run(talker, impl, scenario, config, on_frame)
+
+    ours = build_talker(config, "native", device, dtype)
+    assert isinstance(ours, TalkerForConditionalGeneration)
+    compile_talker(ours)
+    ways = {
+        THEIRS: Way(speaking(build_talker(config, "transformers", device, dtype), "transformers")),
+        OURS: Way(speaking(ours, "native"), uncompiled),
+        COMPILED: Way(speaking(ours, "native")),
+    }
+    return ways, ours
+
+
+def time_once(way: Way, device: str) -> None:
+    times: list[float] = []
+
+    def on_frame(done: int) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(perf_counter())
+
+    gc.collect()
+    with way.within():
+        way.codes = way.speak(on_frame)
+    way.frames.append(statistics.median(later - before for before, later in pairwise(times)))
+
+
+def bytes_of_a_frame(talker: nn.Module, config: TalkerConfig) -> int:
+    """The weights that a frame cannot do without: each pass of the predictor reads its layers again."""
+
+    def size(*modules: nn.Module) -> int:
+        return sum(weight.nbytes for module in modules for weight in module.parameters())
+
+    assert isinstance(talker, TalkerForConditionalGeneration)
+    predictor, text = talker.code_predictor, config.text
+    experts = size(*(layer.mlp.experts for layer in talker.model.layers))  # type: ignore[arg-type, union-attr]
+    chosen = experts * text.num_experts_per_tok // text.num_experts
+    decoder = size(talker.model.layers, talker.codec_head) - experts + chosen
+    return decoder + len(predictor.lm_head) * size(predictor.model.layers) + size(predictor.lm_head)
+
+
+def agreement(one: Tensor, two: Tensor) -> str:
+    if torch.equal(one, two):
+        return f"all {one.numel()}"
+    differ = (one != two).flatten().nonzero()
+    return f"the first {int(differ[0])}"
+
+
+def measure(kind: str, device: str, frames: int, rounds: int, bandwidth: float) -> Iterator[str]:
+    """The rows of a preset in a dtype."""
+    name, dtype = kind.split(":")
+    config = preset(name)
+    ways, talker = ways_of(config, getattr(torch, dtype), device, frames)
+    for way in ways.values():
+        time_once(way, device)  # code is made, memory is found
+        way.frames.clear()
+    order, shuffled = list(ways), random.Random(0)
+    for _ in range(rounds):
+        shuffled.shuffle(order)
+        for each in order:
+            time_once(ways[each], device)
+    needed = bytes_of_a_frame(talker, config)
+    theirs = ways[THEIRS]
+    for each, way in ways.items():
+        ratios = sorted(slow / fast for slow, fast in zip(theirs.frames, way.frames, strict=True))
+        took = statistics.median(way.frames)
+        cells = [f"`{name}`", dtype, each, f"{needed / 1e9:.2f}"]
+        if device == "cuda":
+            cells.append(f"{took * 1e3:.2f}")
+        cells += [
+            f"**{statistics.median(ratios):.2f}x** ({ratios[0]:.2f} to {ratios[-1]:.2f})" if way is not theirs else "1",
+            f"{needed / bandwidth / took:.0%}",
+            agreement(theirs.codes, way.codes) if way is not theirs else "",
+        ]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kinds", nargs="+", default=KINDS, help="PRESET:DTYPE")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("-o", "--output", type=Path, default=Path("reports/benchmarks/talker.md"))
+    options = parser.parse_args()
+    peaks = measure_peaks(options.device)
+    rows: list[str] = []
+    for kind in options.kinds:
+        rows += measure(kind, options.device, options.frames, options.rounds, peaks.bandwidth)
+        print("\n".join(rows[-3:]), flush=True)
+        gc.collect()
+    heads = ["preset", "dtype", "talker", "GB a frame", "frames a second", "of memory's bound", "codes that are equal"]
+    if options.device == "cuda":
+        heads.insert(4, "ms a frame")
+    lines = [
+        "# How fast the talker speaks",
+        "",
+        f"{date.today()}, torch {torch.__version__}, {peaks.device}, {torch.get_num_threads()} threads. One stream, "
+        f"{options.frames} frames, greedy; a frame's time is the median of a run without its first, and a ratio the "
+        f"median of {options.rounds} rounds, with the least and the greatest. The same random weights in all; made by "
+        f"`python benchmarks/talker.py --device {options.device}`.",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "| " + " | ".join("---" if head in {"preset", "dtype", "talker"} else "---:" for head in heads) + " |",
+        *rows,
+        "",
+        "GB a frame: the weights that a frame reads at the least, those of the code predictor's layers 15 times, as "
+        "each of its passes needs the code before it. Memory's bound: the time that these take at "
+        f"{peaks.bandwidth / 1e9:.1f} GB/s, what copies of memory reach here. Frames a second: as a multiple of "
+        "transformers'. Equal codes: in bfloat16 a sum in another order is another number now and then, and codes "
+        "drawn from random weights part for good where one differs.",
+    ]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What is done in a frame: a first code of the decoder, fifteen others of the code predictor, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .cache import KVCache, StaticCache
+from .sampling import Sampling, choose, penalise_repeats
+
+if TYPE_CHECKING:
+    from .code_predictor import TalkerCodePredictorModelForConditionalGeneration
+    from .talker import TalkerForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How a run chooses its codes.
+
+    sampling: how first codes are chosen.
+    suppressed: the first codes never to be chosen, int64 [n].
+    spoken: which first codes each row has spoken, bool [batch, vocab]; written with each.
+    generators: one of each row, and none where nothing is drawn.
+    """
+
+    sampling: Sampling
+    suppressed: Tensor
+    spoken: Tensor
+    generators: Sequence[torch.Generator]
+
+
+def choose_first(
+    talker: TalkerForConditionalGeneration,
+    embeds: Tensor,
+    cache: KVCache | StaticCache,
+    position_ids: Tensor | None,
+    choosing: Choosing,
+) -> tuple[Tensor, Tensor]:
+    """A frame's hidden state [batch, 1, hidden] and first code [batch, 1]."""
+    # Root and models are called by keyword and return dataclasses, as in transformers: see record/.
+    out = talker(inputs_embeds=embeds, cache=cache, position_ids=position_ids)
+    logits = out.logits[:, -1].float()
+    if choosing.sampling.repetition_penalty != 1:
+        logits = penalise_repeats(logits, choosing.spoken, choosing.sampling.repetition_penalty)
+    logits = logits.index_fill(1, choosing.suppressed, -torch.inf)
+    first_code = choose(logits, choosing.sampling, choosing.generators)
+    choosing.spoken.scatter_(1, first_code, True)
+    return out.last_hidden_state[:, -1:], first_code
+
+
+def choose_others(
+    talker: TalkerForConditionalGeneration, hidden: Tensor, first_code: Tensor, cache: KVCache, choosing: Choosing
+) -> tuple[Tensor, Tensor]:
+    """The frame's codes [batch, 16], and the embeddings of all but the last [batch, 15, hidden]."""
+    first_embed = talker.model.codec_embedding(first_code)
+    start = torch.cat((hidden, first_embed), dim=1)
+    residual = predict_residual_codes(talker.code_predictor, start, cache, choosing.sampling, choosing.generators)
+    codes, residual_embeds = residual
+    return torch.cat((first_code, codes), dim=1), torch.cat((first_embed, residual_embeds), dim=1)
+
+
+def sum_of_codes(talker: TalkerForConditionalGeneration, codes: Tensor, most_embeds: Tensor) -> Tensor:
+    """What the next frame is told of this one's codes [batch, 1, hidden]."""
+    last_embed = talker.code_predictor.model.codec_embedding[-1](codes[:, -1:])
+    return torch.cat((most_embeds, last_embed), dim=1).sum(dim=1, keepdim=True)
+
+
+def predict_residual_codes(
+    predictor: TalkerCodePredictorModelForConditionalGeneration,
+    start: Tensor,
+    cache: KVCache,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+) -> tuple[Tensor, Tensor]:
+    """A frame's codes 1 to 15 [batch, 15], and the embeddings of 1 to 14 [batch, 14, hidden].
+
+    `start` [batch, 2, hidden] is the talker's last hidden state and the embedded first code.
+    """
+    # transformers fixes these for the predictor, whatever the talker samples with.
+    sampling = replace(sampling, temperature=1.0, top_k=50, top_p=0.8)
+    cache.length = 0
+    out = predictor(inputs_embeds=start, cache=cache, group=1)
+    codes = [choose(out.logits[:, -1].float(), sampling, generators)]
+    embeds = []
+    for group in range(2, len(predictor.lm_head) + 1):
+        out = predictor(code=codes[-1], cache=cache, group=group)
+        embeds.append(out.inputs_embeds)
+        codes.append(choose(out.logits[:, -1].float(), sampling, generators))
+    return torch.cat(codes, dim=1), torch.cat(embeds, dim=1)
