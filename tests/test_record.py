@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import resource
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,3 +240,13 @@ def test_in_a_file_and_in_memory_are_the_same(tmp_path, monkeypatch):
     in_memory = tv.record(model, run, clock="none")
     assert in_file.calls.equals(in_memory.calls)
     assert in_file.modules == in_memory.modules
+
+
+def test_how_much_memory_was_held() -> None:
+    model = nn.Linear(1024, 1024)
+    facts = tv.record(model, lambda: model(torch.zeros(1, 1024))).facts
+    assert facts["weights_bytes"] == 4 * 1024 * 1025
+    # At most, since it began: no less than now.
+    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    assert facts["weights_bytes"] < 0.9 * now < facts["host_peak_bytes"] < 100 * now
+    assert "host_peak_bytes" not in tv.record(model, lambda: None, clock="none").facts

@@ -27,6 +27,7 @@ from talkerviz.record.cuda_clock import CudaClock
 from talkerviz.record.flow import FlowMeter
 from talkerviz.record.gauge import Gauge
 from talkerviz.record.graphs import GraphReplays
+from talkerviz.record.host_memory import peak_bytes
 from talkerviz.record.modules import one_call_regions, select_modules, tree_of
 from talkerviz.record.named_phases import NamedPhases
 from talkerviz.record.nvtx import NvtxRanges
@@ -344,6 +345,8 @@ class Recording:
                     self._spool.write(thread, self._tap.take(thread), self._names)
                 self._tap.close()
             written = self._spool.close()
+        if self._timed and (peak := peak_bytes()) is not None:
+            self._facts = {**self._facts, "host_peak_bytes": peak}
         self._log = read_log(written)
         if self.file is not None:
             if self._gauges:
@@ -468,6 +471,7 @@ def _facts(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
         "root": name,
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters() if not is_lazy(p)),
+        "weights_bytes": sum(p.nbytes for p in model.parameters() if not is_lazy(p)),
         "clock": clock,
     }
     if clock != "none":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from talkerviz.render.text import time_text
+from talkerviz.render.text import size_text, time_text
 
 
 def notes_on(facts: Mapping[str, Any]) -> list[str]:
@@ -30,6 +30,9 @@ def notes_on(facts: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"Recording a call costs {cost} or more on this machine, outside its time and in its caller's self time."
         )
+    if facts.get("host_peak_bytes") and "processes" not in facts:
+        weights, peak = size_text(facts["weights_bytes"]), size_text(facts["host_peak_bytes"])
+        notes.append(f"The weights are {weights}; the process held {peak} of host memory at most until the run ended.")
     by_why: dict[str, list[str]] = {}
     for path, why in facts.get("one_call", {}).items():
         by_why.setdefault(why, []).append(path)

@@ -2,8 +2,10 @@
 
 from .checkpoint import find_module, read_talker_config
 from .code2wav import build_code2wav, code2wav_config, load_code2wav, read_code2wav_config, stream_audio
+from .compiled import compile_talker
 from .config import PRESETS, TalkerConfig, default_dtype, preset
 from .generate import Frame, generate, generate_batch, stream
+from .graphs import replay_frames
 from .prompt import Prompt, ThinkerOutputs, assemble_prompt, batch_prompts
 from .run import run
 from .sampling import GREEDY, Sampling
@@ -26,6 +28,7 @@ __all__ = [
     "build_code2wav",
     "build_talker",
     "code2wav_config",
+    "compile_talker",
     "default_dtype",
     "find_module",
     "generate",
@@ -36,6 +39,7 @@ __all__ = [
     "preset",
     "read_code2wav_config",
     "read_talker_config",
+    "replay_frames",
     "run",
     "scenario_inputs",
     "stream",
