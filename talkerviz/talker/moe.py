@@ -129,10 +129,25 @@ def _expert_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
         numbers, counts = torch.unique_consecutive(expert, return_counts=True)
         parts = torch.split(x, counts.tolist())
         return torch.cat([F.linear(part, weight[e]) for part, e in zip(parts, numbers.tolist(), strict=True)])
-    # Elsewhere the host must not wait for the routing, so gather the weights; in chunks, since a long prompt
-    # has thousands of rows and each would bring its expert's whole weight.
+    # Elsewhere the host must not wait for the routing. Few rows bring their experts' weights; where nearly every expert
+    # has rows, one kernel takes them in groups.
+    if len(x) > len(weight) and _has_grouped_kernel(x):
+        return _grouped_linear(x, weight, expert)
+    # In chunks, since each row brings its expert's whole weight.
     chunks = zip(torch.split(x, 128), torch.split(expert, 128), strict=True)
     return torch.cat([torch.bmm(weight[e], rows.unsqueeze(-1)).squeeze(-1) for rows, e in chunks])
+
+
+def _has_grouped_kernel(x: Tensor) -> bool:
+    # torch has F.grouped_mm from 2.10 on; its kernel is one of Hopper's and later.
+    known = hasattr(F, "grouped_mm") and x.is_cuda and x.dtype == torch.bfloat16
+    return known and torch.cuda.get_device_capability(x.device) >= (9, 0)
+
+
+def _grouped_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
+    """The same as `_expert_linear`, in groups that end where the next expert's rows begin."""
+    ends = torch.searchsorted(expert, torch.arange(len(weight), device=x.device), right=True)
+    return F.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
 
 
 class TalkerTextSparseMoeBlock(nn.Module):
