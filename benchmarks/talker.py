@@ -13,7 +13,7 @@ import gc
 import random
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import pairwise
@@ -28,6 +28,7 @@ from talkerviz.record.measure import measure_peaks
 from talkerviz.talker import build_talker, preset, run
 from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.config import TalkerConfig
+from talkerviz.talker.graphs import replay_frames
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.talker import TalkerForConditionalGeneration
 
@@ -65,7 +66,22 @@ def ways_of(config: TalkerConfig, dtype: torch.dtype, device: str, frames: int) 
         OURS: Way(speaking(ours, "native"), uncompiled),
         COMPILED: Way(speaking(ours, "native")),
     }
+    if device == "cuda":
+        ways["native, `--graphs`"] = Way(ways[OURS].speak, lambda: replayed(ours, uncompiled))
+        ways["native, `--compile --graphs`"] = Way(ways[OURS].speak, lambda: replayed(ours, nullcontext))
     return ways, ours
+
+
+@contextmanager
+def replayed(
+    talker: TalkerForConditionalGeneration, within: Callable[[], AbstractContextManager[Any]]
+) -> Iterator[None]:
+    replay_frames(talker)
+    try:
+        with within():
+            yield
+    finally:
+        talker.graphs = False
 
 
 def time_once(way: Way, device: str) -> None:
@@ -129,7 +145,9 @@ def measure(kind: str, device: str, frames: int, rounds: int, bandwidth: float) 
             f"{needed / bandwidth / took:.0%}",
             agreement(theirs.codes, way.codes) if way is not theirs else "",
         ]
-        yield "| " + " | ".join(cells) + " |"
+        row = "| " + " | ".join(cells) + " |"
+        print(row, flush=True)
+        yield row
 
 
 def main() -> None:
@@ -144,7 +162,6 @@ def main() -> None:
     rows: list[str] = []
     for kind in options.kinds:
         rows += measure(kind, options.device, options.frames, options.rounds, peaks.bandwidth)
-        print("\n".join(rows[-3:]), flush=True)
         gc.collect()
     heads = ["preset", "dtype", "talker", "GB a frame", "frames a second", "of memory's bound", "codes that are equal"]
     if options.device == "cuda":
