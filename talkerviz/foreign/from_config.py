@@ -6,7 +6,6 @@ nothing is downloaded.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 
 from talkerviz.foreign.ask import parts_of
 from talkerviz.foreign.quiet import quiet
+from talkerviz.talker.json_file import read_json
 
 # What a model is for, if its config does not name a class: to generate, else what comes first.
 _GENERATES = (
@@ -58,10 +58,7 @@ def read_config(path: Path) -> Any:
         raise ValueError(f"{path}: there is no config.json in it" if path.is_dir() else f"{path}: no such file")
     if (file.parent / "adapter_config.json").is_file():
         raise ValueError(f"{file.parent}: an adapter; give the folder of the model that it belongs to")
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # what JSON and UTF-8 raise are such
-        raise ValueError(f"{file}: not JSON: {error}") from error
+    fields = read_json(file)
     if not isinstance(fields, dict):
         raise ValueError(f"{file}: a config is a JSON object, not a {type(fields).__name__}")
     return config_from(fields, str(file))
