@@ -54,40 +54,35 @@ def choose_first(
 
 def choose_others(
     talker: TalkerForConditionalGeneration, hidden: Tensor, first_code: Tensor, cache: KVCache, choosing: Choosing
-) -> tuple[Tensor, Tensor]:
-    """The frame's codes [batch, 16], and the embeddings of all but the last [batch, 15, hidden]."""
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The frame's codes [batch, 16], and the embeddings of the first, and of those after it but the last."""
     first_embed = talker.model.codec_embedding(first_code)
     start = torch.cat((hidden, first_embed), dim=1)
-    residual = predict_residual_codes(talker.code_predictor, start, cache, choosing.sampling, choosing.generators)
-    codes, residual_embeds = residual
-    return torch.cat((first_code, codes), dim=1), torch.cat((first_embed, residual_embeds), dim=1)
+    codes, residual_embeds = predict_residual_codes(talker.code_predictor, start, cache, choosing)
+    return torch.cat((first_code, codes), dim=1), (first_embed, residual_embeds)
 
 
-def sum_of_codes(talker: TalkerForConditionalGeneration, codes: Tensor, most_embeds: Tensor) -> Tensor:
+def sum_of_codes(talker: TalkerForConditionalGeneration, codes: Tensor, most_embeds: Sequence[Tensor]) -> Tensor:
     """What the next frame is told of this one's codes [batch, 1, hidden]."""
     last_embed = talker.code_predictor.model.codec_embedding[-1](codes[:, -1:])
-    return torch.cat((most_embeds, last_embed), dim=1).sum(dim=1, keepdim=True)
+    return torch.cat((*most_embeds, last_embed), dim=1).sum(dim=1, keepdim=True)
 
 
 def predict_residual_codes(
-    predictor: TalkerCodePredictorModelForConditionalGeneration,
-    start: Tensor,
-    cache: KVCache,
-    sampling: Sampling,
-    generators: Sequence[torch.Generator],
+    predictor: TalkerCodePredictorModelForConditionalGeneration, start: Tensor, cache: KVCache, choosing: Choosing
 ) -> tuple[Tensor, Tensor]:
     """A frame's codes 1 to 15 [batch, 15], and the embeddings of 1 to 14 [batch, 14, hidden].
 
     `start` [batch, 2, hidden] is the talker's last hidden state and the embedded first code.
     """
     # transformers fixes these for the predictor, whatever the talker samples with.
-    sampling = replace(sampling, temperature=1.0, top_k=50, top_p=0.8)
+    sampling = replace(choosing.sampling, temperature=1.0, top_k=50, top_p=0.8)
     cache.length = 0
     out = predictor(inputs_embeds=start, cache=cache, group=1)
-    codes = [choose(out.logits[:, -1].float(), sampling, generators)]
+    codes = [choose(out.logits[:, -1].float(), sampling, choosing.generators)]
     embeds = []
     for group in range(2, len(predictor.lm_head) + 1):
         out = predictor(code=codes[-1], cache=cache, group=group)
         embeds.append(out.inputs_embeds)
-        codes.append(choose(out.logits[:, -1].float(), sampling, generators))
+        codes.append(choose(out.logits[:, -1].float(), sampling, choosing.generators))
     return torch.cat(codes, dim=1), torch.cat(embeds, dim=1)
