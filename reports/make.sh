@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make lite-cpu/, full-cpu/ and ranks/ again: `reports/make.sh`, from anywhere. talkerviz must be on the path, 8 GB be free, and
-# the machine be quiet. Takes about three minutes; the traces themselves are not kept.
+# the machine be quiet. Takes about five minutes; the traces themselves are not kept.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)
@@ -22,6 +22,13 @@ for preset in lite full; do
   # Too large to keep, and made by the same command.
   rm -rf "$preset-cpu/calls.csv" "$preset-cpu/trace.json"
 done
+
+# The same with its layers compiled, and what that changes.
+compiled=$work/compiled.parquet
+talkerviz trace --preset full --device cpu --compile --warmup 1 -o "$compiled" > full-cpu/compiled.txt
+sed -i '/-> .*parquet$/d' full-cpu/compiled.txt
+talkerviz show "$compiled" --by part >> full-cpu/compiled.txt
+talkerviz diff "$work/full.parquet" "$compiled" --by phase -f markdown -o full-cpu/compiled-diff.md
 
 # The whole talker, one decoder layer in full, one frame in full.
 trace=$work/lite.parquet
