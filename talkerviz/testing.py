@@ -61,8 +61,11 @@ class TalkerTrace:
             run: runs it.
             warmup: call `run` so often first, and record nothing of it.
             repeat: record so many calls of `run`.
-            clock, name, include, exclude, depth: as of `recording`; the clock is by default `cuda` for a model on CUDA,
-                else `cpu`.
+            clock: as of `recording`; by default `cuda` for a model on CUDA, else `cpu`.
+            name: as of `recording`, like the rest.
+            include: only modules that fit.
+            exclude: none that fit.
+            depth: only so many levels below the root.
         """
         facts: dict[str, list[int]] = {}
         for _ in range(warmup):
@@ -130,7 +133,9 @@ class TalkerTrace:
             table = put_together(phases, rows, "module", _MOST_ROWS)
             left_out = max(0, len(rows) - _MOST_ROWS)
             said = f"slower by more than {percent:g} %: {', '.join(beyond['phase'])}"
-            shown = _text(render_comparison(table, "module", _MOST_ROWS, left_out), *notes_on_comparison(phases))
+            shown = _text(
+                render_comparison(table, "module", _MOST_ROWS, left_out, _WIDTH), *notes_on_comparison(phases)
+            )
             pytest.fail(f"{said}\n{shown}")
 
 

@@ -308,12 +308,23 @@ def test_goldens(by: str) -> None:
     phases = compare(*two_traces(), "phase")
     shown = put_together(phases, compare(*two_traces(), by), by, 5)
     console = Console(width=180, color_system=None, record=True, file=io.StringIO())
-    console.print(render_comparison(shown, by, 5, 3 if by == "module" else 0))
+    console.print(render_comparison(shown, by, 5, 3 if by == "module" else 0, 180))
     printed = "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
     check_golden(f"compare_by_{by}.txt", printed)
     cells = comparison_cells(shown, by, notes_on_comparison(phases))
     check_golden(f"compare_by_{by}.md", markdown_table(cells))
     check_golden(f"compare_by_{by}.html", html_table(cells))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 150])
+def test_a_narrow_terminal_has_fewer_columns(width: int) -> None:
+    phases, rows = (compare(*two_traces(), by) for by in ("phase", "module"))
+    console = Console(width=width, color_system=None, record=True, file=io.StringIO())
+    console.print(render_comparison(put_together(phases, rows, "module", 5), "module", 5, 0, width))
+    printed = console.export_text()
+    assert all(len(line) <= width for line in printed.splitlines())
+    for text in ("phase", "module", "self after", "change", "net.<new>|x", *phases["phase"]):
+        assert text in printed
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def diff(
             write(output, lambda: _TABLES[fmt](comparison_cells(shown, rows_by, (*more, *notes))).encode())
         else:
             terminal = console()
-            terminal.print(render_comparison(shown, rows_by, most, left_out))
+            terminal.print(render_comparison(shown, rows_by, most, left_out, terminal.width))
             _print_notes(terminal, notes)
             _print_changes(terminal, diff_graph(one, two, arrows), untimed)
     if beyond is not None and len(beyond):

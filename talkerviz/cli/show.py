@@ -56,4 +56,5 @@ def show(
 @app.command()
 def tree(path: TracePath, phase: Phase = None, depth: Depth = None, rank: Rank = None) -> None:
     """Print the call tree, what repeats folded."""
-    console().print(render_tree(Trace.load(path).select(phase=phase, rank=rank), depth=depth))
+    terminal = console()
+    terminal.print(render_tree(Trace.load(path).select(phase=phase, rank=rank), depth, terminal.width))

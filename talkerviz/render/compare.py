@@ -19,6 +19,10 @@ _MARKS = {"new": "+", "vanished": "−", "changed": "~", "same": ""}
 _STYLES = {"new": "green", "vanished": "red", "changed": "yellow", "same": ""}
 _NUMBERS = {"self before", "self after", "change", "95 % interval", "total before", "total after", "calls"}
 _ALL = "all of it"
+# Where there is no room for all, these go, in this order; what differs is also listed below.
+_ROOM_PERMITTING = ("differs", "total before", "total after", "calls", "95 % interval", "self before")
+_LEAST_OF_A_NAME = 32  # characters; longer ones are folded
+_BETWEEN = 3  # columns
 
 
 def put_together(phases: pd.DataFrame, rows: pd.DataFrame, by: str, top: int) -> pd.DataFrame:
@@ -36,9 +40,9 @@ def comparison_cells(compared: pd.DataFrame, by: str, notes: tuple[str, ...]) ->
     return TableCells(TITLE, notes, cells, tuple(name in _NUMBERS for name in cells.columns))
 
 
-def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int) -> Table:
-    """The same for the terminal: what is certain is coloured. Of the rows below the phases `left_out` were not among
-    the first `top`."""
+def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int, width: int) -> Table:
+    """The same for a terminal of so many characters: what is certain is coloured, and fewer columns are shown where
+    there is no room. Of the rows below the phases `left_out` were not among the first `top`."""
     table = Table(
         box=box.SIMPLE_HEAD,
         header_style="bold",
@@ -49,12 +53,28 @@ def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int) 
         caption_justify="left",
         pad_edge=False,
     )
-    cells = comparison_cells(compared, by, ())
-    for name, number in zip(cells.cells.columns, cells.numbers, strict=True):
-        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
-    for (_, texts), (_, row) in zip(cells.cells.iterrows(), compared.iterrows(), strict=True):
+    cells = comparison_cells(compared, by, ()).cells
+    room = {name: _room(name, cells[name]) + _BETWEEN for name in map(str, cells)}
+    for unneeded in _ROOM_PERMITTING:
+        if sum(room.values()) > width:
+            del room[unneeded]
+    cells = cells[[*room]]
+    for name in room:
+        number = name in _NUMBERS
+        table.add_column(
+            name,
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=number or name == "phase",
+        )
+    for (_, texts), (_, row) in zip(cells.iterrows(), compared.iterrows(), strict=True):
         table.add_row(*(Text(text, style=_style(str(name), row)) for name, text in texts.items()))
     return table
+
+
+def _room(name: str, cells: pd.Series) -> int:
+    widest = max(len(name), *map(len, cells), 0)
+    return min(widest, _LEAST_OF_A_NAME) if name in ("module", "class", "layer", "differs") else widest
 
 
 def notes_on_comparison(phases: pd.DataFrame) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 from rich import box
 from rich.table import Table
@@ -14,34 +15,49 @@ from talkerviz.graph.view import View
 from talkerviz.render.text import share_text, time_text
 from talkerviz.trace import Trace
 
+# Where there is no room for all columns these go, in this order.
+_ROOM_PERMITTING = ("shapes", "class", "share", "calls")
+_LEAST_OF_SHAPES = 24  # characters; longer ones are folded
+_BETWEEN = 3  # columns
+_WIDE = 200
 
-def render_tree(trace: Trace, depth: int | None = None) -> Table:
-    """One line a module under its caller, below a line for its phase; `depth` 0 shows the phases' own calls alone."""
+
+def render_tree(trace: Trace, depth: int | None = None, width: int = _WIDE) -> Table:
+    """One line a module under its caller, below a line for its phase; `depth` 0 shows the phases' own calls alone.
+
+    Fewer columns where there is no room for all in `width` characters.
+    """
     graph = build_graph(trace, View(depth, max_nodes=sys.maxsize, edges="calls"))
+    rows = [row for member in graph.members for row in _rows(member, "", "")]
+    names = ["module", "class", "calls", *(("total", "share") if graph.timed else ()), "shapes"]
+    room = {name: max(len(name), *(len(row[name]) for row in rows), 0) + _BETWEEN for name in names}
+    room["shapes"] = min(room["shapes"], _LEAST_OF_SHAPES + _BETWEEN)
+    for unneeded in _ROOM_PERMITTING:
+        if sum(room[name] for name in names) > width:
+            names.remove(unneeded)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    table.add_column("module", no_wrap=True)
-    table.add_column("class", no_wrap=True)
-    table.add_column("calls", justify="right", no_wrap=True)
-    if graph.timed:
-        table.add_column("total", justify="right", no_wrap=True)
-        table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("shapes", overflow="fold")
-    for member in graph.members:
-        _add(table, member, "", "", graph.timed)
+    for name in names:
+        number = name in ("calls", "total", "share")
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=name != "shapes")
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
 
 
-def _add(table: Table, member: Box | Group, guide: str, below: str, timed: bool) -> None:
+def _rows(member: Box | Group, guide: str, below: str) -> Iterator[dict[str, Text]]:
     heading, members = (member.box, member.members) if isinstance(member, Group) else (member, ())
     name = Text(guide, style="dim")
     name.append(heading.name, style="bold cyan" if heading.kind == "phase" else "")
     if heading.repeats:
         name.append(f"  {heading.repeats}", style="bold magenta")
-    cells = [name, Text(heading.class_name, style="dim"), Text(f"{heading.calls:,}")]
-    if timed:
-        cells += [Text(time_text(heading.total_ns)), Text(share_text(heading.share))]
-    cells.append(Text(heading.shapes, style="dim"))
-    table.add_row(*cells)
+    yield {
+        "module": name,
+        "class": Text(heading.class_name, style="dim"),
+        "calls": Text(f"{heading.calls:,}"),
+        "total": Text(time_text(heading.total_ns)),
+        "share": Text(share_text(heading.share)),
+        "shapes": Text(heading.shapes, style="dim"),
+    }
     for place, inner in enumerate(members, start=1):
         last = place == len(members)
-        _add(table, inner, below + ("└── " if last else "├── "), below + ("    " if last else "│   "), timed)
+        yield from _rows(inner, below + ("└── " if last else "├── "), below + ("    " if last else "│   "))

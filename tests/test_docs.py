@@ -1,0 +1,199 @@
+"""The guide in docs/: it builds, and what it has readers type does what it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from doc_pages import DOCS, PAGES, Fence, commands, fences, is_shown
+from test_cli import talkerviz
+from test_github_actions import timed
+from tiny_omni import tiny_omni
+from tiny_processor import save_tiny_processor, write_picture, write_sound
+
+pytest.importorskip("IPython", reason="pip install 'talkerviz[notebook]'")
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from traitlets.config import Config
+
+from talkerviz.trace import Trace
+from talkerviz.trace.schema import CALLS
+
+ROOT = DOCS.parent
+# The commands in blocks of kind `sh`, and why they are not run.
+INSTALLS, STAYS, ANOTHER_FOLDER = "installs from the network", "runs until it is stopped", "leaves the test's folder"
+SET_UP = {
+    "python3 -m venv .venv && .venv/bin/pip install -q torch==2.13.0 .": INSTALLS,
+    "source .venv/bin/activate": "of that environment",
+}
+NOT_RUN = {
+    "index.md": SET_UP,
+    "tutorial.md": {
+        **SET_UP,
+        "mkdir ../first-look && cd ../first-look": ANOTHER_FOLDER,
+        "export OMP_NUM_THREADS=1": "of that shell; so it is here",
+    },
+    "guides/notebooks.md": {"marimo run app.py": STAYS, "jupyter lab examples/first_look.ipynb": STAYS},
+    "guides/viewers.md": {
+        "pip install ai-edge-model-explorer": INSTALLS,
+        "model-explorer explorer.json": STAYS,
+        "pip install tensorboard torch-tb-profiler": INSTALLS,
+        "tensorboard --logdir logs": STAYS,
+        "nsys profile -t cuda,nvtx talkerviz trace --nvtx --no-flow": "needs Nsight Systems and a GPU",
+    },
+}
+# Traces that a page holds a gate against, and how slow they are here: nothing is to be measured in a test.
+SLOW = {"now.parquet": 1, "wider.parquet": 4, "before.parquet": 1, "after.parquet": 4}
+
+
+class Reader:
+    """Does what a page says, in a folder of its own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
+        self.shell: InteractiveShell | None = None
+        self.printed = ""
+
+    def follow(self, fence: Fence) -> None:
+        if fence.title:
+            file = self.folder / fence.title
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(fence.text, encoding="utf-8")
+        elif fence.language == "python":
+            self.printed = self.run_cell(fence)
+        elif fence.language in ("console", "bash"):
+            for command in commands(fence):
+                code, printed = self.run(command.text)
+                assert code == command.code, f"line {fence.line}: {command.text}: exit {code}\n{printed}"
+                missing = [line for line in command.shown if not is_shown(line, printed)]
+                assert not missing, f"line {fence.line}: {command.text}: does not print\n{missing}\nbut\n{printed}"
+        elif fence.language == "text":
+            missing = [line for line in fence.text.splitlines() if line and not is_shown(line, self.printed)]
+            assert not missing, f"line {fence.line}: the Python above does not print\n{missing}\nbut\n{self.printed}"
+        else:
+            assert fence.language == "sh", f"line {fence.line}: a block of kind {fence.language!r}"
+
+    def run(self, command: str) -> tuple[int, str]:
+        """The exit code, and what was printed."""
+        # As a shell does with words that are not quoted.
+        words = [
+            word
+            for raw in shlex.split(command, posix=False)
+            for word in (sorted(map(str, Path().glob(raw))) if "*" in raw and raw[0] not in "'\"" else shlex.split(raw))
+        ]
+        self.capfd.readouterr()
+        if words[0] == "talkerviz":
+            code = talkerviz(self.monkeypatch, *words[1:])
+            if words[1] == "trace" and words[-1] in SLOW:
+                timed(Trace.load(words[-1]), SLOW[words[-1]]).save(words[-1])
+        elif words[0] == "pytest":
+            self.forget()
+            code = int(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", *words[1:]]))
+        else:
+            code = subprocess.run(["bash", "-c", command], check=False).returncode
+        shown = self.capfd.readouterr()
+        return code, shown.out + shown.err
+
+    def forget(self) -> None:
+        """The files that the page has its reader write may have changed, as for another process they would have."""
+        for name, module in [*sys.modules.items()]:
+            if (getattr(module, "__file__", None) or "").startswith(f"{self.folder}{os.sep}"):
+                del sys.modules[name]
+
+    def run_cell(self, fence: Fence) -> str:
+        self.shell = self.shell or InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+        with capture_output() as shown:
+            result = self.shell.run_cell(fence.text, store_history=False)
+        error = result.error_before_exec or result.error_in_exec
+        assert error is None, f"line {fence.line}: {error!r}"
+        return shown.stdout + shown.stderr
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Reader]:
+    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # pages show what a CPU gives
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / ".ipython"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # IPython puts its own there
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "displayhook", sys.displayhook)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    made = Reader(tmp_path, monkeypatch, capfd)
+    yield made
+    made.forget()
+    InteractiveShell.clear_instance()
+
+
+def prepare_checkpoint(folder: Path) -> None:
+    """What the page on checkpoints takes to be there."""
+    model = tiny_omni()
+    model.save_pretrained(folder / "Qwen3-Omni")
+    save_tiny_processor(folder / "Qwen3-Omni", model.config)
+    write_sound(folder / "question.wav")
+    write_picture(folder / "cat.png")
+
+
+PREPARED = {"guides/checkpoint.md": prepare_checkpoint}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_says(page: str, reader: Reader) -> None:
+    PREPARED.get(page, lambda folder: None)(reader.folder)
+    for fence in fences(page):
+        reader.follow(fence)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("decode  315  18.8 ms  19.9 %", True),
+        ("decode  315  …", True),
+        ("…", True),
+        ("decode  316  18.8 ms  19.9 %", False),
+        ("decode  315  18.8 %  19.9 %", False),
+        ("decode  315  18.8 ms", False),
+        ("prefill …", False),
+    ],
+)
+def test_what_counts_as_shown(line: str, shown: bool) -> None:
+    assert is_shown(line, "phase  calls\n decode   315   1,204 µs    3 % \n") == shown
+
+
+def test_columns_of_the_trace_file() -> None:
+    text = (DOCS / "trace-file.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*`) \|", text, re.M)
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == CALLS.names
+
+
+def test_what_is_not_run() -> None:
+    found = {
+        page: [command.text for fence in fences(page) if fence.language == "sh" for command in commands(fence)]
+        for page in PAGES
+    }
+    assert {page: texts for page, texts in found.items() if texts} == {
+        page: [*texts] for page, texts in NOT_RUN.items()
+    }
+
+
+def test_it_builds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")}
+    assert {page.removesuffix(".md") + ".html" for page in PAGES} <= pages
+    for page in PAGES:
+        html = (tmp_path / "site" / page).with_suffix(".html").read_text(encoding="utf-8")
+        assert re.findall(r'<(?:script|img|link|iframe)[^>]* (?:src|href)="(?:https?:)?//[^"]*"', html) == []
