@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from talkerviz.foreign.run import Lent
 from talkerviz.record import recording
 from talkerviz.targets import config_target
 from talkerviz.trace import Trace
@@ -70,6 +71,14 @@ def test_safetensors_in_the_folder_are_loaded(tmp_path: Path) -> None:
     assert target.facts["weights"] == "safetensors"
     kept = load_file(tmp_path / "model.safetensors")
     assert torch.equal(target.model.get_parameter("lm_head.weight"), kept["lm_head.weight"])
+
+
+def test_what_a_model_wrote_into_it_is_given_anew() -> None:
+    lent = Lent(torch.zeros(2))
+    given = lent.give()
+    assert lent.give() is given
+    given.add_(1)
+    assert torch.equal(lent.give(), torch.zeros(2))
 
 
 @pytest.mark.parametrize(

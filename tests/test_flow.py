@@ -311,15 +311,17 @@ def test_what_calls_return_in_containers() -> None:
     assert flow(model, X) == [":x()", "inner.sin(0)", "inner.cos(0)", "inner.tan(0)", "add(1, 3)"]
 
 
-def test_arguments_in_containers_are_inputs_by_the_argument_s_name() -> None:
+def test_arguments_in_containers_are_inputs_by_their_places() -> None:
     model = Does(lambda self, x, y: x[0] + x[1].left + y["mask"])
     assert flow(model, (X, Pair(Y, X)), y={"mask": Y.clone(), "no": None}) == [
-        ":x()",
-        ":x()",
-        ":y()",
+        ":x.0()",
+        ":x.1.left()",
+        ":y.mask()",
         "add(0, 1)",
         "add(2, 3)",
     ]
+    many = flow(Does(lambda self, x, y: torch.stack(x)), [X.clone() for _ in range(9)])
+    assert many == [*[":x()"] * 9, "stack(0, 1, 2, 3, 4, 5, 6, 7, 8)"]
     constant = torch.ones(4)
     assert flow(Does(lambda self, x, y: x * constant + torch.tensor([1.0])), X) == [
         ":x()",

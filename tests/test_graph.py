@@ -364,6 +364,18 @@ def test_growing_masks_are_one_and_other_sizes_are_not() -> None:
     assert outline(graph.members)[0][1:] == ["net", "net"]  # type: ignore[index]
 
 
+def test_what_is_read_off_shrinks_as_the_cache_grows() -> None:
+    def step(number: int, left: int) -> Any:
+        inputs = (tensor("x", 1, 8), tensor("mask", 1, 10 + number), tensor("left", 1, left))
+        more = {"phase": "decode", "frame": number, "inputs": inputs, "outputs": (tensor("y", 1, 8),)}
+        return call(number, None, 0, "net", "Net", 1, 1, **more)
+
+    one = build_graph(make_trace([step(n, 5 - n) for n in range(4)]))
+    assert outline(one.members)[0][1:] == ["net"]  # type: ignore[index]
+    jumps = build_graph(make_trace([step(n, 50 - 7 * n) for n in range(3)]))
+    assert outline(jumps.members)[0][1:] == ["net frame 0", "net frame 1", "net frame 2"]  # type: ignore[index]
+
+
 def test_errors_are_told() -> None:
     graph = build_graph(sample_trace())
     assert [box.error for box in graph.boxes if box.error] == ["ValueError"]

@@ -205,6 +205,13 @@ def picture(model: nn.Module, run: Callable[[], object], **view: Any) -> Graph:
     return build_graph(trace, View(**view))
 
 
+def test_what_a_run_makes_before_its_first_call_stands_first() -> None:
+    model = nn.Linear(4, 4)
+    graph = picture(model, lambda: model(torch.ones(1, 4)) + 1)
+    assert outline(graph.members) == ["ones", "model", "add"]
+    assert arrows(graph) == {"ones -> model", "model -> add"}
+
+
 def test_a_dense_decoder() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

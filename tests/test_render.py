@@ -95,6 +95,14 @@ def test_narrow_tables_fit() -> None:
         assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(("width", "columns"), [(40, 2), (52, 4), (80, 6)])
+def test_a_narrow_tree_keeps_names_and_times(width: int, columns: int) -> None:
+    lines = printed(render_tree(sample_trace(), width=width), width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines[1].split()) == columns
+    assert any("layers.0-2  3×" in line and "6.00 µs" in line for line in lines)
+
+
 def test_nothing_is_left_out_of_a_flat_chart() -> None:
     trace = make_trace([call(n, None, 0, "net", "Net", 1, 1) for n in range(1_000)])
     chart = render_mermaid_flat(trace)

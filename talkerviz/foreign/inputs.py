@@ -16,10 +16,10 @@ from torch import Tensor
 
 from talkerviz.foreign.ask import Ask, Inputs
 from talkerviz.foreign.particular import PARTICULAR
-from talkerviz.foreign.pictures import ROWS, grid, pictures, videos
+from talkerviz.foreign.pictures import ROWS, grid, patches, pictures, videos
 from talkerviz.foreign.series import SERIES
 from talkerviz.foreign.sounds import bins, spectra, waves
-from talkerviz.foreign.texts import boxes, first_tokens, safe_tokens, with_places
+from talkerviz.foreign.texts import TOKENS, boxes, first_tokens, safe_tokens, with_places
 
 _MOST_WAYS = 40
 
@@ -30,6 +30,9 @@ _MAKERS: dict[str, Callable[[Ask], list[Any]]] = {
     "qformer_input_ids": lambda ask: [safe_tokens(ask, kinds="qformer")],
     "pixel_values": pictures,
     "pixel_values_videos": videos,
+    "hidden_states": lambda ask: [
+        patches(ask) if "grid_thw" in ask.names else ask.real(1, TOKENS, ask.config.hidden_size)
+    ],
     "grid_thw": lambda ask: [grid(ask)],
     "image_grid_thw": lambda ask: [grid(ask)],
     "image_sizes": lambda ask: [None, torch.tensor([pictures(ask)[0].shape[-2:]])],
@@ -42,6 +45,7 @@ _MAKERS: dict[str, Callable[[Ask], list[Any]]] = {
 _BESIDE = {
     "pixel_values": ("image_grid_thw", "grid_thw", "image_sizes", "spatial_shapes"),
     "input_ids": ("bbox",),
+    "hidden_states": ("grid_thw",),
 }
 _SHOWN = {"image": ("pixel_values", "get_image_features"), "audio": ("input_features", "get_audio_features")}
 
@@ -66,6 +70,7 @@ def ways(ask: Ask) -> Iterator[Inputs]:
     yield from _of(ask, least)
     if "input_ids" in ask.names:
         yield from _of(ask, least | {"input_ids"})
+        yield from _of(ask, ask.required | {"input_ids"})
 
 
 def _of(ask: Ask, wanted: set[str] | frozenset[str]) -> Iterator[Inputs]:
@@ -129,7 +134,10 @@ def _with_places(ask: Ask) -> Iterator[Inputs]:
 
 def _places(encoded: Any) -> int:
     """How many vectors there are in what an encoder gave."""
-    encoded = getattr(encoded, "pooler_output", encoded)
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(encoded, name, None) is not None:
+            encoded = getattr(encoded, name)
+            break
     if isinstance(encoded, Tensor):
         return encoded.numel() // encoded.shape[-1]
     return sum(_places(one) for one in encoded if one is not None)

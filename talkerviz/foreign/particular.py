@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from talkerviz.foreign.ask import Ask, Inputs
-from talkerviz.foreign.pictures import colours, grid, picture_size
+from talkerviz.foreign.pictures import colours, grid, patches, picture_size
 from talkerviz.foreign.texts import TOKENS, safe_tokens
 
 
@@ -217,6 +217,11 @@ def _merged_patches(ask: Ask) -> list[Inputs]:
     return [{"pixel_values": ask.real(16, side, side, colours(ask)), "image_grid_thw": torch.tensor([[1, 4, 4]])}]
 
 
+def _patches_to_merge(ask: Ask) -> list[Inputs]:
+    merge = torch.tensor([ask.size("", "spatial_merge_size", default=1)])
+    return [{"pixel_values": patches(ask), "grid_thw": grid(ask), "merge_sizes": merge}]
+
+
 def _strip_of_patches(ask: Ask) -> list[Inputs]:
     side = ask.size("vision", "patch_size", default=14)
     return [{"pixel_values": ask.real(1, 3, side, 64 * side), "target_sizes": torch.tensor([[8, 8]])}]
@@ -274,8 +279,8 @@ def _stacked_bins(ask: Ask) -> list[Inputs]:
     return [{"input_features": features, **mask}]
 
 
-def _sized(height: int, width: int, depth: int = 3) -> Callable[[Ask], list[Inputs]]:
-    return lambda ask: [{"pixel_values": ask.real(1, depth, height, width)}]
+def _sized(height: int, width: int) -> Callable[[Ask], list[Inputs]]:
+    return lambda ask: [{"pixel_values": ask.real(1, 3, height, width)}]
 
 
 def _decoded(channels: str, default: int) -> Callable[[Ask], list[Inputs]]:
@@ -287,7 +292,7 @@ PARTICULAR: dict[str, Callable[[Ask], list[Inputs]]] = {
     "blt": lambda ask: [{"input_ids": safe_tokens(ask), "use_cache": False}],
     "csm": _csm,
     "decision_transformer": _decision_transformer,
-    "depth_pro": _sized(1536, 1536),
+    "depth_pro": lambda ask: [{"pixel_values": _picture(ask, size=(4 * ask.config.patch_size,) * 2)}],
     "dia": _dia,
     "gemma3n_audio": _gemma3n_audio,
     "gemma4_vision": _gemma4_vision,
@@ -327,13 +332,17 @@ PARTICULAR: dict[str, Callable[[Ask], list[Inputs]]] = {
     "pp_ocrv6_small_rec": _line_of_text,
     "pp_ocrv6_tiny_rec": _line_of_text,
     "qwen2_5_omni_talker": _talker,
+    "radio": lambda ask: [{"pixel_values": _picture(ask)}],
     "rf_detr": _sized(560, 560),
     "seggpt": _seggpt,
+    "speech-encoder-decoder": lambda ask: [
+        {"input_values": ask.real(1, 9600), "decoder_input_ids": safe_tokens(ask, 4)}
+    ],
     "speecht5": _speecht5,
     "tvp": _tvp,
     "vibevoice_acoustic_tokenizer_decoder": lambda ask: [{"hidden_states": ask.real(1, ask.config.hidden_size, 8)}],
     "vibevoice_acoustic_tokenizer_encoder": lambda ask: [{"hidden_states": ask.real(1, 1, 12800)}],
-    "vitmatte": _sized(224, 224, 4),
+    "video_llama_3_vision": _patches_to_merge,
     "voxtral_realtime": _voxtral_realtime,
     "xcodec2": _two_ways_to_hear,
 }

@@ -91,19 +91,35 @@ def _to_generate(model: Any, inputs: Inputs) -> Iterator[Inputs]:
     yield prompt
 
 
-def _copied(arguments: Inputs) -> Inputs:
-    # Some models add to their inputs in place.
-    return {name: one.clone() if isinstance(one, Tensor) else one for name, one in arguments.items()}
+@dataclass
+class Lent:
+    """A tensor that a model is given, and gets again as it was: some write into their inputs.
+
+    It is copied only after it was written to: a copy is an operation, which would stand in the picture of the run.
+    """
+
+    kept: Tensor
+    given: Tensor | None = None
+    version: int = 0
+
+    def give(self) -> Tensor:
+        """The same each time, or a fresh copy if that was written to."""
+        if self.given is None or self.given._version != self.version:
+            self.given = self.kept.clone()
+            self.version = self.given._version
+        return self.given
 
 
 def _runs(model: nn.Module, call: Callable[..., Any], arguments: Inputs, seed: int) -> Callable[[int | None], Any]:
     devices = {one.device for one in model.parameters() if one.is_cuda}
+    lent = {name: Lent(one) if isinstance(one, Tensor) else one for name, one in arguments.items()}
 
     @torch.no_grad()
     def run(tokens: int | None) -> Any:
         counted = {} if tokens is None else {"max_new_tokens": tokens}
         with quiet(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            return call(**_copied(arguments), **counted)
+            given = {name: one.give() if isinstance(one, Lent) else one for name, one in lent.items()}
+            return call(**given, **counted)
 
     return run

@@ -12,7 +12,7 @@ _KINDS = "audio speech encoder"
 def bins(ask: Ask) -> int:
     """Mel bins of a spectrum."""
     names = ("num_mel_bins", "feature_size", "n_mels", "input_feat_per_channel", "mel_bins", "num_mels", "input_dim")
-    return ask.size(_KINDS, *names, default=80)
+    return ask.size(_KINDS, *names, "feature_projection_input_dim", default=80)
 
 
 def spectra(ask: Ask) -> list[Tensor]:

@@ -83,7 +83,7 @@ def draw_prepared(prepared: Prepared, view: View) -> Drawing:
     """The drawing of a trace that was prepared for the view's edges."""
     trace, flow, rows = prepared.trace, prepared.flow, prepared.rows
     wiring, forms = prepared.wiring, prepared.forms
-    top = choose(rows, forms, wiring, view)
+    top = [phase for phase in choose(rows, forms, wiring, view) if phase.members]  # some are constants alone
     ids: dict[int, str] = {}
     members = tuple(_member(rows, forms, drawn, ids) for drawn in top)
     edges = edges_of(rows, wiring, top, ids, flow)

@@ -24,9 +24,9 @@ def is_cached(name: str) -> bool:
 def join_growing(calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray, lists: Sequence[Lists]) -> np.ndarray:
     """Numbers of calls' tensors, made equal for calls that differ only in a cache, or in what grows as it does.
 
-    Masks grow with it from one frame or step to the next, while what goes through stays as it is: so some sizes are
-    larger, all by the same, and the call's first result has the size it had, or it stands in a call of which this is
-    true.
+    Masks grow with it from one frame or step to the next, and what is still to be read shrinks, while what goes through
+    stays as it is: so some sizes differ, all by the same, and the call's first result has the size it had, or it stands
+    in a call of which this is true.
 
     Args:
         calls: a trace's.
@@ -84,7 +84,7 @@ def _without_caches(signature: np.ndarray, lists: Sequence[Lists]) -> tuple[np.n
 
 
 def grows(before: Lists, after: Lists) -> tuple[bool, bool]:
-    """Whether the tensors are the same but for sizes that are larger, all by the same; whether the first result is."""
+    """Whether the tensors are the same but for sizes that differ, all by the same; whether the first result is."""
     steps = set()
     for ones, twos in zip(before, after, strict=True):
         if len(ones) != len(twos):
@@ -92,8 +92,8 @@ def grows(before: Lists, after: Lists) -> tuple[bool, bool]:
         for one, two in zip(ones, twos, strict=True):
             if one.name != two.name or one.dtype != two.dtype or len(one.shape) != len(two.shape):
                 return False, False
-            steps |= {b - a for a, b in zip(one.shape, two.shape, strict=True) if a != b}
-    growing = len(steps) == 1 and min(steps) > 0
+            steps |= {abs(b - a) for a, b in zip(one.shape, two.shape, strict=True) if a != b}
+    growing = len(steps) == 1
     return growing, growing and before[1][:1] == after[1][:1]
 
 

@@ -173,11 +173,10 @@ def _add_phases(
 ) -> list[tuple[int, int | None]]:
     """Give what has no parent one: a row for its phase and frame, after all others, in the order they began in."""
     top = np.flatnonzero(parent < 0)
+    top = top[np.argsort(time[top], kind="stable")]
     pairs = np.stack([phase[top], frame[top]], axis=1)
     unique, first, which = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    began = np.full(len(unique), len(parent))
-    np.minimum.at(began, which.reshape(-1), time[top])
-    order = np.lexsort((first, began))
+    order = np.argsort(first)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     parent[top] = len(parent) + place[which.reshape(-1)]

@@ -28,7 +28,7 @@ from talkerviz.record.flow_notes import INPUT, OP, PASS, FlowNotes
 from talkerviz.record.meta import MetaMemory
 from talkerviz.record.operations import Rule, name_of, rule_of, tensors_of
 from talkerviz.record.provenance import Provenance, Storage
-from talkerviz.record.tensors import is_tracing, tensors_in
+from talkerviz.record.tensors import is_tracing, named_tensors_in, tensors_in
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.log import Mark
 
@@ -256,10 +256,10 @@ class FlowMeter(TorchDispatchMode):
     def _note_arguments(self, call: _Call) -> None:
         with _without_functions():
             for name, value in _named(call):
-                for tensor in tensors_in(value):
+                for place, tensor in named_tensors_in(value, name):
                     storage = self._provenance.storage(tensor)
                     if storage is not None and storage.foreign and not storage.spans and storage.input < 0:
-                        self._note_input(tensor, storage, name)
+                        self._note_input(tensor, storage, place)
 
     def _note_input(self, tensor: Tensor, storage: Storage, name: str) -> int:
         storage.input = self._add(name, INPUT, -1, self._mark())

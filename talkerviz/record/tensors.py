@@ -25,6 +25,7 @@ Above = tuple[int, ...]
 
 is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 _MAX_NESTING = 8
+_MOST_PLACES = 8
 
 
 class Signatures:
@@ -164,6 +165,13 @@ def tensors_in(value: Any, above: Above = ()) -> Iterator[torch.Tensor]:
             items = getattr(value, "__dict__", {}).values()
         for item in items:
             yield from tensors_in(item, (*above, id(value)))
+
+
+def named_tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors themselves with the names of their places; of many, such as a cache's, with the one name alone."""
+    tensors = [*tensors_in(value)]
+    places = [found.name for found in _named(_key(value, ()), name)]
+    yield from zip(places if len(tensors) <= _MOST_PLACES else [name] * len(tensors), tensors, strict=True)
 
 
 def _named(key: Key, name: str) -> Iterator[TensorInfo]:
