@@ -20,9 +20,9 @@ def test_a_line_for_each_thing_to_know() -> None:
     }
     notes = notes_on(facts)
     expected = [
-        "412 ns",
-        "weights are 6.65 GB; the process held 7.12 GB", "model.0 and 2 more are compiled", "model.1 is scripted", "2 replays of CUDA graphs", "no external events",
-        "device lost", "fft_r2c (3), linalg_inv_ex (1)", "The run was killed",
+        "412 ns", "weights are 6.65 GB; the process held 7.12 GB", "model.0 and 2 more are compiled",
+        "model.1 is scripted", "2 replays of CUDA graphs", "no external events", "device lost",
+        "fft_r2c (3), linalg_inv_ex (1)", "The run was killed",
     ]  # fmt: skip
     assert len(notes) == len(expected)
     for note, text in zip(notes, expected, strict=True):
