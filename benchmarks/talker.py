@@ -1,6 +1,6 @@
 """How fast the talker speaks: ours, ours compiled, and transformers' `generate`, with the same weights in one run.
 
-    python benchmarks/talker.py [--device cpu] [--frames 12] [--rounds 5] [-o reports/benchmarks/talker.md]
+    python benchmarks/talker.py [--device cpu] [--frames 12] [--rounds 3] [-o reports/benchmarks/talker.md]
 
 On a quiet machine with 18 GB of memory free; takes about five minutes on two cores. `full` is left out where memory is
 short with `--kinds lite:float32 lite:bfloat16`.
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="PRESET:DTYPE")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--frames", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/benchmarks/talker.md"))
     options = parser.parse_args()
     peaks = measure_peaks(options.device)
