@@ -523,12 +523,12 @@ def test_a_phase_rule_of_one_s_own_is_not_compiled(any_tap: str) -> None:  # noq
 def test_a_region_compiled_to_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    monkeypatch.setattr("torch._inductor.config.cpp_cache_precompile_headers", False)  # kept elsewhere
     torch._dynamo.reset()
     model, x = made(nn.Tanh), values()
     model.block.compile()
     try:
-        expected = model(x)
+        with torch._inductor.config.patch(cpp_cache_precompile_headers=False):  # they are kept elsewhere
+            expected = model(x)
     except Exception as error:  # no compiler, or one that fails
         pytest.skip(f"inductor does not work here: {type(error).__name__}")
     try:

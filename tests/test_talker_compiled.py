@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
 from torch._inductor.exc import InvalidCxxCompiler
 
@@ -26,7 +27,8 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module", autouse=True)
 def _code_is_kept_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+    config = torch._inductor.config  # headers are kept elsewhere
+    with pytest.MonkeyPatch.context() as patch, config.patch(cpp_cache_precompile_headers=False):
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
     torch.compiler.reset()

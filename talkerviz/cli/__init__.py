@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
 
 from talkerviz import __version__
-from talkerviz.cli import capture, diff, doctor, merge, query, render, report, show, speak, trace
 from talkerviz.cli.app import app
 
-__all__ = ["app", "capture", "diff", "doctor", "main", "merge", "query", "render", "report", "show", "speak", "trace"]
+__all__ = ["app", "main"]
+
+# Each with its file, as they are used, not as they are spelled.
+_COMMANDS = {
+    "trace": "trace",
+    "capture": "capture",
+    "speak": "speak",
+    "show": "show",
+    "tree": "show",
+    "render": "render",
+    "report": "report",
+    "diff": "diff",
+    "merge": "merge",
+    "query": "query",
+    "presets": "doctor",
+    "doctor": "doctor",
+}
 
 
-# As they are used, not as they are spelled.
-_ORDER = (
-    "trace",
-    "capture",
-    "speak",
-    "show",
-    "tree",
-    "render",
-    "report",
-    "diff",
-    "merge",
-    "query",
-    "presets",
-    "doctor",
-)
-app.registered_commands.sort(key=lambda one: _ORDER.index(one.name or one.callback.__name__))  # type: ignore[union-attr]
+def _load(asked: str) -> None:
+    """The file of a command, or of all: those that run models import much that others do without."""
+    for file in [_COMMANDS[asked]] if asked in _COMMANDS else [*_COMMANDS.values()]:
+        import_module(f"talkerviz.cli.{file}")
+    order = [*_COMMANDS]
+    app.registered_commands.sort(key=lambda one: order.index(one.name or one.callback.__name__))  # type: ignore[union-attr]
 
 
 @app.callback(invoke_without_command=True)
@@ -43,6 +49,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; anything the user can mend is one line on stderr and exit code 2."""
+    _load(sys.argv[1] if len(sys.argv) > 1 else "")
     try:
         code = app(standalone_mode=False)
     except typer.Abort:

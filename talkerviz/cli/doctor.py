@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import Device, device_name
+from talkerviz.cli.model_options import Device, device_name
 from talkerviz.cli.output import check_writable, console
 from talkerviz.doctor import diagnose
 from talkerviz.record.measure import measure_peaks

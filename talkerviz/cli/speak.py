@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import (
+from talkerviz.cli.model_options import (
     Checkpoint,
     Compile,
     Device,

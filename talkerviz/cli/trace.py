@@ -15,7 +15,7 @@ import typer
 from torch import nn
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import (
+from talkerviz.cli.model_options import (
     Checkpoint,
     Compile,
     Device,

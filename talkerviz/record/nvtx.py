@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch._dynamo
+import torch
 from torch import nn
 
 from talkerviz.trace.log import Mark

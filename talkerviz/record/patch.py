@@ -13,13 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# torch._dynamo is imported before anything is replaced: it keeps what it finds at nn.Module.__call__ as torch's own.
-import torch._dynamo.variables.nn_module
 from torch import nn
 
 Method = Callable[..., Any]
 
-_dynamo = vars(torch._dynamo.variables.nn_module)
 _OWN_CALL = "unpatched_nn_module_call"
 _lock = threading.Lock()
 _all: list[StandIn] = []
@@ -49,8 +46,9 @@ class StandIn:
             self.over = True
             while (front := next((one for one in _all if one.over and one._is_in_front()), None)) is not None:
                 front._put(front.below)
-            if _dynamo.get(_OWN_CALL) is self.method:
-                _dynamo[_OWN_CALL] = self.below
+            dynamo = _dynamo()
+            if dynamo.get(_OWN_CALL) is self.method:
+                dynamo[_OWN_CALL] = self.below
             kept: list[StandIn] = []
             for one in reversed(_all):
                 if not one.over or any(in_front.below is one.method for in_front in kept):
@@ -63,13 +61,23 @@ class StandIn:
     def _put(self, method: Method) -> None:
         # What is compiled during a recording must be what is compiled without one. Dynamo goes straight to `forward`
         # where a module is called by what it takes to be torch's own `__call__`.
-        if self.owner is nn.Module and self.name == "__call__" and _dynamo.get(_OWN_CALL) is nn.Module.__call__:
-            _dynamo[_OWN_CALL] = method
+        dynamo = _dynamo()
+        if self.owner is nn.Module and self.name == "__call__" and dynamo.get(_OWN_CALL) is nn.Module.__call__:
+            dynamo[_OWN_CALL] = method
         setattr(self.owner, self.name, method)
+
+
+def _dynamo() -> dict[str, Any]:
+    # Imported by whoever records, as it takes a second, and before anything is replaced: it keeps what it finds at
+    # nn.Module.__call__ as torch's own.
+    import torch._dynamo.variables.nn_module as modules
+
+    return vars(modules)
 
 
 def step_in(owner: type, name: str, make: Callable[[Method], Method], undo: list[Callable[[], None]]) -> None:
     """Replace a class's method by `make(what stands there)`; what undoes it is in `undo` before it is done."""
+    _dynamo()
     with _lock:
         # Of a class made in C++ `getattr` unwraps it, and that put back would not be bound any more.
         below = inspect.getattr_static(owner, name)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from time import perf_counter_ns
 from typing import Any
 
-import torch._dynamo
+import torch
 from torch import nn
 
 from talkerviz.trace.log import MARK, NO_TENSORS

@@ -22,7 +22,8 @@ def mermaid_label(text: str) -> str:
 
 def dot_html(text: str) -> str:
     """Text for an HTML-like Graphviz label."""
-    return html.escape(one_line(text), quote=True)
+    # Where a text is a bracket alone, Graphviz's reader takes it for the end of something.
+    return html.escape(one_line(text), quote=True).replace("]", "&#93;")
 
 
 def dot_string(text: str) -> str:
