@@ -23,6 +23,7 @@ CREATE VIEW modules AS
     FROM (SELECT file_name AS file, unnest(from_json(decode(value), '["JSON"]')) AS module
         FROM parquet_kv_metadata({files}) WHERE decode(key) = 'talkerviz.modules');
 """
+_MEANS_OTHERS = frozenset("*?[")  # in a pattern of files
 
 
 def query(sql: str, files: Sequence[Path]) -> pa.Table:
@@ -47,6 +48,8 @@ def query(sql: str, files: Sequence[Path]) -> pa.Table:
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: {'a folder, not a trace file' if file.is_dir() else 'no such file'}")
+        if "\\" in str(file) and set(str(file)) & _MEANS_OTHERS:
+            raise ValueError(f"{file}: DuckDB cannot be told of a name with a backslash and one of * ? [; rename it")
     names = [str(file) for file in files]
     patterns = [_literally(name) for name in names]
     options: dict[str, str | bool | int | float | list[str]] = {
@@ -78,7 +81,7 @@ def query(sql: str, files: Sequence[Path]) -> pa.Table:
 
 def _literally(name: str) -> str:
     """A file's name as a pattern that fits only it."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
+    return "".join(f"[{char}]" if char in _MEANS_OTHERS else char for char in name)
 
 
 def _list(texts: Sequence[str]) -> str:

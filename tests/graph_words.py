@@ -7,6 +7,18 @@ from collections.abc import Iterator
 
 from talkerviz.graph.graph import Box, Edge, Graph, Group
 
+# A pre-norm transformer layer: x + attention(norm(x)), then x + feed-forward(norm(x)), and on to the next layer.
+RESIDUALS = {
+    "input_layernorm -> self_attn",
+    "self_attn -> add",
+    "add -> post_attention_layernorm",
+    "post_attention_layernorm -> mlp",
+    "mlp -> add#2",
+    "add -> add#2",
+    "add#2 -> input_layernorm (next)",
+    "add#2 -> add (next)",
+}
+
 
 def named(graph: Graph) -> dict[str, str]:
     """Ids of boxes and groups -> names; the second of a name in a group is `add#2`."""

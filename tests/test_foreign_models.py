@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from foreign_models import CONFIGS, OWN, TOKENS, trace_of
-from graph_words import arrows, arrows_into, group, outline
+from graph_words import RESIDUALS, arrows, arrows_into, group, outline
 
 from talkerviz.graph.build import build_graph
 from talkerviz.graph.graph import Graph, Group
@@ -133,24 +133,12 @@ def test_drawn_and_reported(name: str, tmp_path: Path) -> None:
     assert root in (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
-DENSE_LAYER = {
-    "input_layernorm -> self_attn",
-    "self_attn -> add",
-    "add -> post_attention_layernorm",
-    "post_attention_layernorm -> mlp",
-    "mlp -> add#2",
-    "add -> add#2",
-    "add#2 -> input_layernorm (next)",
-    "add#2 -> add (next)",
-}
-
-
 @pytest.mark.parametrize("name", ["llama", "qwen2_5_omni_talker"])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_both_residuals_and_the_cache_of_a_dense_decoder(name: str, phase: str) -> None:
     graph = graph_of(name, close=("*.self_attn", "*.mlp"))
     layers = group(graph, "layers.0-2", phase)
-    assert arrows(graph, layers) == DENSE_LAYER
+    assert arrows(graph, layers) == RESIDUALS
     carried = {arrow for arrow in arrows_into(graph, layers) if "(next frame)" in arrow}
     assert carried == ({"self_attn -> self_attn (next frame)"} if phase == "decode" else set())
 

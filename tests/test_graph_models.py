@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from graph_words import arrows, arrows_into, group, outline
+from graph_words import RESIDUALS, arrows, arrows_into, group, outline
 from torch import nn
 
 import talkerviz as tv
@@ -23,17 +23,6 @@ from talkerviz.targets import talker_of, talker_target
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 
-# A pre-norm transformer layer: x + attention(norm(x)), then x + feed-forward(norm(x)), and on to the next layer.
-RESIDUALS = {
-    "input_layernorm -> self_attn",
-    "self_attn -> add",
-    "add -> post_attention_layernorm",
-    "post_attention_layernorm -> mlp",
-    "mlp -> add#2",
-    "add -> add#2",
-    "add#2 -> input_layernorm (next)",
-    "add#2 -> add (next)",
-}
 ATTENTION = {
     "q_proj -> mul · neg · cat · add",
     "k_proj -> mul · neg · cat · add#2",

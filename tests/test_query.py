@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rank_traces import meeting, rank_traces
 from sample_trace import sample_trace
@@ -98,12 +98,17 @@ NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NAMES, other=NAMES)
+@example(name="?\\", other="a")
 def test_whatever_files_are_called(name: str, other: str, folder: Path) -> None:
     for old in folder.iterdir():
         old.unlink()
     sample_trace().save(folder / name)
     # One that a name with `*` would be taken for as well.
     sample_trace().save(folder / f"{other}x")
+    if "\\" in name and set(name) & set("*?["):
+        with pytest.raises(ValueError, match="cannot be told of a name with a backslash"):
+            query("SELECT 1", [folder / name])
+        return
     found = query("SELECT DISTINCT file FROM calls UNION SELECT file FROM runs", [folder / name]).to_pylist()
     assert found == [{"file": str(folder / name)}]
 

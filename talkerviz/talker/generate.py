@@ -131,6 +131,8 @@ def stream(
         static = StaticFrame(talker, cache, frame_cache, choosing, prompt.next_position)
         static.spoken.copy_(sum_of_codes(talker, codes, most_embeds))
         graph = capture(static)
+    # Without positions of its own the prompt's are its tokens' places, and the talker goes on from there.
+    next_position = None if prompt.positions is None else prompt.next_position
     for frame in range(frames - 1):
         text_left = frame < prompt.trailing_text.shape[1]
         text = prompt.trailing_text[:, frame : frame + 1] if text_left else prompt.tts_pad
@@ -142,8 +144,7 @@ def stream(
                 return
         else:
             embeds = sum_of_codes(talker, codes, most_embeds) + text
-            # Without positions of its own the prompt's are its tokens' places, and the talker goes on from there.
-            position_ids = None if prompt.positions is None else (prompt.next_position + frame).expand(3, -1, -1)
+            position_ids = None if next_position is None else (next_position + frame).expand(3, -1, -1)
             hidden, first_code = choose_first(talker, embeds, cache, position_ids, choosing)
             if all_ended(first_code):
                 return
