@@ -9,9 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 from golden_files import check_golden
 from hypothesis import HealthCheck, given, settings
@@ -93,6 +95,14 @@ def test_narrow_tables_fit() -> None:
     for by in BY:
         text = printed(render_table(summarise(sample_trace(), by), by, width=80), width=80)
         assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_narrow_tree_without_times() -> None:
+    calls = sample_trace().calls.copy()
+    calls[[name for name in calls if name.endswith("_ns")]] = pd.NA
+    text = printed(render_tree(replace(sample_trace(), calls=calls), width=20), width=60)
+    assert text.split()[0] == "module"
+    assert "share" not in text
 
 
 @pytest.mark.parametrize(("width", "columns"), [(40, 2), (52, 4), (80, 6)])

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from talkerviz.render.fitting import fitting_columns
 from talkerviz.render.table_cells import TableCells
 from talkerviz.render.text import time_text
 
@@ -22,7 +23,6 @@ _ALL = "all of it"
 # Where there is no room for all, these go, in this order; what differs is also listed below.
 _ROOM_PERMITTING = ("differs", "total before", "total after", "calls", "95 % interval", "self before")
 _LEAST_OF_A_NAME = 32  # characters; longer ones are folded
-_BETWEEN = 3  # columns
 
 
 def put_together(phases: pd.DataFrame, rows: pd.DataFrame, by: str, top: int) -> pd.DataFrame:
@@ -54,12 +54,9 @@ def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int, 
         pad_edge=False,
     )
     cells = comparison_cells(compared, by, ()).cells
-    room = {name: _room(name, cells[name]) + _BETWEEN for name in map(str, cells)}
-    for unneeded in _ROOM_PERMITTING:
-        if sum(room.values()) > width:
-            del room[unneeded]
-    cells = cells[[*room]]
-    for name in room:
+    names = fitting_columns({name: _room(name, cells[name]) for name in map(str, cells)}, _ROOM_PERMITTING, width)
+    cells = cells[names]
+    for name in names:
         number = name in _NUMBERS
         table.add_column(
             name,

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from talkerviz.render.fitting import fitting_columns
 from talkerviz.render.quantities import is_number, quantity, shown_columns
 
 # Where there is no room for all, these go, in this order.
@@ -36,7 +37,6 @@ _ROOM_PERMITTING = (
 )
 _ROOM_PERMITTING_SIDE_BY_SIDE = ("calls", "share", "peers", "bytes", "transfer_ns")
 _LEAST_OF_A_PATH = 32  # characters; longer ones are folded
-_BETWEEN = 3  # columns
 _WIDE = 200
 
 
@@ -57,17 +57,16 @@ def render_table(
         pad_edge=False,
     )
     columns = {name: [_cell(name, value) for value in shown[name]] for name in shown_columns(summary, by)}
-    room = {name: _room(name, cells) + _BETWEEN for name, cells in columns.items()}
-    sides = any(map(_side, columns))
-    for unneeded in _ROOM_PERMITTING_SIDE_BY_SIDE if sides else _ROOM_PERMITTING:
-        if sum(room[name] for name in columns) > width:
-            columns = {name: cells for name, cells in columns.items() if _measure(name) != unneeded or name == by}
-    for name in columns:
+    widths = {name: _room(name, cells) for name, cells in columns.items()}
+    unneeded = _ROOM_PERMITTING_SIDE_BY_SIDE if any(map(_side, columns)) else _ROOM_PERMITTING
+    # What rows are called stays, whatever it is.
+    names = fitting_columns(widths, unneeded, width, lambda name: "" if name == by else _measure(name))
+    for name in names:
         numeric = is_number(name)
         table.add_column(
             _heading(name), justify="right" if numeric else "left", overflow="fold", no_wrap=name != "module"
         )
-    for row in zip(*columns.values(), strict=True):
+    for row in zip(*(columns[name] for name in names), strict=True):
         table.add_row(*row)
     return table
 

@@ -12,13 +12,13 @@ from rich.text import Text
 from talkerviz.graph.build import build_graph
 from talkerviz.graph.graph import Box, Group
 from talkerviz.graph.view import View
+from talkerviz.render.fitting import fitting_columns
 from talkerviz.render.text import share_text, time_text
 from talkerviz.trace import Trace
 
 # Where there is no room for all columns these go, in this order.
 _ROOM_PERMITTING = ("shapes", "class", "share", "calls")
 _LEAST_OF_SHAPES = 24  # characters; longer ones are folded
-_BETWEEN = 3  # columns
 _WIDE = 200
 
 
@@ -30,11 +30,9 @@ def render_tree(trace: Trace, depth: int | None = None, width: int = _WIDE) -> T
     graph = build_graph(trace, View(depth, max_nodes=sys.maxsize, edges="calls"))
     rows = [row for member in graph.members for row in _rows(member, "", "")]
     names = ["module", "class", "calls", *(("total", "share") if graph.timed else ()), "shapes"]
-    room = {name: max(len(name), *(len(row[name]) for row in rows), 0) + _BETWEEN for name in names}
-    room["shapes"] = min(room["shapes"], _LEAST_OF_SHAPES + _BETWEEN)
-    for unneeded in _ROOM_PERMITTING:
-        if sum(room[name] for name in names) > width:
-            names.remove(unneeded)
+    widths = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in names}
+    widths["shapes"] = min(widths["shapes"], _LEAST_OF_SHAPES)
+    names = fitting_columns(widths, _ROOM_PERMITTING, width)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in names:
         number = name in ("calls", "total", "share")
