@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from talkerviz.record.measure import measure_peaks
 from talkerviz.talker import build_talker, preset, run
-from talkerviz.talker.compiled import compile_talker
+from talkerviz.talker.compiled import compile_talker, uncompiled
 from talkerviz.talker.config import TalkerConfig
 from talkerviz.talker.graphs import replay_frames
 from talkerviz.talker.scenario import Scenario
@@ -46,11 +46,6 @@ class Way:
     codes: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-def uncompiled() -> AbstractContextManager[Any]:
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
 def ways_of(config: TalkerConfig, dtype: torch.dtype, device: str, frames: int) -> tuple[dict[str, Way], nn.Module]:
     """All of them, and our talker."""
     scenario = Scenario(frames=frames)
@@ -63,11 +58,11 @@ def ways_of(config: TalkerConfig, dtype: torch.dtype, device: str, frames: int) 
     compile_talker(ours)
     ways = {
         THEIRS: Way(speaking(build_talker(config, "transformers", device, dtype), "transformers")),
-        OURS: Way(speaking(ours, "native"), uncompiled),
+        OURS: Way(speaking(ours, "native"), lambda: uncompiled(ours)),
         COMPILED: Way(speaking(ours, "native")),
     }
     if device == "cuda":
-        ways["native, `--graphs`"] = Way(ways[OURS].speak, lambda: replayed(ours, uncompiled))
+        ways["native, `--graphs`"] = Way(ways[OURS].speak, lambda: replayed(ours, ways[OURS].within))
         ways["native, `--compile --graphs`"] = Way(ways[OURS].speak, lambda: replayed(ours, nullcontext))
     return ways, ours
 

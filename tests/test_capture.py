@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_cli import talkerviz
 from tiny_omni import THINKER_WIDTH, tiny_omni, tiny_omni_config
 from tiny_processor import copy_ending_at, save_tiny_processor, token_ids, user, write_picture, write_sound
 from torch import Tensor
 
-from talkerviz.cli import main
 from talkerviz.talker import Scenario, preset, scenario_inputs
 from talkerviz.talker import conversation as conversation_module
 from talkerviz.talker.capture import Answer, capture_answer
@@ -49,13 +48,6 @@ def omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answer_to(omni: Path, *conversation: Turn, **options: Any) -> Answer:
     return capture_answer(omni, conversation, **{"max_new_tokens": 6, **options})
-
-
-def talkerviz(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["talkerviz", *map(str, args)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 def test_tokens_have_the_ids_that_the_config_says(omni: Path) -> None:

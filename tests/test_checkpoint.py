@@ -7,7 +7,6 @@ import json
 import pickle
 import re
 import struct
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,12 +17,12 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from test_cli import talkerviz
 from tiny_omni import save_tiny_omni, tiny_omni_config
 from torch import Tensor
 from transformers import Qwen3OmniMoeForConditionalGeneration
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
-from talkerviz.cli import main
 from talkerviz.progress import byte_progress
 from talkerviz.talker import (
     Scenario,
@@ -477,13 +476,6 @@ def test_whatever_a_config_holds(data: st.DataObject) -> None:
     # Fine, or a ValueError: no other.
     with contextlib.suppress(ValueError):
         TalkerConfig.from_dict(config)
-
-
-def talkerviz(monkeypatch: pytest.MonkeyPatch, *args: object) -> object:
-    monkeypatch.setattr(sys, "argv", ["talkerviz", *map(str, args)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return stop.value.code or 0
 
 
 def test_the_command(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -21,11 +21,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from taps import any_tap, both_taps  # noqa: F401
+from test_cli import talkerviz
 from torch import nn
 from torch._dynamo.utils import counters
 
 import talkerviz as tv
-from talkerviz.cli import main
 from talkerviz.record import nvtx
 from talkerviz.record.nvtx import Nvtx, load_nvtx
 from talkerviz.trace import Trace
@@ -80,13 +80,6 @@ def marker(monkeypatch: pytest.MonkeyPatch) -> Marker:
     found = Marker()
     monkeypatch.setattr(nvtx, "load_nvtx", lambda: found.functions)
     return found
-
-
-def talkerviz(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["talkerviz", *map(str, args)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return stop.value.code if isinstance(stop.value.code, int) else 0
 
 
 def named(trace: Trace) -> list[tuple[int, str]]:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import sys
 import wave
 from collections.abc import Iterator
 from functools import cache
@@ -18,10 +17,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cli import talkerviz
 from tiny_omni import THINKER_WIDTH, save_tiny_omni
 from torch import Tensor
 
-from talkerviz.cli import main
 from talkerviz.talker import ThinkerOutputs, assemble_prompt, build_talker, preset, scenario_inputs, stream
 from talkerviz.talker import speech as speech_module
 from talkerviz.talker.code2wav import build_code2wav, code2wav_config
@@ -34,13 +33,6 @@ from talkerviz.talker.wav import open_wav
 from talkerviz.trace import Trace
 
 Capture = pytest.CaptureFixture[str]
-
-
-def talkerviz(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["talkerviz", *map(str, args)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 @cache

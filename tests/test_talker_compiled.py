@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 import torch
 import torch._inductor.config
 from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
+from test_cli import talkerviz
 from torch._inductor.exc import InvalidCxxCompiler
 
 import talkerviz as tv
-from talkerviz.cli import main
 from talkerviz.record.phases import TalkerPhases
 from talkerviz.talker import GREEDY, Sampling, build_talker, generate
 from talkerviz.talker.cache import LayerCache
@@ -39,13 +38,6 @@ def compiled() -> Any:
     model = build_talker(CONFIG)
     compile_talker(model)  # type: ignore[arg-type]
     return model
-
-
-def talkerviz(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["talkerviz", *map(str, args)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SPEECH], ids=["greedy", "drawn"])

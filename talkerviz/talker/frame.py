@@ -23,7 +23,7 @@ class Choosing:
 
     sampling: how first codes are chosen.
     suppressed: the first codes never to be chosen, int64 [n].
-    spoken: which first codes each row has spoken, bool [batch, vocab]; written with each.
+    spoken: which first codes each row has spoken, bool [batch, vocab]; written with each, if repeats are penalised.
     generators: one of each row, and none where nothing is drawn.
     """
 
@@ -44,11 +44,13 @@ def choose_first(
     # Root and models are called by keyword and return dataclasses, as in transformers: see record/.
     out = talker(inputs_embeds=embeds, cache=cache, position_ids=position_ids)
     logits = out.logits[:, -1].float()
-    if choosing.sampling.repetition_penalty != 1:
+    penalised = choosing.sampling.repetition_penalty != 1
+    if penalised:
         logits = penalise_repeats(logits, choosing.spoken, choosing.sampling.repetition_penalty)
     logits = logits.index_fill(1, choosing.suppressed, -torch.inf)
     first_code = choose(logits, choosing.sampling, choosing.generators)
-    choosing.spoken.scatter_(1, first_code, True)
+    if penalised:
+        choosing.spoken.scatter_(1, first_code, True)
     return out.last_hidden_state[:, -1:], first_code
 
 

@@ -24,9 +24,14 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     One row on a CPU is bound by memory, and torch's products get half of what memory gives. Code that Inductor makes of
     products and sums gets nearly all.
     """
-    if x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() == x.shape[-1]:
+    if compiles_one_row(x):
         return times_rows(x.flatten(), weight).view(*x.shape[:-1], -1)
     return F.linear(x, weight)
+
+
+def compiles_one_row(x: Tensor) -> bool:
+    """Whether code is being made for a CPU, and x [..., in] is one row."""
+    return x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() == x.shape[-1]
 
 
 def times_rows(x: Tensor, weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN  # A trace prints its class name, SiLUActivation.
 
 from .config import TextConfig
-from .linear import Linear, linear, times_rows
+from .linear import Linear, compiles_one_row, linear, times_rows
 
 
 class MLP(nn.Module):
@@ -66,7 +66,7 @@ class TalkerTextExperts(nn.Module):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts: [tokens, hidden] and twice [tokens, top_k] to [tokens, hidden]."""
         tokens, top_k = top_k_index.shape
-        if tokens == 1 and hidden_states.device.type == "cpu" and torch.compiler.is_compiling():
+        if compiles_one_row(hidden_states):
             return self._of_one(hidden_states, top_k_index[0], top_k_weights[0])
         # One row per pair of a token and an expert, in the order of the experts.
         expert, pair = top_k_index.flatten().sort()
