@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -67,13 +68,14 @@ def go_through(types: list[str], folder: Path, limit: float, memory: float, agai
         results = [one for one in results if one["stage"] == "ok" or (types and one["type"] not in types)]
         kept.write_text("".join(json.dumps(result) + "\n" for result in results))
     done = {(result["type"], result["class"]) for result in results}
+    commit = _commit()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with kept.open("a") as file:
         for kind, name in architectures(types):
             if (kind, name) in done:
                 continue
-            result = {"type": kind, "class": name, **_limited(context, kind, name, limit, memory)}
+            result = {"type": kind, "class": name, **_limited(context, kind, name, limit, memory), "commit": commit}
             results.append(result)
             file.write(json.dumps(result) + "\n")
             file.flush()
@@ -99,6 +101,16 @@ def architectures(types: list[str]) -> Iterator[tuple[str, str]]:
         except Exception:  # a default config that cannot be made: that is told of the plain model
             names = names or [kind]
         yield from ((kind, name) for name in dict.fromkeys(names))
+
+
+def _commit() -> str:
+    """What runs: the commit that is checked out, marked where code differs from it."""
+    root = Path(__file__).parent.parent
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    if head.returncode:
+        return f"version {tv.__version__}"
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "talkerviz", "benchmarks"], cwd=root)
+    return head.stdout.strip() + (" with changes" if changed.returncode else "")
 
 
 def _limited(context: Any, kind: str, name: str, seconds: float, gibibytes: float) -> Result:
@@ -250,6 +262,7 @@ def published(results: list[Result]) -> str:
     generate = sum(1 for result in own if result.get("generates"))
     types = len({result["type"] for result in results})
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
+    commits = ", ".join(sorted({result["commit"] for result in results}))
     there = {name: _version(name) for name in EXTRAS}
     present = ", ".join(f"{name} {version}" for name, version in there.items() if version)
     absent = ", ".join(name for name, version in there.items() if not version)
@@ -264,7 +277,8 @@ def published(results: list[Result]) -> str:
         f"{versions}, Python {platform.python_version()}, on a CPU; {f'with {present}, ' if present else ''}without"
         f" {absent}. Weights are random. What a default config lacks, or has at odds with itself, is set in `shrink.py`"
         f" for {len(shrink.HINTS)} types. Two classes a type: the plain model, and what `talkerviz trace` builds. Types"
-        " that no Auto class builds are parts of others and not listed. Made by `python benchmarks/zoo.py`.",
+        " that no Auto class builds are parts of others and not listed. Made by `python benchmarks/zoo.py` of talkerviz"
+        f" {commits}.",
         "",
         "## What does not work",
         "",
