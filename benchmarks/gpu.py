@@ -22,9 +22,9 @@ import torch
 from rich.console import Console
 
 import talkerviz as tv
-from talkerviz.record.clocks import MEASURES
-from talkerviz.record.phases import TalkerPhases
-from talkerviz.record.tap import PythonTap, Tap
+from talkerviz.recorder.clocks import MEASURES
+from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.recorder.tap import PythonTap, Tap
 from talkerviz.render.notes import notes_on
 from talkerviz.render.table import render_table
 from talkerviz.talker.config import default_dtype, preset

@@ -33,9 +33,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import talkerviz as tv
-from talkerviz.record import recorder
-from talkerviz.record.phases import TalkerPhases
-from talkerviz.record.tap import PythonTap
+from talkerviz.recorder import recorder
+from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.recorder.tap import PythonTap
 from talkerviz.talker.cache import KVCache
 from talkerviz.talker.config import TalkerConfig, preset
 from talkerviz.talker.prompt import assemble_prompt

@@ -26,10 +26,10 @@ from torch import nn
 
 import talkerviz as tv
 from talkerviz.query import query
-from talkerviz.record.clock_exchange import exchange_clocks
-from talkerviz.record.collective_log import CollectiveLog
-from talkerviz.record.collectives import watch_collectives
-from talkerviz.record.tensors import Signatures
+from talkerviz.recorder.clock_exchange import exchange_clocks
+from talkerviz.recorder.collective_log import CollectiveLog
+from talkerviz.recorder.collectives import watch_collectives
+from talkerviz.recorder.tensors import Signatures
 from talkerviz.trace.log import Names
 
 ROUNDS, COLLECTIVES, EXCHANGES, FILES = 15, 2_000, 20, 1_000

@@ -39,7 +39,7 @@ import talkerviz as tv
 from talkerviz.graph.build import build_graph
 from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import View
-from talkerviz.record import recording
+from talkerviz.recorder import recording
 from talkerviz.render import formats
 from talkerviz.render.dot import render_dot
 from talkerviz.render.dot_flat import render_dot_flat

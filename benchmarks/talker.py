@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talkerviz.record.measure import measure_peaks
+from talkerviz.recorder.measure import measure_peaks
 from talkerviz.talker import build_talker, preset, run
 from talkerviz.talker.compiled import compile_talker, uncompiled
 from talkerviz.talker.config import TalkerConfig

@@ -1,7 +1,7 @@
 """Print the document this project grew from, out of a run made here: `python examples/source_document.py`."""
 
 from talkerviz import recording
-from talkerviz.record.phases import TalkerPhases
+from talkerviz.recorder.phases import TalkerPhases
 from talkerviz.render.source import render_source
 from talkerviz.talker import Scenario, build_talker, preset, run
 

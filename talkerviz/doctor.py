@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import talkerviz
-from talkerviz.record.clocks import own_cost_ns
-from talkerviz.record.tap import PythonTap, Tap
+from talkerviz.recorder.clocks import own_cost_ns
+from talkerviz.recorder.tap import PythonTap, Tap
 from talkerviz.render.text import amount_text, time_text
 from talkerviz.trace.peaks import peaks_of
 

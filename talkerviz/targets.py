@@ -14,8 +14,8 @@ from torch import nn
 
 from talkerviz.foreign.from_config import build, read_config
 from talkerviz.foreign.run import runner
-from talkerviz.record.passes import PassPhases, passes_of
-from talkerviz.record.phases import PhaseRule, TalkerPhases
+from talkerviz.recorder.passes import PassPhases, passes_of
+from talkerviz.recorder.phases import PhaseRule, TalkerPhases
 from talkerviz.talker.checkpoint import find_module, read_talker_config
 from talkerviz.talker.code2wav import (
     CHUNK_FRAMES,

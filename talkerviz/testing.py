@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from torch import nn
 
 from talkerviz.graph.diff import changes, diff_graph
-from talkerviz.record import recording
+from talkerviz.recorder import recording
 from talkerviz.render.changes import render_changes
 from talkerviz.render.compare import notes_on_comparison, put_together, render_comparison
 from talkerviz.trace import Trace

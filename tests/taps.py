@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from talkerviz.record import recorder, tap
+from talkerviz.recorder import recorder, tap
 
 both_taps = pytest.mark.parametrize(
     "any_tap",

@@ -50,6 +50,29 @@ def test_imported_without_what_notebooks_and_the_command_need() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize(
+    "command", ["show {}", "tree {}", "render {} -f dot", "render {} -f csv", "report {} -o {}.out", "diff {} {}"]
+)
+def test_what_reads_a_trace_does_so_without_torch(command: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.parquet"
+    sample_trace().save(file)
+    code = (
+        "import atexit, sys; from talkerviz.cli import main;"
+        "atexit.register(lambda: print({'torch', 'transformers'} & set(sys.modules), file=sys.stderr)); main()"
+    )
+    arguments = command.replace("{}", str(file)).split()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
+def test_what_records_is_found_before_it_is_imported() -> None:
+    code = "import talkerviz as tv; print({'Recording', 'record', 'recording'} <= {*dir(tv)}, tv.record.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True talkerviz.recorder.recorder"
+    with pytest.raises(AttributeError, match="no attribute 'recorded'"):
+        tv.recorded  # noqa: B018
+
+
 def imported_by(path: Path) -> set[str]:
     """The parts of this package that a file imports when it runs."""
     tree = ast.parse(path.read_text())
@@ -79,10 +102,10 @@ def imported_by(path: Path) -> set[str]:
     [
         ("talker", set()),
         ("trace", set()),
-        ("record", {"", "trace"}),  # the root has the version
+        ("recorder", {"", "trace"}),  # the root has the version
         ("graph", {"trace"}),
         ("render", {"graph", "trace"}),
-        ("notebook", {"record", "trace", "graph", "render"}),
+        ("notebook", {"recorder", "trace", "graph", "render"}),
     ],
 )
 def test_data_flows_one_way(part: str, may: set[str]) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from talkerviz.foreign.run import Lent
-from talkerviz.record import recording
+from talkerviz.recorder import recording
 from talkerviz.targets import config_target
 from talkerviz.trace import Trace
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.record.phases import TalkerPhases
+from talkerviz.recorder.phases import TalkerPhases
 from talkerviz.talker.config import preset
 from talkerviz.talker.run import run
 from talkerviz.talker.scenario import Scenario

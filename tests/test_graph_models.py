@@ -17,7 +17,7 @@ from talkerviz.graph.diff import changes, diff_graph, without_what_is_same
 from talkerviz.graph.graph import Graph, Group
 from talkerviz.graph.pages import pages_of
 from talkerviz.graph.view import View
-from talkerviz.record import recording
+from talkerviz.recorder import recording
 from talkerviz.talker.scenario import Scenario
 from talkerviz.targets import talker_of, talker_target
 from talkerviz.trace import Trace

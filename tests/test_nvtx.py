@@ -26,8 +26,8 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import talkerviz as tv
-from talkerviz.record import nvtx
-from talkerviz.record.nvtx import Nvtx, load_nvtx
+from talkerviz.recorder import nvtx
+from talkerviz.recorder.nvtx import Nvtx, load_nvtx
 from talkerviz.trace import Trace
 
 

@@ -16,7 +16,7 @@ from taps import any_tap, both_taps  # noqa: F401
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.record.phases import TalkerPhases
+from talkerviz.recorder.phases import TalkerPhases
 
 X = torch.ones(1, 2)
 

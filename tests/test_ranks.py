@@ -18,10 +18,10 @@ import torch.distributed as dist
 from test_cli import Capture, talkerviz
 from torch import nn
 
-from talkerviz.record import record
-from talkerviz.record.clock_exchange import exchange_clocks
-from talkerviz.record.collectives import ranges_text
-from talkerviz.record.process import Process, file_of_rank, this_process
+from talkerviz.recorder import record
+from talkerviz.recorder.clock_exchange import exchange_clocks
+from talkerviz.recorder.collectives import ranges_text
+from talkerviz.recorder.process import Process, file_of_rank, this_process
 from talkerviz.trace import Trace
 from talkerviz.trace.collectives import held_up, ranks_among, waits
 from talkerviz.trace.merge import merge

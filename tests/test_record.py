@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.record import recorder
-from talkerviz.record.phases import TalkerPhases
+from talkerviz.recorder import recorder
+from talkerviz.recorder.phases import TalkerPhases
 from talkerviz.trace.frame import log_frames
 
 

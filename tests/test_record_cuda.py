@@ -13,11 +13,11 @@ from fake_cuda import FakeDevice, FakeGraph, FakeMachine
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.record import recorder
-from talkerviz.record.busy import busy_until_edges
-from talkerviz.record.cuda_clock import CudaClock, device_columns
-from talkerviz.record.cuda_memory import MemoryMeter, _range_max
-from talkerviz.record.graphs import GraphReplays
+from talkerviz.recorder import recorder
+from talkerviz.recorder.busy import busy_until_edges
+from talkerviz.recorder.cuda_clock import CudaClock, device_columns
+from talkerviz.recorder.cuda_memory import MemoryMeter, _range_max
+from talkerviz.recorder.graphs import GraphReplays
 
 MS = 1_000_000
 

@@ -19,7 +19,7 @@ from taps import any_tap, both_taps  # noqa: F401
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.record import recorder
+from talkerviz.recorder import recorder
 from talkerviz.trace import TraceError
 
 CALLS_A_BATCH, SECONDS_A_BATCH = 1 << 14, 1.0

@@ -34,8 +34,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import talkerviz as tv
-from talkerviz.record import recorder
-from talkerviz.record.phases import TalkerPhases
+from talkerviz.recorder import recorder
+from talkerviz.recorder.phases import TalkerPhases
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 HERE = Path(tv.__file__).parent

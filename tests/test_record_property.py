@@ -15,7 +15,7 @@ from taps import any_tap, both_taps  # noqa: F401
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.record import recorder
+from talkerviz.recorder import recorder
 
 
 @dataclasses.dataclass

@@ -20,8 +20,8 @@ from talkerviz.graph.build import build_graph
 from talkerviz.graph.calls import call_graph
 from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import View
-from talkerviz.record import record, recording
-from talkerviz.record.phases import TalkerPhases
+from talkerviz.recorder import record, recording
+from talkerviz.recorder.phases import TalkerPhases
 from talkerviz.render.notes import notes_on
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join

@@ -15,7 +15,7 @@ from test_cli import talkerviz
 from torch._inductor.exc import InvalidCxxCompiler
 
 import talkerviz as tv
-from talkerviz.record.phases import TalkerPhases
+from talkerviz.recorder.phases import TalkerPhases
 from talkerviz.talker import GREEDY, Sampling, build_talker, generate
 from talkerviz.talker.cache import LayerCache
 from talkerviz.talker.compiled import compile_talker

@@ -11,7 +11,7 @@ from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
 from test_talker_batch import a_prompt, ending_talker, picture
 
 import talkerviz as tv
-from talkerviz.record.phases import TalkerPhases
+from talkerviz.recorder.phases import TalkerPhases
 from talkerviz.talker import GREEDY, Prompt, Sampling, batch_prompts, build_talker, generate, generate_batch
 from talkerviz.talker.graphs import StaticFrame, replay_frames
 

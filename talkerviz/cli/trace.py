@@ -28,8 +28,8 @@ from talkerviz.cli.model_options import (
 )
 from talkerviz.cli.output import check_writable, console, print_headline, print_notes
 from talkerviz.progress import byte_progress, frame_progress
-from talkerviz.record import recording
-from talkerviz.record.process import this_process
+from talkerviz.recorder import recording
+from talkerviz.recorder.process import this_process
 from talkerviz.render.table import render_table
 from talkerviz.talker.codes_file import write_codes
 from talkerviz.talker.scenario import Scenario

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from talkerviz.record import Recording, recording
-from talkerviz.record.patch import step_in
+from talkerviz.recorder import Recording, recording
+from talkerviz.recorder.patch import step_in
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from IPython.display import display
 from torch import nn
 
 from talkerviz.notebook.called import recording_called
-from talkerviz.record import Recording, recording
+from talkerviz.recorder import Recording, recording
 
 
 @magics_class

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
-from talkerviz.record.flops import COLLECTIVE, is_view
+from talkerviz.recorder.flops import COLLECTIVE, is_view
 
 # The values stay what they are: another layout, dtype or device. `torch.Tag.view_copy` has the others.
 _MOVES = {"_to_copy", "clone", "_pin_memory", "_unsafe_view", "_reshape_copy", "lift"}

@@ -21,8 +21,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from talkerviz.record.flops import flops_of, is_view
-from talkerviz.record.meta import MetaMemory
+from talkerviz.recorder.flops import flops_of, is_view
+from talkerviz.recorder.meta import MetaMemory
 
 # Operators that read only some rows of their first tensor, as many as they give; that write only some of it.
 _READS_ROWS = frozenset(("embedding", "index", "gather", "index_select"))

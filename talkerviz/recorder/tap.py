@@ -177,6 +177,6 @@ def _no_time() -> int:
 
 
 try:
-    Tap: Any = importlib.import_module("talkerviz.record._tap").Tap
+    Tap: Any = importlib.import_module("talkerviz.recorder._tap").Tap
 except ImportError:
     Tap = PythonTap

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from talkerviz.record.clock_exchange import exchange_clocks
+from talkerviz.recorder.clock_exchange import exchange_clocks
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 

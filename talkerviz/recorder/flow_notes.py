@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkerviz.record.tensors import Signatures
+from talkerviz.recorder.tensors import Signatures
 from talkerviz.trace.flow import Flow, edges_frame, ops_frame
 from talkerviz.trace.log import NO_TENSORS, Mark
 from talkerviz.trace.schema import Tensors

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from talkerviz.record.cuda_clock import CudaClock, device_columns
-from talkerviz.record.patch import step_in
+from talkerviz.recorder.cuda_clock import CudaClock, device_columns
+from talkerviz.recorder.patch import step_in
 from talkerviz.trace.frame import calls_frame
 from talkerviz.trace.log import Mark
 

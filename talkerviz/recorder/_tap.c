@@ -761,7 +761,7 @@ static PyType_Slot tap_slots[] = {{Py_tp_new, tap_new},
                                   {Py_tp_members, tap_members},
                                   {0, NULL}};
 
-static PyType_Spec tap_spec = {"talkerviz.record._tap.Tap", sizeof(NamedTap), 0,
+static PyType_Spec tap_spec = {"talkerviz.recorder._tap.Tap", sizeof(NamedTap), 0,
                                Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
                                    Py_TPFLAGS_METHOD_DESCRIPTOR,
                                tap_slots};

@@ -23,11 +23,11 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from talkerviz.record.flow_notes import INPUT, OP, PASS, FlowNotes
-from talkerviz.record.meta import MetaMemory
-from talkerviz.record.operations import Rule, name_of, rule_of, tensors_of
-from talkerviz.record.provenance import Provenance, Storage
-from talkerviz.record.tensors import is_tracing, named_tensors_in, tensors_in
+from talkerviz.recorder.flow_notes import INPUT, OP, PASS, FlowNotes
+from talkerviz.recorder.meta import MetaMemory
+from talkerviz.recorder.operations import Rule, name_of, rule_of, tensors_of
+from talkerviz.recorder.provenance import Provenance, Storage
+from talkerviz.recorder.tensors import is_tracing, named_tensors_in, tensors_in
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.log import Mark
 

@@ -20,24 +20,24 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 import talkerviz
-from talkerviz.record.clocks import make_gauges, own_cost_ns
-from talkerviz.record.collective_log import CollectiveLog
-from talkerviz.record.collectives import watch_collectives
-from talkerviz.record.cuda_clock import CudaClock
-from talkerviz.record.flow import FlowMeter
-from talkerviz.record.gauge import Gauge
-from talkerviz.record.graphs import GraphReplays
-from talkerviz.record.host_memory import peak_bytes
-from talkerviz.record.modules import one_call_regions, select_modules, tree_of
-from talkerviz.record.named_phases import NamedPhases
-from talkerviz.record.nvtx import NvtxRanges
-from talkerviz.record.passes import PassPhases, passes_of
-from talkerviz.record.patch import step_in
-from talkerviz.record.phases import PhaseRule
-from talkerviz.record.process import file_of_rank, process_facts, this_process
-from talkerviz.record.spool import Spool
-from talkerviz.record.tap import Tap
-from talkerviz.record.tensors import Signatures, is_tracing, kind_of
+from talkerviz.recorder.clocks import make_gauges, own_cost_ns
+from talkerviz.recorder.collective_log import CollectiveLog
+from talkerviz.recorder.collectives import watch_collectives
+from talkerviz.recorder.cuda_clock import CudaClock
+from talkerviz.recorder.flow import FlowMeter
+from talkerviz.recorder.gauge import Gauge
+from talkerviz.recorder.graphs import GraphReplays
+from talkerviz.recorder.host_memory import peak_bytes
+from talkerviz.recorder.modules import one_call_regions, select_modules, tree_of
+from talkerviz.recorder.named_phases import NamedPhases
+from talkerviz.recorder.nvtx import NvtxRanges
+from talkerviz.recorder.passes import PassPhases, passes_of
+from talkerviz.recorder.patch import step_in
+from talkerviz.recorder.phases import PhaseRule
+from talkerviz.recorder.process import file_of_rank, process_facts, this_process
+from talkerviz.recorder.spool import Spool
+from talkerviz.recorder.tap import Tap
+from talkerviz.recorder.tensors import Signatures, is_tracing, kind_of
 from talkerviz.trace.frame import log_edges, log_frame, log_frames
 from talkerviz.trace.log import MARK, PAUSE, Log, Mark, Names, read_log
 from talkerviz.trace.parquet import write_trace

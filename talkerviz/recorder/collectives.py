@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from talkerviz.record.operations import tensors_of
-from talkerviz.record.patch import step_in
+from talkerviz.recorder.operations import tensors_of
+from talkerviz.recorder.patch import step_in
 
 Tensors = tuple[Tensor, ...]
 

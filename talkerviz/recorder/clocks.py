@@ -10,14 +10,14 @@ from time import perf_counter_ns
 import torch
 from torch import Tensor, nn
 
-from talkerviz.record.busy import BusyMeter
-from talkerviz.record.cost import CostMeter
-from talkerviz.record.cuda_clock import CudaClock
-from talkerviz.record.cuda_memory import MemoryMeter
-from talkerviz.record.flow import FlowMeter
-from talkerviz.record.gauge import Gauge
-from talkerviz.record.tap import Tap
-from talkerviz.record.tensors import Signatures, is_tracing, kind_of
+from talkerviz.recorder.busy import BusyMeter
+from talkerviz.recorder.cost import CostMeter
+from talkerviz.recorder.cuda_clock import CudaClock
+from talkerviz.recorder.cuda_memory import MemoryMeter
+from talkerviz.recorder.flow import FlowMeter
+from talkerviz.recorder.gauge import Gauge
+from talkerviz.recorder.tap import Tap
+from talkerviz.recorder.tensors import Signatures, is_tracing, kind_of
 
 CLOCKS = ("cpu", "cuda", "none")
 MEASURES = ("cost", "memory", "busy", "flow")

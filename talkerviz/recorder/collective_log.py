@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from talkerviz.record.tensors import Signatures
+from talkerviz.recorder.tensors import Signatures
 from talkerviz.trace.log import BESIDES, COLLECTIVE, NO_TENSORS, Names
 
 

@@ -1,5 +1,5 @@
 """Run a model and record every module call as a Trace."""
 
-from talkerviz.record.recorder import Recording, record, recording
+from talkerviz.recorder.recorder import Recording, record, recording
 
 __all__ = ["Recording", "record", "recording"]
