@@ -4,8 +4,6 @@
 `merge` the ranks of one, and `explore` opens a trace in a notebook, where `%load_ext talkerviz` brings `%%talkertrace`.
 """
 
-__version__ = "0.1.0"
-
 from typing import TYPE_CHECKING, Any
 
 from talkerviz import drawing
@@ -15,6 +13,7 @@ from talkerviz.notebook.display import mimebundle
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 from talkerviz.trace.merge import merge
+from talkerviz.version import __version__
 
 if TYPE_CHECKING:
     from talkerviz.recorder import Recording, record, recording

@@ -8,17 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-import talkerviz
 from talkerviz.recorder.clocks import own_cost_ns
 from talkerviz.recorder.tap import PythonTap, Tap
 from talkerviz.render.text import amount_text, time_text
 from talkerviz.trace.peaks import peaks_of
+from talkerviz.version import __version__
 
 
 def diagnose() -> list[tuple[str, str]]:
     """What was looked at, and what was found, in the words of a user."""
     found = [
-        ("talkerviz", talkerviz.__version__),
+        ("talkerviz", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("transformers", _version("transformers")),

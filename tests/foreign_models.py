@@ -90,6 +90,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "embedding_size": 48,
         "num_hidden_layers": 3,
         "vocab_size": 100,
+        "tts_codec_start_token_id": 96,
+        "tts_codec_end_token_id": 97,
+        "tts_codec_pad_token_id": 98,
+        "tts_codec_mask_token_id": 99,
         "rope_scaling": {"rope_type": "default", "mrope_section": [1, 1, 2]},
     },
 }

@@ -102,7 +102,7 @@ def imported_by(path: Path) -> set[str]:
     [
         ("talker", set()),
         ("trace", set()),
-        ("recorder", {"", "trace"}),  # the root has the version
+        ("recorder", {"trace", "version"}),
         ("graph", {"trace"}),
         ("render", {"graph", "trace"}),
         ("notebook", {"recorder", "trace", "graph", "render"}),

@@ -10,16 +10,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import talkerviz
 from tiny_omni import THINKER_WIDTH, tiny_omni, tiny_omni_config
-from tiny_processor import copy_ending_at, save_tiny_processor, token_ids, user, write_picture, write_sound
+from tiny_processor import (
+    Image,
+    copy_ending_at,
+    save_tiny_processor,
+    soundfile,
+    token_ids,
+    user,
+    write_picture,
+    write_sound,
+)
 from torch import Tensor
 
 from talkerviz.talker import Scenario, preset, scenario_inputs

@@ -183,6 +183,7 @@ def test_without_a_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "record it without --no-flow" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not (Path(sys.executable).parent / "graphviz-pure").exists(), reason="graphviz-pure is not there")
 def test_without_graphviz_the_dot_is_kept(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from foreign_models import CONFIGS, OWN, TOKENS, trace_of
 from graph_words import RESIDUALS, arrows, arrows_into, group, outline
+from older import OLDER_TRANSFORMERS, not_with_older_transformers
 
 from talkerviz.graph.build import build_graph
 from talkerviz.graph.graph import Graph, Group
@@ -105,6 +106,8 @@ def test_phases_and_frames(name: str) -> None:
 
 @EVERY
 def test_calls(name: str) -> None:
+    if OLDER_TRANSFORMERS and name == "qwen2_5_omni_talker":
+        pytest.skip("it looks its first two codes up otherwise")
     found = Counter(trace_of(name).calls["class"].astype(str))
     assert {kind: found[kind] for kind in CALLS[name]} == CALLS[name]
 
@@ -202,6 +205,7 @@ def test_a_picture_becomes_patches_behind_a_class_token() -> None:
     }
 
 
+@not_with_older_transformers
 def test_a_state_goes_from_step_to_step_where_nothing_attends() -> None:
     graph = graph_of("mamba")
     assert not any("attention" in box.name for box in graph.boxes)
@@ -238,6 +242,7 @@ def test_both_towers_meet() -> None:
     }
 
 
+@not_with_older_transformers
 def test_a_talker_hears_its_own_code_and_what_the_thinker_said() -> None:
     graph = graph_of("qwen2_5_omni_talker", close=("model.model",))
     decode = group(graph, "decode")

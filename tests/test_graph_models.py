@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from graph_words import RESIDUALS, arrows, arrows_into, group, outline
+from older import OLDER_TRANSFORMERS, not_with_older_transformers
 from torch import nn
 
 import talkerviz as tv
@@ -104,6 +105,8 @@ def test_sixteen_embeddings_are_summed_into_the_next_frame(impl: str) -> None:
 
 @IMPLS
 def test_the_code_predictors_loop(impl: str) -> None:
+    if OLDER_TRANSFORMERS and impl == "transformers":
+        pytest.skip("its loop keeps codes otherwise")
     graph = build_graph(talker(impl), View(depth=1))
     loop = group(graph, "", "predictor.decode")
     assert (loop.box.kind, loop.box.repeats) == ("repeat", "14×")
@@ -142,6 +145,7 @@ def test_every_call_is_in_just_one_box_or_open(impl: str) -> None:
     assert sum(box.calls for box in whole.boxes if box.kind == "module") == len(leaves)
 
 
+@not_with_older_transformers
 def test_native_against_transformers() -> None:
     graph = diff_graph(talker("native"), talker("transformers"))
     found = {(box.change, box.name) for box in changes(graph)}

@@ -197,6 +197,7 @@ def test_pictures(style: Style) -> None:
     assert render(sample_trace(), "png", style).startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif("graphviz-pure" not in ENGINES, reason="graphviz-pure is not installed")
 def test_without_the_systems_dot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert b"<svg" in lay_out("digraph { a -> b }", "svg")

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-from PIL import Image
+import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3OmniMoeConfig
+
+Image = pytest.importorskip("PIL.Image", reason="pip install 'talkerviz[capture]'")
+soundfile = pytest.importorskip("soundfile", reason="pip install 'talkerviz[capture]'")
 
 # As the published one's, without tools and videos.
 _CHAT_TEMPLATE = """\

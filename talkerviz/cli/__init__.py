@@ -8,8 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from talkerviz import __version__
 from talkerviz.cli.app import app
+from talkerviz.version import __version__
 
 __all__ = ["app", "main"]
 

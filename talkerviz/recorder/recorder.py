@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-import talkerviz
 from talkerviz.recorder.clocks import make_gauges, own_cost_ns
 from talkerviz.recorder.collective_log import CollectiveLog
 from talkerviz.recorder.collectives import watch_collectives
@@ -42,6 +41,7 @@ from talkerviz.trace.frame import log_edges, log_frame, log_frames
 from talkerviz.trace.log import MARK, PAUSE, Log, Mark, Names, read_log
 from talkerviz.trace.parquet import write_trace
 from talkerviz.trace.trace import Trace
+from talkerviz.version import __version__
 
 _BATCH = 1 << 15  # events: 16,384 calls, 768 KiB
 _MOST_NS_A_BATCH = 1_000_000_000
@@ -392,10 +392,10 @@ def recording(
         file: keep the trace in this file; each of several processes, as `torchrun` starts them, in one with its rank in
             the name, `run.rank0.parquet` for `run.parquet`, see `Recording.file`. While the run goes on, `FILE.partial`
             beside it holds what was recorded, and `Trace.load` opens it if the process is killed; memory stays bounded.
+        nvtx: mark calls and frames as NVTX ranges, for Nsight Systems: see `NvtxRanges`.
 
     Collectives of torch.distributed are rows as well where there are several processes, see `trace.schema.CALLS`. All
     of them should begin to record at the same place in the program: their clocks are compared then.
-        nvtx: mark calls and frames as NVTX ranges, for Nsight Systems: see `NvtxRanges`.
 
     Raises:
         ValueError: an unknown clock or measure, or one that is not possible here, or NVTX that is not; no module that
@@ -463,7 +463,7 @@ def _facts(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
     parameter = next(model.parameters(), None)
     facts: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "talkerviz": talkerviz.__version__,
+        "talkerviz": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
