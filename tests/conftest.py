@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,3 +15,9 @@ def browser() -> Iterator[Any]:
     """Chromium, the same for all tests of a file."""
     with running_browser() as found:
         yield found
+
+
+def pytest_sessionstart() -> None:
+    """A shell has what it starts with `&` ignore Ctrl-C, and tests press it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
