@@ -49,7 +49,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def recorded_seconds(model: torch.nn.Module, work: Callable[[], object], clock: str) -> float:
-    with tv.recording(model, "talker", TalkerPhases("talker"), clock):
+    with tv.recording(model, "talker", TalkerPhases, clock):
         return seconds(work)
 
 
@@ -74,9 +74,9 @@ def record(model: torch.nn.Module, work: Callable[[], object], name: str) -> tv.
     peaks = peaks_of(torch.cuda.get_device_name())
     limits = limits_of_run(peaks, dtype, torch.backends.cuda.matmul.allow_tf32) if peaks else {}
     facts = {"preset": name, "impl": "native", "peaks": limits}
-    trace = tv.record(model, work, "talker", TalkerPhases("talker"), "cuda", facts)
+    trace = tv.record(model, work, "talker", TalkerPhases, "cuda", facts)
     for measure in MEASURES:
-        other = tv.record(model, work, "talker", TalkerPhases("talker"), "none", measure=measure)
+        other = tv.record(model, work, "talker", TalkerPhases, "none", measure=measure)
         trace = join(trace, other)
     return trace
 

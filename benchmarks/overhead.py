@@ -152,7 +152,7 @@ def talkerviz_tool(model: nn.Module, run: Callable[[], object], clock: str, reco
     @contextmanager
     def recorded() -> Iterator[None]:
         # The phase rule counts frames, so each recording has its own.
-        with tv.recording(model, "talker", TalkerPhases("talker"), clock) as rec:
+        with tv.recording(model, "talker", TalkerPhases, clock) as rec:
             yield
         assert len(rec.trace.calls)  # the finished table counts as well
 

@@ -76,7 +76,7 @@ def talker_trace(frames: int, flow: bool) -> Trace:
     target = talker_target(talker_of("tiny", "native", "cpu", None, Scenario(frames=frames)))
 
     def record(**how: Any) -> Trace:
-        with recording(target.model, target.name, phases=target.phases(), facts=target.facts, **how) as rec:
+        with recording(target.model, target.name, phases=target.phases, facts=target.facts, **how) as rec:
             target.run(lambda frame: None)
         return rec.trace
 

@@ -7,6 +7,6 @@ from talkerviz.talker import Scenario, build_talker, preset, run
 
 config, scenario = preset("lite"), Scenario(frames=4)
 talker = build_talker(config, seed=scenario.seed)
-with recording(talker, name="talker", phases=TalkerPhases("talker"), clock="none") as rec:
+with recording(talker, name="talker", phases=TalkerPhases, clock="none") as rec:
     run(talker, "native", scenario, config)
 print(render_source(rec.trace), end="")

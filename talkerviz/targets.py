@@ -14,7 +14,7 @@ from torch import nn
 
 from talkerviz.foreign.from_config import build, read_config
 from talkerviz.foreign.run import runner
-from talkerviz.recorder.passes import PassPhases, passes_of
+from talkerviz.recorder.passes import PassPhases
 from talkerviz.recorder.phases import PhaseRule, TalkerPhases
 from talkerviz.talker.checkpoint import find_module, read_talker_config
 from talkerviz.talker.code2wav import (
@@ -49,16 +49,16 @@ class Target:
         name: the root's name in the trace.
         model: the module that is traced.
         run: runs it; calls back with the number of frames done, and returns what the run produced.
-        phases: makes the rule by which one run divides into phases.
         facts: what to note of it in the trace.
+        phases: how the run divides into phases, as `recording` takes it.
         frames: how many frames the run has, where that is known beforehand.
     """
 
     name: str
     model: nn.Module
     run: Callable[[OnFrame], Any]
-    phases: Callable[[], PhaseRule]
     facts: Mapping[str, Any]
+    phases: Callable[[str], PhaseRule] | None = None
     frames: int | None = None
 
 
@@ -155,8 +155,8 @@ def talker_target(loaded: Loaded) -> Target:
         run=lambda on_frame: speak(
             loaded.talker, loaded.impl, loaded.scenario, loaded.thinker, loaded.config, on_frame
         ),
-        phases=lambda: TalkerPhases("talker"),
         facts=loaded.facts,
+        phases=TalkerPhases,
         frames=loaded.scenario.frames,
     )
 
@@ -225,7 +225,7 @@ def code2wav_target(
         name="code2wav",
         model=code2wav,
         run=run,
-        phases=lambda: PassPhases("code2wav"),
+        phases=PassPhases,
         facts={
             **_whose(source),
             **({"codes": str(codes)} if codes else {"seed": seed}),
@@ -268,12 +268,10 @@ def config_target(path: Path, device: str, dtype: torch.dtype | None, tokens: in
     folder = path if path.is_dir() and device != "meta" else None
     built = build(config, folder, device, dtype, seed)
     runs = runner(built.model, tokens, seed, generates=device != "meta")
-    passes = passes_of(built.model, "model")
     return Target(
         name="model",
         model=built.model,
         run=lambda on_frame: runs.run(),
-        phases=lambda: PassPhases("model", passes),
         facts={
             "target": str(path),
             "weights": built.weights,
@@ -307,5 +305,4 @@ def function_target(spec: str) -> Target:
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
         raise ValueError(f"target {spec!r}: the function must return (model, callable), not {type(made).__name__}")
     model, run_model = made
-    passes = passes_of(model, "model")
-    return Target("model", model, lambda on_frame: run_model(), lambda: PassPhases("model", passes), {"target": spec})
+    return Target("model", model, lambda on_frame: run_model(), {"target": spec})

@@ -106,7 +106,7 @@ def traced(name: str) -> Trace:
         (Path(folder) / "config.json").write_text(json.dumps(CONFIGS[name]))
         target = config_target(Path(folder), "cpu", None, TOKENS)
     times, flow = (
-        tv.record(target.model, lambda: target.run(lambda done: None), phases=target.phases(), measure=measure)
+        tv.record(target.model, lambda: target.run(lambda done: None), phases=target.phases, measure=measure)
         for measure in (None, "flow")
     )
     return tv.join(times, flow)

@@ -41,7 +41,7 @@ VIT = {
 def traced(folder: Path, config: dict[str, Any], tokens: int = 3) -> tuple[Trace, Any]:
     (folder / "config.json").write_text(json.dumps(config))
     target = config_target(folder, "cpu", None, tokens)
-    with recording(target.model, target.name, target.phases(), "none", target.facts) as rec:
+    with recording(target.model, target.name, target.phases, "none", target.facts) as rec:
         target.run(lambda done: None)
     return rec.trace, target
 

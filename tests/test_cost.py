@@ -156,7 +156,7 @@ def talker_trace(
     dtype = torch.bfloat16 if name == "full" else torch.float32
     talker = build_talker(config, "native", device, dtype, 0)
     go = lambda: run(talker, "native", Scenario(frames=frames), config)  # noqa: E731
-    return tv.record(talker, go, "talker", TalkerPhases("talker"), clock=clock, measure=measure)
+    return tv.record(talker, go, "talker", TalkerPhases, clock=clock, measure=measure)
 
 
 def test_the_whole_talker_on_the_meta_device() -> None:

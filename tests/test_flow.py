@@ -743,7 +743,7 @@ def target_of(impl: str, device: str = "cpu") -> Target:
 def recorded(impl: str, device: str = "cpu", **kwargs: Any) -> Trace:
     target = target_of(impl, device)
     arguments = {"measure": "flow", "clock": "none", **kwargs}
-    return tv.record(target.model, lambda: target.run(lambda frame: None), target.name, target.phases(), **arguments)
+    return tv.record(target.model, lambda: target.run(lambda frame: None), target.name, target.phases, **arguments)
 
 
 def between(trace: Trace, inside: str, name: Callable[[str, Any], str], **where: Any) -> set[str]:

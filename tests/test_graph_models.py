@@ -40,7 +40,7 @@ def talker(impl: str) -> Trace:
     target = talker_target(talker_of("tiny", impl, "cpu", None, Scenario(frames=4)))
     traces = []
     for measure in (None, "flow"):
-        with recording(target.model, target.name, target.phases(), facts=target.facts, measure=measure) as rec:
+        with recording(target.model, target.name, target.phases, facts=target.facts, measure=measure) as rec:
             target.run(lambda done: None)
         traces.append(rec.trace)
     return join(*traces)

@@ -150,7 +150,7 @@ def test_in_place_of_a_talkers_phases(any_tap: str) -> None:  # noqa: F811
     model = nn.Module()
     model.forward = lambda x: x  # type: ignore[assignment]
     model.code_predictor = nn.Identity()
-    with tv.recording(model, name="t", phases=TalkerPhases("t")) as rec:
+    with tv.recording(model, name="t", phases=TalkerPhases) as rec:
         with rec.phase("warmup"):
             model(X)
         model.code_predictor(X)

@@ -508,7 +508,7 @@ def test_a_phase_rule_of_one_s_own_is_not_compiled(any_tap: str) -> None:  # noq
         model, backend, x, rule = made(Broken), Compiler(), values(), Rule("model")
         rule.seen, rule.landmarks = [], frozenset({"model.block"})
         whole(model, backend)
-        with tv.recording(model, phases=rule) as rec:
+        with tv.recording(model, phases=lambda root: rule) as rec:
             for rows in (3, 3, 2, 3):
                 model(values(rows=rows))
         model(x)
@@ -1044,8 +1044,8 @@ def test_phases_without_their_landmarks_calls(any_tap: str) -> None:  # noqa: F8
 
     model.code_predictor.forward = lambda x, inputs_embeds: x
     columns = ["path", "phase", "frame", "step"]
-    whole_trace = tv.record(model, run, phases=TalkerPhases("model")).calls
-    part = tv.record(model, run, phases=TalkerPhases("model"), exclude=["model", "*.code_predictor"]).calls
+    whole_trace = tv.record(model, run, phases=TalkerPhases).calls
+    part = tv.record(model, run, phases=TalkerPhases, exclude=["model", "*.code_predictor"]).calls
     left = whole_trace[~whole_trace["path"].isin(["model", "model.code_predictor"])]
     assert part[columns].astype(object).values.tolist() == left[columns].astype(object).values.tolist()
     assert part["phase"].unique().tolist() == ["prefill", "predictor.prefill", "predictor.decode", "decode"]

@@ -91,10 +91,22 @@ def test_phases_and_frames_begin_anew(any_tap: str, tmp_path: Path) -> None:
         rec.trace.select(run=3)
 
 
-def test_a_run_needs_the_recordings_landmarks() -> None:
-    net = model()
-    with recording(net) as rec, pytest.raises(ValueError, match="landmarks"), rec.run(TalkerPhases("model")):
-        run_twice(net)
+def test_each_recording_and_each_run_divides_anew() -> None:
+    net, begun = model(), list[str]()
+
+    class Rule(TalkerPhases):
+        def __init__(self, root: str) -> None:
+            begun.append(root)
+            super().__init__(root)
+
+    for _ in range(2):
+        with recording(net, "net", Rule) as rec:
+            for _ in range(2):
+                with rec.run():
+                    run_twice(net)
+        frames = rec.trace.calls.groupby("run")["frame"].unique()
+        assert [list(each) for each in frames] == [[0, 1], [0, 1]]
+    assert begun == ["net"] * 6  # whatever runs are in the recording, calls before them have a rule as well
 
 
 def test_one_run_is_run_0() -> None:

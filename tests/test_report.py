@@ -42,7 +42,7 @@ def talker() -> Trace:
         facts = {**target.facts, "peaks": peaks}
         clock = "none" if measure else "cpu"
         run = lambda: target.run(lambda _: None)  # noqa: E731
-        return record(target.model, run, target.name, target.phases(), clock, facts, measure=measure)
+        return record(target.model, run, target.name, target.phases, clock, facts, measure=measure)
 
     trace = recorded(None)
     for measure in ("flow", "cost"):

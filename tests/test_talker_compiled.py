@@ -67,7 +67,7 @@ def test_its_modules_are_the_same(compiled: Any) -> None:
 
     def modules(model: Any) -> tuple[Trace, set[str]]:
         trace = tv.record(
-            model, lambda: generate(model, prompt, 3, ignore_eos=True), name="talker", phases=TalkerPhases("talker")
+            model, lambda: generate(model, prompt, 3, ignore_eos=True), name="talker", phases=TalkerPhases
         )
         return trace, {f"{phase} {path}" for phase, path in zip(trace.calls["phase"], trace.calls["path"], strict=True)}
 

@@ -75,7 +75,7 @@ def test_its_modules_are_the_same(replaying: Any) -> None:
             model,
             lambda model=model: generate(model, prompt, 3, ignore_eos=True),  # type: ignore[misc]
             name="talker",
-            phases=TalkerPhases("talker"),
+            phases=TalkerPhases,
         ).calls
         for model in (replaying, talker("tiny", "native"))
     )

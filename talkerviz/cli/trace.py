@@ -176,7 +176,7 @@ def trace(
     )
     failure: BaseException | None = None
     with record(
-        phases=made.phases(),
+        phases=made.phases,
         # Nothing is computed there, so there is nothing to time, and all the time to count.
         clock="none" if on_meta else _clock(clock, made.model),
         measure="cost" if on_meta else None,
@@ -185,7 +185,7 @@ def trace(
     ) as rec:
         try:
             for _ in range(repeat):
-                with frame_progress(shown) as on_frame, rec.run(made.phases()):
+                with frame_progress(shown) as on_frame, rec.run():
                     produced = made.run(on_frame)
         except (Exception, KeyboardInterrupt) as error:
             failure = error  # what was recorded until now is kept
@@ -201,7 +201,7 @@ def trace(
         try:
             with (
                 frame_progress(shown) as on_frame,
-                record(phases=made.phases(), clock="none", measure=measure) as again,
+                record(phases=made.phases, clock="none", measure=measure) as again,
             ):
                 made.run(on_frame)
             recorded = join(recorded, again.trace)

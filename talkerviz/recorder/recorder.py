@@ -59,7 +59,7 @@ class Recording:
         self,
         model: nn.Module,
         name: str,
-        phases: PhaseRule | None,
+        phases: Callable[[str], PhaseRule] | None,
         clock: str,
         facts: Mapping[str, Any],
         watched: Callable[[str], bool],
@@ -70,22 +70,22 @@ class Recording:
         self._modules, self._infos = tree_of(model, name)
         self._facts = facts
         self._name = name
-        passes = passes_of(model, name) if phases is None else None
-        self._default = lambda: PassPhases(name, passes)
-        self._phases = phases = phases or self._default()
-        self._named = NamedPhases(phases.start)
+        passes = None if phases else passes_of(model, name)
+        self._divide = phases or (lambda root: PassPhases(root, passes))
+        self._phases = rule = self._divide(name)
+        self._named = NamedPhases(rule.start)
         self._run = self._runs = 0  # the run that goes on, and how many began with `run`
         self._landmarks = {
-            id(module): (p, _names_of_arguments(module)) for p, module in self._modules.items() if p in phases.landmarks
+            id(module): (p, _names_of_arguments(module)) for p, module in self._modules.items() if p in rule.landmarks
         }
         self._watched = watched
         self._timed = clock != "none"
         self.file = path
-        self._names = Names(marks=[phases.start])
-        self._mark_numbers = {phases.start: 0}
+        self._names = Names(marks=[rule.start])
+        self._mark_numbers = {rule.start: 0}
         self._latest = 0
         numbered = {id(module): p for p, module in self._modules.items() if watched(p)}
-        self._ranges = NvtxRanges(numbered, phases.start) if nvtx else None
+        self._ranges = NvtxRanges(numbered, rule.start) if nvtx else None
         self._signatures = Signatures(self._names.tensors)
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -118,23 +118,14 @@ class Recording:
         return self._measured(self._log)
 
     @contextmanager
-    def run(self, phases: PhaseRule | None = None) -> Iterator[None]:
+    def run(self) -> Iterator[None]:
         """One of several runs in this recording: phases and frames begin anew inside, and calls have its number.
 
         Runs that an exception ended are listed in the fact `cut_short`: statistics over runs leave them out.
-
-        Args:
-            phases: how this run divides, with the landmarks of the recording's own; by default as `recording` says.
-
-        Raises:
-            ValueError: the landmarks are others.
         """
-        rule = phases or self._default()
-        if rule.landmarks != self._phases.landmarks:
-            raise ValueError(f"phases: landmarks {sorted(rule.landmarks)}, not {sorted(self._phases.landmarks)}")
-        self._phases, self._run = rule, self._runs
+        self._phases, self._run = self._divide(self._name), self._runs
         self._runs += 1
-        self._tap.put(MARK, self._mark(rule.start), 0)
+        self._tap.put(MARK, self._mark(self._phases.start), 0)
         try:
             yield
         except BaseException:
@@ -361,7 +352,7 @@ class Recording:
 def recording(
     model: nn.Module,
     name: str = "model",
-    phases: PhaseRule | None = None,
+    phases: Callable[[str], PhaseRule] | None = None,
     clock: str = "cpu",
     facts: Mapping[str, Any] | None = None,
     include: Sequence[str] = (),
@@ -378,8 +369,9 @@ def recording(
     Args:
         model: any module.
         name: the root's name in the trace; the path of every module begins with it.
-        phases: how the run divides into phases and frames; by default each pass is a frame, and by the positions and
-            the cache that go into it `prefill`, `decode`, or without any cache `forward`: see `PassPhases`.
+        phases: makes of the root's name the rule by which one run divides into phases and frames, such as the class
+            `TalkerPhases`. By default each pass is a frame, and by the positions and the cache that go into it
+            `prefill`, `decode`, or without any cache `forward`: see `PassPhases`.
         clock: `cpu` for host times in nanoseconds, `cuda` for device times as well, `none` for shapes alone.
         facts: what to note of the run, JSON values; versions, device and threads are noted anyway.
         include: record only modules whose path fits one of these patterns, as in a shell; `*` crosses dots.
@@ -434,7 +426,7 @@ def record(
     model: nn.Module,
     run: Callable[[], object],
     name: str = "model",
-    phases: PhaseRule | None = None,
+    phases: Callable[[str], PhaseRule] | None = None,
     clock: str = "cpu",
     facts: Mapping[str, Any] | None = None,
     include: Sequence[str] = (),
