@@ -88,6 +88,14 @@ def test_what_is_chosen_picks_calls(trace: tv.Trace) -> None:
     assert len(explorer.calls) == 1 + 3 * 6
 
 
+def test_where_no_widget_runs_there_is_a_picture(trace: tv.Trace) -> None:
+    explorer = tv.explore(trace)
+    shown, _ = explorer._repr_mimebundle_()
+    assert shown.keys() == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
+    assert shown["text/html"] == trace._repr_mimebundle_()["text/html"]
+    assert shown["text/plain"] == repr(explorer)
+
+
 def test_a_call_is_shown_where_it_is(trace: tv.Trace) -> None:
     explorer = tv.explore(trace)
     explorer.selected, explorer.phase = ["net"], "forward"
@@ -363,6 +371,14 @@ def test_what_python_chooses_is_marked(cell: Cell, trace: tv.Trace) -> None:
     assert cell.page.inner_text("#chosen") == f"net.5.proj · call {cell.explorer.call} · 5.00 µs of time"
 
 
+def brightness(cell: Cell) -> float:
+    """Of the ink."""
+    cell.page.locator("#title", has_text="Net").wait_for()
+    root = "document.querySelector('#cell > div').shadowRoot"
+    ink = cell.page.evaluate(f"getComputedStyle({root}.getElementById('title')).color")
+    return sum(map(int, ink[4:-1].split(", "))) / 3
+
+
 @needs_browser
 @pytest.mark.parametrize(
     ("cell", "dark"),
@@ -370,13 +386,19 @@ def test_what_python_chooses_is_marked(cell: Cell, trace: tv.Trace) -> None:
     indirect=["cell"],
 )
 def test_it_has_the_notebooks_colours(cell: Cell, dark: bool) -> None:
-    ink = "getComputedStyle(document.querySelector('#cell > div').shadowRoot.getElementById('title')).color"
-    brightness = lambda: sum(map(int, cell.page.evaluate(ink)[4:-1].split(", "))) / 3  # noqa: E731
-    cell.page.locator("#title", has_text="Net").wait_for()
-    assert (brightness() > 128) == dark
+    assert (brightness(cell) > 128) == dark
     cell.page.evaluate(f"document.body.style.background = '{'#fff' if dark else '#111'}'")
     cell.page.wait_for_timeout(300)
-    assert (brightness() > 128) != dark
+    assert (brightness(cell) > 128) != dark
+
+
+@needs_browser
+@pytest.mark.parametrize("cell", [(sample_trace(), "transparent")], indirect=True)
+def test_with_nothing_beneath_it_goes_by_the_text_around(cell: Cell) -> None:
+    assert brightness(cell) < 128
+    cell.page.evaluate("document.body.style.color = '#ccc'")  # as VS Code has it in the dark
+    cell.page.wait_for_timeout(300)
+    assert brightness(cell) > 128
 
 
 HOSTILE = [*NASTY, "</script><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style><b>", "${1}", "`"]

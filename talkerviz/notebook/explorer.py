@@ -13,6 +13,7 @@ import pandas as pd
 import traitlets
 
 from talkerviz.graph.build import title_parts
+from talkerviz.notebook.display import mimebundle
 from talkerviz.render.html.charts import Chart, Charts
 from talkerviz.render.html.data import chart_data, edge_kinds, frames_data, heat_data, table_data, typical_frame
 from talkerviz.render.html.slices import Slicer
@@ -83,6 +84,11 @@ class Explorer(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         return f"<Explorer of {self.trace!r}>"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The widget, and the trace's picture and table for where none runs, as on the page of a saved notebook."""
+        widget, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        return {**widget, **mimebundle(self.trace, {"text/html"})}, metadata
 
     @property
     def calls(self) -> pd.DataFrame:

@@ -1,15 +1,20 @@
 // Put an explorer into a notebook's cell: apart from the notebook's own style, in its colours, once there is room for it.
 function isDark(element) {
   const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d', { willReadFrequently: true });
-  for (let at = element; at; at = at.parentNode ?? at.host) {
-    if (!(at instanceof Element)) continue;
+  const seen = colour => {
     canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = getComputedStyle(at).backgroundColor;  // in whatever colour space
+    canvas.fillStyle = colour;  // in whatever colour space
     canvas.fillRect(0, 0, 1, 1);
     const [red, green, blue, alpha] = canvas.getImageData(0, 0, 1, 1).data;
-    if (alpha > 127) return 0.3 * red + 0.6 * green + 0.1 * blue < 128;
+    return { bright: 0.3 * red + 0.6 * green + 0.1 * blue > 128, opaque: alpha > 127 };
+  };
+  for (let at = element; at; at = at.parentNode ?? at.host) {
+    if (!(at instanceof Element)) continue;
+    const ground = seen(getComputedStyle(at).backgroundColor);
+    if (ground.opaque) return !ground.bright;
   }
-  return false;
+  // VS Code's cells lie on nothing of their own page: what is written there is bright where it is dark.
+  return seen(getComputedStyle(element.parentElement ?? element.getRootNode().host).color).bright;
 }
 
 export default {
