@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from talkerviz.talker.codes_file import read_codes
 from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.config import TalkerConfig, default_dtype, preset
 from talkerviz.talker.fill import OnBytes
-from talkerviz.talker.graphs import check_device, replay_frames
+from talkerviz.talker.graphs import WARM_UPS, check_device, replay_frames
 from talkerviz.talker.prompt import ThinkerOutputs
 from talkerviz.talker.run import inputs_of, speak
 from talkerviz.talker.scenario import Scenario
@@ -156,7 +157,7 @@ def talker_target(loaded: Loaded) -> Target:
             loaded.talker, loaded.impl, loaded.scenario, loaded.thinker, loaded.config, on_frame
         ),
         facts=loaded.facts,
-        phases=TalkerPhases,
+        phases=partial(TalkerPhases, warm_ups=WARM_UPS) if "graphs" in loaded.facts else TalkerPhases,
         frames=loaded.scenario.frames,
     )
 

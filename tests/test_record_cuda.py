@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from fake_cuda import FakeDevice, FakeGraph, FakeMachine
+from talker_parity import CONFIG, tiny_prompt
 from torch import nn
 
 import talkerviz as tv
@@ -18,6 +21,9 @@ from talkerviz.recorder.busy import busy_until_edges
 from talkerviz.recorder.cuda_clock import CudaClock, device_columns
 from talkerviz.recorder.cuda_memory import MemoryMeter, _range_max
 from talkerviz.recorder.graphs import GraphReplays
+from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.talker import build_talker, generate
+from talkerviz.talker.graphs import WARM_UPS, StaticFrame
 
 MS = 1_000_000
 
@@ -37,7 +43,7 @@ class Works(nn.Module):
 
 
 def record(
-    monkeypatch: pytest.MonkeyPatch, machine: FakeMachine, model: nn.Module, run: Any, devices: Any = (0,)
+    monkeypatch: pytest.MonkeyPatch, machine: FakeMachine, model: nn.Module, run: Any, devices: Any = (0,), **how: Any
 ) -> Any:
     """Record with the made-up device's clock."""
 
@@ -46,7 +52,7 @@ def record(
 
     monkeypatch.setattr(recorder, "make_gauges", gauges)
     monkeypatch.setattr(recorder, "GraphReplays", lambda clock, mark: GraphReplays(clock, mark, owner=FakeGraph))
-    with tv.recording(model, clock="cuda") as rec:
+    with tv.recording(model, clock="cuda", **how) as rec:
         machine.waits_allowed = False
         run()
         machine.waits_allowed = True
@@ -149,8 +155,69 @@ def test_replays_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls["host_ns"][3:].isna().all()
     assert calls["parent"].fillna(-1).tolist() == [-1, 0, 0, -1, 3, 3, -1, 6, 6, -1, 9, 9]
     assert calls["device_start_ns"][3:].is_monotonic_increasing
+    assert calls["phase"].tolist() == ["capture"] * 3 + ["forward"] * 9
+    assert calls["frame"].fillna(-1).tolist() == [-1] * 3 + [0] * 3 + [1] * 3 + [2] * 3
     assert trace.facts["graph_replays"] == 3
     assert trace.facts["graph_replays_unread"] == 0
+
+
+def test_a_replay_in_another_phase_is_of_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = FakeMachine()
+    model, graph, x = Works(machine, 1 * MS), FakeGraph(machine), torch.zeros(1)
+
+    def run() -> None:
+        graph.capture_begin()
+        model(x)
+        graph.capture_end()
+        model(x)
+        for _ in range(2):
+            time.sleep(0.02)
+            graph.replay()
+
+    calls = record(monkeypatch, machine, model, run).calls
+    assert calls["phase"].tolist() == ["capture", "forward", "forward", "forward"]
+    assert calls["frame"].fillna(-1).tolist() == [-1, 1, 1, 1]
+
+
+def test_a_talkers_replays_are_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = FakeMachine()
+    model: Any = build_talker(CONFIG)
+
+    def capture(frame: StaticFrame) -> FakeGraph:
+        for _ in range(WARM_UPS):
+            frame()
+        graph = FakeGraph(machine)
+        graph.capture_begin()
+        frame()
+        graph.capture_end()
+        return graph
+
+    prompt = tiny_prompt(model, None, prompt_tokens=11, text_tokens=9, seed=0)
+
+    def speak() -> None:
+        generate(model, prompt, 5, ignore_eos=True, on_frame=lambda done: time.sleep(0.01))
+
+    plain = record(monkeypatch, machine, model, speak, name="talker", phases=TalkerPhases).calls
+    monkeypatch.setattr(sys.modules["talkerviz.talker.generate"], "capture", capture)
+    model.graphs = True
+    rule = partial(TalkerPhases, warm_ups=WARM_UPS)
+    replayed = record(monkeypatch, machine, model, speak, name="talker", phases=rule)
+    assert replayed.facts["graph_replays"] == 4
+    assert replayed.facts["graph_replays_unread"] == 0
+    spoken = replayed.calls[~replayed.calls["phase"].isin(["warmup", "capture"])]
+    assert spoken["frame"].dropna().unique().tolist() == [0, 1, 2, 3, 4]
+    for frame in range(1, 5):
+        one, two = (calls[calls["frame"] == frame] for calls in (plain, spoken))
+        # The last code's embedding is looked up at the frame's end, also that of the last, which no frame follows.
+        looked_up = "talker.code_predictor.model.codec_embedding.14"
+        for column in ("path", "phase", "step"):
+            ran, again = (
+                calls[calls["path"] != looked_up][column].astype(object).fillna(-1).tolist() for calls in (one, two)
+            )
+            assert ran == again
+        assert two["path"].tolist().count(looked_up) == 1
+        assert two["host_ns"].isna().all()
+        assert two["device_ns"].notna().all()
 
 
 def test_replays_that_the_host_does_not_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:

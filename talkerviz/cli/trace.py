@@ -195,8 +195,8 @@ def trace(
             rec.trace.save(sys.stdout.buffer)
         raise typer.Abort
     recorded = rec.trace
-    # Tensors are followed where nothing is compiled, which is then not the run that is recorded.
-    wanted = {"flow": flow and not compile_layers, "cost": cost and not on_meta, "memory": memory, "busy": busy}
+    # Tensors are followed where nothing is compiled or replayed, which is then not the run that is recorded.
+    wanted = {"flow": flow and not (compile_layers or graphs), "cost": cost and not on_meta, "memory": memory, "busy": busy}
     for measure in [name for name, asked in wanted.items() if asked and failure is None]:
         try:
             with (

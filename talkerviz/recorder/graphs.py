@@ -3,11 +3,14 @@
 Modules are called while a graph is captured, and never again. So each edge of a call leaves an event inside the graph
 (`torch.cuda.Event(external=True)`, an event-record node), which every replay passes anew. It is read before the next
 replay of that graph, if the device is done by then, and after the run; nothing waits for it.
+
+Nothing runs while a graph is captured: those calls are the phase `capture`, of no frame. A replay's are what they were
+captured as, a frame further each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
@@ -24,6 +27,7 @@ from talkerviz.trace.log import Mark
 
 @dataclass
 class _Replay:
+    number: int  # among its graph's
     mark: int
     device: int
     anchor: Any  # an event just before the replay
@@ -36,6 +40,8 @@ class _Graph:
     graph: Any  # kept, so that no other gets its identity
     edges: list[tuple[int, int]]  # thread and edge of each event
     events: list[Any]
+    mark: int  # that held when it was captured
+    begun: int = 0  # replays
     waiting: _Replay | None = None
 
 
@@ -75,7 +81,7 @@ class GraphReplays:
             captured, self._clock.captured = self._clock.captured, []
             if captured:
                 edges = [(thread, edge) for thread, edge, _ in captured]
-                self._graphs[id(graph)] = _Graph(graph, edges, [event for _, _, event in captured])
+                self._graphs[id(graph)] = _Graph(graph, edges, [event for _, _, event in captured], self._mark())
             return result
 
         return capture_end
@@ -89,7 +95,8 @@ class GraphReplays:
             cuda = self._clock.cuda
             anchor = cuda.event(False)
             anchor.record()
-            known.waiting = _Replay(self._mark(), cuda.device(), anchor, perf_counter_ns())
+            known.waiting = _Replay(known.begun, self._mark(), cuda.device(), anchor, perf_counter_ns())
+            known.begun += 1
             self._clock.know(known.waiting.device)
             return below(graph)
 
@@ -116,28 +123,35 @@ class GraphReplays:
     ) -> pd.DataFrame:
         """The calls, and those of every replay among them, in the order in which they began.
 
-        A replayed call has device times and no host times.
+        A replayed call has device times and no host times. Where another phase or frame has begun since the capture, it
+        has that one's.
         """
-        added = [calls]
         place = {
             (int(thread), int(edge)): row
             for name in ("begin", "end")
             for row, (thread, edge) in enumerate(zip(edges["thread"], edges[name], strict=True))
         }
+        events_of = {id(graph): _events_by_row(graph.edges, place) for graph in self._graphs.values()}
+        added = [_as_captured(calls, sorted(row for events in events_of.values() for row in events))]
         number = len(calls)
         for graph, replay in self._replays:
             assert replay.times is not None
-            event_of: dict[int, list[int]] = {}
-            for event, edge in enumerate(graph.edges):
-                if edge in place:
-                    event_of.setdefault(place[edge], []).append(event)
-            rows = sorted(row for row, events in event_of.items() if len(events) == 2)
+            event_of = events_of[id(graph)]
+            rows = sorted(event_of)
             if not rows:
                 continue
             again = calls.iloc[rows].reset_index(drop=True)
             new_number = dict(zip(calls["call"].iloc[rows], range(number, number + len(rows)), strict=True))
             parent = [new_number.get(one) for one in again["parent"]]
-            mark = marks[replay.mark]
+            if replay.mark == graph.mark:
+                frames = again["frame"]
+                again["frame"] = frames + replay.number * (frames.max() - frames.min() + 1)
+            else:
+                mark = marks[replay.mark]
+                again["phase"] = mark.phase
+                again["frame"], again["step"] = (
+                    pd.array([each] * len(rows), dtype="Int64") for each in (mark.frame, mark.step)
+                )
             begin = replay.times[[event_of[row][0] for row in rows]]
             end = replay.times[[event_of[row][1] for row in rows]]
             base = int(self._clock.line(replay.device).corrected(np.array([replay.host_ns]))[0]) - origin_ns
@@ -145,10 +159,7 @@ class GraphReplays:
                 call=list(new_number.values()),
                 parent=pd.array(parent, dtype="Int64"),
                 depth=again["depth"] - again["depth"].min(),
-                phase=mark.phase,
-                frame=pd.array([mark.frame] * len(rows), dtype="Int64"),
-                step=pd.array([mark.step] * len(rows), dtype="Int64"),
-                run=mark.run,
+                run=marks[replay.mark].run,
                 host_start_ns=pd.NA,
                 host_ns=pd.NA,
                 host_self_ns=pd.NA,
@@ -158,7 +169,7 @@ class GraphReplays:
             times = device_columns(local, begin + base, end - begin, np.ones(len(rows), dtype=bool))
             added.append(again.assign(**times))
             number += len(rows)
-        if len(added) == 1:
+        if not any(events_of.values()):
             return calls
         whole = pd.concat([part.astype({"phase": object, "path": object, "class": object}) for part in added])
         start = whole["host_start_ns"].fillna(whole["device_start_ns"])
@@ -170,3 +181,20 @@ class GraphReplays:
     def facts(self) -> dict[str, Any]:
         """How many replays were timed, and how many could not be read before the next."""
         return {"graph_replays": len(self._replays), "graph_replays_unread": self.unread} if self._graphs else {}
+
+
+def _events_by_row(edges: Sequence[tuple[int, int]], place: Mapping[tuple[int, int], int]) -> dict[int, list[int]]:
+    """The events of both edges of each call of a graph."""
+    found: dict[int, list[int]] = {}
+    for event, edge in enumerate(edges):
+        if edge in place:
+            found.setdefault(place[edge], []).append(event)
+    return {row: events for row, events in found.items() if len(events) == 2}
+
+
+def _as_captured(calls: pd.DataFrame, rows: Sequence[int]) -> pd.DataFrame:
+    """The calls, those in these rows as of the phase `capture`."""
+    there = np.isin(np.arange(len(calls)), rows)
+    phase = calls["phase"].astype(object).mask(there, "capture")
+    marked: pd.DataFrame = calls.assign(phase=phase, frame=calls["frame"].mask(there), step=calls["step"].mask(there))
+    return marked

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .talker import TalkerForConditionalGeneration
 
 
+WARM_UPS = 2
+"""How often a frame runs before it is captured; what that changes is put back."""
+
+
 def replay_frames(talker: TalkerForConditionalGeneration) -> None:
     """Have the talker speak by replaying a CUDA graph: each run captures its second frame, for all that follow.
 
@@ -77,7 +81,7 @@ def capture(frame: StaticFrame) -> torch.cuda.CUDAGraph:
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
-        for _ in range(2):
+        for _ in range(WARM_UPS):
             frame()
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
