@@ -88,6 +88,21 @@ def tables(trace: tv.Trace) -> str:
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
 
+def costs(head: str, rows: list[str]) -> str:
+    """The table of what recording costs."""
+    lines = [
+        "# What recording costs on a GPU",
+        "",
+        head,
+        f"{SCENARIO.frames} frames of the native talker; ratio to the untraced runs before and after.",
+        "",
+        "| preset | clock | ms a frame | ratio |",
+        "| --- | --- | ---: | ---: |",
+        *rows,
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--presets", nargs="+", default=["lite", "full"])
@@ -101,7 +116,7 @@ def main() -> None:
         f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, recorder in "
         f"{'Python' if Tap is PythonTap else 'C'}; made by `python benchmarks/gpu.py`."
     )
-    rows = []
+    rows: list[str] = []
     for name in options.presets:
         config = preset(name)
         talker = build_talker(config, "native", "cuda", default_dtype(name), SCENARIO.seed)
@@ -113,24 +128,14 @@ def main() -> None:
         work()
         for clock, (time, ratio) in overhead(talker, work, options.repeats).items():
             rows.append(f"| {name} | {clock} | {time / SCENARIO.frames * 1e3:.2f} | {ratio:.3f} |")
+        (options.output / "overhead.md").write_text(costs(head, rows))  # whatever comes of the rest
+        print(rows[-1], flush=True)
         trace = record(talker, work, name)
         trace.save(options.output / f"{name}.parquet")
         notes = "\n".join(f"- {note}" for note in notes_on(trace.facts))
         (options.output / f"{name}.md").write_text(f"# {name}\n\n{head}\n\n{notes}\n\n```\n{tables(trace)}\n```\n")
         del talker
         torch.cuda.empty_cache()
-    text = [
-        "# What recording costs on a GPU",
-        "",
-        head,
-        f"{SCENARIO.frames} frames of the native talker; ratio to the untraced runs before and after.",
-        "",
-        "| preset | clock | ms a frame | ratio |",
-        "| --- | --- | ---: | ---: |",
-        *rows,
-    ]
-    (options.output / "overhead.md").write_text("\n".join(text) + "\n")
-    print("\n".join(text))
 
 
 if __name__ == "__main__":

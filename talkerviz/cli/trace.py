@@ -196,7 +196,12 @@ def trace(
         raise typer.Abort
     recorded = rec.trace
     # Tensors are followed where nothing is compiled or replayed, which is then not the run that is recorded.
-    wanted = {"flow": flow and not (compile_layers or graphs), "cost": cost and not on_meta, "memory": memory, "busy": busy}
+    wanted = {
+        "flow": flow and not (compile_layers or graphs),
+        "cost": cost and not on_meta,
+        "memory": memory,
+        "busy": busy,
+    }
     for measure in [name for name, asked in wanted.items() if asked and failure is None]:
         try:
             with (

@@ -1,0 +1,149 @@
+"""A replayed frame, kernel by kernel, against the time in which memory gives the weights that it must read.
+
+    PYTHONPATH=. python benchmarks/replayed_frame.py [--kind full:bfloat16] [--compile] [--frames 24]
+        [-o reports/h200/replayed-frame.md]
+
+Needs a CUDA device. Kernels are those that torch's profiler saw a graph's replays launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from talker import bytes_of_a_frame, replayed
+from torch.profiler import ProfilerActivity, profile
+
+from talkerviz.recorder.measure import measure_peaks
+from talkerviz.talker import build_talker, preset, run
+from talkerviz.talker.compiled import compile_talker
+from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.talker import TalkerForConditionalGeneration
+
+_LAUNCH = "cudaGraphLaunch"
+_RUN_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
+@dataclass(frozen=True)
+class ReplayedFrame:
+    """What one is made of, the mean of many.
+
+    span_us: from the start of the first kernel to the end of the last, the median.
+    kernels: name, how many of it, and how long they run in all, in microseconds; the longest first.
+    """
+
+    span_us: float
+    kernels: list[tuple[str, float, float]]
+
+    @property
+    def running_us(self) -> float:
+        """How long kernels run, one after the other."""
+        return sum(time for _, _, time in self.kernels)
+
+
+def frame_of(seen: Mapping[str, Any]) -> ReplayedFrame:
+    """Of a profile in Chrome's trace format what the replays of graphs launched.
+
+    Raises ValueError where there are none.
+    """
+    events = seen["traceEvents"]
+    launches = {
+        event["args"]["correlation"]
+        for event in events
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and event.get("name", "").startswith(_LAUNCH)
+    }
+    replays: dict[int, list[Any]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") in _RUN_ON_DEVICE and event["args"].get("correlation") in launches:
+            replays[event["args"]["correlation"]].append(event)
+    if not replays:
+        raise ValueError("the profiler saw no kernel that a graph's replay launched")
+    spans, count, time = [], defaultdict[str, int](int), defaultdict[str, float](float)
+    for kernels in replays.values():
+        spans.append(max(one["ts"] + one["dur"] for one in kernels) - min(one["ts"] for one in kernels))
+        for one in kernels:
+            count[one["name"]] += 1
+            time[one["name"]] += one["dur"]
+    longest = sorted(time, key=lambda name: -time[name])
+    return ReplayedFrame(
+        median(spans), [(name, count[name] / len(replays), time[name] / len(replays)) for name in longest]
+    )
+
+
+def table(frame: ReplayedFrame, floor_us: float, rows: int = 25) -> list[str]:
+    """The kernels, and what a frame's time is more than its floor."""
+    lines = ["| kernel | a frame | µs a frame | of the frame |", "| --- | ---: | ---: | ---: |"]
+
+    def row(name: str, count: float, time: float) -> str:
+        short = name if len(name) <= 110 else f"{name[:109]}…"
+        said = short.replace("|", "\\|").replace("`", "'")
+        return f"| `{said}` | {count:,.0f} | {time:,.1f} | {time / frame.span_us:.1%} |"
+
+    lines += [row(*kernel) for kernel in frame.kernels[:rows]]
+    if rest := frame.kernels[rows:]:
+        lines.append(row(f"{len(rest)} others", sum(one[1] for one in rest), sum(one[2] for one in rest)))
+    idle = frame.span_us - frame.running_us
+    return [
+        f"A frame takes {frame.span_us:,.0f} µs, from its first kernel to the end of its last. Memory gives its "
+        f"weights in {floor_us:,.0f} µs at the least: {floor_us / frame.span_us:.0%} of it. Its "
+        f"{sum(one[1] for one in frame.kernels):,.0f} kernels run for {frame.running_us:,.0f} µs, of which "
+        f"{frame.running_us - floor_us:,.0f} are more than that, and between them the device does nothing for "
+        f"{idle:,.0f} µs.",
+        "",
+        *lines,
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kind", default="full:bfloat16", help="PRESET:DTYPE")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200/replayed-frame.md"))
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/replayed_frame.py: torch sees no CUDA device; nothing was measured")
+    name, dtype = options.kind.split(":")
+    config, scenario = preset(name), Scenario(frames=options.frames)
+    talker = build_talker(config, "native", "cuda", getattr(torch, dtype))
+    assert isinstance(talker, TalkerForConditionalGeneration)
+    if options.compile:
+        compile_talker(talker)
+    with replayed(talker):
+        run(talker, "native", scenario, config)  # libraries load, code is made
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            run(talker, "native", scenario, config)
+            torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "profile.json"
+        seen.export_chrome_trace(str(path))
+        frame = frame_of(json.loads(path.read_text()))
+    peaks = measure_peaks("cuda")
+    floor_us = bytes_of_a_frame(talker, config) / peaks.bandwidth * 1e6
+    text = [
+        "# A replayed frame, kernel by kernel",
+        "",
+        f"{date.today()}, torch {torch.__version__}, {peaks.device}. `{options.kind}`, one stream, "
+        f"{'compiled, ' if options.compile else ''}{options.frames} frames; copies of memory reach "
+        f"{peaks.bandwidth / 1e9:,.0f} GB/s. Made by `python benchmarks/replayed_frame.py"
+        f"{' --compile' if options.compile else ''}`.",
+        "",
+        *table(frame, floor_us),
+    ]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text("\n".join(text) + "\n")
+    print(text[4])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Many streams at once: how long a frame of all of them takes, and how much faster than real time that is.
+
+    PYTHONPATH=. python benchmarks/streams.py [--device cuda] [--kind full:bfloat16] [--streams 1 8 64] [--frames 24]
+        [--rounds 3] [-o reports/h200/streams.md]
+
+Prompts are of several lengths, so rows are padded. On a CUDA device frames are replayed as CUDA graphs as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+
+import torch
+from talker import OURS, REPLAYED, Way, replayed, time_once
+
+from talkerviz.talker import assemble_prompt, batch_prompts, build_talker, generate_batch, preset
+from talkerviz.talker.config import TalkerConfig
+from talkerviz.talker.prompt import Prompt
+from talkerviz.talker.run import inputs_of
+from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.talker import TalkerForConditionalGeneration
+from talkerviz.trace.frames import FRAME_NS
+
+
+def prompt_of(talker: TalkerForConditionalGeneration, config: TalkerConfig, number: int) -> Prompt:
+    """One of several lengths."""
+    scenario = Scenario(prompt_tokens=11 + number % 5, text_tokens=20 + number % 3, seed=number)
+    return assemble_prompt(talker, config, inputs_of(talker, scenario, config), config.speaker(scenario.speaker))
+
+
+def ways_of(talker: TalkerForConditionalGeneration, prompts: list[Prompt], frames: int, device: str) -> dict[str, Way]:
+    """Ours, and where there are CUDA graphs ours replayed."""
+    together = batch_prompts(prompts)
+
+    def speak(on_frame: Callable[[int], None]) -> torch.Tensor:
+        return torch.stack(generate_batch(talker, together, frames, ignore_eos=True, on_frame=on_frame))
+
+    ways = {OURS: Way(speak)}
+    if device == "cuda":
+        ways[REPLAYED] = Way(speak, lambda: replayed(talker))
+    return ways
+
+
+def measure(kind: str, device: str, streams: list[int], frames: int, rounds: int) -> Iterator[str]:
+    """The rows of the table; those of one stream come first, since the others are compared with it."""
+    name, dtype = kind.split(":")
+    config = preset(name)
+    talker = build_talker(config, "native", device, getattr(torch, dtype))
+    assert isinstance(talker, TalkerForConditionalGeneration)
+    alone: dict[str, float] = {}
+    for count in sorted({1, *streams}):
+        prompts = [prompt_of(talker, config, number) for number in range(count)]
+        for each, way in ways_of(talker, prompts, frames, device).items():
+            for _ in range(1 + rounds):
+                time_once(way, device)
+            took = statistics.median(way.frames[1:])  # the first finds its memory
+            alone.setdefault(each, took)
+            cells = [f"{count}", each, f"{count * alone[each] / took:.2f}x"]
+            if device == "cuda":
+                cells += [f"{took * 1e3:.2f}", f"{FRAME_NS / 1e9 / took:.1f}x", f"{count / took:,.0f}"]
+            row = f"| {' | '.join(cells)} |"
+            print(row, flush=True)
+            yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
+    parser.add_argument("--kind", default="full:bfloat16", help="PRESET:DTYPE")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200/streams.md"))
+    options = parser.parse_args()
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"a CPU, {torch.get_num_threads()} threads"
+    heads = ["streams", "talker", "frames in all, of one stream's"]
+    if options.device == "cuda":
+        heads += ["ms a frame of all", "each, of real time", "frames a second in all"]
+    lines = [
+        "# Many streams at once",
+        "",
+        f"{date.today()}, torch {torch.__version__}, {where}. `{options.kind}`, {options.frames} "
+        f"frames, greedy, prompts of several lengths; a frame's time is the median of {options.rounds} runs, each the "
+        f"median of its frames after the first. Made by `python benchmarks/streams.py --device {options.device}`.",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"| {' | '.join('---' if head == 'talker' else '---:' for head in heads)} |",
+    ]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for row in measure(options.kind, options.device, options.streams, options.frames, options.rounds):
+        lines.append(row)
+        options.output.write_text("\n".join(lines) + "\n")  # whatever comes of the rest
+
+
+if __name__ == "__main__":
+    main()
