@@ -133,7 +133,12 @@ def _expert_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
     # has rows, one kernel takes them in groups.
     if len(x) > len(weight) and _has_grouped_kernel(x):
         return _grouped_linear(x, weight, expert)
-    # In chunks, since each row brings its expert's whole weight.
+    return _gathered_linear(x, weight, expert)
+
+
+def _gathered_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
+    """The same as `_expert_linear`, each row with a copy of its expert's weight."""
+    # In chunks, since that is a whole weight a row.
     chunks = zip(torch.split(x, 128), torch.split(expert, 128), strict=True)
     return torch.cat([torch.bmm(weight[e], rows.unsqueeze(-1)).squeeze(-1) for rows, e in chunks])
 
