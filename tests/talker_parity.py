@@ -23,8 +23,6 @@ from talkerviz.talker import (
 CONFIG = preset("tiny")
 SPEECH = Sampling(do_sample=True, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05, seed=3)
 
-torch.set_num_threads(2)
-
 
 @cache
 def talker(name: str, impl: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:

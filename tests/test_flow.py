@@ -31,11 +31,6 @@ from talkerviz.trace.join import join
 from talkerviz.trace.trace import Trace
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def paths_of(trace: Trace) -> dict[int, str]:
     return {-1: "", **dict(zip(trace.calls["call"], trace.calls["path"].astype(object), strict=True))}
 
