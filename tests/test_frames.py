@@ -72,6 +72,15 @@ def test_summary() -> None:
     )
 
 
+def test_what_runs_to_capture_a_graph_is_no_part_of_a_frame() -> None:
+    rows = [
+        *frame(0, 10, 40),
+        at(17, 50, 500, "capture", None),
+        *(row | {"call": row["call"] + 1} for row in frame(1, 600, 20)),
+    ]
+    assert frame_latencies(make_trace(rows, **TALKER))["latency_ns"].tolist() == [40 * MS, 20 * MS]
+
+
 def test_what_follows_the_last_code_is_the_last_frames() -> None:
     embedding = at(99, 205, 1, "predictor.decode", 3, step=14)
     assert frame_latencies(spoken(more=[embedding]))["latency_ns"].tolist()[-1] == 36 * MS

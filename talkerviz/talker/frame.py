@@ -41,7 +41,7 @@ def choose_first(
     choosing: Choosing,
 ) -> tuple[Tensor, Tensor]:
     """A frame's hidden state [batch, 1, hidden] and first code [batch, 1]."""
-    # Root and models are called by keyword and return dataclasses, as in transformers: see record/.
+    # Root and models are called by keyword and return dataclasses, as in transformers: see recorder/.
     out = talker(inputs_embeds=embeds, cache=cache, position_ids=position_ids)
     logits = out.logits[:, -1].float()
     penalised = choosing.sampling.repetition_penalty != 1

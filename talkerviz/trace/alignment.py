@@ -2,7 +2,7 @@
 
 Each rank's times are those of its host's monotonic clock. Processes on one host share it. Of others it is known
 
-- how far each was from rank 0's as the recording began, if they asked (see `record/clock_exchange.py`),
+- how far each was from rank 0's as the recording began, if they asked (see `recorder/clock_exchange.py`),
 - and that a collective is over on no rank before it has begun on all, and a message come before it was sent: so each of
   them says of two clocks by how much at most one is ahead of the other.
 

@@ -83,10 +83,10 @@ def parts_of_calls(trace: Trace) -> pd.Series:
 def frame_latencies(trace: Trace) -> pd.DataFrame:
     """A row for each frame that has calls, in order; of several runs, for each run's.
 
-    A frame lasts from the start of its first call, on whatever rank, to that of the next frame's. The last one lasts
-    until its last call has ended, if it is whole: all of its codes were chosen, or, of another model, its calls did not
-    fail. A pass after the last frame, as transformers makes one, is thus no frame, and has no latency. Neither has a
-    frame of which only the code predictor's calls were selected.
+    A frame lasts from the start of its first call, on whatever rank, to that of the next frame's. The last one, or one
+    that calls of no frame come after, lasts until its last call has ended, if it is whole: all of its codes were
+    chosen, or, of another model, its calls did not fail. A pass after the last frame, as transformers makes one, is
+    thus no frame, and has no latency. Neither has a frame of which only the code predictor's calls were selected.
 
     Returns:
         Columns: `run`; `frame`; `latency_ns`; `real_time_factor`, 80 ms of speech over it; `codes_per_second`, 16 over
@@ -102,6 +102,7 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
     at_top = ~calls["parent"].isin(calls["call"])
     rows = pd.DataFrame(
         {
+            "row": np.arange(len(calls)),
             "run": calls["run"],
             "frame": calls["frame"],
             "step": calls["step"],
@@ -118,6 +119,9 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
     run, frame = found["run"].to_numpy(int), found["frame"].to_numpy(int)
     first, last = groups["start"].min().to_numpy(), groups["end"].max().to_numpy()
     followed = np.append((np.diff(run) == 0) & (np.diff(frame) == 1), [False] * bool(len(found)))
+    # What runs to capture a CUDA graph comes between frames, and is part of none.
+    behind = groups["row"].max().to_numpy(int) + 1
+    followed = followed.astype(bool) & np.append(rows["frame"].notna().to_numpy(), True)[behind]
     whole = ~groups["failed"].any().to_numpy()
     if speech:
         whole &= (groups["step"].max() == CODES - 2).to_numpy(bool, na_value=False)
