@@ -197,6 +197,13 @@ def test_without_graphviz_the_dot_is_kept(
     assert not out.exists()
 
 
+def test_with_nothing_said_it_says_what_there_is(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    assert talkerviz(monkeypatch) == 0
+    said = capsys.readouterr()
+    assert {"trace", "show", "render", "doctor"} <= {line.split()[0] for line in said.out.splitlines() if line.strip()}
+    assert said.err == ""
+
+
 def bad_inputs() -> list[tuple[list[str], str]]:
     return [
         (["trace", "--preset", "nosuch"], "unknown preset 'nosuch': choose from tiny, lite, full"),

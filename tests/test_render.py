@@ -97,6 +97,14 @@ def test_narrow_tables_fit() -> None:
         assert max(map(len, text.splitlines())) <= 80
 
 
+def test_a_narrow_table_folds_names_and_cuts_no_times() -> None:
+    long = call(1, None, 0, "net", "AClassWhoseNameIsLongerThanATerminalIsWide", 2_345_000_000, 2_345_000_000)
+    text = printed(render_table(summarise(make_trace([long]), "class"), "class", width=40), width=40)
+    assert max(map(len, text.splitlines())) <= 40
+    assert text.split().count("2.35") + text.split().count("2.34") == 2
+    assert "100.0 %" in text
+
+
 def test_a_narrow_tree_without_times() -> None:
     calls = sample_trace().calls.copy()
     calls[[name for name in calls if name.endswith("_ns")]] = pd.NA

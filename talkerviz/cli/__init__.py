@@ -49,9 +49,10 @@ def _root(
 
 def main() -> None:
     """Run the command line; anything the user can mend is one line on stderr and exit code 2."""
-    _load(sys.argv[1] if len(sys.argv) > 1 else "")
+    arguments = sys.argv[1:] or ["--help"]
+    _load(arguments[0])
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, standalone_mode=False)
     except typer.Abort:
         _fail("stopped; the calls recorded until then are kept", 130)
     except (ValueError, OSError) as error:

@@ -7,7 +7,6 @@ import typer
 app = typer.Typer(
     name="talkerviz",
     help="Run a speech talker, or any torch model, and see every module call.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -64,7 +64,7 @@ def render_table(
     for name in names:
         numeric = is_number(name)
         table.add_column(
-            _heading(name), justify="right" if numeric else "left", overflow="fold", no_wrap=name != "module"
+            _heading(name), justify="right" if numeric else "left", overflow="fold", no_wrap=name not in ("module", by)
         )
     for row in zip(*(columns[name] for name in names), strict=True):
         table.add_row(*row)
