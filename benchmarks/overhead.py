@@ -151,7 +151,6 @@ def plain_hooks(model: nn.Module) -> Iterator[list[tuple[str, int, Any]]]:
 def talkerviz_tool(model: nn.Module, run: Callable[[], object], clock: str, records: str) -> Tool:
     @contextmanager
     def recorded() -> Iterator[None]:
-        # The phase rule counts frames, so each recording has its own.
         with tv.recording(model, "talker", TalkerPhases, clock) as rec:
             yield
         assert len(rec.trace.calls)  # the finished table counts as well

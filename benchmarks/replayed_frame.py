@@ -9,9 +9,7 @@ Needs a CUDA device. Kernels are those that torch's profiler saw a graph's repla
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,13 +23,13 @@ from talker import bytes_of_a_frame, replayed
 from torch.profiler import ProfilerActivity, profile
 
 from talkerviz.recorder.measure import measure_peaks
+from talkerviz.recorder.profiled import LAUNCHES, RUN_ON_DEVICE, seen_by
 from talkerviz.talker import build_talker, preset, run
 from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.talker import TalkerForConditionalGeneration
 
 _LAUNCH = "cudaGraphLaunch"
-_RUN_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,11 @@ def frame_of(seen: Mapping[str, Any]) -> ReplayedFrame:
     launches = {
         event["args"]["correlation"]
         for event in events
-        if event.get("cat") in ("cuda_runtime", "cuda_driver") and event.get("name", "").startswith(_LAUNCH)
+        if event.get("cat") in LAUNCHES and event.get("name", "").startswith(_LAUNCH)
     }
     replays: dict[int, list[Any]] = defaultdict(list)
     for event in events:
-        if event.get("cat") in _RUN_ON_DEVICE and event["args"].get("correlation") in launches:
+        if event.get("cat") in RUN_ON_DEVICE and event["args"].get("correlation") in launches:
             replays[event["args"]["correlation"]].append(event)
     if not replays:
         raise ValueError("the profiler saw no kernel that a graph's replay launched")
@@ -124,10 +122,7 @@ def main() -> None:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
             run(talker, "native", scenario, config)
             torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "profile.json"
-        seen.export_chrome_trace(str(path))
-        frame = frame_of(json.loads(path.read_text()))
+    frame = frame_of(seen_by(seen))
     peaks = measure_peaks("cuda")
     floor_us = bytes_of_a_frame(talker, config) / peaks.bandwidth * 1e6
     text = [

@@ -7,10 +7,7 @@ does not depend on it.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +15,9 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from talkerviz.recorder.profiled import LAUNCHES, RUN_ON_DEVICE, seen_by
+
 _NOTE = "talkerviz edge"
-_LAUNCHES = ("cuda_runtime", "cuda_driver")
-_RUN_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 class BusyMeter:
@@ -46,10 +43,7 @@ class BusyMeter:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._profile.stop()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "profile.json"
-            self._profile.export_chrome_trace(str(path))
-            self._until = busy_until_edges(json.loads(path.read_text()))
+        self._until = busy_until_edges(seen_by(self._profile))
 
     def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
         """The run times of the kernels launched between each call's edges, added up."""
@@ -77,9 +71,9 @@ def busy_until_edges(seen: Mapping[str, Any]) -> np.ndarray:
         if kind == "user_annotation" and event.get("name") == _NOTE:
             notes.append(float(event["ts"]))
             thread = event["tid"]
-        elif kind in _LAUNCHES:
+        elif kind in LAUNCHES:
             launched[event["args"].get("correlation")] = float(event["ts"]), event["tid"]
-        elif kind in _RUN_ON_DEVICE:
+        elif kind in RUN_ON_DEVICE:
             ran.append((event["args"].get("correlation"), float(event["dur"])))
     known = [(*launched[number], time) for number, time in ran if number in launched]
     # What other threads launched, such as the backward pass's, is in no call of this one.

@@ -126,6 +126,8 @@ class GraphReplays:
         A replayed call has device times and no host times. Where another phase or frame has begun since the capture, it
         has that one's.
         """
+        if not self._graphs:
+            return calls
         place = {
             (int(thread), int(edge)): row
             for name in ("begin", "end")
@@ -169,8 +171,6 @@ class GraphReplays:
             times = device_columns(local, begin + base, end - begin, np.ones(len(rows), dtype=bool))
             added.append(again.assign(**times))
             number += len(rows)
-        if not any(events_of.values()):
-            return calls
         whole = pd.concat([part.astype({"phase": object, "path": object, "class": object}) for part in added])
         start = whole["host_start_ns"].fillna(whole["device_start_ns"])
         whole = whole.iloc[np.lexsort((whole["call"], start.to_numpy(dtype=float, na_value=np.inf)))]
