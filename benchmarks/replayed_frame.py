@@ -1,6 +1,6 @@
 """A replayed frame, kernel by kernel, against the time in which memory gives the weights that it must read.
 
-    PYTHONPATH=. python benchmarks/replayed_frame.py [--kind full:bfloat16] [--compile] [--frames 24]
+    PYTHONPATH=. python benchmarks/replayed_frame.py [--kind full:bfloat16] [--compile | --fused] [--frames 24]
         [-o reports/h200/replayed-frame.md]
 
 Needs a CUDA device. Kernels are those that torch's profiler saw a graph's replays launch.
@@ -26,6 +26,7 @@ from talkerviz.recorder.measure import measure_peaks
 from talkerviz.recorder.profiled import LAUNCHES, RUN_ON_DEVICE, seen_by
 from talkerviz.talker import build_talker, preset, run
 from talkerviz.talker.compiled import compile_talker
+from talkerviz.talker.fused import fuse_talker
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.talker import TalkerForConditionalGeneration
 
@@ -105,7 +106,9 @@ def table(frame: ReplayedFrame, floor_us: float, rows: int = 25) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kind", default="full:bfloat16", help="PRESET:DTYPE")
-    parser.add_argument("--compile", action="store_true")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--compile", action="store_true")
+    ways.add_argument("--fused", action="store_true")
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200/replayed-frame.md"))
     options = parser.parse_args()
@@ -117,6 +120,9 @@ def main() -> None:
     assert isinstance(talker, TalkerForConditionalGeneration)
     if options.compile:
         compile_talker(talker)
+    if options.fused:
+        fuse_talker(talker)
+    way = "compile" if options.compile else "fused" if options.fused else ""
     with replayed(talker):
         run(talker, "native", scenario, config)  # libraries load, code is made
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
@@ -129,9 +135,9 @@ def main() -> None:
         "# A replayed frame, kernel by kernel",
         "",
         f"{date.today()}, torch {torch.__version__}, {peaks.device}. `{options.kind}`, one stream, "
-        f"{'compiled, ' if options.compile else ''}{options.frames} frames; copies of memory reach "
+        f"{f'`--{way}`, ' if way else ''}{options.frames} frames; copies of memory reach "
         f"{peaks.bandwidth / 1e9:,.0f} GB/s. Made by `python benchmarks/replayed_frame.py"
-        f"{' --compile' if options.compile else ''}`.",
+        f"{f' --{way}' if way else ''}`.",
         "",
         *table(frame, floor_us),
     ]

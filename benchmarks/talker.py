@@ -9,6 +9,7 @@ short with `--kinds lite:float32 lite:bfloat16`.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import random
 import statistics
@@ -29,6 +30,7 @@ from talkerviz.recorder.measure import measure_peaks
 from talkerviz.talker import build_talker, preset, run
 from talkerviz.talker.compiled import compile_talker, uncompiled
 from talkerviz.talker.config import TalkerConfig
+from talkerviz.talker.fused import fuse_talker
 from talkerviz.talker.graphs import replay_frames
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.talker import TalkerForConditionalGeneration
@@ -36,6 +38,7 @@ from talkerviz.talker.talker import TalkerForConditionalGeneration
 KINDS = ("lite:float32", "lite:bfloat16", "full:bfloat16")
 THEIRS, OURS, COMPILED = "transformers", "native", "native, `--compile`"
 REPLAYED, BOTH = "native, `--graphs`", "native, `--compile --graphs`"
+FUSED, FUSED_REPLAYED = "native, `--fused`", "native, `--fused --graphs`"
 
 
 @dataclass
@@ -63,6 +66,9 @@ def ways_of(config: TalkerConfig, dtype: torch.dtype, device: str, frames: int) 
     }
     if device == "cuda":
         ways[REPLAYED] = Way(ways[OURS].speak, lambda: replayed(ours, lambda: uncompiled(ours)))
+        fused = fused_copy(ours)
+        ways[FUSED] = Way(speaking(fused, "native"))
+        ways[FUSED_REPLAYED] = Way(ways[FUSED].speak, lambda: replayed(fused))
     try:
         compile_talker(ours)
     except ValueError as error:
@@ -72,6 +78,13 @@ def ways_of(config: TalkerConfig, dtype: torch.dtype, device: str, frames: int) 
     if device == "cuda":
         ways[BOTH] = Way(ways[OURS].speak, lambda: replayed(ours))
     return ways, ours
+
+
+def fused_copy(talker: TalkerForConditionalGeneration) -> TalkerForConditionalGeneration:
+    """One with fused layers and the same weights, in the same memory."""
+    fused = copy.deepcopy(talker, {id(weight): weight for weight in talker.parameters()})
+    fuse_talker(fused)
+    return fused
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from chromium import running_browser
 
 # Before torch is imported, here and in what tests start: workers side by side whose threads wait for each other crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before Triton is: without a GPU its kernels are interpreted.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="module")

@@ -82,8 +82,7 @@ def run_layers(
 
 def next_positions(inputs_embeds: Tensor, cache: KVCache) -> Tensor:
     """Positions [1, tokens] of new tokens: they follow those in the cache."""
-    end = cache.length + inputs_embeds.shape[1]
-    return torch.arange(cache.length, end, device=inputs_embeds.device)[None]
+    return cache.places[cache.length : cache.length + inputs_embeds.shape[1]][None]
 
 
 class TalkerModel(nn.Module):

@@ -43,10 +43,10 @@ def choose_first(
     """A frame's hidden state [batch, 1, hidden] and first code [batch, 1]."""
     # Root and models are called by keyword and return dataclasses, as in transformers: see recorder/.
     out = talker(inputs_embeds=embeds, cache=cache, position_ids=position_ids)
-    logits = out.logits[:, -1].float()
+    logits = out.logits[:, -1]
     penalised = choosing.sampling.repetition_penalty != 1
     if penalised:
-        logits = penalise_repeats(logits, choosing.spoken, choosing.sampling.repetition_penalty)
+        logits = penalise_repeats(logits.float(), choosing.spoken, choosing.sampling.repetition_penalty)
     logits = logits.index_fill(1, choosing.suppressed, -torch.inf)
     first_code = choose(logits, choosing.sampling, choosing.generators)
     if penalised:
@@ -81,10 +81,10 @@ def predict_residual_codes(
     sampling = replace(choosing.sampling, temperature=1.0, top_k=50, top_p=0.8)
     cache.length = 0
     out = predictor(inputs_embeds=start, cache=cache, group=1)
-    codes = [choose(out.logits[:, -1].float(), sampling, choosing.generators)]
+    codes = [choose(out.logits[:, -1], sampling, choosing.generators)]
     embeds = []
     for group in range(2, len(predictor.lm_head) + 1):
         out = predictor(code=codes[-1], cache=cache, group=group)
         embeds.append(out.inputs_embeds)
-        codes.append(choose(out.logits[:, -1].float(), sampling, choosing.generators))
+        codes.append(choose(out.logits[:, -1], sampling, choosing.generators))
     return torch.cat(codes, dim=1), torch.cat(embeds, dim=1)

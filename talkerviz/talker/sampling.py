@@ -65,9 +65,10 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
 
 
 def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """Choose a code [batch, 1] from float32 logits [batch, vocab]; for sampling each row has a generator of its own."""
+    """Choose a code [batch, 1] from logits [batch, vocab]; for sampling each row has a generator of its own."""
     if not sampling.do_sample:
         return logits.argmax(dim=-1, keepdim=True)
+    logits = logits.float()
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
     if sampling.top_k is not None:

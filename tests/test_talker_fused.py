@@ -1,0 +1,131 @@
+"""Fused layers: their kernels, interpreted here and run where there is a GPU, give what the layers' own code gives."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from talker_parity import CONFIG, talker
+from test_talker_batch import a_prompt
+from torch import Tensor
+
+from talkerviz.talker import GREEDY, Sampling, assemble_prompt, batch_prompts, build_talker, generate, generate_batch
+from talkerviz.talker.cache import KVCache, LayerCache, StaticCache
+from talkerviz.talker.config import StackConfig
+from talkerviz.talker.fused import fuse_modules, fuse_talker
+from talkerviz.talker.graphs import replay_frames
+from talkerviz.talker.run import inputs_of
+from talkerviz.talker.scenario import Scenario
+
+pytest.importorskip("triton", reason="no Triton")
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+DRAWN = Sampling(do_sample=True, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05, seed=3)
+
+
+def fused_copy(model: Any) -> Any:
+    """One whose weights are the same."""
+    made = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    fuse_modules(made)
+    return made
+
+
+def filled(config: StackConfig, positions: int, seen: int, dtype: torch.dtype, seed: int) -> KVCache:
+    """A cache that has seen so many tokens."""
+    cache = KVCache(config, positions, torch.device(DEVICE), dtype)
+    drawn = torch.Generator().manual_seed(seed)
+    for part in (cache.keys, cache.values):
+        part.copy_(torch.randn(part.shape, generator=drawn))
+    cache.length = seen
+    return cache
+
+
+@torch.no_grad()
+def outputs(
+    layer: Any, config: StackConfig, tokens: int, seen: int, positions: int, static: bool, dtype: torch.dtype
+) -> list[Tensor]:
+    """What a layer gives for the same new tokens, and its cache after them."""
+    drawn = torch.Generator().manual_seed(tokens + seen)
+    cache = filled(config, positions, seen, dtype, seed=seen)
+    place: LayerCache
+    if static:
+        still = StaticCache(cache)
+        place, mask = next(iter(still.layers(tokens))), still.mask(tokens)
+    else:
+        place, mask = next(iter(cache.layers(tokens))), None
+    x = torch.randn(1, tokens, config.hidden_size, generator=drawn).to(DEVICE, dtype)
+    half = torch.rand(1, tokens, config.head_dim // 2, generator=drawn) * 7
+    angles = torch.cat((half, half), dim=-1).to(DEVICE)
+    out = layer(x, position_embeddings=(angles.cos().to(dtype), angles.sin().to(dtype)), cache=place, mask=mask)
+    return [out, cache.keys[0, :, :, : seen + tokens], cache.values[0, :, :, : seen + tokens]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("stack", "tokens", "seen", "positions", "static"),
+    [
+        ("decoder", 1, 5, 9, False),
+        ("decoder", 1, 0, 9, True),
+        ("decoder", 1, 70, 90, True),
+        ("decoder", 1, 200, 300, True),
+        ("predictor", 2, 0, 2, False),
+        ("predictor", 1, 15, 16, False),
+    ],
+)
+def test_a_layer_gives_what_it_gave(
+    stack: str, tokens: int, seen: int, positions: int, static: bool, dtype: torch.dtype
+) -> None:
+    model = build_talker(CONFIG, device=DEVICE, dtype=dtype)
+    config: StackConfig = CONFIG.text if stack == "decoder" else CONFIG.code_predictor
+    own, fused = (
+        (made.model if stack == "decoder" else made.code_predictor.model).layers[0]
+        for made in (model, fused_copy(model))
+    )
+    given = (config, tokens, seen, positions, static)
+    exact = outputs(copy.deepcopy(own).float(), *given, torch.float32)
+    trio = zip(outputs(own, *given, dtype), outputs(fused, *given, dtype), exact, strict=True)
+    for name, (was, found, truth) in zip(("hidden", "keys", "values"), trio, strict=True):
+        far, before = ((each.float() - truth).norm() / truth.norm() for each in (found, was))
+        # Triton's interpreter cuts numbers off where they should be rounded.
+        assert far < (1.5 if CUDA else 4) * before + 1e-6, name
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_codes_stay_what_they_are(frames: int) -> None:
+    model = build_talker(CONFIG, device=DEVICE)
+    scenario = Scenario(frames=frames)
+    prompt = assemble_prompt(model, CONFIG, inputs_of(model, scenario, CONFIG), CONFIG.speaker("ethan"))
+    expected = generate(model, prompt, frames, ignore_eos=True)  # type: ignore[arg-type]
+    assert torch.equal(generate(fused_copy(model), prompt, frames, ignore_eos=True), expected)
+
+
+def test_batches_run_as_before() -> None:
+    model = talker("tiny", "native")
+    together = batch_prompts([a_prompt(model, (5 + row, 9), seed=row) for row in range(2)])
+    pairs = zip(
+        generate_batch(model, together, 4, DRAWN, ignore_eos=True),
+        generate_batch(fused_copy(model), together, 4, DRAWN, ignore_eos=True),
+        strict=True,
+    )
+    assert all(torch.equal(one, two) for one, two in pairs)
+
+
+def test_it_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="fused kernels need a CUDA device, and the talker is on cpu"):
+        fuse_talker(talker("tiny", "native"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="no CUDA device")
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_graph_of_fused_layers(sampling: Sampling) -> None:
+    model: Any = build_talker(CONFIG, device="cuda")
+    prompt = a_prompt(model)
+    expected = generate(model, prompt, 12, sampling, ignore_eos=True)
+    fused = fused_copy(model)
+    fuse_talker(fused)
+    assert torch.equal(generate(fused, prompt, 12, sampling, ignore_eos=True), expected)
+    replay_frames(fused)
+    assert torch.equal(generate(fused, prompt, 12, sampling, ignore_eos=True), expected)
