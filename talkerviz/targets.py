@@ -31,6 +31,7 @@ from talkerviz.talker.codes_file import read_codes
 from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.config import TalkerConfig, default_dtype, preset
 from talkerviz.talker.fill import OnBytes
+from talkerviz.talker.fused import check_kernels, fuse_talker
 from talkerviz.talker.graphs import WARM_UPS, check_device, replay_frames
 from talkerviz.talker.prompt import ThinkerOutputs
 from talkerviz.talker.run import inputs_of, speak
@@ -94,6 +95,7 @@ def talker_of(
     on_bytes: OnBytes | None = None,
     *,
     compiled: bool = False,
+    fused: bool = False,
     graphs: bool = False,
 ) -> Loaded:
     """The talker of a preset with random weights, or that of a checkpoint, and what it is to speak.
@@ -107,14 +109,18 @@ def talker_of(
         inputs: a file with what a thinker gave.
         on_bytes: called while a checkpoint is read, see `read_into`.
         compiled: have torch.compile make code of its layers, see `compile_talker`.
+        fused: have its layers run as few kernels, see `fuse_talker`.
         graphs: speak by replaying a CUDA graph, see `replay_frames`.
 
     Raises:
         ValueError: an unknown preset, implementation or speaker, a checkpoint that cannot be loaded, inputs that do not
-            fit, or what cannot be compiled.
+            fit, or what cannot be compiled, fused or captured.
     """
-    if (compiled or graphs) and impl != "native":
-        raise ValueError(f"only the native talker is compiled or captured, not {impl}'s")
+    if (compiled or fused or graphs) and impl != "native":
+        raise ValueError(f"only the native talker is compiled, fused or captured, not {impl}'s")
+    # Before weights are read, which takes long.
+    if fused:
+        check_kernels(torch.device(device))
     if graphs:
         check_device(torch.device(device))
     if isinstance(source, Path):
@@ -133,6 +139,8 @@ def talker_of(
         talker = build_talker(config, impl, device, dtype, scenario.seed)
     if compiled:
         compile_talker(cast(TalkerForConditionalGeneration, talker))
+    if fused:
+        fuse_talker(cast(TalkerForConditionalGeneration, talker))
     if graphs:
         replay_frames(cast(TalkerForConditionalGeneration, talker))
     thinker = read or inputs_of(talker, scenario, config)
@@ -143,6 +151,7 @@ def talker_of(
         "scenario": asdict(scenario) | lengths,
         **({"inputs": str(inputs)} if inputs else {}),
         **({"compiled": True} if compiled else {}),
+        **({"fused": True} if fused else {}),
         **({"graphs": True} if graphs else {}),
     }
     return Loaded(talker, config, thinker, impl, scenario, facts)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from talker_parity import CONFIG, talker
+from test_cli import talkerviz
 from test_talker_batch import a_prompt
 from torch import Tensor
 
+import talkerviz as tv
 from talkerviz.talker import GREEDY, Sampling, assemble_prompt, batch_prompts, build_talker, generate, generate_batch
 from talkerviz.talker.cache import KVCache, LayerCache, StaticCache
+from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.config import StackConfig
-from talkerviz.talker.fused import fuse_modules, fuse_talker
+from talkerviz.talker.fused import check_kernels, fuse_modules, fuse_talker
 from talkerviz.talker.graphs import replay_frames
 from talkerviz.talker.run import inputs_of
 from talkerviz.talker.scenario import Scenario
@@ -88,8 +93,9 @@ def test_a_layer_gives_what_it_gave(
     trio = zip(outputs(own, *given, dtype), outputs(fused, *given, dtype), exact, strict=True)
     for name, (was, found, truth) in zip(("hidden", "keys", "values"), trio, strict=True):
         far, before = ((each.float() - truth).norm() / truth.norm() for each in (found, was))
-        # Triton's interpreter cuts numbers off where they should be rounded.
-        assert far < (1.5 if CUDA else 4) * before + 1e-6, name
+        # Triton's interpreter cuts off bits that a GPU rounds to.
+        cut = 0.03 if dtype == torch.bfloat16 and not CUDA else 0
+        assert far < max(1.5 * before, cut) + 1e-6, name
 
 
 @pytest.mark.parametrize("frames", [1, 4])
@@ -112,9 +118,55 @@ def test_batches_run_as_before() -> None:
     assert all(torch.equal(one, two) for one, two in pairs)
 
 
+def test_where_operations_are_counted_they_run_one_by_one() -> None:
+    model = build_talker(CONFIG)
+    prompt = a_prompt(model)  # type: ignore[arg-type]
+    costs = [
+        tv.record(each, lambda each=each: generate(each, prompt, 2, ignore_eos=True), measure="cost").calls["flops"]
+        for each in (model, fused_copy(model))
+    ]
+    assert costs[0].tolist() == costs[1].tolist()
+
+
 def test_it_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="fused kernels need a CUDA device, and the talker is on cpu"):
         fuse_talker(talker("tiny", "native"))
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("trace", "--impl", "transformers"), "--fused: only the native talker has it"),
+        (("trace", "--device", "meta"), "--fused: only the native talker has it, and not on the meta device"),
+        (("speak", "--codes", "none.json"), "--fused: --codes is what is spoken"),
+        (("trace", "--device", "cpu"), "fused kernels need a CUDA device, and the talker is on cpu"),
+        (("speak", "--device", "cpu"), "fused kernels need a CUDA device, and the talker is on cpu"),
+    ],
+)
+def test_what_is_not_fused(
+    args: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert talkerviz(monkeypatch, *args, "--preset", "tiny", "--fused", "-o", tmp_path / "out") == 2
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compiled_or_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("talkerviz.talker.fused.check_kernels", lambda device: None)
+    model: Any = build_talker(CONFIG)
+    compile_talker(model)
+    with pytest.raises(ValueError, match="compile it or fuse it"):
+        fuse_talker(model)
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ValueError, match="fused kernels need Triton"):
+        check_kernels(torch.device("cuda"))
 
 
 @pytest.mark.gpu

@@ -37,6 +37,7 @@ WeightsDtype = Annotated[Dtype | None, typer.Option(help="By default the checkpo
 Compile = Annotated[
     bool, typer.Option("--compile", help="Have torch.compile make code of the talker's layers; slow to begin.")
 ]
+Fused = Annotated[bool, typer.Option("--fused", help="Run each layer as few kernels, for one stream on a CUDA device.")]
 Graphs = Annotated[bool, typer.Option("--graphs", help="Speak by replaying a CUDA graph of a frame.")]
 
 

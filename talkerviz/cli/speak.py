@@ -17,6 +17,7 @@ from talkerviz.cli.model_options import (
     Checkpoint,
     Compile,
     Device,
+    Fused,
     Graphs,
     Inputs,
     Preset,
@@ -75,6 +76,7 @@ def speak(
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
     dtype: WeightsDtype = None,
     compile_layers: Compile = False,
+    fused: Fused = False,
     graphs: Graphs = False,
 ) -> None:
     """Speak into a WAV file, chunk by chunk while codes come, and print how soon and how fast that was."""
@@ -96,6 +98,7 @@ def speak(
                 "speaker": speaker,
                 "greedy": greedy or None,
                 "compile": compile_layers or None,
+                "fused": fused or None,
                 "graphs": graphs or None,
                 **chosen,
             },
@@ -117,7 +120,15 @@ def speak(
         scenario = Scenario(speaker=speaker or "ethan", frames=most, seed=seed)
         with byte_progress("talker", True) as on_bytes:
             loaded = talker_of(
-                source, "native", *weights, scenario, inputs, on_bytes, compiled=compile_layers, graphs=graphs
+                source,
+                "native",
+                *weights,
+                scenario,
+                inputs,
+                on_bytes,
+                compiled=compile_layers,
+                fused=fused,
+                graphs=graphs,
             )
         if loaded.config.num_code_groups != codec.num_quantizers:
             made, taken = loaded.config.num_code_groups, codec.num_quantizers

@@ -19,6 +19,7 @@ from talkerviz.cli.model_options import (
     Checkpoint,
     Compile,
     Device,
+    Fused,
     Graphs,
     Inputs,
     Preset,
@@ -79,6 +80,7 @@ def trace(
     device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
     dtype: WeightsDtype = None,
     compile_layers: Compile = False,
+    fused: Fused = False,
     graphs: Graphs = False,
     codes: Annotated[
         Path | None, typer.Option(help="Write the greedy codes there, as JSON; for code2wav, read them.")
@@ -121,7 +123,8 @@ def trace(
         raise ValueError("--codes: the meta device computes no codes")
     if preset_name and checkpoint:
         raise ValueError("--preset: --checkpoint says which talker it is; give one of them")
-    for name in [name for name, given in {"compile": compile_layers, "graphs": graphs}.items() if given]:
+    faster = {"compile": compile_layers, "fused": fused, "graphs": graphs}
+    for name in [name for name, given in faster.items() if given]:
         if target != "talker" or impl is Impl.transformers or on_meta:
             raise ValueError(f"--{name}: only the native talker has it, and not on the meta device")
     source: str | Path = checkpoint or preset_name or "lite"
@@ -136,7 +139,15 @@ def trace(
         with byte_progress("weights", speaks) as on_bytes:
             where = device_name(device), torch_dtype(dtype)
             loaded = talker_of(
-                source, impl.value, *where, scenario, inputs, on_bytes, compiled=compile_layers, graphs=graphs
+                source,
+                impl.value,
+                *where,
+                scenario,
+                inputs,
+                on_bytes,
+                compiled=compile_layers,
+                fused=fused,
+                graphs=graphs,
             )
         made = talker_target(loaded)
     elif inputs:
@@ -195,9 +206,9 @@ def trace(
             rec.trace.save(sys.stdout.buffer)
         raise typer.Abort
     recorded = rec.trace
-    # Tensors are followed where nothing is compiled or replayed, which is then not the run that is recorded.
+    # Tensors are followed where nothing is compiled, fused or replayed, which is then not the run that is recorded.
     wanted = {
-        "flow": flow and not (compile_layers or graphs),
+        "flow": flow and not any(faster.values()),
         "cost": cost and not on_meta,
         "memory": memory,
         "busy": busy,

@@ -4,6 +4,7 @@ from .checkpoint import find_module, read_talker_config
 from .code2wav import build_code2wav, code2wav_config, load_code2wav, read_code2wav_config, stream_audio
 from .compiled import compile_talker
 from .config import PRESETS, TalkerConfig, default_dtype, preset
+from .fused import fuse_talker
 from .generate import Frame, generate, generate_batch, stream
 from .graphs import replay_frames
 from .prompt import Prompt, ThinkerOutputs, assemble_prompt, batch_prompts
@@ -31,6 +32,7 @@ __all__ = [
     "compile_talker",
     "default_dtype",
     "find_module",
+    "fuse_talker",
     "generate",
     "generate_batch",
     "init_weights",

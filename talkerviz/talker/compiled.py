@@ -34,7 +34,12 @@ def compile_talker(talker: TalkerForConditionalGeneration) -> None:
 
 def uncompiled(talker: TalkerForConditionalGeneration) -> AbstractContextManager[object]:
     """Within it a compiled talker runs as one that is not. So a prompt is read, of which each has its own length."""
-    if any(module._compiled_call_impl is not None for module in talker.modules()):
+    if is_compiled(talker):
         eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
         return eager
     return nullcontext()
+
+
+def is_compiled(talker: TalkerForConditionalGeneration) -> bool:
+    """Whether any of its modules are."""
+    return any(module._compiled_call_impl is not None for module in talker.modules())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from .attention import TalkerCodePredictorAttention, ThinkerTextAttention
@@ -18,7 +17,13 @@ from .rope import RotaryEmbedding, TalkerRotaryEmbedding
 class DecoderLayer(nn.Module):
     """Attention, then feed-forward, each on normalised input and added back; subclasses name the parts."""
 
-    def __init__(self, config: StackConfig, attention: nn.Module, mlp: nn.Module, norm: type[RMSNorm]) -> None:
+    def __init__(
+        self,
+        config: StackConfig,
+        attention: TalkerCodePredictorAttention,
+        mlp: MLP | TalkerTextSparseMoeBlock,
+        norm: type[RMSNorm],
+    ) -> None:
         super().__init__()
         self.self_attn = attention
         self.mlp = mlp

@@ -1,0 +1,34 @@
+"""How the fused layers' kernels are cut into programs, and launched."""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 32 << 10
+"""Of weights that a program holds in its registers, while it waits for what they are to be multiplied with."""
+
+WARPS = 8
+"""Of a program."""
+
+
+def power(size: int) -> int:
+    """The least power of 2 that is not less."""
+    return 1 << (size - 1).bit_length()
+
+
+def block_rows(*matrices: Tensor, at_once: int | None = None) -> int:
+    """How many rows a program takes, a power of 2 that divides them all, of matrices all of which it reads."""
+    shared = gcd(*(len(matrix) for matrix in matrices))
+    columns = sum(power(matrix.shape[1]) for matrix in matrices[:at_once])
+    most = max(1, BLOCK_BYTES // (columns * matrices[0].element_size()))
+    return min(shared & -shared, 1 << (most.bit_length() - 1))
+
+
+def launch(x: Tensor, warps: int = WARPS) -> dict[str, Any]:
+    """How a kernel is launched: on Hopper and later it begins while the one before it runs."""
+    early = x.is_cuda and bool(torch.version.cuda) and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    return {"PDL": early, "num_warps": warps, **({"launch_pdl": True} if early else {})}

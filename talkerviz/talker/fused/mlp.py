@@ -1,0 +1,114 @@
+"""A dense layer's gated MLP, in two kernels."""
+
+# ruff: noqa: N803 (what is known when a kernel is compiled is in capitals, as in Triton's own code)
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ..moe import MLP
+from ..norm import RMSNorm
+from .arithmetic import normed, rounded, silu, times
+from .launch import block_rows, launch, power
+
+
+@triton.jit
+def gate(
+    x,
+    norm,
+    eps,
+    gates,
+    ups,
+    out,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The first half of a gated MLP, of x that is normalised on the way: out [TOKENS, ROWS]."""
+    if PDL:
+        gdc_launch_dependents()
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_COLUMNS)
+    inside = columns < COLUMNS
+    where = rows[:, None] * COLUMNS + columns[None, :]
+    gate_weights = tl.load(gates + where, inside[None, :], 0.0)
+    up_weights = tl.load(ups + where, inside[None, :], 0.0)
+    scale = tl.load(norm + columns, inside, 0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+    for token in tl.static_range(TOKENS):
+        row = tl.load(x + token * COLUMNS + columns, inside, 0.0).to(tl.float32)
+        row = normed(row, scale, eps, x, COLUMNS)
+        opened = rounded(silu(rounded(times(gate_weights, row), x)), x)
+        tl.store(out + token * ROWS + rows, (opened * rounded(times(up_weights, row), x)).to(out.dtype.element_ty))
+
+
+@triton.jit
+def project_added(
+    x,
+    matrix,
+    residual,
+    out,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """A matrix times x, added to the residual: out [TOKENS, ROWS]."""
+    if PDL:
+        gdc_launch_dependents()
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_COLUMNS)
+    inside = columns < COLUMNS
+    weights = tl.load(matrix + rows[:, None] * COLUMNS + columns[None, :], inside[None, :], 0.0)
+    if PDL:
+        gdc_wait()
+    for token in tl.static_range(TOKENS):
+        row = tl.load(x + token * COLUMNS + columns, inside, 0.0).to(tl.float32)
+        before = tl.load(residual + token * ROWS + rows).to(tl.float32)
+        tl.store(out + token * ROWS + rows, (before + rounded(times(weights, row), x)).to(out.dtype.element_ty))
+
+
+def add_mlp(x: Tensor, mlp: MLP, norm: RMSNorm) -> Tensor:
+    """x [1, tokens, hidden] and what the MLP adds to it."""
+    gates, ups, downs = (part.weight for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    tokens, (width, hidden) = x.shape[1], gates.shape
+    gated = x.new_empty(tokens, width)
+    rows = block_rows(gates, ups)
+    gate[(width // rows,)](
+        x,
+        norm.weight,
+        norm.eps,
+        gates,
+        ups,
+        gated,
+        ROWS=width,
+        COLUMNS=hidden,
+        TOKENS=tokens,
+        BLOCK_ROWS=rows,
+        BLOCK_COLUMNS=power(hidden),
+        **launch(x),
+    )
+    out = torch.empty_like(x)
+    rows = block_rows(downs)
+    project_added[(hidden // rows,)](
+        gated,
+        downs,
+        x,
+        out,
+        ROWS=hidden,
+        COLUMNS=width,
+        TOKENS=tokens,
+        BLOCK_ROWS=rows,
+        BLOCK_COLUMNS=power(width),
+        **launch(x),
+    )
+    return out

@@ -1,0 +1,113 @@
+"""Compiles what the fused layers of `full` launch, for a Hopper GPU that need not be there, and says what became of it.
+
+Run by test_talker_kernels.py, since what interprets Triton's kernels in other tests keeps them from being compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from talkerviz.talker import preset
+from talkerviz.talker.cache import KVCache, StaticCache
+from talkerviz.talker.fused import attention, experts, fuse_modules, mlp, rows
+from talkerviz.talker.fused.launch import WARPS
+from talkerviz.talker.talker import TalkerForConditionalGeneration
+
+TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32", torch.bool: "*i1"}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+OPTIONS = ("num_warps", "launch_pdl")
+KERNELS = {
+    "project", "normalise", "attend", "project_mixed", "gate", "project_added",
+    "route", "choose_experts", "gate_experts", "project_experts",
+}  # fmt: skip
+
+
+class Launches:
+    """Stands for a kernel, and keeps what it is launched with."""
+
+    def __init__(self, kernel: Any, found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> None:
+        self.kernel = kernel
+        self.found = found
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **constants: Any) -> None:
+            name = f"{self.kernel.fn.__name__}, {constants.get('TOKENS', 1)} tokens, grid {grid}"
+            self.found[name] = (self.kernel, args, constants)
+
+        return launch
+
+
+def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Those of a frame, on tensors without numbers."""
+    found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+    for part in (attention, experts, mlp, rows):
+        for name in KERNELS & vars(part).keys():
+            setattr(part, name, Launches(getattr(part, name), found))
+        part.launch = lambda x, warps=WARPS: {"PDL": True, "launch_pdl": True, "num_warps": warps}
+    config, dtype, meta = preset("full"), torch.bfloat16, torch.device("meta")
+    with meta:
+        torch.set_default_dtype(dtype)
+        talker = TalkerForConditionalGeneration(config)
+        torch.set_default_dtype(torch.float32)
+    fuse_modules(talker)
+    cache, within = KVCache(config.text, 200, meta, dtype), KVCache(config.code_predictor, 16, meta, dtype)
+    still = StaticCache(cache)
+    x, angles = (torch.empty(1, 1, size, dtype=dtype, device="meta") for size in (1024, 128))
+    talker.model.layers[0](x, (angles, angles), next(iter(still.layers(1))), still.mask(1))
+    for tokens in (2, 1):
+        talker.code_predictor(
+            inputs_embeds=torch.empty(1, tokens, 1024, dtype=dtype, device="meta"), cache=within, group=1
+        )
+    talker.codec_head(talker.model.norm(x))
+    return found
+
+
+def compiled(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> dict[str, Any]:
+    """What ptxas made of a kernel: registers, bytes of stack, loads before it waits, and how wide the widest are."""
+    signature: dict[str, str] = {}
+    known: dict[str, Any] = {}
+    facts: dict[tuple[int], list[list[Any]]] = {}
+    given = dict(zip(kernel.arg_names, args, strict=False)) | constants
+    for number, name in enumerate(kernel.arg_names):
+        value = given[name]
+        if isinstance(value, torch.Tensor):
+            signature[name], facts[(number,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
+        elif value is None or name in constants:
+            signature[name], known[name] = "constexpr", value
+        else:
+            signature[name] = "i32" if isinstance(value, int) else "fp32"
+            if isinstance(value, int) and value % 16 == 0:
+                facts[(number,)] = [["tt.divisibility", 16]]
+    options = {name: constants[name] for name in OPTIONS}
+    made = triton.compile(ASTSource(kernel, signature, known, facts), GPUTarget("cuda", 90, 32), options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        used, code = (
+            subprocess.run([TOOLS / tool[0], *tool[1:], file.name], capture_output=True, text=True, check=True).stdout
+            for tool in (("cuobjdump", "-res-usage"), ("nvdisasm",))
+        )
+    early, waits, late = code.partition("ACQBULK")
+    return {
+        "registers": int(re.findall(r"REG:(\d+)", used)[-1]),
+        "stack": int(re.findall(r"STACK:(\d+)", used)[-1]),
+        "waits": bool(waits),
+        "early": len(re.findall(r"LDG\.E\.128", early)),
+        "late": len(re.findall(r"LDG\.E\.128", late)),
+    }
+
+
+if __name__ == "__main__":
+    json.dump({name: compiled(*launch) for name, launch in launches().items()}, sys.stdout)

@@ -1,0 +1,31 @@
+"""The fused layers' kernels, compiled for a Hopper GPU with the shapes of `full`: what is known of them without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="no Triton")
+
+
+def test_they_compile(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
+    child = Path(__file__).parent / "kernels_child.py"
+    done = subprocess.run([sys.executable, child], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kernels = json.loads(done.stdout)
+    names = {name.partition(",")[0] for name in kernels}
+    assert len(names) == 10
+    for name, kernel in kernels.items():
+        assert kernel["stack"] == 0, name  # no register went to memory
+        assert kernel["registers"] <= 128 or "grid (1,)" in name, name  # two programs of eight warps fit
+        assert kernel["waits"], name
+        if name.startswith(("project", "gate,", "route")):
+            # Weights are asked for before it waits for what they are multiplied with, 16 bytes a thread.
+            assert kernel["early"] >= 4, name
