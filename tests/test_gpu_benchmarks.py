@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,11 @@ def test_streams_side_by_side() -> None:
     rows = list(streams.measure("tiny:float32", "cpu", [3], frames=3, rounds=1))
     assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 3"]
     assert rows[0].endswith("| native | 1.00x |")
+
+
+def test_they_need_nothing_that_draws() -> None:
+    """A GPU's machine may have torch, transformers and little else."""
+    names = ("fused_sizes", "gpu", "replayed_frame", "streams", "talker")
+    code = f"import sys; sys.modules['graphviz'] = None; import {', '.join(names)}"
+    folder = Path(__file__).parent.parent / "benchmarks"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(folder)})

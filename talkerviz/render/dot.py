@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby, pairwise
-
-import graphviz
+from typing import TYPE_CHECKING
 
 from talkerviz.graph.graph import Box, Edge, Graph, Group
 from talkerviz.render.colours import FAILED, GROUP_LOOKS, INK, LOOKS, box_look, edge_colour, group_look
@@ -13,6 +12,9 @@ from talkerviz.render.columns import Column, columns, ids_of, numbers_of, ranks
 from talkerviz.render.dot_label import box_label, chart_label, group_label
 from talkerviz.render.escape import dot_html, dot_string, link_target
 from talkerviz.render.label import change_legend, edge_label, edge_lines, edge_style, tooltip_lines
+
+if TYPE_CHECKING:
+    import graphviz
 
 # Its widths are those of Helvetica, and both Graphviz and browsers find it, or the same substitute for it, everywhere.
 _FONT = "Arial"
@@ -24,6 +26,8 @@ _EDGE_STYLES = {"flow": "solid", "carried": "dashed", "state": "dashed,bold"}
 
 def render_dot(graph: Graph) -> str:
     """All boxes in their groups, and all edges between them."""
+    import graphviz  # a GPU's machine that only records may lack it
+
     parts = columns(graph)
     drawing = graphviz.Digraph(
         "talkerviz",
@@ -205,6 +209,8 @@ def _edge_look(edge: Edge) -> dict[str, str]:
 
 
 def _tooltip(lines: list[str]) -> str:
+    import graphviz
+
     # An empty one would be filled in by Graphviz, and text in angle brackets be taken for HTML.
     text: str = graphviz.nohtml("\\n".join(dot_string(line) for line in lines if line) or " ")
     return text

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-
-import graphviz
+from typing import TYPE_CHECKING
 
 from talkerviz.graph.calls import CallGraph, Group, Node, call_graph
 from talkerviz.render.escape import dot_html, dot_string
 from talkerviz.render.heat import BORDER, HEAT_FILLS, HEAT_INKS, heat_legend
 from talkerviz.render.text import time_text
 from talkerviz.trace import Trace
+
+if TYPE_CHECKING:
+    import graphviz
 
 _FAILED = "#c8102e"
 # From the right of a column's last box to the left of the next one's first.
@@ -22,6 +24,8 @@ _BOX_RATIO = 2.4
 
 def render_dot_flat(trace: Trace) -> str:
     """Every call, in call order, grouped by phase and frame; long chains are wrapped into columns."""
+    import graphviz  # a GPU's machine that only records may lack it
+
     graph = call_graph(trace)
     drawing = graphviz.Digraph(
         "talkerviz",

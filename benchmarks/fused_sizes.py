@@ -1,0 +1,83 @@
+"""A fused frame, replayed, by how its kernels are cut into programs, and with and without programmatic dependent launch.
+
+    PYTHONPATH=. python benchmarks/fused_sizes.py [--kind full:bfloat16] [--frames 24] [--rounds 3]
+        [-o reports/h200/fused-sizes.md]
+
+Needs a CUDA device. What wins here is what `talkerviz/talker/fused/launch.py` should have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from talker import Way, fused_copy, replayed, time_once
+
+from talkerviz.talker import build_talker, preset, run
+from talkerviz.talker.fused import launch
+from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.talker import TalkerForConditionalGeneration
+
+CUTS = [(32, 8, True), (32, 4, True), (16, 4, True), (16, 8, True), (64, 8, True), (32, 8, False)]
+"""KiB of weights a program, its warps, and whether kernels begin early. The first is what the others are compared with."""
+
+
+@contextmanager
+def cut(kib: int, warps: int, early: bool) -> Iterator[None]:
+    """Within it kernels are launched so."""
+    capability = torch.cuda.get_device_capability() if early else (8, 0)
+    with (
+        patch.object(launch, "BLOCK_BYTES", kib << 10),
+        patch.object(launch, "WARPS", warps),
+        patch.object(torch.cuda, "get_device_capability", lambda *_: capability),
+    ):
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kind", default="full:bfloat16", help="PRESET:DTYPE")
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200/fused-sizes.md"))
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/fused_sizes.py: torch sees no CUDA device; nothing was measured")
+    name, dtype = options.kind.split(":")
+    config, scenario = preset(name), Scenario(frames=options.frames)
+    talker = build_talker(config, "native", "cuda", getattr(torch, dtype))
+    assert isinstance(talker, TalkerForConditionalGeneration)
+    fused = fused_copy(talker)
+    lines = [
+        "# How fused kernels are best cut",
+        "",
+        f"{date.today()}, torch {torch.__version__}, {torch.cuda.get_device_name()}. `{options.kind}`, one stream, "
+        f"{options.frames} frames replayed; a frame's time is the median of {options.rounds} runs, each the median of "
+        "its frames after the first. Made by `python benchmarks/fused_sizes.py`.",
+        "",
+        "| KiB a program | warps | begin early | ms a frame | of the first |",
+        "| ---: | ---: | --- | ---: | ---: |",
+    ]
+    first = None
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for kib, warps, early in CUTS:
+        way = Way(lambda on_frame: run(fused, "native", scenario, config, on_frame), lambda: replayed(fused))
+        with cut(kib, warps, early):
+            for _ in range(1 + options.rounds):
+                time_once(way, "cuda")
+        took = statistics.median(way.frames[1:])  # the first makes code
+        first = first or took
+        lines.append(f"| {kib} | {warps} | {'yes' if early else 'no'} | {took * 1e3:.3f} | {took / first:.2f} |")
+        print(lines[-1], flush=True)
+        options.output.write_text("\n".join(lines) + "\n")  # whatever comes of the rest
+
+
+if __name__ == "__main__":
+    main()
