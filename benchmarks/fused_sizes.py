@@ -1,4 +1,4 @@
-"""A fused frame, replayed, by how its kernels are cut into programs, and with and without programmatic dependent launch.
+"""A fused frame, replayed, by how its kernels are cut into programs, and whether they begin early.
 
     PYTHONPATH=. python benchmarks/fused_sizes.py [--kind full:bfloat16] [--frames 24] [--rounds 3]
         [-o reports/h200/fused-sizes.md]
@@ -26,7 +26,7 @@ from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.talker import TalkerForConditionalGeneration
 
 CUTS = [(32, 8, True), (32, 4, True), (16, 4, True), (16, 8, True), (64, 8, True), (32, 8, False)]
-"""KiB of weights a program, its warps, and whether kernels begin early. The first is what the others are compared with."""
+"""KiB of weights a program, its warps, and whether kernels begin early; the others are compared with the first."""
 
 
 @contextmanager
