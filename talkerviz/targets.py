@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from talkerviz.cause import cause_of
 from talkerviz.foreign.from_config import build, read_config
 from talkerviz.foreign.run import runner
 from talkerviz.recorder.passes import PassPhases
@@ -297,7 +298,7 @@ def function_target(spec: str) -> Target:
     """`package.module:function`; the function returns a model and a callable that runs it.
 
     Raises:
-        ValueError: there is no such module or function, or it returns something else.
+        ValueError: there is no such module or function, it raises something, or it returns something else.
     """
     module_name, _, function_name = spec.partition(":")
     if not module_name or not function_name:
@@ -311,7 +312,12 @@ def function_target(spec: str) -> Target:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"target {spec!r}: {error}") from error
-    made = function()
+    except Exception as error:
+        raise ValueError(f"target {spec!r}: importing {module_name} raised {cause_of(error)}") from error
+    try:
+        made = function()
+    except Exception as error:
+        raise ValueError(f"target {spec!r}: the function raised {cause_of(error)}") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
         raise ValueError(f"target {spec!r}: the function must return (model, callable), not {type(made).__name__}")
     model, run_model = made

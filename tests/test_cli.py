@@ -214,6 +214,13 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["trace", "nosuch.module:f"], "No module named 'nosuch'"),
         (["trace", "nosuch"], "give `talker`, `code2wav`, a folder with a config.json, or `package.module:function`"),
         (["trace", "-o", "/nosuch/r.parquet"], "no such folder /nosuch"),
+        (["trace", "-o", "folder"], "folder: a folder is there; name a file"),
+        (["render", "good.parquet", "-f", "svg", "-o", "folder"], "folder: a folder is there; name a file"),
+        (
+            ["render", "good.parquet", "-f", "svg", "--pages", "-o", "text.txt"],
+            "text.txt: a file is there, not a folder",
+        ),
+        (["render", "good.parquet", "-f", "svg", "--pages", "-o", "none/pages"], "none/pages: no such folder"),
         (
             ["trace", "--preset", "tiny", "--include", "nosuch.*"],
             "no module fits 'nosuch.*': paths begin with 'talker'",
@@ -357,6 +364,7 @@ def test_bad_input_is_one_line(
     Path("good.parquet").write_bytes(data)
     Path("cut.parquet").write_bytes(data[: len(data) // 2])
     Path("text.txt").write_text("hello, I am not a trace\n")
+    Path("folder").mkdir()
     assert talkerviz(monkeypatch, *args) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -379,6 +387,12 @@ def make():
 
 def nothing():
     return 3
+
+def missing():
+    return {}["weights"]
+
+def another():
+    return nn.Linear(4, 4), lambda: nn.ReLU()(torch.ones(2))
 """
 
 
@@ -386,7 +400,7 @@ def nothing():
     ("error", "code", "message"),
     [
         ("KeyboardInterrupt", 130, "are kept"),
-        ('RuntimeError("no\\nluck")', 2, "RuntimeError: no luck; 3 calls are kept"),
+        ('RuntimeError("no\\nluck")', 2, "RuntimeError: no luck (model_that_stops_2.py:7); 3 calls are kept"),
     ],
 )
 def test_what_was_recorded_is_kept(
@@ -403,6 +417,13 @@ def test_what_was_recorded_is_kept(
     assert calls["error"].fillna("").tolist() == [(found := re.split(r"\W", error)[0]), "", found]
     assert talkerviz(monkeypatch, "trace", f"{name}:nothing") == 2
     assert "must return (model, callable), not int" in capsys.readouterr().err
+    assert talkerviz(monkeypatch, "trace", f"{name}:missing") == 2
+    assert f"the function raised KeyError: 'weights' ({name}.py:17)" in capsys.readouterr().err
+    assert talkerviz(monkeypatch, "trace", f"{name}:another") == 0
+    assert "no module was called: does the callable run another model?" in capsys.readouterr().err
+    Path(f"unsound{code}.py").write_text("x = 1 +\n")
+    assert talkerviz(monkeypatch, "trace", f"unsound{code}:make") == 2
+    assert f"importing unsound{code} raised SyntaxError" in capsys.readouterr().err
 
 
 def test_to_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -54,8 +54,15 @@ def print_ranks(to: Console, trace: Trace, top: int | None) -> None:
 def check_writable(*outputs: str | Path | None) -> None:
     """Say so before a long run if its result could not be kept."""
     for output in outputs:
-        if output is not None and output != "-" and not Path(output).absolute().parent.is_dir():
-            raise ValueError(f"{output}: no such folder {Path(output).absolute().parent}")
+        if output is None or output == "-":
+            continue
+        folder = Path(output).absolute().parent
+        if not folder.is_dir():
+            raise ValueError(f"{output}: no such folder {folder}")
+        if Path(output).is_dir():
+            raise ValueError(f"{output}: a folder is there; name a file")
+        if not os.access(folder, os.W_OK):
+            raise ValueError(f"{output}: {folder} is not yours to write to")
 
 
 def write(output: str, draw: Callable[[], bytes]) -> bytes:

@@ -70,7 +70,8 @@ def render_command(
         raise ValueError(f"--pages: only pictures have it ({', '.join(DRAWN)}), not {fmt}")
     if pages and output == "-":
         raise ValueError("--pages: name a folder with -o")
-    check_writable(output)
+    if not pages:
+        check_writable(output)
     chosen = Trace.load(path).select(phase, frame, None if nested and fmt in CHARTS else depth, module, rank=rank)
     view = View(depth, tuple(open_ or ()), tuple(close or ()), max_nodes, edges.value if edges else None, fold)
     if pages:
@@ -85,6 +86,10 @@ def render_command(
 
 def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:
     suffix = ".md" if fmt == "mermaid" else f".{fmt}"
+    if folder.is_file():
+        raise ValueError(f"{folder}: a file is there, not a folder")
+    if not folder.absolute().parent.is_dir():
+        raise ValueError(f"{folder}: no such folder {folder.absolute().parent}")
     folder.mkdir(exist_ok=True)
     count = 0
     for page in pages_of(trace, view, suffix):

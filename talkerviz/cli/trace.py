@@ -14,6 +14,7 @@ import torch
 import typer
 from torch import nn
 
+from talkerviz.cause import cause_of
 from talkerviz.cli.app import app
 from talkerviz.cli.model_options import (
     Checkpoint,
@@ -229,12 +230,14 @@ def trace(
     elif recorded is not rec.trace:
         recorded.save(rec.file)
     if failure is not None:
-        reason = " ".join(f"{type(failure).__name__}: {failure}".split())
-        raise ValueError(f"the run stopped with {reason}; {len(recorded.calls)} calls are kept in {rec.file or output}")
+        kept = f"{len(recorded.calls)} calls are kept in {rec.file or output}"
+        raise ValueError(f"the run stopped with {cause_of(failure)}; {kept}")
     if not speaks:
         return
     if codes and target == "talker":
         write_codes(codes, produced)
+    if recorded.calls.empty:
+        print("talkerviz: no module was called: does the callable run another model?", file=sys.stderr)
     if output != "-":
         terminal = console()
         for by in ("phase", "class", "module"):
@@ -263,7 +266,7 @@ def _warm_up(target: Target, frames: int | None) -> int:
     except KeyboardInterrupt as error:
         raise typer.Abort from error
     except Exception as error:
-        raise ValueError(f"the warm-up stopped with {type(error).__name__}: {error}; nothing is recorded") from error
+        raise ValueError(f"the warm-up stopped with {cause_of(error)}; nothing is recorded") from error
     return perf_counter_ns() - began
 
 
