@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from talkerviz.disk import writing
 from talkerviz.render.formats import DATA, render
 from talkerviz.render.html.charts import Chart, Charts
 from talkerviz.render.html.page import render_page
@@ -40,6 +41,11 @@ def write_report(trace: Trace, folder: Path, on_file: Callable[[str], None] = la
     Returns:
         What to know of it, such as what could not be made, a line each.
     """
+    with writing(folder):
+        return _write_all(trace, folder, on_file)
+
+
+def _write_all(trace: Trace, folder: Path, on_file: Callable[[str], None]) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     one = as_one_run(trace)
     notes: list[str] = []

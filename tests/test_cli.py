@@ -228,7 +228,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["trace", "--preset", "tiny", "--exclude", "*"], "no module is left to record: widen --include"),
         (["trace", "--device", "meta", "--codes", "c.json"], "--codes: the meta device computes no codes"),
         (["trace", "--device", "meta", "--impl", "transformers"], "--device meta: transformers' talker reads values"),
-        (["trace", "--peaks", "missing.json"], "No such file or directory: 'missing.json'"),
+        (["trace", "--peaks", "missing.json"], "missing.json: No such file or directory"),
         (["trace", "--peaks", "text.txt"], "text.txt: holds no peaks; make them with `talkerviz doctor --measure"),
         (["doctor", "-o", "p.json"], "-o: only what --measure finds is written"),
         (["doctor", "--measure", "--device", "meta"], "--device meta: nothing is computed there"),

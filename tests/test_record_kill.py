@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import resource
 import signal
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from taps import any_tap, both_taps  # noqa: F401
+from test_cli import talkerviz
 from torch import nn
 
 import talkerviz as tv
@@ -201,7 +203,7 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     """That is found out at the end: the run is kept beside it."""
     model, path = Inner(), tmp_path / "run.parquet"
     path.mkdir()
-    with pytest.raises(OSError, match="run"), tv.recording(model, file=path):
+    with pytest.warns(RuntimeWarning, match="run.parquet: Is a directory"), tv.recording(model, file=path):
         model(torch.zeros(1))
     assert tv.Trace.load(f"{path}.partial").calls["path"].tolist() == ["model", "model.leaf"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["run.parquet", "run.parquet.partial"]
@@ -224,13 +226,45 @@ def disk_of(size: int) -> Iterator[None]:
 def test_a_full_disk(any_tap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(recorder, "_BATCH", 64)
     model, plain, path, done = Inner(), nn.Module.__call__, tmp_path / "run.parquet", 0
-    with disk_of(30_000), pytest.raises(OSError), tv.recording(model, file=path):  # noqa: PT011, PT012
-        for done in range(1, 10_000):  # noqa: B007
-            model(torch.zeros(1))
-    assert 100 < done < 9_999
+    said = r"run.parquet: File too large; what was recorded until then is in .*run.parquet.partial"
+    with disk_of(30_000), pytest.warns(RuntimeWarning, match=said), tv.recording(model, file=path) as rec:  # noqa: PT031
+        for _ in range(3_000):  # which the disk does not stop
+            done += int(model(torch.zeros(1)).numel())
+    assert done == 3_000
     assert nn.Module.__call__ is plain
+    assert rec.lost == "File too large"
     partial = Path(f"{path}.partial")
-    calls = tv.Trace.load(partial).calls
+    assert rec.file == partial
     assert [file.name for file in tmp_path.iterdir()] == [partial.name]
+    calls = rec.trace.calls
     assert calls["path"].tolist() == (["model", "model.leaf"] * done)[: len(calls)]
-    assert len(calls) > 2 * done - 64  # but for the batch that did not fit
+    assert 200 < len(calls) < 6_000
+
+
+def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recorder, "write_trace", full)
+    model, path = nn.ReLU(), tmp_path / "r.parquet"
+    with pytest.warns(RuntimeWarning, match="No space left"), tv.recording(model, file=path) as rec:
+        model(torch.zeros(1))
+    assert [file.name for file in tmp_path.iterdir()] == ["r.parquet.partial"]
+    assert len(rec.trace.calls) == 1
+
+
+def test_the_command_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recorder, "_BATCH", 64)
+    with disk_of(20_000):
+        assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 3, "--no-flow", "-o", "r.parquet") == 2
+    said = capsys.readouterr().err
+    assert said == "talkerviz: r.parquet: File too large; what was recorded until then is in r.parquet.partial\n"
+    with disk_of(100):
+        assert talkerviz(monkeypatch, "render", "r.parquet.partial", "-f", "csv", "-o", "r.csv") == 2
+        assert capsys.readouterr().err == "talkerviz: r.csv: File too large\n"
+        assert talkerviz(monkeypatch, "report", "r.parquet.partial", "-o", "report") == 2
+        assert "File too large" in (said := capsys.readouterr().err)
+        assert said.startswith("talkerviz: report")

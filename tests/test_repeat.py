@@ -306,7 +306,10 @@ def test_a_warm_up_that_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     Path("stops_early.py").write_text(STOPS.format(at=0, error='RuntimeError("no luck")'))
     assert talkerviz(monkeypatch, "trace", "stops_early:make", "--warmup", 1) == 2
-    assert "the warm-up stopped with RuntimeError: no luck (stops_early.py:11); nothing is recorded" in capsys.readouterr().err
+    assert (
+        "the warm-up stopped with RuntimeError: no luck (stops_early.py:11); nothing is recorded"
+        in capsys.readouterr().err
+    )
     assert not Path("run.parquet").exists()
 
 

@@ -55,7 +55,9 @@ def main() -> None:
         code = app(arguments, standalone_mode=False)
     except typer.Abort:
         _fail("stopped; the calls recorded until then are kept", 130)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}", 2)
+    except ValueError as error:
         _fail(str(error), 2)
     except Exception as error:
         # A usage error. Its class is click's or typer's own copy of it, by typer's version.

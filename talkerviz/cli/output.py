@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from talkerviz.disk import writing
 from talkerviz.render.headline import headline
 from talkerviz.render.layout import LayoutError
 from talkerviz.render.notes import notes_on
@@ -78,5 +79,6 @@ def write(output: str, draw: Callable[[], bytes]) -> bytes:
     if output == "-":
         sys.stdout.buffer.write(drawn)
     else:
-        Path(output).write_bytes(drawn)
+        with writing(Path(output)):
+            Path(output).write_bytes(drawn)
     return drawn

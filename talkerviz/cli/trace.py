@@ -6,6 +6,7 @@ import enum
 import functools
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Annotated, Any
@@ -187,6 +188,7 @@ def trace(
         recording, made.model, made.name, include=include or (), exclude=exclude or (), depth=depth, facts=facts
     )
     failure: BaseException | None = None
+    warnings.filterwarnings("ignore", ".*what was recorded until then", RuntimeWarning)  # said below, as an error
     with record(
         phases=made.phases,
         # Nothing is computed there, so there is nothing to time, and all the time to count.
@@ -206,6 +208,8 @@ def trace(
         if output == "-":
             rec.trace.save(sys.stdout.buffer)
         raise typer.Abort
+    if rec.lost:
+        raise ValueError(f"{output}: {rec.lost}; what was recorded until then is in {rec.file}")
     recorded = rec.trace
     # Tensors are followed where nothing is compiled, fused or replayed, which is then not the run that is recorded.
     wanted = {

@@ -7,6 +7,7 @@ import inspect
 import os
 import platform
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from talkerviz.disk import reason_of
 from talkerviz.recorder.clocks import make_gauges, own_cost_ns
 from talkerviz.recorder.collective_log import CollectiveLog
 from talkerviz.recorder.collectives import watch_collectives
@@ -53,6 +55,7 @@ class Recording:
     Attributes:
         trace: the record. There once the recording has ended, also when the code inside it raised.
         file: where it is kept; None where only `trace` has it.
+        lost: where not all of it could be written away, and so calls are missing, why; else None.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Recording:
         self._watched = watched
         self._timed = clock != "none"
         self.file = path
+        self.lost: str | None = None
         self._names = Names(marks=[rule.start])
         self._mark_numbers = {rule.start: 0}
         self._latest = 0
@@ -302,7 +306,7 @@ class Recording:
             events = self._tap.take(thread)
             if self._ended or os.getpid() != self._process:
                 return  # a thread that is still inside a call; a forked process, which shares the file
-            self._spool.write(thread, events, self._names)
+            self._keep(thread, events)
             if self._cuda is not None:
                 self._cuda.harvest()
             self._written_ns = perf_counter_ns()
@@ -310,6 +314,15 @@ class Recording:
             self._collectives.hold_up(began)
         elif self._timed:
             self._tap.put(PAUSE, 0, perf_counter_ns() - began)
+
+    def _keep(self, thread: int, events: bytes) -> None:
+        """Write events away. A full disk ends the record, but not the run that it is of."""
+        if self.lost is not None:
+            return
+        try:
+            self._spool.write(thread, events, self._names)
+        except OSError as error:
+            self.lost = reason_of(error)
 
     def _detach(self) -> None:
         while self._undo:
@@ -333,19 +346,31 @@ class Recording:
             self._ended = True
             if self._tap is not None:
                 for thread in range(self._tap.threads()):
-                    self._spool.write(thread, self._tap.take(thread), self._names)
+                    self._keep(thread, self._tap.take(thread))
                 self._tap.close()
-            written = self._spool.close()
+            try:
+                written = self._spool.close()
+            except OSError as error:
+                self.lost = self.lost or reason_of(error)
         if self._timed and (peak := peak_bytes()) is not None:
             self._facts = {**self._facts, "host_peak_bytes": peak}
-        self._log = read_log(written)
-        if self.file is not None:
-            if self._gauges:
-                self._measured(self._log).save(self.file)
-            else:
-                write_trace(self.file, log_frames(self._log), self._infos, self._facts)
-            Path(written).unlink()
+        if self.lost is None:
+            self._log = read_log(written)
+            if self.file is None:
+                return
+            try:
+                if self._gauges:
+                    self._measured(self._log).save(self.file)
+                else:
+                    write_trace(self.file, log_frames(self._log), self._infos, self._facts)
+                Path(written).unlink()
+            except OSError as error:
+                self.lost = reason_of(error)
             del self._log
+        if self.lost is not None:
+            wanted, self.file = self.file, self._spool.path
+            said = f"{wanted}: {self.lost}; what was recorded until then is in {self.file}"
+            warnings.warn(said, RuntimeWarning, stacklevel=4)
 
 
 @contextmanager
@@ -392,7 +417,8 @@ def recording(
     Raises:
         ValueError: an unknown clock or measure, or one that is not possible here, or NVTX that is not; no module that
             fits.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written to. Where its disk fills later, the run goes on without being recorded, and
+            there is a RuntimeWarning at the end: `Recording.lost` says why, and `Recording.file` is what was kept.
     """
     watched = select_modules(model, name, include, exclude, depth)
     process = this_process()

@@ -58,8 +58,9 @@ class Spool:
 
     def close(self) -> Path | pa.Buffer:
         """End the stream; gives where `read_log` finds it."""
-        self._writer.close()
-        if self.path is None:
-            return self._sink.getvalue()
-        self._sink.close()
-        return self.path
+        try:
+            self._writer.close()
+        finally:
+            if self.path is not None:
+                self._sink.close()
+        return self._sink.getvalue() if self.path is None else self.path

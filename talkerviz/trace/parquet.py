@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from talkerviz.disk import writing
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.frame import NULLABLE, calls_frame
 from talkerviz.trace.schema import CALLS, ModuleInfo, TensorInfo, Tensors, module_infos
@@ -72,8 +73,9 @@ def _finished_at_once(target: Path | BinaryIO) -> Iterator[Path | BinaryIO]:
         return
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        yield unfinished
-        unfinished.replace(target)
+        with writing(target):
+            yield unfinished
+            unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
 
