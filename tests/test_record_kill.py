@@ -253,6 +253,22 @@ def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(rec.trace.calls) == 1
 
 
+def test_two_runs_of_one_file(tmp_path: Path) -> None:
+    """The second does not begin, and the first is whole."""
+    model, path = nn.ReLU(), tmp_path / "r.parquet"
+    for _ in range(2):  # again when it is over
+        with tv.recording(model, file=path) as rec:
+            model(torch.zeros(1))
+            with (
+                pytest.raises(ValueError, match=r"r.parquet.partial: another run is writing to it"),
+                tv.recording(nn.ReLU(), file=path),
+            ):
+                pytest.fail("the run must not begin")
+            model(torch.zeros(1))
+        assert len(rec.trace.calls) == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["r.parquet"]
+
+
 def test_the_command_says_so_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -342,35 +342,38 @@ class Recording:
     def _finish(self) -> None:
         if os.getpid() != self._process:
             return  # as in `_write`
-        with self._lock:
-            self._ended = True
-            if self._tap is not None:
-                for thread in range(self._tap.threads()):
-                    self._keep(thread, self._tap.take(thread))
-                self._tap.close()
-            try:
+        try:
+            with self._lock:
+                self._ended = True
+                if self._tap is not None:
+                    for thread in range(self._tap.threads()):
+                        self._keep(thread, self._tap.take(thread))
+                    self._tap.close()
                 written = self._spool.close()
-            except OSError as error:
-                self.lost = self.lost or reason_of(error)
-        if self._timed and (peak := peak_bytes()) is not None:
-            self._facts = {**self._facts, "host_peak_bytes": peak}
-        if self.lost is None:
-            self._log = read_log(written)
-            if self.file is None:
-                return
-            try:
-                if self._gauges:
-                    self._measured(self._log).save(self.file)
-                else:
-                    write_trace(self.file, log_frames(self._log), self._infos, self._facts)
-                Path(written).unlink()
-            except OSError as error:
-                self.lost = reason_of(error)
-            del self._log
+            if self._timed and (peak := peak_bytes()) is not None:
+                self._facts = {**self._facts, "host_peak_bytes": peak}
+            if self.lost is None:
+                self._log = read_log(written)
+                if self.file is not None:
+                    self._save(self.file)
+        except OSError as error:
+            self.lost = self.lost or reason_of(error)
+        finally:
+            self._spool.let_go()
         if self.lost is not None:
             wanted, self.file = self.file, self._spool.path
             said = f"{wanted}: {self.lost}; what was recorded until then is in {self.file}"
             warnings.warn(said, RuntimeWarning, stacklevel=4)
+
+    def _save(self, file: Path) -> None:
+        """Make a trace of what was written away, in its place."""
+        if self._gauges:
+            self._measured(self._log).save(file)
+        else:
+            write_trace(file, log_frames(self._log), self._infos, self._facts)
+        del self._log  # which holds the file open
+        assert self._spool.path is not None
+        self._spool.path.unlink()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from talkerviz.recorder.file_lock import lock_file
 from talkerviz.trace.log import EVENTS, Names, header
 from talkerviz.trace.schema import ModuleInfo
 
@@ -28,6 +29,10 @@ class Spool:
         facts: what is known of the run as it begins.
         origin_ns: the time that counts as 0.
         timed: whether events hold times.
+
+    Raises:
+        OSError: the file cannot be written to.
+        ValueError: another run is writing to it.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Spool:
         timed: bool,
     ) -> None:
         self.path = path
+        self.let_go = (lambda: None) if path is None else lock_file(path)
         # Unbuffered: what is written has left the process.
         self._sink = pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, header(modules, facts, origin_ns, timed))
@@ -57,7 +63,7 @@ class Spool:
         self._told = tuple(first + len(values) for first, values in zip(self._told, new.values(), strict=True))
 
     def close(self) -> Path | pa.Buffer:
-        """End the stream; gives where `read_log` finds it."""
+        """End the stream; gives where `read_log` finds it. Until `let_go` nobody else may write there."""
         try:
             self._writer.close()
         finally:
