@@ -101,8 +101,8 @@ def imported_by(path: Path) -> set[str]:
     ("part", "may"),
     [
         ("talker", set()),
-        ("trace", set()),
-        ("recorder", {"trace", "version"}),
+        ("trace", {"disk"}),
+        ("recorder", {"disk", "trace", "version"}),
         ("graph", {"trace"}),
         ("render", {"graph", "trace"}),
         ("notebook", {"recorder", "trace", "graph", "render"}),

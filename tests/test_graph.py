@@ -78,6 +78,7 @@ def test_layers_that_are_alike_are_one_with_its_flow() -> None:
         "up -> relu",
         "relu -> down",
         "down -> add",
+        "add -> add (next)",
         "add -> norm (next)",
         "add -> add",
         "add -> head",

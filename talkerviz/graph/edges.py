@@ -38,9 +38,12 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
         own = np.flatnonzero(box >= 0)
         source, target, state = own[:-1], own[1:], np.zeros(max(0, len(own) - 1), dtype=bool)
     one, two = np.where(source >= 0, box[source], len(closed)), np.where(target >= 0, box[target], len(closed) + 1)
-    between = (one >= 0) & (two >= 0) & (one != two)
-    source, target, state, one, two = (values[between] for values in (source, target, state, one, two))
+    there = (one >= 0) & (two >= 0) & ((one != two) | ~state)
+    source, target, state, one, two = (values[there] for values in (source, target, state, one, two))
     carried = _carried(rows, top, source, target)
+    # What a box hands to itself is inside it, but not from turn to turn: so a cell has its last state.
+    drawn = (one != two) | (carried == _WORDS.index("next"))
+    state, one, two, carried = (values[drawn] for values in (state, one, two, carried))
     keys = np.stack([one, two, carried], axis=1)
     unique, which, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     # An arrow is that of a kept state where nothing else goes the same way.

@@ -27,7 +27,7 @@ class LayerCache:
 class KVCache:
     """Keys and values of every layer, allocated once for a whole run.
 
-    Two tensors [layers, batch, key-value heads, positions, head_dim]; `length` of its `places` are in use. With
+    Two tensors [layers, batch, key-value heads, positions, head_dim]; `length` positions of them are in use. With
     `padding` [batch] the first so many positions of each row hold nothing that may be looked at.
     """
 
@@ -44,7 +44,6 @@ class KVCache:
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, positions + 1, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.places = torch.arange(positions + 1, device=device)
         self.padding = padding
         self.length = 0
 
@@ -61,7 +60,7 @@ class KVCache:
         """What each of the next `new` tokens may look at [batch, 1, new, positions]; None if nothing is padded."""
         if self.padding is None:
             return None
-        places = self.places[: self.length + new]
+        places = torch.arange(self.length + new, device=self.padding.device)
         own = places[self.length :, None]
         seen = (places <= own) & (places >= self.padding[:, None, None])
         # What pads a row looks at itself: with nothing at all to look at its values would not be numbers.
@@ -89,9 +88,10 @@ class StaticCache:
 
     def mask(self, new: int) -> Tensor:
         """What the new token may look at [batch or 1, 1, 1, positions]."""
-        seen = (self.cache.places <= self.place)[None]
+        places = torch.arange(self.cache.keys.shape[3], device=self.place.device)
+        seen = (places <= self.place)[None]
         if self.cache.padding is not None:
-            seen = seen & (self.cache.places >= self.cache.padding[:, None])
+            seen = seen & (places >= self.cache.padding[:, None])
         return seen[:, None, None]
 
 

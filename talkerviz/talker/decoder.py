@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .attention import TalkerCodePredictorAttention, ThinkerTextAttention
@@ -87,7 +88,8 @@ def run_layers(
 
 def next_positions(inputs_embeds: Tensor, cache: KVCache) -> Tensor:
     """Positions [1, tokens] of new tokens: they follow those in the cache."""
-    return cache.places[cache.length : cache.length + inputs_embeds.shape[1]][None]
+    end = cache.length + inputs_embeds.shape[1]
+    return torch.arange(cache.length, end, device=inputs_embeds.device)[None]
 
 
 class TalkerModel(nn.Module):

@@ -49,7 +49,7 @@ def check_kernels(device: torch.device) -> None:
 
 def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
     """What `fuse_talker` does, wherever the talker is: on a CPU for Triton's interpreter."""
-    from .layer import all_angles, head_forward, layer_forward, norm_forward
+    from .layer import angles_forward, head_forward, layer_forward, norm_forward, predictor_forward
 
     predictor = talker.code_predictor
     for layer in (*talker.model.layers, *predictor.model.layers):
@@ -58,7 +58,11 @@ def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
         _replace(norm, norm_forward)
     for head in (talker.codec_head, *predictor.lm_head):
         _replace(head, head_forward)
-    _replace(predictor.model.rotary_emb, all_angles(talker.config.num_code_groups))
+    like, rotary = talker.codec_head.weight, predictor.model.rotary_emb
+    places = torch.arange(talker.config.num_code_groups, device=like.device)[None]
+    angles = rotary(like, places)
+    _replace(predictor.model, predictor_forward(places))
+    _replace(rotary, angles_forward(angles))
 
 
 def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:

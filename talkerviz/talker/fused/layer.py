@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from ..cache import LayerCache
-from ..decoder import DecoderLayer
+from ..cache import KVCache, LayerCache
+from ..code_predictor import TalkerCodePredictorModel
+from ..decoder import DecoderLayer, ModelOutput, run_layers
 from ..linear import Linear
 from ..moe import TalkerTextSparseMoeBlock
 from ..norm import RMSNorm
@@ -64,16 +64,22 @@ def head_forward(head: Linear, input: Tensor) -> Tensor:
     return project_rows(input.contiguous(), [head.weight])
 
 
-def all_angles(positions: int) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A forward that gives the angles of all positions, among which the kernels find those of theirs."""
-    known: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+def predictor_forward(places: Tensor) -> Callable[..., ModelOutput]:
+    """The code predictor's stack's, which no kernel counts out `places` [1, positions] for anew."""
+
+    def forward(self: TalkerCodePredictorModel, *, inputs_embeds: Tensor, cache: KVCache) -> ModelOutput:
+        if not _is_fused(inputs_embeds):
+            return type(self).forward(self, inputs_embeds=inputs_embeds, cache=cache)
+        own = places[:, cache.length : cache.length + inputs_embeds.shape[1]]
+        return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, own, cache)
+
+    return forward
+
+
+def angles_forward(angles: tuple[Tensor, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The code predictor's angles': those of all positions, among which the kernels find those of theirs."""
 
     def forward(self: RotaryEmbedding, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        if not _is_fused(hidden_states):
-            return type(self).forward(self, hidden_states, position_ids)
-        if hidden_states.dtype not in known:
-            places = torch.arange(positions + 1, device=hidden_states.device)[None]
-            known[hidden_states.dtype] = type(self).forward(self, hidden_states, places)
-        return known[hidden_states.dtype]
+        return angles if _is_fused(hidden_states) else type(self).forward(self, hidden_states, position_ids)
 
     return forward
