@@ -345,6 +345,25 @@ def test_parameters_and_buffers_are_no_inputs_until_they_are_written() -> None:
     ]
 
 
+def test_parameters_of_one_call_are_no_inputs_either() -> None:
+    """What `functional_call` puts in their place, unless it is made in the run itself."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    others = {name: weight.detach() * 2 for name, weight in model.named_parameters()}
+    given = tv.record(model, lambda: torch.func.functional_call(model, others, (X,)), measure="flow")
+    assert flow_of(given) == [":input()", "0.linear(0)", "1.layer_norm(1)"]
+
+    def run() -> None:
+        torch.func.functional_call(model, others | {"0.weight": others["0.weight"] + 1}, (X,))
+
+    assert flow_of(tv.record(model, run, measure="flow")) == [
+        ":input()",
+        "add(0)",
+        ":input()",
+        "0.linear(1, 2)",
+        "1.layer_norm(3)",
+    ]
+
+
 def test_attention() -> None:
     def run(self: Any, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = self.qkv(x).view(1, 5, 3, 2, 4).unbind(2)

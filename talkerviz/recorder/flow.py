@@ -124,7 +124,7 @@ class FlowMeter(TorchDispatchMode):
     def start(self) -> None:
         """Watch this thread."""
         self._own_thread = self._thread()
-        self._provenance.keep(self._model)
+        self._keep(self._model, recurse=True)
         self._ident = threading.get_ident()
         # Compiled code would meet the modes below, and from then on be left uncompiled wherever it is used.
         self._stance = torch.compiler.set_stance("force_eager")
@@ -197,6 +197,8 @@ class FlowMeter(TorchDispatchMode):
         outer = self._group, self._hidden
         self._group, self._hidden = None, self._is_to_hide_from(call.module)
         self._calls.append(call)
+        # They may be others for this call, as `functional_call` has it.
+        self._keep(call.module, recurse=False)
         try:
             with self._functions_from(outer[1]):
                 out = below(call.module, *call.args, **call.kwargs)
@@ -207,6 +209,10 @@ class FlowMeter(TorchDispatchMode):
         finally:
             self._calls.pop()
             self._group, self._hidden = outer
+
+    def _keep(self, module: nn.Module, recurse: bool) -> None:
+        with _without_functions():
+            self._provenance.keep([*module.parameters(recurse), *module.buffers(recurse)])
 
     def _functions_from(self, hidden: bool) -> AbstractContextManager[Any]:
         if hidden == self._hidden:

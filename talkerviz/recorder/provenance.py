@@ -11,7 +11,7 @@ operation has an edge with `state` from those that it left something of.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -74,11 +74,11 @@ class Provenance:
         self._storages: dict[int, Storage] = {}
         self._sweep_at = _FEWEST_TO_SWEEP
 
-    def keep(self, model: nn.Module) -> None:
-        """Note the storages of a model's parameters and buffers."""
-        for tensor in (*model.parameters(), *model.buffers()):
-            storage = self.storage(tensor)
-            if storage is not None:
+    def keep(self, tensors: Iterable[Tensor | None]) -> None:
+        """Note the storages of a model's parameters and buffers, but of those that operations made."""
+        for tensor in tensors:
+            storage = None if tensor is None else self.storage(tensor)
+            if storage is not None and storage.foreign:
                 storage.kept, storage.foreign = True, False
 
     def storage(self, tensor: Tensor) -> Storage | None:
