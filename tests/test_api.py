@@ -51,7 +51,17 @@ def test_imported_without_what_notebooks_and_the_command_need() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["show {}", "tree {}", "render {} -f dot", "render {} -f csv", "report {} -o {}.out", "diff {} {}"]
+    "command",
+    [
+        "--help",
+        "--version",
+        "show {}",
+        "tree {}",
+        "render {} -f dot",
+        "render {} -f csv",
+        "report {} -o {}.out",
+        "diff {} {}",
+    ],
 )
 def test_what_reads_a_trace_does_so_without_torch(command: str, tmp_path: Path) -> None:
     file = tmp_path / "run.parquet"

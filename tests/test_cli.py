@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from talkerviz.cli import main
+from talkerviz.cli import COMMANDS, main
+from talkerviz.cli.app import app
 from talkerviz.trace import Trace
 from talkerviz.trace.peaks import Peaks
 
@@ -202,6 +204,14 @@ def test_with_nothing_said_it_says_what_there_is(monkeypatch: pytest.MonkeyPatch
     said = capsys.readouterr()
     assert {"trace", "show", "render", "doctor"} <= {line.split()[0] for line in said.out.splitlines() if line.strip()}
     assert said.err == ""
+
+
+def test_every_command_is_listed_with_its_file() -> None:
+    for file, _ in COMMANDS.values():
+        import_module(f"talkerviz.cli.{file}")
+    calls = {one.name or one.callback.__name__: one.callback for one in app.registered_commands if one.callback}
+    found = {name: call.__module__.removeprefix("talkerviz.cli.") for name, call in calls.items()}
+    assert found == {name: file for name, (file, _) in COMMANDS.items()}
 
 
 def bad_inputs() -> list[tuple[list[str], str]]:

@@ -8,37 +8,42 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from talkerviz.cli.app import app
 from talkerviz.version import __version__
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
 
-# Each with its file, as they are used, not as they are spelled.
-_COMMANDS = {
-    "trace": "trace",
-    "capture": "capture",
-    "speak": "speak",
-    "show": "show",
-    "tree": "show",
-    "render": "render",
-    "report": "report",
-    "diff": "diff",
-    "merge": "merge",
-    "query": "query",
-    "presets": "doctor",
-    "doctor": "doctor",
+# The file of each, and what it is for, in the order of their use. Their own help is in the files, of which those that
+# run models import much: seconds that nobody should wait for a list.
+COMMANDS = {
+    "trace": ("trace", "Run a model and record every module call."),
+    "capture": ("capture", "Run a thinker, and keep what it gives the talker."),
+    "speak": ("speak", "Speak into a WAV file, and time it."),
+    "show": ("show", "Print a latency table."),
+    "tree": ("show", "Print the call tree, what repeats folded."),
+    "render": ("render", "Draw a trace, or write it for other programs."),
+    "report": ("report", "Write a page with all of it: charts and tables."),
+    "diff": ("diff", "Say where two runs differ."),
+    "merge": ("merge", "Put the traces of several ranks together."),
+    "query": ("query", "Ask many traces in SQL."),
+    "presets": ("doctor", "List the talkers that can be built."),
+    "doctor": ("doctor", "Say what can run here, and how fast."),
 }
 
 
-def _load(asked: str) -> None:
-    """The file of a command, or of all: those that run models import much that others do without."""
-    for file in [_COMMANDS[asked]] if asked in _COMMANDS else [*_COMMANDS.values()]:
-        import_module(f"talkerviz.cli.{file}")
-    order = [*_COMMANDS]
-    app.registered_commands.sort(key=lambda one: order.index(one.name or one.callback.__name__))  # type: ignore[union-attr]
+def _app_for(asked: str) -> typer.Typer:
+    """The application of a command, or one that only lists them."""
+    if asked in COMMANDS:
+        found: typer.Typer = import_module(f"talkerviz.cli.{COMMANDS[asked][0]}").app
+    else:
+        from talkerviz.cli.app import new_app
+
+        found = new_app()
+        for name, (_, summary) in COMMANDS.items():
+            found.command(name, help=summary)(lambda: None)
+    found.callback(invoke_without_command=True)(_root)
+    return found
 
 
-@app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
@@ -50,7 +55,7 @@ def _root(
 def main() -> None:
     """Run the command line; anything the user can mend is one line on stderr and exit code 2."""
     arguments = sys.argv[1:] or ["--help"]
-    _load(arguments[0])
+    app = _app_for(arguments[0])
     try:
         code = app(arguments, standalone_mode=False)
     except typer.Abort:
