@@ -7,7 +7,10 @@ import html.parser
 import io
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -287,6 +290,29 @@ def test_a_long_table_may_break_over_pages() -> None:
     rows = [call(n, None, 0, f"net.{n}x", "X", 10, 10) for n in range(41)]
     assert b"\\begin{longtable}{llrrrrrrrrrl}" in render(make_trace(rows), "latex")
     assert b"\\begin{tabular}" in render(make_trace(rows), "latex", rows=Rows(top=40))
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
+@pytest.mark.parametrize("rows", [1, 41])
+def test_latex_takes_it(rows: int, tmp_path: Path) -> None:
+    names = [NASTY[n % len(NASTY)].encode("ascii", "ignore").decode() or "x" for n in range(rows)]
+    trace = make_trace([call(n, None, 0, f"{n}.{name}", "X", 10, 10) for n, name in enumerate(names)])
+    head = r"\documentclass{article}\usepackage{booktabs, longtable}\begin{document}"
+    (tmp_path / "table.tex").write_text(f"{head}\n{render(trace, 'latex').decode()}\\end{{document}}\n")
+    made = subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "table.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    assert made.returncode == 0, made.stdout[-2000:]
+
+
+def test_latex_says_where_letters_need_more() -> None:
+    plain, more = (render(make_trace([call(0, None, 0, name, "X", 10, 10)]), "latex") for name in ("é_µ", "日本"))
+    assert b"LuaLaTeX" not in plain
+    assert b"LuaLaTeX" in more
 
 
 def test_times_of_a_table_have_one_unit() -> None:

@@ -7,6 +7,8 @@ import re
 from talkerviz.render.table_cells import TableCells
 
 _ROWS_OF_A_PAGE = 40
+# What pdfLaTeX prints without further packages, of what is in tables.
+_PLAIN = re.compile("[\\x00-\\u024f→µ…·×≥]*")
 
 
 def latex_table(table: TableCells) -> str:
@@ -14,6 +16,8 @@ def latex_table(table: TableCells) -> str:
     long = len(table.cells) > _ROWS_OF_A_PAGE
     packages = "booktabs, longtable" if long else "booktabs"
     comments = [table.title, *table.notes, f"Needs \\usepackage{{{packages}}}."]
+    if not _PLAIN.fullmatch("".join(map(str, table.cells.to_numpy().flat))):
+        comments.append("Not all letters are Latin ones: LuaLaTeX and a font that has them print all.")
     made = table.cells.to_latex(
         index=False,
         escape=True,
