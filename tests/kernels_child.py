@@ -1,4 +1,6 @@
-"""Compiles what the fused layers of `full` launch, for a Hopper GPU that need not be there, and says what became of it.
+"""Compiles what the fused layers of a preset launch, for a Hopper GPU that need not be there; what came of it is JSON.
+
+    python kernels_child.py full bfloat16
 
 Run by test_talker_kernels.py, since what interprets Triton's kernels in other tests keeps them from being compiled.
 """
@@ -56,20 +58,20 @@ def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         for name in KERNELS & vars(part).keys():
             setattr(part, name, Launches(getattr(part, name), found))
         part.launch = lambda x, warps=WARPS: {"PDL": True, "launch_pdl": True, "num_warps": warps}
-    config, dtype, meta = preset("full"), torch.bfloat16, torch.device("meta")
+    config, dtype, meta = preset(sys.argv[1]), getattr(torch, sys.argv[2]), torch.device("meta")
+    text, predictor = config.text, config.code_predictor
     with meta:
         torch.set_default_dtype(dtype)
         talker = TalkerForConditionalGeneration(config)
         torch.set_default_dtype(torch.float32)
     fuse_modules(talker)
-    cache, within = KVCache(config.text, 200, meta, dtype), KVCache(config.code_predictor, 16, meta, dtype)
+    cache, within = KVCache(text, 200, meta, dtype), KVCache(predictor, 16, meta, dtype)
     still = StaticCache(cache)
-    x, angles = (torch.empty(1, 1, size, dtype=dtype, device="meta") for size in (1024, 128))
+    x, angles = (torch.empty(1, 1, size, dtype=dtype, device="meta") for size in (text.hidden_size, text.head_dim))
     talker.model.layers[0](x, (angles, angles), next(iter(still.layers(1))), still.mask(1))
     for tokens in (2, 1):
-        talker.code_predictor(
-            inputs_embeds=torch.empty(1, tokens, 1024, dtype=dtype, device="meta"), cache=within, group=1
-        )
+        embeds = torch.empty(1, tokens, predictor.hidden_size, dtype=dtype, device="meta")
+        talker.code_predictor(inputs_embeds=embeds, cache=within, group=1)
     talker.codec_head(talker.model.norm(x))
     return found
 
