@@ -26,7 +26,7 @@ from talkerviz.talker.fused import launch
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.talker import TalkerForConditionalGeneration
 
-CUTS = [(32, 8, True), (32, 4, True), (16, 4, True), (16, 8, True), (64, 8, True), (32, 8, False)]
+CUTS = [(32, 8, True), (32, 4, True), (16, 4, True), (16, 2, True), (8, 1, True), (32, 8, False)]
 """KiB of weights a program, its warps, and whether kernels begin early; the others are compared with the first."""
 
 

@@ -18,7 +18,7 @@ step() { # seconds, name, command
 step 100 tests python3 -m pytest -m gpu -q -p no:cacheprovider -n 4 tests
 step 60 replayed-fused python3 benchmarks/replayed_frame.py --fused -o "$folder/replayed-frame-fused.md"
 step 160 talker python3 benchmarks/talker.py --device cuda --kinds full:bfloat16 -o "$folder/talker.md"
-step 60 sizes python3 benchmarks/fused_sizes.py -o "$folder/fused-sizes.md"
+step 110 sizes python3 benchmarks/fused_sizes.py -o "$folder/fused-sizes.md"
 step 45 replayed python3 benchmarks/replayed_frame.py -o "$folder/replayed-frame.md"
 step 60 streams python3 benchmarks/streams.py -o "$folder/streams.md"
 step 100 gpu python3 benchmarks/gpu.py --repeats 3 -o "$folder"

@@ -119,11 +119,6 @@ def talker_of(
     """
     if (compiled or fused or graphs) and impl != "native":
         raise ValueError(f"only the native talker is compiled, fused or captured, not {impl}'s")
-    # Before weights are read, which takes long.
-    if fused:
-        check_kernels(torch.device(device))
-    if graphs:
-        check_device(torch.device(device))
     if isinstance(source, Path):
         config = read_talker_config(source)
         stored = find_module(source, "talker.")
@@ -133,6 +128,10 @@ def talker_of(
         dtype = dtype or default_dtype(source)
     # First, since weights take longer.
     config.speaker(scenario.speaker)
+    if fused:
+        check_kernels(torch.device(device), config)
+    if graphs:
+        check_device(torch.device(device))
     read = read_inputs(inputs, config, device, dtype) if inputs else None
     if stored:
         talker = load_talker(config, stored, impl, device, dtype, on_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def test_what_is_not_fused(
 
 
 def test_compiled_or_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("talkerviz.talker.fused.check_kernels", lambda device: None)
+    monkeypatch.setattr("talkerviz.talker.fused.check_kernels", lambda device, config: None)
     model: Any = build_talker(CONFIG)
     compile_talker(model)
     with pytest.raises(ValueError, match="compile it or fuse it"):
@@ -166,7 +167,13 @@ def test_compiled_or_fused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(ValueError, match="fused kernels need Triton"):
-        check_kernels(torch.device("cuda"))
+        check_kernels(torch.device("cuda"), CONFIG)
+
+
+def test_another_activation() -> None:
+    other = replace(CONFIG, text=replace(CONFIG.text, hidden_act="gelu"))
+    with pytest.raises(ValueError, match="fused kernels have silu, and the talker's hidden_act is gelu"):
+        check_kernels(torch.device("cuda"), other)
 
 
 @pytest.mark.gpu

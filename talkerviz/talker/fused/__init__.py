@@ -20,6 +20,7 @@ from torch import nn
 from ..compiled import is_compiled
 
 if TYPE_CHECKING:
+    from ..config import TalkerConfig
     from ..talker import TalkerForConditionalGeneration
 
 
@@ -31,16 +32,18 @@ def fuse_talker(talker: TalkerForConditionalGeneration) -> None:
 
     Raises ValueError as `check_kernels` does, and for a talker that is compiled.
     """
-    check_kernels(talker.codec_head.weight.device)
+    check_kernels(talker.codec_head.weight.device, talker.config)
     if is_compiled(talker):
         raise ValueError("the talker's layers are compiled, which makes other kernels of them: compile it or fuse it")
     fuse_modules(talker)
 
 
-def check_kernels(device: torch.device) -> None:
-    """Raises ValueError for a device that is not CUDA, or where Triton is missing."""
+def check_kernels(device: torch.device, config: TalkerConfig) -> None:
+    """Raises ValueError for a device that is not CUDA, an activation that is not SiLU, or where Triton is missing."""
     if device.type != "cuda":
         raise ValueError(f"fused kernels need a CUDA device, and the talker is on {device.type}: leave out --fused")
+    if others := {config.text.hidden_act, config.code_predictor.hidden_act} - {"silu"}:
+        raise ValueError(f"fused kernels have silu, and the talker's hidden_act is {others.pop()}: leave out --fused")
     try:
         import triton  # noqa: F401
     except ImportError as error:

@@ -12,8 +12,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from ..attention import TalkerCodePredictorAttention
 from ..cache import LayerCache, StaticLayerCache
 from ..norm import RMSNorm
-from .arithmetic import rounded, times
 from .launch import block_rows, launch, power
+from .parts import load_rows, rounded, times
 from .rows import project_rows
 
 NOTHING = tl.constexpr(-1e30)
@@ -195,7 +195,7 @@ def project_mixed(
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
     inside = columns < HEADS * HEAD
-    weights = tl.load(matrix + rows[:, None] * (HEADS * HEAD) + columns[None, :], inside[None, :], 0.0)
+    weights = load_rows(matrix, rows, columns, HEADS * HEAD)
     if PDL:
         gdc_wait()
     for token in tl.static_range(TOKENS):

@@ -11,8 +11,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..moe import TalkerTextSparseMoeBlock
 from ..norm import RMSNorm
-from .arithmetic import normed, rounded, silu, times
 from .launch import block_rows, launch, power
+from .parts import gated, load_row, load_rows, normed, rounded, times
 
 
 @triton.jit
@@ -41,30 +41,27 @@ def route(
         gdc_launch_dependents()
     block = tl.program_id(0)
     columns = tl.arange(0, BLOCK_COLUMNS)
-    inside = columns < COLUMNS
-    scale = tl.load(norm + columns, inside, 0.0).to(tl.float32)
+    scale = load_row(norm, columns, COLUMNS)
     if block < ROWS // BLOCK_ROWS:
         rows = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        where = rows[:, None] * COLUMNS + columns[None, :]
-        gate_weights = tl.load(gates + where, inside[None, :], 0.0)
-        up_weights = tl.load(ups + where, inside[None, :], 0.0)
+        gate_weights = load_rows(gates, rows, columns, COLUMNS)
+        up_weights = load_rows(ups, rows, columns, COLUMNS)
         if PDL:
             gdc_wait()
-        row = normed(tl.load(x + columns, inside, 0.0).to(tl.float32), scale, eps, x, COLUMNS)
-        opened = rounded(silu(rounded(times(gate_weights, row), x)), x)
-        tl.store(shared + rows, (opened * rounded(times(up_weights, row), x)).to(shared.dtype.element_ty))
+        row = normed(load_row(x, columns, COLUMNS), scale, eps, x, COLUMNS)
+        tl.store(shared + rows, gated(gate_weights, up_weights, row, x).to(shared.dtype.element_ty))
     elif block < ROWS // BLOCK_ROWS + EXPERTS // BLOCK_EXPERTS:
         experts = (block - ROWS // BLOCK_ROWS) * BLOCK_EXPERTS + tl.arange(0, BLOCK_EXPERTS)
-        weights = tl.load(router + experts[:, None] * COLUMNS + columns[None, :], inside[None, :], 0.0)
+        weights = load_rows(router, experts, columns, COLUMNS)
         if PDL:
             gdc_wait()
-        row = normed(tl.load(x + columns, inside, 0.0).to(tl.float32), scale, eps, x, COLUMNS)
+        row = normed(load_row(x, columns, COLUMNS), scale, eps, x, COLUMNS)
         tl.store(logits + experts, times(weights, row).to(logits.dtype.element_ty))
     else:
-        weight = tl.load(shared_gate + columns, inside, 0.0).to(tl.float32)
+        weight = load_row(shared_gate, columns, COLUMNS)
         if PDL:
             gdc_wait()
-        row = normed(tl.load(x + columns, inside, 0.0).to(tl.float32), scale, eps, x, COLUMNS)
+        row = normed(load_row(x, columns, COLUMNS), scale, eps, x, COLUMNS)
         far = 1 / (1 + tl.exp(-rounded(tl.sum(weight * row, axis=0), x)))
         tl.store(opening, far.to(opening.dtype.element_ty))
 
@@ -104,25 +101,22 @@ def gate_experts(
     slot = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
-    inside = columns < COLUMNS
-    scale = tl.load(norm + columns, inside, 0.0).to(tl.float32)
+    scale = load_row(norm, columns, COLUMNS)
     if PDL:
         gdc_wait()
         # Only now: what comes next reads `experts` before it waits.
         gdc_launch_dependents()
     expert = tl.load(experts + slot)
-    where = rows[:, None] * COLUMNS + columns[None, :]
     matrix = gates_ups + expert.to(tl.int64) * (2 * ROWS * COLUMNS)
-    gate_weights = tl.load(matrix + where, inside[None, :], 0.0)
-    up_weights = tl.load(matrix + ROWS * COLUMNS + where, inside[None, :], 0.0)
-    row = normed(tl.load(x + columns, inside, 0.0).to(tl.float32), scale, eps, x, COLUMNS)
-    opened = rounded(silu(rounded(times(gate_weights, row), x)), x)
-    tl.store(out + slot * ROWS + rows, (opened * rounded(times(up_weights, row), x)).to(out.dtype.element_ty))
+    gate_weights = load_rows(matrix, rows, columns, COLUMNS)
+    up_weights = load_rows(matrix + ROWS * COLUMNS, rows, columns, COLUMNS)
+    row = normed(load_row(x, columns, COLUMNS), scale, eps, x, COLUMNS)
+    tl.store(out + slot * ROWS + rows, gated(gate_weights, up_weights, row, x).to(out.dtype.element_ty))
 
 
 @triton.jit
 def project_experts(
-    gated,
+    inner,
     experts,
     shares,
     shared,
@@ -147,10 +141,7 @@ def project_experts(
     slots = tl.arange(0, BLOCK_CHOSEN)
     inside = (slots < CHOSEN)[:, None] & (columns < COLUMNS)[None, :]
     shared_columns = tl.arange(0, BLOCK_SHARED_COLUMNS)
-    shared_inside = shared_columns < SHARED_COLUMNS
-    shared_weights = tl.load(
-        shared_down + rows[:, None] * SHARED_COLUMNS + shared_columns[None, :], shared_inside[None, :], 0.0
-    )
+    shared_weights = load_rows(shared_down, rows, shared_columns, SHARED_COLUMNS)
     # Those chosen, for which what ran before this one's predecessor has waited.
     chosen = tl.load(experts + slots, slots < CHOSEN, 0).to(tl.int64)
     where = (chosen[:, None] * ROWS + rows[None, :])[:, :, None] * COLUMNS + columns[None, None, :]
@@ -159,11 +150,10 @@ def project_experts(
         gdc_launch_dependents()
         gdc_wait()
     part = tl.load(shares + slots, slots < CHOSEN, 0.0).to(tl.float32)
-    opened = tl.load(gated + slots[:, None] * COLUMNS + columns[None, :], inside, 0.0).to(tl.float32)
+    opened = tl.load(inner + slots[:, None] * COLUMNS + columns[None, :], inside, 0.0).to(tl.float32)
     products = rounded(tl.sum(weights.to(tl.float32) * opened[:, None, :], axis=2), out)
     routed = tl.sum(rounded(part[:, None] * products, out), axis=0)
-    row = tl.load(shared + shared_columns, shared_inside, 0.0).to(tl.float32)
-    common = rounded(times(shared_weights, row), out)
+    common = rounded(times(shared_weights, load_row(shared, shared_columns, SHARED_COLUMNS)), out)
     common = rounded(tl.load(opening).to(tl.float32) * common, out)
     before = tl.load(residual + rows).to(tl.float32)
     tl.store(out + rows, (before + rounded(rounded(routed, out) + common, out)).to(out.dtype.element_ty))
@@ -175,7 +165,7 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
     count, hidden, width = experts.down_proj.shape
     gates, ups, shared_down = (part.weight for part in (shared.gate_proj, shared.up_proj, shared.down_proj))
     shared_width = len(gates)
-    logits, gated_shared, opening = x.new_empty(count), x.new_empty(shared_width), x.new_empty(1)
+    logits, inner_shared, opening = x.new_empty(count), x.new_empty(shared_width), x.new_empty(1)
     rows, of_router = block_rows(gates, ups), block_rows(router.weight)
     columns = power(hidden)
     route[(shared_width // rows + count // of_router + 1,)](
@@ -187,7 +177,7 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
         ups,
         mlp.shared_expert_gate.weight,
         logits,
-        gated_shared,
+        inner_shared,
         opening,
         EXPERTS=count,
         ROWS=shared_width,
@@ -201,7 +191,7 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
     choose_experts[(1,)](
         logits, chosen, shares, EXPERTS=count, CHOSEN=router.top_k, BLOCK_EXPERTS=power(count), **launch(x, warps=4)
     )
-    gated = x.new_empty(router.top_k, width)
+    inner = x.new_empty(router.top_k, width)
     rows = block_rows(experts.gate_up_proj[0, :width], experts.gate_up_proj[0, width:])
     gate_experts[width // rows, router.top_k](
         x,
@@ -209,7 +199,7 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
         norm.eps,
         chosen,
         experts.gate_up_proj,
-        gated,
+        inner,
         ROWS=width,
         COLUMNS=hidden,
         BLOCK_ROWS=rows,
@@ -219,10 +209,10 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
     out = torch.empty_like(x)
     rows = block_rows(shared_down, *[experts.down_proj[0]] * power(router.top_k))
     project_experts[(hidden // rows,)](
-        gated,
+        inner,
         chosen,
         shares,
-        gated_shared,
+        inner_shared,
         opening,
         experts.down_proj,
         shared_down,

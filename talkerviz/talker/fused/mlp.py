@@ -11,8 +11,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..moe import MLP
 from ..norm import RMSNorm
-from .arithmetic import normed, rounded, silu, times
 from .launch import block_rows, launch, power
+from .parts import gated, load_row, load_rows, normed, rounded, times
 
 
 @triton.jit
@@ -35,18 +35,14 @@ def gate(
         gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
-    inside = columns < COLUMNS
-    where = rows[:, None] * COLUMNS + columns[None, :]
-    gate_weights = tl.load(gates + where, inside[None, :], 0.0)
-    up_weights = tl.load(ups + where, inside[None, :], 0.0)
-    scale = tl.load(norm + columns, inside, 0.0).to(tl.float32)
+    gate_weights = load_rows(gates, rows, columns, COLUMNS)
+    up_weights = load_rows(ups, rows, columns, COLUMNS)
+    scale = load_row(norm, columns, COLUMNS)
     if PDL:
         gdc_wait()
     for token in tl.static_range(TOKENS):
-        row = tl.load(x + token * COLUMNS + columns, inside, 0.0).to(tl.float32)
-        row = normed(row, scale, eps, x, COLUMNS)
-        opened = rounded(silu(rounded(times(gate_weights, row), x)), x)
-        tl.store(out + token * ROWS + rows, (opened * rounded(times(up_weights, row), x)).to(out.dtype.element_ty))
+        row = normed(load_row(x + token * COLUMNS, columns, COLUMNS), scale, eps, x, COLUMNS)
+        tl.store(out + token * ROWS + rows, gated(gate_weights, up_weights, row, x).to(out.dtype.element_ty))
 
 
 @triton.jit
@@ -67,12 +63,11 @@ def project_added(
         gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
-    inside = columns < COLUMNS
-    weights = tl.load(matrix + rows[:, None] * COLUMNS + columns[None, :], inside[None, :], 0.0)
+    weights = load_rows(matrix, rows, columns, COLUMNS)
     if PDL:
         gdc_wait()
     for token in tl.static_range(TOKENS):
-        row = tl.load(x + token * COLUMNS + columns, inside, 0.0).to(tl.float32)
+        row = load_row(x + token * COLUMNS, columns, COLUMNS)
         before = tl.load(residual + token * ROWS + rows).to(tl.float32)
         tl.store(out + token * ROWS + rows, (before + rounded(times(weights, row), x)).to(out.dtype.element_ty))
 
@@ -81,7 +76,7 @@ def add_mlp(x: Tensor, mlp: MLP, norm: RMSNorm) -> Tensor:
     """x [1, tokens, hidden] and what the MLP adds to it."""
     gates, ups, downs = (part.weight for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
     tokens, (width, hidden) = x.shape[1], gates.shape
-    gated = x.new_empty(tokens, width)
+    inner = x.new_empty(tokens, width)
     rows = block_rows(gates, ups)
     gate[(width // rows,)](
         x,
@@ -89,7 +84,7 @@ def add_mlp(x: Tensor, mlp: MLP, norm: RMSNorm) -> Tensor:
         norm.eps,
         gates,
         ups,
-        gated,
+        inner,
         ROWS=width,
         COLUMNS=hidden,
         TOKENS=tokens,
@@ -100,7 +95,7 @@ def add_mlp(x: Tensor, mlp: MLP, norm: RMSNorm) -> Tensor:
     out = torch.empty_like(x)
     rows = block_rows(downs)
     project_added[(hidden // rows,)](
-        gated,
+        inner,
         downs,
         x,
         out,

@@ -10,8 +10,8 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..norm import RMSNorm
-from .arithmetic import normed, times
 from .launch import block_rows, launch, power
+from .parts import load_row, load_rows, normed, times
 
 
 @triton.jit
@@ -48,14 +48,13 @@ def project(
         skipped = FIRST + SECOND
     rows = start + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
-    inside = columns < COLUMNS
-    weights = tl.load(matrix + (rows - skipped)[:, None] * COLUMNS + columns[None, :], inside[None, :], 0.0)
+    weights = load_rows(matrix, rows - skipped, columns, COLUMNS)
     if NORMED:
-        scale = tl.load(norm + columns, inside, 0.0).to(tl.float32)
+        scale = load_row(norm, columns, COLUMNS)
     if PDL:
         gdc_wait()
     for token in tl.static_range(TOKENS):
-        row = tl.load(x + token * COLUMNS + columns, inside, 0.0).to(tl.float32)
+        row = load_row(x + token * COLUMNS, columns, COLUMNS)
         if NORMED:
             row = normed(row, scale, eps, x, COLUMNS)
         tl.store(out + token * (FIRST + SECOND + THIRD) + rows, times(weights, row).to(out.dtype.element_ty))
@@ -67,13 +66,12 @@ def normalise(x, norm, eps, out, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.conste
     if PDL:
         gdc_launch_dependents()
     columns = tl.arange(0, BLOCK_COLUMNS)
-    inside = columns < COLUMNS
-    scale = tl.load(norm + columns, inside, 0.0).to(tl.float32)
+    scale = load_row(norm, columns, COLUMNS)
     if PDL:
         gdc_wait()
-    where = tl.program_id(0) * COLUMNS + columns
-    row = normed(tl.load(x + where, inside, 0.0).to(tl.float32), scale, eps, x, COLUMNS)
-    tl.store(out + where, row.to(out.dtype.element_ty), inside)
+    start = tl.program_id(0) * COLUMNS
+    row = normed(load_row(x + start, columns, COLUMNS), scale, eps, x, COLUMNS)
+    tl.store(out + start + columns, row.to(out.dtype.element_ty), columns < COLUMNS)
 
 
 def project_rows(x: Tensor, weights: list[Tensor], norm: RMSNorm | None = None) -> Tensor:
