@@ -25,7 +25,8 @@ def test_they_compile(preset: str, dtype: str, tmp_path: Path) -> None:
     assert len(names) == 10
     for name, kernel in kernels.items():
         assert kernel["stack"] == 0, name  # no register went to memory
-        assert kernel["registers"] <= 128 or "grid (1,)" in name, name  # two programs of eight warps fit
+        if not name.startswith(("attend", "choose_experts")):  # few programs, of few warps
+            assert kernel["registers"] <= 128, name  # two programs of eight warps fit
         assert kernel["waits"], name
         if preset == "full" and name.startswith(("project", "gate,", "route")):
             # Weights are asked for before it waits for what they are multiplied with, 16 bytes a thread.

@@ -1,6 +1,6 @@
 """Attention of new tokens: queries, keys and values in one kernel, the mix in a second, the way out in a third."""
 
-# ruff: noqa: N803 (what is known when a kernel is compiled is in capitals, as in Triton's own code)
+# ruff: noqa: N803, RUF005 (what is known when a kernel is compiled is in capitals; Triton knows no unpacking)
 from __future__ import annotations
 
 import torch
@@ -30,14 +30,27 @@ def _turned(first, second, cos, sin, like):
 
 
 @triton.jit
-def _head(projected, first_scale, second_scale, eps, cos, sin, half, inside, HALF: tl.constexpr):
+def _halves(head, half, inside, HALF: tl.constexpr):
+    """The two halves of a head, float32."""
+    first = tl.load(head + half, inside, 0.0).to(tl.float32)
+    return first, tl.load(head + HALF + half, inside, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _ready(first, second, first_scale, second_scale, eps, cos, sin, like, HALF: tl.constexpr):
     """A query's or key's two halves, normalised and rotated."""
-    first = tl.load(projected + half, inside, 0.0).to(tl.float32)
-    second = tl.load(projected + HALF + half, inside, 0.0).to(tl.float32)
     root = tl.rsqrt(tl.sum(first * first + second * second, axis=0) / (2 * HALF) + eps)
-    first = rounded(first_scale * rounded(first * root, projected), projected)
-    second = rounded(second_scale * rounded(second * root, projected), projected)
-    return _turned(first, second, cos, sin, projected)
+    first = rounded(first_scale * rounded(first * root, like), like)
+    second = rounded(second_scale * rounded(second * root, like), like)
+    return _turned(first, second, cos, sin, like)
+
+
+@triton.jit
+def _block(cached, positions, end, half, inside, HALF: tl.constexpr):
+    """The two halves of a head at positions before `end` [positions, HALF], as they are, and zero beyond."""
+    spots = cached + positions[:, None] * 2 * HALF + half[None, :]
+    there = (positions < end)[:, None] & inside[None, :]
+    return tl.load(spots, there, 0.0), tl.load(spots + HALF, there, 0.0)
 
 
 @triton.jit
@@ -85,85 +98,104 @@ def attend(
     key_head = head // (HEADS // KEY_HEADS)
     half = tl.arange(0, BLOCK_HALF)
     inside = half < HALF
-    query_first_scale = tl.load(query_norm + half, inside, 0.0).to(tl.float32)
-    query_second_scale = tl.load(query_norm + HALF + half, inside, 0.0).to(tl.float32)
-    key_first_scale = tl.load(key_norm + half, inside, 0.0).to(tl.float32)
-    key_second_scale = tl.load(key_norm + HALF + half, inside, 0.0).to(tl.float32)
+    query_scale_first, query_scale_second = _halves(query_norm, half, inside, HALF)
+    key_scale_first, key_scale_second = _halves(key_norm, half, inside, HALF)
     if PDL:
         gdc_wait()
     if PLACE_IN_MEMORY:
         place = tl.load(place)
+    # All is asked for before any of it is waited for.
     width = 2 * HALF * (HEADS + 2 * KEY_HEADS)
-    angles = half
+    query_first, query_second = _halves(projected + token * width + head * 2 * HALF, half, inside, HALF)
     if ANGLES_OF_ALL:
-        angles += place * 2 * HALF
-    own_cos = tl.load(cos + token * 2 * HALF + angles, inside, 0.0).to(tl.float32)
-    own_sin = tl.load(sin + token * 2 * HALF + angles, inside, 0.0).to(tl.float32)
-    query = projected + token * width + head * 2 * HALF
-    query_first, query_second = _head(
-        query, query_first_scale, query_second_scale, query_eps, own_cos, own_sin, half, inside, HALF
-    )
+        cos += place * 2 * HALF
+        sin += place * 2 * HALF
+    new_firsts = ()
+    new_seconds = ()
+    value_firsts = ()
+    value_seconds = ()
+    cosines = ()
+    sines = ()
+    for new in tl.static_range(TOKENS):
+        key = projected + new * width + (HEADS + key_head) * 2 * HALF
+        new_first, new_second = _halves(key, half, inside, HALF)
+        value_first, value_second = _halves(key + KEY_HEADS * 2 * HALF, half, inside, HALF)
+        new_firsts = new_firsts + (new_first,)
+        new_seconds = new_seconds + (new_second,)
+        value_firsts = value_firsts + (value_first,)
+        value_seconds = value_seconds + (value_second,)
+        cosines = cosines + (tl.load(cos + new * 2 * HALF + half, inside, 0.0).to(tl.float32),)
+        sines = sines + (tl.load(sin + new * 2 * HALF + half, inside, 0.0).to(tl.float32),)
+    # Of the positions before, a share is this program's.
+    share = tl.cdiv(tl.cdiv(place, SPLITS), BLOCK_POSITIONS) * BLOCK_POSITIONS
+    start = split * share
+    end = tl.minimum(start + share, place)
+    positions = start + tl.arange(0, BLOCK_POSITIONS)
+    own_keys = keys + key_head * stride
+    own_values = values + key_head * stride
+    old_key_first, old_key_second = _block(own_keys, positions, end, half, inside, HALF)
+    old_value_first, old_value_second = _block(own_values, positions, end, half, inside, HALF)
 
+    own_cos = tl.load(cos + token * 2 * HALF + half, inside, 0.0).to(tl.float32)
+    own_sin = tl.load(sin + token * 2 * HALF + half, inside, 0.0).to(tl.float32)
+    query_first, query_second = _ready(
+        query_first, query_second, query_scale_first, query_scale_second, query_eps, own_cos, own_sin, projected, HALF
+    )
     most = tl.full((), NOTHING, tl.float32)
     summed = tl.zeros((), tl.float32)
     mix_first = tl.zeros((BLOCK_HALF,), tl.float32)
     mix_second = tl.zeros((BLOCK_HALF,), tl.float32)
-
-    # The new tokens, from what was just projected: what others write to the cache need not be there yet.
-    for new in tl.static_range(TOKENS):
-        seen = (split == 0) & (new <= token)
-        if MASKED:
-            seen = seen & (tl.load(mask + place + new) != 0)
-        new_cos = tl.load(cos + new * 2 * HALF + angles, inside, 0.0).to(tl.float32)
-        new_sin = tl.load(sin + new * 2 * HALF + angles, inside, 0.0).to(tl.float32)
-        key = projected + new * width + (HEADS + key_head) * 2 * HALF
-        key_first, key_second = _head(
-            key, key_first_scale, key_second_scale, key_eps, new_cos, new_sin, half, inside, HALF
-        )
-        value = projected + new * width + (HEADS + KEY_HEADS + key_head) * 2 * HALF
-        value_first = tl.load(value + half, inside, 0.0)
-        value_second = tl.load(value + HALF + half, inside, 0.0)
-        if (split == 0) & (token == new) & (head % (HEADS // KEY_HEADS) == 0):
-            there = key_head * stride + (place + new) * 2 * HALF + half
-            tl.store(keys + there, key_first.to(keys.dtype.element_ty), inside)
-            tl.store(keys + there + HALF, key_second.to(keys.dtype.element_ty), inside)
-            tl.store(values + there, value_first, inside)
-            tl.store(values + there + HALF, value_second, inside)
-        score = tl.sum(query_first * key_first + query_second * key_second, axis=0)
-        score = tl.where(seen, score * scale, NOTHING)
-        rise = tl.maximum(most, score)
-        kept = tl.exp(most - rise)
-        weight = tl.where(seen, tl.exp(score - rise), 0.0)
-        summed = summed * kept + weight
-        mix_first = mix_first * kept + weight * value_first.to(tl.float32)
-        mix_second = mix_second * kept + weight * value_second.to(tl.float32)
-        most = rise
-
-    # Those before them, a share of which is this program's.
-    share = tl.cdiv(tl.cdiv(place, SPLITS), BLOCK_POSITIONS) * BLOCK_POSITIONS
-    start = split * share
-    end = tl.minimum(start + share, place)
     while start < end:
-        positions = start + tl.arange(0, BLOCK_POSITIONS)
         attended = positions < end
         if MASKED:
             attended = attended & (tl.load(mask + positions, positions < end, 0) != 0)
-        spots = key_head * stride + positions[:, None] * 2 * HALF + half[None, :]
-        loaded = (positions < end)[:, None] & inside[None, :]
-        old_key_first = tl.load(keys + spots, loaded, 0.0).to(tl.float32)
-        old_key_second = tl.load(keys + spots + HALF, loaded, 0.0).to(tl.float32)
-        old_value_first = tl.load(values + spots, loaded, 0.0).to(tl.float32)
-        old_value_second = tl.load(values + spots + HALF, loaded, 0.0).to(tl.float32)
-        scores = tl.sum(old_key_first * query_first[None, :] + old_key_second * query_second[None, :], axis=1)
-        scores = tl.where(attended, scores * scale, NOTHING)
-        now_most = tl.maximum(most, tl.max(scores, axis=0))
-        kept_then = tl.exp(most - now_most)
-        weights = tl.where(attended, tl.exp(scores - now_most), 0.0)
-        summed = summed * kept_then + tl.sum(weights, axis=0)
-        mix_first = mix_first * kept_then + tl.sum(weights[:, None] * old_value_first, axis=0)
-        mix_second = mix_second * kept_then + tl.sum(weights[:, None] * old_value_second, axis=0)
-        most = now_most
+        both = (
+            old_key_first.to(tl.float32) * query_first[None, :] + old_key_second.to(tl.float32) * query_second[None, :]
+        )
+        scores = tl.where(attended, tl.sum(both, axis=1) * scale, NOTHING)
+        rise = tl.maximum(most, tl.max(scores, axis=0))
+        kept = tl.exp(most - rise)
+        weights = tl.where(attended, tl.exp(scores - rise), 0.0)
+        summed = summed * kept + tl.sum(weights, axis=0)
+        mix_first = mix_first * kept + tl.sum(weights[:, None] * old_value_first.to(tl.float32), axis=0)
+        mix_second = mix_second * kept + tl.sum(weights[:, None] * old_value_second.to(tl.float32), axis=0)
+        most = rise
         start += BLOCK_POSITIONS
+        positions += BLOCK_POSITIONS
+        old_key_first, old_key_second = _block(own_keys, positions, end, half, inside, HALF)
+        old_value_first, old_value_second = _block(own_values, positions, end, half, inside, HALF)
+
+    # The new tokens, from what was just projected: what others write to the cache need not be there yet.
+    for new in tl.static_range(TOKENS):
+        new_first, new_second = _ready(
+            new_firsts[new],
+            new_seconds[new],
+            key_scale_first,
+            key_scale_second,
+            key_eps,
+            cosines[new],
+            sines[new],
+            projected,
+            HALF,
+        )
+        seen = (split == 0) & (new <= token)
+        if MASKED:
+            seen = seen & (tl.load(mask + place + new) != 0)
+        score = tl.sum(query_first * new_first + query_second * new_second, axis=0)
+        score = tl.where(seen, score * scale, NOTHING)
+        new_most = tl.maximum(most, score)
+        kept_then = tl.exp(most - new_most)
+        weight = tl.where(seen, tl.exp(score - new_most), 0.0)
+        summed = summed * kept_then + weight
+        mix_first = mix_first * kept_then + weight * value_firsts[new]
+        mix_second = mix_second * kept_then + weight * value_seconds[new]
+        most = new_most
+        if (split == 0) & (token == new) & (head % (HEADS // KEY_HEADS) == 0):
+            spot = (place + new) * 2 * HALF + half
+            tl.store(own_keys + spot, new_first.to(keys.dtype.element_ty), inside)
+            tl.store(own_keys + spot + HALF, new_second.to(keys.dtype.element_ty), inside)
+            tl.store(own_values + spot, value_firsts[new].to(values.dtype.element_ty), inside)
+            tl.store(own_values + spot + HALF, value_seconds[new].to(values.dtype.element_ty), inside)
 
     which = (split * TOKENS + token) * HEADS + head
     tl.store(mixed + which * 2 * HALF + half, mix_first, inside)
@@ -199,16 +231,21 @@ def project_mixed(
     if PDL:
         gdc_wait()
     for token in tl.static_range(TOKENS):
-        most = tl.load(greatest + token * HEADS + columns // HEAD, inside, 0.0)
-        for split in tl.static_range(1, SPLITS):
-            most = tl.maximum(most, tl.load(greatest + (split * TOKENS + token) * HEADS + columns // HEAD, inside, 0.0))
-        summed = tl.zeros((BLOCK_COLUMNS,), tl.float32)
-        mix = tl.zeros((BLOCK_COLUMNS,), tl.float32)
-        for split in tl.static_range(SPLITS):
-            which = (split * TOKENS + token) * HEADS
-            kept = tl.exp(tl.load(greatest + which + columns // HEAD, inside, 0.0) - most)
-            summed += kept * tl.load(total + which + columns // HEAD, inside, 1.0)
-            mix += kept * tl.load(mixed + which * HEAD + columns, inside, 0.0)
+        if SPLITS == 1:
+            mix = tl.load(mixed + token * HEADS * HEAD + columns, inside, 0.0)
+            summed = tl.load(total + token * HEADS + columns // HEAD, inside, 1.0)
+        else:
+            most = tl.load(greatest + token * HEADS + columns // HEAD, inside, 0.0)
+            for split in tl.static_range(1, SPLITS):
+                which = (split * TOKENS + token) * HEADS
+                most = tl.maximum(most, tl.load(greatest + which + columns // HEAD, inside, 0.0))
+            summed = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+            mix = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+            for split in tl.static_range(SPLITS):
+                which = (split * TOKENS + token) * HEADS
+                kept = tl.exp(tl.load(greatest + which + columns // HEAD, inside, 0.0) - most)
+                summed += kept * tl.load(total + which + columns // HEAD, inside, 1.0)
+                mix += kept * tl.load(mixed + which * HEAD + columns, inside, 0.0)
         product = rounded(times(weights, rounded(mix / summed, out)), out)
         before = tl.load(residual + token * ROWS + rows).to(tl.float32)
         tl.store(out + token * ROWS + rows, (before + product).to(out.dtype.element_ty))
