@@ -1,6 +1,7 @@
 """How fast the talker speaks: ours, ours compiled, and transformers' `generate`, with the same weights in one run.
 
-    python benchmarks/talker.py [--device cpu] [--frames 12] [--rounds 3] [-o reports/benchmarks/talker.md]
+    python benchmarks/talker.py [--device cpu] [--without fused ...] [--frames 12] [--rounds 3]
+        [-o reports/benchmarks/talker.md]
 
 On a quiet machine with 18 GB of memory free; takes about five minutes on two cores. `full` is left out where memory is
 short with `--kinds lite:float32 lite:bfloat16`.
@@ -14,7 +15,7 @@ import gc
 import random
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import date
@@ -51,8 +52,10 @@ class Way:
     codes: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-def ways_of(config: TalkerConfig, dtype: torch.dtype, device: str, frames: int) -> tuple[dict[str, Way], nn.Module]:
-    """All of them, and our talker."""
+def ways_of(
+    config: TalkerConfig, dtype: torch.dtype, device: str, frames: int, without: Collection[str] = ()
+) -> tuple[dict[str, Way], nn.Module]:
+    """All of them, but those that need what is named, and our talker."""
     scenario = Scenario(frames=frames)
 
     def speaking(talker: nn.Module, impl: str) -> Callable[[Callable[[int], None]], Tensor]:
@@ -66,9 +69,12 @@ def ways_of(config: TalkerConfig, dtype: torch.dtype, device: str, frames: int) 
     }
     if device == "cuda":
         ways[REPLAYED] = Way(ways[OURS].speak, lambda: replayed(ours, lambda: uncompiled(ours)))
+    if device == "cuda" and "fused" not in without:
         fused = fused_copy(ours)
         ways[FUSED] = Way(speaking(fused, "native"))
         ways[FUSED_REPLAYED] = Way(ways[FUSED].speak, lambda: replayed(fused))
+    if "compile" in without:
+        return ways, ours
     try:
         compile_talker(ours)
     except ValueError as error:
@@ -135,11 +141,13 @@ def agreement(one: Tensor, two: Tensor) -> str:
     return f"the first {int(differ[0])}"
 
 
-def measure(kind: str, device: str, frames: int, rounds: int, bandwidth: float) -> Iterator[str]:
+def measure(
+    kind: str, device: str, frames: int, rounds: int, bandwidth: float, without: Collection[str]
+) -> Iterator[str]:
     """The rows of a preset in a dtype."""
     name, dtype = kind.split(":")
     config = preset(name)
-    ways, talker = ways_of(config, getattr(torch, dtype), device, frames)
+    ways, talker = ways_of(config, getattr(torch, dtype), device, frames, without)
     for way in ways.values():
         time_once(way, device)  # code is made, memory is found
         way.frames.clear()
@@ -170,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kinds", nargs="+", default=KINDS, help="PRESET:DTYPE")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--without", nargs="*", default=(), choices=("compile", "fused"))
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/benchmarks/talker.md"))
@@ -177,7 +186,7 @@ def main() -> None:
     peaks = measure_peaks(options.device)
     rows: list[str] = []
     for kind in options.kinds:
-        rows += measure(kind, options.device, options.frames, options.rounds, peaks.bandwidth)
+        rows += measure(kind, options.device, options.frames, options.rounds, peaks.bandwidth, options.without)
         gc.collect()
     heads = ["preset", "dtype", "talker", "GB a frame", "frames a second", "of memory's bound", "codes that are equal"]
     if options.device == "cuda":
