@@ -183,6 +183,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/benchmarks/talker.md"))
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("benchmarks/talker.py: torch sees no CUDA device; nothing was measured")
     peaks = measure_peaks(options.device)
     rows: list[str] = []
     for kind in options.kinds:

@@ -16,6 +16,7 @@ from test_talker_batch import a_prompt
 from torch import Tensor
 
 import talkerviz as tv
+from talkerviz.recorder.phases import TalkerPhases
 from talkerviz.talker import GREEDY, Sampling, assemble_prompt, batch_prompts, build_talker, generate, generate_batch
 from talkerviz.talker.cache import KVCache, LayerCache, StaticCache
 from talkerviz.talker.compiled import compile_talker
@@ -106,6 +107,20 @@ def test_codes_stay_what_they_are(frames: int) -> None:
     prompt = assemble_prompt(model, CONFIG, inputs_of(model, scenario, CONFIG), CONFIG.speaker("ethan"))
     expected = generate(model, prompt, frames, ignore_eos=True)  # type: ignore[arg-type]
     assert torch.equal(generate(fused_copy(model), prompt, frames, ignore_eos=True), expected)
+
+
+def test_its_modules_are_the_same_but_inside_layers() -> None:
+    model: Any = build_talker(CONFIG, device=DEVICE)
+    prompt = a_prompt(model)
+    plain, fused = (
+        tv.record(each, lambda each=each: generate(each, prompt, 3, ignore_eos=True), "talker", TalkerPhases).calls  # type: ignore[misc]
+        for each in (model, fused_copy(model))
+    )
+    inside = plain["path"].astype(str).str.contains(r"\.layers\.\d+\.") & (plain["phase"] != "prefill")
+    angles = fused["path"].astype(str).str.endswith("rotary_emb").to_numpy()  # those of all positions
+    for column in ("phase", "frame", "step", "path", "class", "outputs"):
+        kept = ~angles if column == "outputs" else slice(None)
+        assert fused[kept][column].tolist() == plain[~inside][kept][column].tolist(), column
 
 
 def test_batches_run_as_before() -> None:
