@@ -75,6 +75,18 @@ def test_what_reads_a_trace_does_so_without_torch(command: str, tmp_path: Path) 
     assert done.stderr.splitlines()[-1] == "set()"
 
 
+def test_a_model_of_one_s_own_is_traced_without_transformers(tmp_path: Path) -> None:
+    model = "import torch\ndef make():\n    m = torch.nn.ReLU()\n    return m, lambda: m(torch.ones(1))\n"
+    (tmp_path / "own.py").write_text(model)
+    code = (
+        "import atexit, sys; from talkerviz.cli import main;"
+        "atexit.register(lambda: print({'transformers'} & set(sys.modules), file=sys.stderr)); main()"
+    )
+    command = [sys.executable, "-c", code, "trace", "own:make"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
 def test_what_records_is_found_before_it_is_imported() -> None:
     code = "import talkerviz as tv; print({'Recording', 'record', 'recording'} <= {*dir(tv)}, tv.record.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
+from .activation import is_activation
 from .checkpoint import StoredModule, read_config
 from .config import preset
 from .fill import OnBytes, read_into
@@ -286,6 +286,6 @@ _CHECKS: Mapping[type, Callable[[Any], bool]] = {
     int: _is_size,
     float: lambda value: type(value) in (int, float) and value > 0,
     bool: lambda value: type(value) is bool,
-    str: lambda value: isinstance(value, str) and value in ACT2FN,
+    str: is_activation,
     list: lambda value: isinstance(value, list) and all(map(_is_size, value)),
 }

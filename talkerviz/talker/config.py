@@ -10,7 +10,8 @@ from importlib import resources
 from typing import Any, TypeVar
 
 import torch
-from transformers.activations import ACT2FN
+
+from .activation import is_activation
 
 PRESETS = ("tiny", "lite", "full")
 
@@ -142,7 +143,7 @@ def _is_number(value: Any) -> bool:
 _KINDS: dict[Any, Callable[[Any], bool]] = {
     "int": _is_number,
     "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value > 0,
-    "str": lambda value: isinstance(value, str) and value in ACT2FN,
+    "str": is_activation,
     "tuple[int, int, int]": lambda value: isinstance(value, tuple) and len(value) == 3 and all(map(_is_number, value)),
     "Mapping[str, int]": lambda value: isinstance(value, Mapping) and all(map(_is_number, value.values())),
 }

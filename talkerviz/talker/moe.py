@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN  # A trace prints its class name, SiLUActivation.
 
+from .activation import activation
 from .config import TextConfig
 from .linear import Linear, compiles_one_row, linear, times_rows
 
@@ -17,12 +17,12 @@ from .linear import Linear, compiles_one_row, linear, times_rows
 class MLP(nn.Module):
     """Gated feed-forward (SwiGLU, Shazeer 2020, arXiv:2002.05202) of the code predictor."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: str) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str) -> None:
         super().__init__()
         self.gate_proj = Linear(hidden_size, intermediate_size)
         self.up_proj = Linear(hidden_size, intermediate_size)
         self.down_proj = Linear(intermediate_size, hidden_size)
-        self.act_fn = ACT2FN[activation]
+        self.act_fn = activation(hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., hidden] to [..., hidden]."""
@@ -61,7 +61,7 @@ class TalkerTextExperts(nn.Module):
         experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
-        self.act_fn = ACT2FN[config.hidden_act]
+        self.act_fn = activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts: [tokens, hidden] and twice [tokens, top_k] to [tokens, hidden]."""

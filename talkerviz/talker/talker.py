@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
+from .activation import activation
 from .cache import KVCache
 from .code_predictor import TalkerCodePredictorModelForConditionalGeneration
 from .config import TalkerConfig
@@ -25,7 +25,7 @@ class TalkerResizeMLP(nn.Module):
         super().__init__()
         self.linear_fc1 = nn.Linear(config.thinker_hidden_size, config.text.intermediate_size)
         self.linear_fc2 = nn.Linear(config.text.intermediate_size, config.text.hidden_size)
-        self.act_fn = ACT2FN[config.text.hidden_act]
+        self.act_fn = activation(config.text.hidden_act)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         """[..., thinker_hidden] to [..., hidden]."""
