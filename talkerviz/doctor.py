@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -11,6 +13,9 @@ import torch
 from talkerviz.recorder.clocks import own_cost_ns
 from talkerviz.recorder.tap import PythonTap, Tap
 from talkerviz.render.text import amount_text, time_text
+from talkerviz.talker.compiled import check_compiler
+from talkerviz.talker.config import preset
+from talkerviz.talker.fused import check_kernels
 from talkerviz.trace.peaks import peaks_of
 from talkerviz.version import __version__
 
@@ -35,11 +40,24 @@ def diagnose() -> list[tuple[str, str]]:
             limits = f"{rate}FLOP/s in bfloat16, {bandwidth}B/s ({peaks.source})"
         memory = torch.cuda.get_device_properties(number).total_memory
         found.append((f"GPU {number}", f"{name}, {amount_text(memory)}B, {limits}"))
+    found.append(("faster with", ", ".join(_faster()) or "nothing: no C++ compiler, no CUDA device"))
     dot = shutil.which("dot")
     found.append(
         ("pictures", f"{dot}" if dot else "no `dot`: SVG and PNG by graphviz-pure, PDF needs Graphviz installed")
     )
     return found
+
+
+def _faster() -> Iterator[str]:
+    """The talker's options that can be had here."""
+    with suppress(ValueError):
+        check_compiler()
+        yield "--compile"
+    if torch.cuda.is_available():
+        yield "--graphs"
+        with suppress(ValueError):
+            check_kernels(torch.device("cuda"), preset("full"))
+            yield "--fused"
 
 
 def _recorder() -> str:

@@ -14,6 +14,7 @@ import torch
 
 from talkerviz.cli import COMMANDS, main
 from talkerviz.cli.app import app
+from talkerviz.doctor import diagnose
 from talkerviz.trace import Trace
 from talkerviz.trace.peaks import Peaks
 
@@ -320,6 +321,24 @@ def test_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert without_device == [[t[:3] for t in tensors] for tensors in real["inputs"]]
     assert shapes["host_ns"].isna().all()
     assert shapes["flops"].notna().all()
+
+
+def test_which_ways_of_being_faster_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("talkerviz.doctor.check_compiler", lambda: None)
+    assert dict(diagnose())["faster with"] == "--compile"
+    monkeypatch.setattr("talkerviz.doctor.check_compiler", missing)
+    assert dict(diagnose())["faster with"] == "nothing: no C++ compiler, no CUDA device"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("talkerviz.doctor.own_cost_ns", lambda: 1)
+    monkeypatch.setattr("talkerviz.doctor.check_kernels", lambda *_: None)
+    assert dict(diagnose())["faster with"] == "--graphs, --fused"
+    monkeypatch.setattr("talkerviz.doctor.check_kernels", missing)
+    assert dict(diagnose())["faster with"] == "--graphs"
 
 
 def test_cost_and_peaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

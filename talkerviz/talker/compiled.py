@@ -18,8 +18,16 @@ def compile_talker(talker: TalkerForConditionalGeneration) -> None:
     Inductor keeps it for later processes. In float32 codes stay what they are. In bfloat16 they are as near to those
     that float32 gives, but others: what stands between two products is not rounded.
 
-    Raises ValueError where Inductor finds no C++ compiler.
+    Raises ValueError as `check_compiler` does.
     """
+    check_compiler()
+    predictor = talker.code_predictor
+    for module in (*talker.model.layers, talker.codec_head, *predictor.model.layers, *predictor.lm_head):
+        module.compile()
+
+
+def check_compiler() -> None:
+    """Raises ValueError where Inductor finds no C++ compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -27,9 +35,6 @@ def compile_talker(talker: TalkerForConditionalGeneration) -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise ValueError("torch.compile finds no C++ compiler: install g++, or name one in CXX") from error
-    predictor = talker.code_predictor
-    for module in (*talker.model.layers, talker.codec_head, *predictor.model.layers, *predictor.lm_head):
-        module.compile()
 
 
 def uncompiled(talker: TalkerForConditionalGeneration) -> AbstractContextManager[object]:
