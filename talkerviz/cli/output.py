@@ -62,8 +62,8 @@ def check_writable(*outputs: str | Path | None) -> None:
             raise ValueError(f"{output}: no such folder {folder}")
         if Path(output).is_dir():
             raise ValueError(f"{output}: a folder is there; name a file")
-        if not os.access(folder, os.W_OK):
-            raise ValueError(f"{output}: {folder} is not yours to write to")
+        if not os.access(output if Path(output).exists() else folder, os.W_OK):
+            raise ValueError(f"{output}: is not yours to write to")
 
 
 def write(output: str, draw: Callable[[], bytes]) -> bytes:

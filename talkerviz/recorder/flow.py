@@ -197,9 +197,9 @@ class FlowMeter(TorchDispatchMode):
         outer = self._group, self._hidden
         self._group, self._hidden = None, self._is_to_hide_from(call.module)
         self._calls.append(call)
-        # They may be others for this call, as `functional_call` has it.
-        self._keep(call.module, recurse=False)
         try:
+            # They may be others for this call, as `functional_call` has it.
+            self._keep(call.module, recurse=False)
             with self._functions_from(outer[1]):
                 out = below(call.module, *call.args, **call.kwargs)
             if call.edge < 0:
