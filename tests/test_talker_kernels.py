@@ -22,10 +22,11 @@ def test_they_compile(preset: str, dtype: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     kernels = json.loads(done.stdout)
     names = {name.partition(",")[0] for name in kernels}
-    assert len(names) == 10
+    assert len(names) == 11
     for name, kernel in kernels.items():
-        assert kernel["stack"] == 0, name  # no register went to memory
-        if not name.startswith(("attend", "choose_experts")):  # few programs, of few warps
+        if not name.startswith("angles"):  # large ones are brought down by way of memory
+            assert kernel["stack"] == 0, name  # no register went there
+        if not name.startswith(("angles", "attend", "choose_experts")):  # few programs, of few warps
             assert kernel["registers"] <= 128, name  # two programs of eight warps fit
         assert kernel["waits"], name
         if preset == "full" and name.startswith(("project", "gate,", "route")):

@@ -52,7 +52,14 @@ def check_kernels(device: torch.device, config: TalkerConfig) -> None:
 
 def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
     """What `fuse_talker` does, wherever the talker is: on a CPU for Triton's interpreter."""
-    from .layer import angles_forward, head_forward, layer_forward, norm_forward, predictor_forward
+    from .layer import (
+        angles_forward,
+        head_forward,
+        known_angles_forward,
+        layer_forward,
+        norm_forward,
+        predictor_forward,
+    )
 
     predictor = talker.code_predictor
     for layer in (*talker.model.layers, *predictor.model.layers):
@@ -65,7 +72,8 @@ def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
     places = torch.arange(talker.config.num_code_groups, device=like.device)[None]
     angles = rotary(like, places)
     _replace(predictor.model, predictor_forward(places))
-    _replace(rotary, angles_forward(angles))
+    _replace(rotary, known_angles_forward(angles))
+    _replace(talker.model.rotary_emb, angles_forward)
 
 
 def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:

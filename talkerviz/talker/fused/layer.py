@@ -13,7 +13,8 @@ from ..decoder import DecoderLayer, ModelOutput, run_layers
 from ..linear import Linear
 from ..moe import TalkerTextSparseMoeBlock
 from ..norm import RMSNorm
-from ..rope import RotaryEmbedding
+from ..rope import RotaryEmbedding, TalkerRotaryEmbedding
+from .angles import angles_of
 from .attention import add_attention
 from .experts import add_experts
 from .mlp import add_mlp
@@ -76,10 +77,17 @@ def predictor_forward(places: Tensor) -> Callable[..., ModelOutput]:
     return forward
 
 
-def angles_forward(angles: tuple[Tensor, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+def known_angles_forward(angles: tuple[Tensor, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     """The code predictor's angles': those of all positions, among which the kernels find those of theirs."""
 
     def forward(self: RotaryEmbedding, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         return angles if _is_fused(hidden_states) else type(self).forward(self, hidden_states, position_ids)
 
     return forward
+
+
+def angles_forward(rotary: TalkerRotaryEmbedding, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoder's angles'."""
+    if position_ids.shape[1:] != (1, 1) or not _is_fused(hidden_states):
+        return type(rotary).forward(rotary, hidden_states, position_ids)
+    return angles_of(rotary, hidden_states, position_ids)
