@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 
 from talkerviz.talker import preset
 from talkerviz.talker.cache import KVCache, StaticCache
-from talkerviz.talker.fused import angles, attention, experts, fuse_modules, mlp, rows
+from talkerviz.talker.fused import angles, attention, codes, experts, fuse_modules, mlp, rows
 from talkerviz.talker.fused.launch import WARPS
 from talkerviz.talker.talker import TalkerForConditionalGeneration
 
@@ -32,7 +32,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 OPTIONS = ("num_warps", "launch_pdl")
 KERNELS = {
     "project", "normalise", "attend", "project_mixed", "gate", "project_added",
-    "angles", "route", "choose_experts", "gate_experts", "project_experts",
+    "angles", "find_greatest", "embed", "route", "choose_experts", "gate_experts", "project_experts",
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ class Launches:
 def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     """Those of a frame, on tensors without numbers."""
     found: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
-    for part in (angles, attention, experts, mlp, rows):
+    for part in (angles, attention, codes, experts, mlp, rows):
         for name in KERNELS & vars(part).keys():
             setattr(part, name, Launches(getattr(part, name), found))
         part.launch = lambda x, warps=WARPS: {"PDL": True, "launch_pdl": True, "num_warps": warps}
@@ -73,7 +73,8 @@ def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     for tokens in (2, 1):
         embeds = torch.empty(1, tokens, predictor.hidden_size, dtype=dtype, device="meta")
         talker.code_predictor(inputs_embeds=embeds, cache=within, group=1)
-    talker.codec_head(talker.model.norm(x))
+    code = talker.greatest(talker.codec_head(talker.model.norm(x))[:, -1])
+    talker.model.codec_embedding(code)
     return found
 
 

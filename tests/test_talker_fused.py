@@ -27,6 +27,8 @@ from talkerviz.talker.run import inputs_of
 from talkerviz.talker.scenario import Scenario
 
 pytest.importorskip("triton", reason="no Triton")
+from talkerviz.talker.fused.codes import embedding_of, greatest_of
+
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DRAWN = Sampling(do_sample=True, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05, seed=3)
@@ -110,6 +112,16 @@ def test_the_decoder_s_angles(dtype: torch.dtype) -> None:
         for found, wanted in zip(fused(x, places), rotary(x, places), strict=True):
             # Triton's interpreter cuts off bits that a GPU rounds to.
             torch.testing.assert_close(found, wanted, atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 3072])
+def test_the_greatest_and_its_embedding(size: int) -> None:
+    drawn = torch.Generator().manual_seed(size)
+    logits, table = torch.randn(1, size, generator=drawn).to(DEVICE), torch.randn(size, 24, generator=drawn).to(DEVICE)
+    code = greatest_of(logits)
+    assert code.item() == logits.argmax()
+    assert torch.equal(embedding_of(table, code), table[code])
+    assert greatest_of(torch.zeros(1, size, device=DEVICE)).item() == 0  # of equals the first
 
 
 @pytest.mark.parametrize("frames", [1, 4])

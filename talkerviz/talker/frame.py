@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .cache import KVCache, StaticCache
-from .sampling import Sampling, choose, penalise_repeats
+from .sampling import Sampling, choose, greatest, penalise_repeats
 
 if TYPE_CHECKING:
     from .code_predictor import TalkerCodePredictorModelForConditionalGeneration
@@ -25,12 +25,14 @@ class Choosing:
     suppressed: the first codes never to be chosen, int64 [n].
     spoken: which first codes each row has spoken, bool [batch, vocab]; written with each, if repeats are penalised.
     generators: one of each row, and none where nothing is drawn.
+    greatest: how the likeliest code is found.
     """
 
     sampling: Sampling
     suppressed: Tensor
     spoken: Tensor
     generators: Sequence[torch.Generator]
+    greatest: Callable[[Tensor], Tensor] = greatest
 
 
 def choose_first(
@@ -48,7 +50,7 @@ def choose_first(
     if penalised:
         logits = penalise_repeats(logits.float(), choosing.spoken, choosing.sampling.repetition_penalty)
     logits = logits.index_fill(1, choosing.suppressed, -torch.inf)
-    first_code = choose(logits, choosing.sampling, choosing.generators)
+    first_code = choose(logits, choosing.sampling, choosing.generators, choosing.greatest)
     if penalised:
         choosing.spoken.scatter_(1, first_code, True)
     return out.last_hidden_state[:, -1:], first_code
@@ -81,10 +83,10 @@ def predict_residual_codes(
     sampling = replace(choosing.sampling, temperature=1.0, top_k=50, top_p=0.8)
     cache.length = 0
     out = predictor(inputs_embeds=start, cache=cache, group=1)
-    codes = [choose(out.logits[:, -1], sampling, choosing.generators)]
+    codes = [choose(out.logits[:, -1], sampling, choosing.generators, choosing.greatest)]
     embeds = []
     for group in range(2, len(predictor.lm_head) + 1):
         out = predictor(code=codes[-1], cache=cache, group=group)
         embeds.append(out.inputs_embeds)
-        codes.append(choose(out.logits[:, -1], sampling, choosing.generators))
+        codes.append(choose(out.logits[:, -1], sampling, choosing.generators, choosing.greatest))
     return torch.cat(codes, dim=1), torch.cat(embeds, dim=1)

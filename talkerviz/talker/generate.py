@@ -109,6 +109,7 @@ def stream(
         torch.zeros(batch, config.text.vocab_size, dtype=torch.bool, device=device),
         # A row draws what it draws alone.
         [torch.Generator(device).manual_seed(sampling.seed) for _ in range(batch * sampling.do_sample)],
+        talker.greatest,
     )
     cache = KVCache(config.text, positions, device, dtype, batch, prompt.padding)
     frame_cache = KVCache(config.code_predictor, config.num_code_groups, device, dtype, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,10 +64,23 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
 
 
-def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """Choose a code [batch, 1] from logits [batch, vocab]; for sampling each row has a generator of its own."""
+def greatest(logits: Tensor) -> Tensor:
+    """The likeliest code [batch, 1] of logits [batch, vocab]."""
+    return logits.argmax(dim=-1, keepdim=True)
+
+
+def choose(
+    logits: Tensor,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    greatest: Callable[[Tensor], Tensor] = greatest,
+) -> Tensor:
+    """Choose a code [batch, 1] from logits [batch, vocab]; for sampling each row has a generator of its own.
+
+    `greatest` finds the likeliest where none is drawn.
+    """
     if not sampling.do_sample:
-        return logits.argmax(dim=-1, keepdim=True)
+        return greatest(logits)
     logits = logits.float()
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
@@ -78,4 +91,4 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     rows = logits.softmax(-1)
     # As torch.multinomial draws one, without its look at the numbers on the host.
     drawn = [torch.empty_like(row).exponential_(generator=own) for row, own in zip(rows, generators, strict=True)]
-    return (rows / torch.stack(drawn)).argmax(dim=-1, keepdim=True)
+    return greatest(rows / torch.stack(drawn))

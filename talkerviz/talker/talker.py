@@ -15,7 +15,7 @@ from .decoder import TalkerModel
 from .generate import Frame, stream
 from .linear import Linear
 from .prompt import Prompt
-from .sampling import GREEDY, Sampling
+from .sampling import GREEDY, Sampling, greatest
 
 
 class TalkerResizeMLP(nn.Module):
@@ -53,6 +53,7 @@ class TalkerForConditionalGeneration(nn.Module):
         self.codec_head = Linear(config.text.hidden_size, config.text.vocab_size)
         self.code_predictor = TalkerCodePredictorModelForConditionalGeneration(config.code_predictor)
         self.graphs = False  # see graphs.replay_frames
+        self.greatest = greatest  # see fused
 
     def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> TalkerOutput:
         """Read new positions [batch, tokens, hidden], the prompt or one frame, which follow those in the cache.

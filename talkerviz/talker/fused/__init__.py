@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def fuse_talker(talker: TalkerForConditionalGeneration) -> None:
-    """Have layers, last norms and heads run as few Triton kernels, in place; all modules stay where they are.
+    """Have layers and what is between them run as few Triton kernels, in place; all modules stay where they are.
 
     That is for a frame of one stream; prompts and batches run as before. In float32 codes stay what they are. In
     bfloat16 numbers are rounded where they were, and sums taken in another order.
@@ -52,8 +52,10 @@ def check_kernels(device: torch.device, config: TalkerConfig) -> None:
 
 def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
     """What `fuse_talker` does, wherever the talker is: on a CPU for Triton's interpreter."""
+    from .codes import greatest_of
     from .layer import (
         angles_forward,
+        embedding_forward,
         head_forward,
         known_angles_forward,
         layer_forward,
@@ -68,6 +70,9 @@ def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
         _replace(norm, norm_forward)
     for head in (talker.codec_head, *predictor.lm_head):
         _replace(head, head_forward)
+    for embedding in (talker.model.codec_embedding, *predictor.model.codec_embedding):
+        _replace(embedding, embedding_forward)
+    talker.greatest = greatest_of
     like, rotary = talker.codec_head.weight, predictor.model.rotary_emb
     places = torch.arange(talker.config.num_code_groups, device=like.device)[None]
     angles = rotary(like, places)

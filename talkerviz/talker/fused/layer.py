@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..cache import KVCache, LayerCache
@@ -16,6 +16,7 @@ from ..norm import RMSNorm
 from ..rope import RotaryEmbedding, TalkerRotaryEmbedding
 from .angles import angles_of
 from .attention import add_attention
+from .codes import embedding_of
 from .experts import add_experts
 from .mlp import add_mlp
 from .rows import normalise_rows, project_rows
@@ -63,6 +64,13 @@ def head_forward(head: Linear, input: Tensor) -> Tensor:
     if not _is_fused(input):
         return type(head).forward(head, input)
     return project_rows(input.contiguous(), [head.weight])
+
+
+def embedding_forward(embedding: nn.Embedding, input: Tensor) -> Tensor:
+    """An embedding's of a code."""
+    if input.numel() > 1 or is_in_torch_dispatch_mode():
+        return type(embedding).forward(embedding, input)
+    return embedding_of(embedding.weight, input)
 
 
 def predictor_forward(places: Tensor) -> Callable[..., ModelOutput]:
