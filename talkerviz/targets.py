@@ -119,6 +119,8 @@ def talker_of(
     """
     if (compiled or fused or graphs) and impl != "native":
         raise ValueError(f"only the native talker is compiled, fused or captured, not {impl}'s")
+    if compiled and fused:
+        raise ValueError("--fused: --compile makes other code of the same layers; give one of them")
     if isinstance(source, Path):
         config = read_talker_config(source)
         stored = find_module(source, "talker.")

@@ -181,6 +181,7 @@ def test_it_needs_a_gpu() -> None:
         (("speak", "--codes", "none.json"), "--fused: --codes is what is spoken"),
         (("trace", "--device", "cpu"), "fused kernels need a CUDA device, and the talker is on cpu"),
         (("speak", "--device", "cpu"), "fused kernels need a CUDA device, and the talker is on cpu"),
+        (("trace", "--compile"), "--fused: --compile makes other code of the same layers; give one of them"),
     ],
 )
 def test_what_is_not_fused(
