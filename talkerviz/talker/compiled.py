@@ -18,9 +18,11 @@ def compile_talker(talker: TalkerForConditionalGeneration) -> None:
     Inductor keeps it for later processes. In float32 codes stay what they are. In bfloat16 they are as near to those
     that float32 gives, but others: what stands between two products is not rounded.
 
-    Raises ValueError as `check_compiler` does.
+    Raises ValueError as `check_compiler` does, and for a talker that is fused.
     """
     check_compiler()
+    if "forward" in vars(talker.codec_head):
+        raise ValueError("the talker's layers are fused, which makes other kernels of them: compile it or fuse it")
     predictor = talker.code_predictor
     for module in (*talker.model.layers, talker.codec_head, *predictor.model.layers, *predictor.lm_head):
         module.compile()
