@@ -200,9 +200,9 @@ def test_compiled_or_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("talkerviz.talker.fused.check_kernels", lambda device, config: None)
     model: Any = build_talker(CONFIG)
     compile_talker(model)
-    with pytest.raises(ValueError, match="are compiled, .* compile it or fuse it"):
+    with pytest.raises(ValueError, match=r"are compiled, .* compile it or fuse it"):
         fuse_talker(model)
-    with pytest.raises(ValueError, match="are fused, .* compile it or fuse it"):
+    with pytest.raises(ValueError, match=r"are fused, .* compile it or fuse it"):
         compile_talker(fused_copy(build_talker(CONFIG)))
 
 
