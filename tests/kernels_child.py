@@ -79,7 +79,7 @@ def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
 
 
 def compiled(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> dict[str, Any]:
-    """What ptxas made of a kernel: registers, bytes of stack, loads before it waits, and how wide the widest are."""
+    """What ptxas made of a kernel: registers, bytes of stack, wide loads before it waits, and all loads after that."""
     signature: dict[str, str] = {}
     known: dict[str, Any] = {}
     facts: dict[tuple[int], list[list[Any]]] = {}
@@ -109,7 +109,7 @@ def compiled(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> d
         "stack": int(re.findall(r"STACK:(\d+)", used)[-1]),
         "waits": bool(waits),
         "early": len(re.findall(r"LDG\.E\.128", early)),
-        "late": len(re.findall(r"LDG\.E\.128", late)),
+        "late": len(re.findall(r"LDG\.E\b", late)),
     }
 
 

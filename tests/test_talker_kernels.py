@@ -29,6 +29,11 @@ def test_they_compile(preset: str, dtype: str, tmp_path: Path) -> None:
         if not name.startswith(("angles", "attend", "choose_experts")):  # few programs, of few warps
             assert kernel["registers"] <= 128, name  # two programs of eight warps fit
         assert kernel["waits"], name
+        # What the kernel before it computes is asked for when that is done.
+        least = {"project_added": 2, "project_mixed": 3, "project_experts": 5, "gate_experts": 4, "attend": 10}
+        assert kernel["late"] >= least.get(name.partition(",")[0], 1), (name, kernel)
+        if name.startswith(("choose_experts", "find_greatest", "embed")):
+            assert kernel["early"] == 0, name
         if preset == "full" and name.startswith(("project", "gate,", "route")):
             # Weights are asked for before it waits for what they are multiplied with, 16 bytes a thread.
             assert kernel["early"] >= 4, name
