@@ -38,7 +38,8 @@ class ReplayedFrame:
     """What one is made of, the mean of many.
 
     span_us: from the start of the first kernel to the end of the last, the median.
-    kernels: name, how many of it, and how long they run in all, in microseconds; the longest first.
+    kernels: name, how many of it, and how long they run in all, in microseconds; the longest first. One that begins
+        before the one before it has ended, as fused kernels do, counts from that end on.
     """
 
     span_us: float
@@ -69,10 +70,13 @@ def frame_of(seen: Mapping[str, Any]) -> ReplayedFrame:
         raise ValueError("the profiler saw no kernel that a graph's replay launched")
     spans, count, time = [], defaultdict[str, int](int), defaultdict[str, float](float)
     for kernels in replays.values():
-        spans.append(max(one["ts"] + one["dur"] for one in kernels) - min(one["ts"] for one in kernels))
-        for one in kernels:
+        began = ended = min(one["ts"] for one in kernels)
+        for one in sorted(kernels, key=lambda one: one["ts"] + one["dur"]):
+            end = one["ts"] + one["dur"]
             count[one["name"]] += 1
-            time[one["name"]] += one["dur"]
+            time[one["name"]] += end - max(one["ts"], ended)
+            ended = end
+        spans.append(ended - began)
     longest = sorted(time, key=lambda name: -time[name])
     return ReplayedFrame(
         median(spans), [(name, count[name] / len(replays), time[name] / len(replays)) for name in longest]

@@ -49,6 +49,14 @@ def test_the_kernels_of_replays() -> None:
         replayed_frame.frame_of({"traceEvents": seen[:2]})
 
 
+def test_kernels_that_begin_early_count_once() -> None:
+    seen = [launch(1), ran("one", 100, 30, 1), ran("two", 110, 40, 1), ran("three", 145, 15, 1), ran("four", 170, 5, 1)]
+    frame = replayed_frame.frame_of({"traceEvents": seen})
+    assert frame.span_us == 75
+    assert frame.kernels == [("one", 1, 30), ("two", 1, 20), ("three", 1, 10), ("four", 1, 5)]
+    assert frame.running_us == 65
+
+
 def test_streams_side_by_side() -> None:
     rows = list(streams.measure("tiny:float32", "cpu", [3], frames=3, rounds=1))
     assert [row.split(" | ")[0] for row in rows] == ["| 1", "| 3"]
