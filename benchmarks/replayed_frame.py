@@ -23,7 +23,7 @@ from talker import bytes_of_a_frame, replayed
 from torch.profiler import ProfilerActivity, profile
 
 from talkerviz.recorder.measure import measure_peaks
-from talkerviz.recorder.profiled import LAUNCHES, RUN_ON_DEVICE, seen_by
+from talkerviz.recorder.profiled import LAUNCHES, run_times, seen_by
 from talkerviz.talker import build_talker, preset, run
 from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.fused import fuse_talker
@@ -38,8 +38,8 @@ class ReplayedFrame:
     """What one is made of, the mean of many.
 
     span_us: from the start of the first kernel to the end of the last, the median.
-    kernels: name, how many of it, and how long they run in all, in microseconds; the longest first. One that begins
-        before the one before it has ended, as fused kernels do, counts from that end on.
+    kernels: name, how many of it, and how long they run in all, in microseconds; the longest first: see
+        `run_times`.
     """
 
     span_us: float
@@ -62,21 +62,18 @@ def frame_of(seen: Mapping[str, Any]) -> ReplayedFrame:
         for event in events
         if event.get("cat") in LAUNCHES and event.get("name", "").startswith(_LAUNCH)
     }
-    replays: dict[int, list[Any]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") in RUN_ON_DEVICE and event["args"].get("correlation") in launches:
-            replays[event["args"]["correlation"]].append(event)
+    replays: dict[int, list[tuple[Any, float]]] = defaultdict(list)
+    for event, ran in run_times(events):
+        if event["args"].get("correlation") in launches:
+            replays[event["args"]["correlation"]].append((event, ran))
     if not replays:
         raise ValueError("the profiler saw no kernel that a graph's replay launched")
     spans, count, time = [], defaultdict[str, int](int), defaultdict[str, float](float)
     for kernels in replays.values():
-        began = ended = min(one["ts"] for one in kernels)
-        for one in sorted(kernels, key=lambda one: one["ts"] + one["dur"]):
-            end = one["ts"] + one["dur"]
+        spans.append(max(one["ts"] + one["dur"] for one, _ in kernels) - min(one["ts"] for one, _ in kernels))
+        for one, ran in kernels:
             count[one["name"]] += 1
-            time[one["name"]] += end - max(one["ts"], ended)
-            ended = end
-        spans.append(ended - began)
+            time[one["name"]] += ran
     longest = sorted(time, key=lambda name: -time[name])
     return ReplayedFrame(
         median(spans), [(name, count[name] / len(replays), time[name] / len(replays)) for name in longest]

@@ -289,7 +289,10 @@ def test_busy_time_from_a_profile() -> None:
     def note(at: float) -> dict[str, Any]:
         return {"cat": "user_annotation", "name": "talkerviz edge", "ts": at, "dur": 0.1, "tid": 7}
 
-    def kernel(at: float, time: float, number: int, thread: int = 7, kind: str = "kernel") -> list[dict[str, Any]]:
+    def kernel(
+        at: float, time: float, number: int, thread: int = 7, kind: str = "kernel", stream: int | None = None
+    ) -> list[dict[str, Any]]:
+        where = {"device": 0, "stream": number if stream is None else stream}
         return [
             {
                 "cat": "cuda_runtime",
@@ -298,7 +301,7 @@ def test_busy_time_from_a_profile() -> None:
                 "tid": thread,
                 "args": {"correlation": number},
             },
-            {"cat": kind, "name": "k", "ts": at + 50, "dur": time, "tid": 0, "args": {"correlation": number}},
+            {"cat": kind, "name": "k", "ts": at + 50, "dur": time, "tid": 0, "args": {"correlation": number, **where}},
         ]
 
     events = [
@@ -314,6 +317,9 @@ def test_busy_time_from_a_profile() -> None:
     assert busy_until_edges({"traceEvents": []}).tolist() == []
     with pytest.raises(RuntimeError, match="saw 1 kernels, and none of them launched by the thread of the calls"):
         busy_until_edges({"traceEvents": [note(1), *kernel(2, 3.0, 1, thread=8), note(4)]})
+    # The second begins before the first of its stream has ended, and waits for it.
+    early = [note(1), *kernel(2, 30.0, 1, stream=7), note(3), *kernel(4, 40.0, 2, stream=7), note(5)]
+    assert busy_until_edges({"traceEvents": early}).tolist() == [0, 30_000, 42_000]
 
 
 @pytest.mark.parametrize(

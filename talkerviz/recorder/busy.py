@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from talkerviz.recorder.profiled import LAUNCHES, RUN_ON_DEVICE, seen_by
+from talkerviz.recorder.profiled import LAUNCHES, run_times, seen_by
 
 _NOTE = "talkerviz edge"
 
@@ -65,7 +65,6 @@ def busy_until_edges(seen: Mapping[str, Any]) -> np.ndarray:
     """
     notes, thread = [], None
     launched: dict[int, tuple[float, Any]] = {}
-    ran: list[tuple[int, float]] = []
     for event in seen["traceEvents"]:
         kind = event.get("cat")
         if kind == "user_annotation" and event.get("name") == _NOTE:
@@ -73,8 +72,7 @@ def busy_until_edges(seen: Mapping[str, Any]) -> np.ndarray:
             thread = event["tid"]
         elif kind in LAUNCHES:
             launched[event["args"].get("correlation")] = float(event["ts"]), event["tid"]
-        elif kind in RUN_ON_DEVICE:
-            ran.append((event["args"].get("correlation"), float(event["dur"])))
+    ran = [(event["args"].get("correlation"), time) for event, time in run_times(seen["traceEvents"])]
     known = [(*launched[number], time) for number, time in ran if number in launched]
     # What other threads launched, such as the backward pass's, is in no call of this one.
     found = [(at, time) for at, of_thread, time in known if of_thread == thread]
