@@ -50,6 +50,17 @@ def test_imported_without_what_notebooks_and_the_command_need() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def imported_of(names: str, *command: str, folder: Path | None = None) -> str:
+    """Which of these modules a command imports, as a set is printed."""
+    code = (
+        "import atexit, sys; from talkerviz.cli import main;"
+        f"atexit.register(lambda: print({set(names.split())!r} & set(sys.modules), file=sys.stderr)); main()"
+    )
+    arguments = [sys.executable, "-c", code, *command]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=folder)
+    return done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -66,25 +77,13 @@ def test_imported_without_what_notebooks_and_the_command_need() -> None:
 def test_what_reads_a_trace_does_so_without_torch(command: str, tmp_path: Path) -> None:
     file = tmp_path / "run.parquet"
     sample_trace().save(file)
-    code = (
-        "import atexit, sys; from talkerviz.cli import main;"
-        "atexit.register(lambda: print({'torch', 'transformers'} & set(sys.modules), file=sys.stderr)); main()"
-    )
-    arguments = command.replace("{}", str(file)).split()
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == "set()"
+    assert imported_of("torch transformers", *command.replace("{}", str(file)).split()) == "set()"
 
 
 def test_a_model_of_one_s_own_is_traced_without_transformers(tmp_path: Path) -> None:
     model = "import torch\ndef make():\n    m = torch.nn.ReLU()\n    return m, lambda: m(torch.ones(1))\n"
     (tmp_path / "own.py").write_text(model)
-    code = (
-        "import atexit, sys; from talkerviz.cli import main;"
-        "atexit.register(lambda: print({'transformers'} & set(sys.modules), file=sys.stderr)); main()"
-    )
-    command = [sys.executable, "-c", code, "trace", "own:make"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stderr.splitlines()[-1] == "set()"
+    assert imported_of("transformers", "trace", "own:make", folder=tmp_path) == "set()"
 
 
 def test_what_records_is_found_before_it_is_imported() -> None:

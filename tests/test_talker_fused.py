@@ -10,28 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from talker_parity import CONFIG, talker
+from talker_parity import CONFIG, SPEECH, talker
 from test_cli import talkerviz
 from test_talker_batch import a_prompt
 from torch import Tensor
 
 import talkerviz as tv
 from talkerviz.recorder.phases import TalkerPhases
-from talkerviz.talker import GREEDY, Sampling, assemble_prompt, batch_prompts, build_talker, generate, generate_batch
+from talkerviz.talker import GREEDY, Sampling, batch_prompts, build_talker, generate, generate_batch
 from talkerviz.talker.cache import KVCache, LayerCache, StaticCache
 from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.config import StackConfig
 from talkerviz.talker.fused import check_kernels, fuse_modules, fuse_talker
 from talkerviz.talker.graphs import replay_frames
-from talkerviz.talker.run import inputs_of
-from talkerviz.talker.scenario import Scenario
 
 pytest.importorskip("triton", reason="no Triton")
 from talkerviz.talker.fused.codes import embedding_of, greatest_of
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-DRAWN = Sampling(do_sample=True, temperature=0.9, top_k=50, top_p=0.95, repetition_penalty=1.05, seed=3)
 
 
 def fused_copy(model: Any) -> Any:
@@ -127,8 +124,7 @@ def test_the_greatest_and_its_embedding(size: int) -> None:
 @pytest.mark.parametrize("frames", [1, 4])
 def test_codes_stay_what_they_are(frames: int) -> None:
     model = build_talker(CONFIG, device=DEVICE)
-    scenario = Scenario(frames=frames)
-    prompt = assemble_prompt(model, CONFIG, inputs_of(model, scenario, CONFIG), CONFIG.speaker("ethan"))
+    prompt = a_prompt(model)
     expected = generate(model, prompt, frames, ignore_eos=True)  # type: ignore[arg-type]
     assert torch.equal(generate(fused_copy(model), prompt, frames, ignore_eos=True), expected)
 
@@ -151,8 +147,8 @@ def test_batches_run_as_before() -> None:
     model = talker("tiny", "native")
     together = batch_prompts([a_prompt(model, (5 + row, 9), seed=row) for row in range(2)])
     pairs = zip(
-        generate_batch(model, together, 4, DRAWN, ignore_eos=True),
-        generate_batch(fused_copy(model), together, 4, DRAWN, ignore_eos=True),
+        generate_batch(model, together, 4, SPEECH, ignore_eos=True),
+        generate_batch(fused_copy(model), together, 4, SPEECH, ignore_eos=True),
         strict=True,
     )
     assert all(torch.equal(one, two) for one, two in pairs)
@@ -220,7 +216,7 @@ def test_another_activation() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="no CUDA device")
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("sampling", [GREEDY, SPEECH], ids=["greedy", "drawn"])
 def test_a_graph_of_fused_layers(sampling: Sampling) -> None:
     model: Any = build_talker(CONFIG, device="cuda")
     prompt = a_prompt(model)
