@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import date
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from talker import Way, fused_copy, replayed, time_once
+from talker import Way, native_talker, need_cuda, replayed, time_once
 
-from talkerviz.talker import build_talker, preset, run
-from talkerviz.talker.fused import launch
+from talkerviz.talker import run
+from talkerviz.talker.fused import fuse_talker, launch
 from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.talker import TalkerForConditionalGeneration
 
 CUTS = [(32, 8, True), (32, 4, True), (16, 4, True), (16, 2, True), (8, 1, True), (32, 8, False)]
 """KiB of weights a program, its warps, and whether kernels begin early; the others are compared with the first."""
@@ -33,11 +31,10 @@ CUTS = [(32, 8, True), (32, 4, True), (16, 4, True), (16, 2, True), (8, 1, True)
 @contextmanager
 def cut(kib: int, warps: int, early: bool) -> Iterator[None]:
     """Within it kernels are launched so."""
-    capability = torch.cuda.get_device_capability() if early else (8, 0)
     with (
         patch.object(launch, "BLOCK_BYTES", kib << 10),
         patch.object(launch, "WARPS", warps),
-        patch.object(torch.cuda, "get_device_capability", lambda *_: capability),
+        nullcontext() if early else patch.object(launch, "begins_early", lambda device: False),
     ):
         yield
 
@@ -49,13 +46,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200/fused-sizes.md"))
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks/fused_sizes.py: torch sees no CUDA device; nothing was measured")
-    name, dtype = options.kind.split(":")
-    config, scenario = preset(name), Scenario(frames=options.frames)
-    talker = build_talker(config, "native", "cuda", getattr(torch, dtype))
-    assert isinstance(talker, TalkerForConditionalGeneration)
-    fused = fused_copy(talker)
+    need_cuda()
+    fused, config = native_talker(options.kind, "cuda")
+    fuse_talker(fused)
+    scenario = Scenario(frames=options.frames)
     lines = [
         "# How fused kernels are best cut",
         "",
@@ -76,11 +70,12 @@ def main() -> None:
                     time_once(way, "cuda")
         except Exception as error:  # another cut may do
             traceback.print_exc()
-            lines.append(f"| {kib} | {warps} | {'yes' if early else 'no'} | {type(error).__name__} | |")
-            continue
-        took = statistics.median(way.frames[1:])  # the first makes code
-        first = first or took
-        lines.append(f"| {kib} | {warps} | {'yes' if early else 'no'} | {took * 1e3:.3f} | {took / first:.2f} |")
+            cells = [type(error).__name__, ""]
+        else:
+            took = statistics.median(way.frames[1:])  # the first makes code
+            first = first or took
+            cells = [f"{took * 1e3:.3f}", f"{took / first:.2f}"]
+        lines.append(f"| {kib} | {warps} | {'yes' if early else 'no'} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
         options.output.write_text("\n".join(lines) + "\n")  # whatever comes of the rest
 

@@ -12,7 +12,6 @@ import gc
 import io
 import random
 import statistics
-import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -20,6 +19,7 @@ from time import perf_counter
 
 import torch
 from rich.console import Console
+from talker import need_cuda
 
 import talkerviz as tv
 from talkerviz.recorder.clocks import MEASURES
@@ -109,8 +109,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200"))
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks/gpu.py: torch sees no CUDA device; nothing was measured")
+    need_cuda()
     options.output.mkdir(parents=True, exist_ok=True)
     head = (
         f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, recorder in "

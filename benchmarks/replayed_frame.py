@@ -9,7 +9,6 @@ Needs a CUDA device. Kernels are those that torch's profiler saw a graph's repla
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,16 +18,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from talker import bytes_of_a_frame, replayed
+from talker import bytes_of_a_frame, native_talker, need_cuda, replayed
 from torch.profiler import ProfilerActivity, profile
 
 from talkerviz.recorder.measure import measure_peaks
 from talkerviz.recorder.profiled import LAUNCHES, run_times, seen_by
-from talkerviz.talker import build_talker, preset, run
+from talkerviz.talker import run
 from talkerviz.talker.compiled import compile_talker
 from talkerviz.talker.fused import fuse_talker
 from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.talker import TalkerForConditionalGeneration
 
 _LAUNCH = "cudaGraphLaunch"
 
@@ -113,12 +111,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200/replayed-frame.md"))
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks/replayed_frame.py: torch sees no CUDA device; nothing was measured")
-    name, dtype = options.kind.split(":")
-    config, scenario = preset(name), Scenario(frames=options.frames)
-    talker = build_talker(config, "native", "cuda", getattr(torch, dtype))
-    assert isinstance(talker, TalkerForConditionalGeneration)
+    need_cuda()
+    talker, config = native_talker(options.kind, "cuda")
+    scenario = Scenario(frames=options.frames)
     if options.compile:
         compile_talker(talker)
     if options.fused:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
 import torch
-from talker import OURS, REPLAYED, Way, replayed, time_once
+from talker import OURS, REPLAYED, Way, native_talker, need_cuda, replayed, time_once
 
-from talkerviz.talker import assemble_prompt, batch_prompts, build_talker, generate_batch, preset
+from talkerviz.talker import assemble_prompt, batch_prompts, generate_batch
 from talkerviz.talker.config import TalkerConfig
 from talkerviz.talker.prompt import Prompt
 from talkerviz.talker.run import inputs_of
@@ -48,10 +47,7 @@ def ways_of(talker: TalkerForConditionalGeneration, prompts: list[Prompt], frame
 
 def measure(kind: str, device: str, streams: list[int], frames: int, rounds: int) -> Iterator[str]:
     """The rows of the table; those of one stream come first, since the others are compared with it."""
-    name, dtype = kind.split(":")
-    config = preset(name)
-    talker = build_talker(config, "native", device, getattr(torch, dtype))
-    assert isinstance(talker, TalkerForConditionalGeneration)
+    talker, config = native_talker(kind, device)
     alone: dict[str, float] = {}
     for count in sorted({1, *streams}):
         prompts = [prompt_of(talker, config, number) for number in range(count)]
@@ -77,8 +73,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200/streams.md"))
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("benchmarks/streams.py: torch sees no CUDA device; nothing was measured")
+    if options.device == "cuda":
+        need_cuda()
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"a CPU, {torch.get_num_threads()} threads"
     heads = ["streams", "talker", "frames in all, of one stream's"]
     if options.device == "cuda":

@@ -86,6 +86,21 @@ def ways_of(
     return ways, ours
 
 
+def native_talker(kind: str, device: str) -> tuple[TalkerForConditionalGeneration, TalkerConfig]:
+    """Ours, of a PRESET:DTYPE."""
+    name, dtype = kind.split(":")
+    config = preset(name)
+    talker = build_talker(config, "native", device, getattr(torch, dtype))
+    assert isinstance(talker, TalkerForConditionalGeneration)
+    return talker, config
+
+
+def need_cuda() -> None:
+    """Stop where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        sys.exit(f"benchmarks/{Path(sys.argv[0]).name}: torch sees no CUDA device; nothing was measured")
+
+
 def fused_copy(talker: TalkerForConditionalGeneration) -> TalkerForConditionalGeneration:
     """One with fused layers and the same weights, in the same memory."""
     fused = copy.deepcopy(talker, {id(weight): weight for weight in talker.parameters()})
@@ -183,8 +198,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/benchmarks/talker.md"))
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("benchmarks/talker.py: torch sees no CUDA device; nothing was measured")
+    if options.device == "cuda":
+        need_cuda()
     peaks = measure_peaks(options.device)
     rows: list[str] = []
     for kind in options.kinds:

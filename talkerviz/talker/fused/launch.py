@@ -28,7 +28,13 @@ def block_rows(*matrices: Tensor, at_once: int | None = None) -> int:
     return min(shared & -shared, 1 << (most.bit_length() - 1))
 
 
+def begins_early(device: torch.device) -> bool:
+    """Whether a device has programmatic dependent launch."""
+    nvidia = device.type == "cuda" and bool(torch.version.cuda)
+    return nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def launch(x: Tensor, warps: int | None = None) -> dict[str, Any]:
     """How a kernel is launched: on Hopper and later it begins while the one before it runs."""
-    early = x.is_cuda and bool(torch.version.cuda) and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    early = begins_early(x.device)
     return {"PDL": early, "num_warps": warps or WARPS, **({"launch_pdl": True} if early else {})}
