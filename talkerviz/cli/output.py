@@ -57,13 +57,25 @@ def check_writable(*outputs: str | Path | None) -> None:
     for output in outputs:
         if output is None or output == "-":
             continue
-        folder = Path(output).absolute().parent
-        if not folder.is_dir():
-            raise ValueError(f"{output}: no such folder {folder}")
+        folder = check_place(output)
         if Path(output).is_dir():
             raise ValueError(f"{output}: a folder is there; name a file")
         if not os.access(output if Path(output).exists() else folder, os.W_OK):
             raise ValueError(f"{output}: is not yours to write to")
+
+
+def check_place(output: str | Path) -> Path:
+    """The folder in which an output is to be. Raises ValueError where it is not there."""
+    folder = Path(output).absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{output}: no such folder {folder}")
+    return folder
+
+
+def check_folder(output: Path) -> None:
+    """Say so where an output that is a folder could not be one."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output}: a file is there, not a folder")
 
 
 def write(output: str, draw: Callable[[], bytes]) -> bytes:

@@ -24,7 +24,7 @@ from talkerviz.cli.options import (
     check_format,
     rows_asked_for,
 )
-from talkerviz.cli.output import check_writable, console, write
+from talkerviz.cli.output import check_folder, check_place, check_writable, console, write
 from talkerviz.graph.pages import FIRST, pages_of
 from talkerviz.graph.view import View
 from talkerviz.render.formats import CHARTS, DRAWN, Given, Style, check_options, render, render_graph
@@ -70,7 +70,10 @@ def render_command(
         raise ValueError(f"--pages: only pictures have it ({', '.join(DRAWN)}), not {fmt}")
     if pages and output == "-":
         raise ValueError("--pages: name a folder with -o")
-    if not pages:
+    if pages:
+        check_folder(Path(output))
+        check_place(output)
+    else:
         check_writable(output)
     chosen = Trace.load(path).select(phase, frame, None if nested and fmt in CHARTS else depth, module, rank=rank)
     view = View(depth, tuple(open_ or ()), tuple(close or ()), max_nodes, edges.value if edges else None, fold)
@@ -86,10 +89,6 @@ def render_command(
 
 def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:
     suffix = ".md" if fmt == "mermaid" else f".{fmt}"
-    if folder.is_file():
-        raise ValueError(f"{folder}: a file is there, not a folder")
-    if not folder.absolute().parent.is_dir():
-        raise ValueError(f"{folder}: no such folder {folder.absolute().parent}")
     folder.mkdir(exist_ok=True)
     count = 0
     for page in pages_of(trace, view, suffix):

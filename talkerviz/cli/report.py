@@ -10,7 +10,7 @@ import typer
 
 from talkerviz.cli.app import app
 from talkerviz.cli.options import Rank, TracePath
-from talkerviz.cli.output import console
+from talkerviz.cli.output import check_folder, console
 from talkerviz.report import write_report
 from talkerviz.trace import Trace
 
@@ -22,8 +22,7 @@ def report(
     rank: Rank = None,
 ) -> None:
     """Write a report on a trace: one page, a text, tables, diagrams."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output}: a file is there, not a folder")
+    check_folder(output)
     trace = Trace.load(path).select(rank=rank)
     terminal = console()
     with terminal.status("") as status:
