@@ -25,7 +25,7 @@ class Choosing:
     suppressed: the first codes never to be chosen, int64 [n].
     spoken: which first codes each row has spoken, bool [batch, vocab]; written with each, if repeats are penalised.
     generators: one of each row, and none where nothing is drawn.
-    greatest: how the likeliest code is found.
+    greatest: finds which number of each row is the greatest.
     """
 
     sampling: Sampling

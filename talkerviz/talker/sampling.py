@@ -77,7 +77,7 @@ def choose(
 ) -> Tensor:
     """Choose a code [batch, 1] from logits [batch, vocab]; for sampling each row has a generator of its own.
 
-    `greatest` finds the likeliest where none is drawn.
+    `greatest` finds which number of a row is the greatest.
     """
     if not sampling.do_sample:
         return greatest(logits)

@@ -88,7 +88,7 @@ def attend(
     `projected` [TOKENS, HEADS + 2 KEY_HEADS, 2 HALF] are queries, keys and values. The new keys and values are written
     to the cache, [KEY_HEADS, positions, 2 HALF] with `stride` from head to head, from `place` on. `cos` and `sin` are
     those of the new tokens, or of all positions. `mask`, of one token, has all positions. `mixed` [SPLITS, TOKENS,
-    HEADS, 2 HALF], `greatest` and `total` [SPLITS, TOKENS, HEADS] are float32.
+    HEADS, 2 HALF], `greatest`, for several SPLITS, and `total` [SPLITS, TOKENS, HEADS] are float32.
     """
     if PDL:
         gdc_launch_dependents()
@@ -200,7 +200,8 @@ def attend(
     which = (split * TOKENS + token) * HEADS + head
     tl.store(mixed + which * 2 * HALF + half, mix_first, inside)
     tl.store(mixed + which * 2 * HALF + HALF + half, mix_second, inside)
-    tl.store(greatest + which, most)
+    if SPLITS > 1:
+        tl.store(greatest + which, most)
     tl.store(total + which, summed)
 
 
