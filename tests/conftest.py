@@ -29,3 +29,30 @@ def pytest_sessionstart() -> None:
     """A shell has what it starts with `&` ignore Ctrl-C, and tests press it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Has recordings use the tap that `taps.both_taps` names."""
+    from talkerviz.recorder import recorder, tap
+
+    if request.param == "python":
+        monkeypatch.setattr(recorder, "Tap", tap.PythonTap)
+    else:
+        assert recorder.Tap is not tap.PythonTap
+    return str(request.param)
+
+
+@pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    """What recordings put in the place of torch's functions is gone when a test ends."""
+    from small_model import DYNAMO, PLAIN_CALL, standing
+    from torch import nn
+
+    before = standing()
+    assert before[0] is before[2] is PLAIN_CALL
+    yield
+    now = standing()
+    nn.Module.__call__, nn.Module._replicate_for_data_parallel = before[:2]
+    DYNAMO.unpatched_nn_module_call = before[2]
+    assert now == before

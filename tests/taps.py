@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from talkerviz.recorder import recorder, tap
+from talkerviz.recorder import tap
 
 both_taps = pytest.mark.parametrize(
     "any_tap",
@@ -14,12 +14,3 @@ both_taps = pytest.mark.parametrize(
     ],
     indirect=True,
 )
-
-
-@pytest.fixture
-def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "python":
-        monkeypatch.setattr(recorder, "Tap", tap.PythonTap)
-    else:
-        assert recorder.Tap is not tap.PythonTap
-    return str(request.param)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from taps import any_tap, both_taps  # noqa: F401
+from taps import both_taps
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -483,7 +483,7 @@ def modes() -> list[Any]:
 
 @both_taps
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_nothing_is_left_behind(any_tap: str, error: type[BaseException]) -> None:  # noqa: F811
+def test_nothing_is_left_behind(any_tap: str, error: type[BaseException]) -> None:
     def fail(self: Any, x: Tensor, y: Any) -> None:
         x = self.same(x).sin()
         raise error

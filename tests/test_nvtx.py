@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from taps import any_tap, both_taps  # noqa: F401
+from taps import both_taps
 from test_cli import talkerviz
 from torch import nn
 from torch._dynamo.utils import counters
@@ -89,7 +89,7 @@ def named(trace: Trace) -> list[tuple[int, str]]:
 
 @both_taps
 def test_the_talker(
-    any_tap: str,  # noqa: F811
+    any_tap: str,
     marker: Marker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -142,7 +142,7 @@ models = st.recursive(
 @both_taps
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=models, times=st.integers(1, 3))
-def test_ranges_are_closed_whatever_raises(any_tap: str, model: Acting, times: int) -> None:  # noqa: F811
+def test_ranges_are_closed_whatever_raises(any_tap: str, model: Acting, times: int) -> None:
     marker = Marker()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nvtx, "load_nvtx", lambda: marker.functions)
@@ -266,7 +266,7 @@ def compiled_work(recorded: bool, inside: bool) -> list[Any]:
 
 @both_taps
 @pytest.mark.parametrize("inside", [False, True])
-def test_what_is_compiled_stays_so(any_tap: str, inside: bool, marker: Marker) -> None:  # noqa: F811
+def test_what_is_compiled_stays_so(any_tap: str, inside: bool, marker: Marker) -> None:
     try:
         graphs, *work = compiled_work(False, inside)
         assert graphs > 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from taps import any_tap, both_taps  # noqa: F401
+from taps import both_taps
 from torch import nn
 
 import talkerviz as tv
@@ -33,7 +33,7 @@ def seen(trace: tv.Trace) -> list[tuple[str, str, int | None, int]]:
 
 
 @both_taps
-def test_calls_inside_have_the_phase_and_frames_go_on(any_tap: str) -> None:  # noqa: F811
+def test_calls_inside_have_the_phase_and_frames_go_on(any_tap: str) -> None:
     model = net()
     with tv.recording(model) as rec:
         model[0](X)
@@ -59,7 +59,7 @@ def test_calls_inside_have_the_phase_and_frames_go_on(any_tap: str) -> None:  # 
 
 
 @both_taps
-def test_the_innermost_holds_and_the_outer_one_comes_back(any_tap: str) -> None:  # noqa: F811
+def test_the_innermost_holds_and_the_outer_one_comes_back(any_tap: str) -> None:
     model = net()
     with tv.recording(model) as rec, rec.phase("outer"):
         model[0](X)
@@ -81,7 +81,7 @@ def test_the_innermost_holds_and_the_outer_one_comes_back(any_tap: str) -> None:
 
 
 @both_taps
-def test_as_a_decorator_also_when_the_recording_is_over(any_tap: str) -> None:  # noqa: F811
+def test_as_a_decorator_also_when_the_recording_is_over(any_tap: str) -> None:
     model = net()
     with tv.recording(model) as rec:
 
@@ -100,7 +100,7 @@ def test_as_a_decorator_also_when_the_recording_is_over(any_tap: str) -> None:  
 
 
 @both_taps
-def test_with_runs(any_tap: str) -> None:  # noqa: F811
+def test_with_runs(any_tap: str) -> None:
     model = net()
     with tv.recording(model) as rec:
         with rec.phase("warmup"), rec.run():
@@ -132,7 +132,7 @@ class Outer(nn.Module):
 
 
 @both_taps
-def test_inside_a_call(any_tap: str, tmp_path: Path) -> None:  # noqa: F811
+def test_inside_a_call(any_tap: str, tmp_path: Path) -> None:
     model = Outer()
     with tv.recording(model, file=tmp_path / "run.parquet") as rec:
         model.rec = rec
@@ -146,7 +146,7 @@ def test_inside_a_call(any_tap: str, tmp_path: Path) -> None:  # noqa: F811
 
 
 @both_taps
-def test_in_place_of_a_talkers_phases(any_tap: str) -> None:  # noqa: F811
+def test_in_place_of_a_talkers_phases(any_tap: str) -> None:
     model = nn.Module()
     model.forward = lambda x: x  # type: ignore[assignment]
     model.code_predictor = nn.Identity()
@@ -164,7 +164,7 @@ def test_in_place_of_a_talkers_phases(any_tap: str) -> None:  # noqa: F811
 
 
 @both_taps
-def test_other_threads(any_tap: str) -> None:  # noqa: F811
+def test_other_threads(any_tap: str) -> None:
     model = net()
 
     def elsewhere(names: bool) -> None:
@@ -255,7 +255,7 @@ def perform(rec: tv.Recording, model: nn.Sequential, steps: list[Step]) -> None:
 @both_taps
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-def test_any_program(any_tap: str, steps: list[Step]) -> None:  # noqa: F811
+def test_any_program(any_tap: str, steps: list[Step]) -> None:
     model = net()
     with tv.recording(model) as rec:
         perform(rec, model, steps)

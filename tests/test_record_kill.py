@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 import torch
-from taps import any_tap, both_taps  # noqa: F401
+from taps import both_taps
 from test_cli import talkerviz
 from torch import nn
 
@@ -176,7 +176,7 @@ def test_cut_at_many_bytes_of_a_small_file(tmp_path: Path, monkeypatch: pytest.M
 
 @both_taps
 @pytest.mark.parametrize("error", [ArithmeticError("no"), MemoryError(), KeyboardInterrupt(), SystemExit(3)])
-def test_an_exception_leaves_a_whole_file(any_tap: str, error: BaseException, tmp_path: Path) -> None:  # noqa: F811
+def test_an_exception_leaves_a_whole_file(any_tap: str, error: BaseException, tmp_path: Path) -> None:
     path, model = tmp_path / "run.parquet", Inner()
     with pytest.raises(type(error)), tv.recording(model, file=path) as rec:  # noqa: PT012
         model(torch.zeros(1))
@@ -223,7 +223,7 @@ def disk_of(size: int) -> Iterator[None]:
 
 
 @both_taps
-def test_a_full_disk(any_tap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_full_disk(any_tap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "_BATCH", 64)
     model, plain, path, done = Inner(), nn.Module.__call__, tmp_path / "run.parquet", 0
     kept = 0

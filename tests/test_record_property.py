@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from taps import any_tap, both_taps  # noqa: F401
+from taps import both_taps
 from torch import nn
 
 import talkerviz as tv
@@ -159,7 +159,7 @@ def build(tree: Any, log: Any) -> Acting:
     deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(tree=trees(), first=ARGUMENTS, times=st.integers(1, 3), batch=st.sampled_from([2, 7, 1 << 15]))
-def test_what_a_reference_interpreter_sees(any_tap: str, tree: Any, first: Any, times: int, batch: int) -> None:  # noqa: F811
+def test_what_a_reference_interpreter_sees(any_tap: str, tree: Any, first: Any, times: int, batch: int) -> None:
     log: Any = ([], [])
     model = build(tree, log)
     for path, module in model.named_modules(prefix="model"):

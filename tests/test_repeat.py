@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sample_trace import call, make_trace
-from taps import any_tap, both_taps
+from taps import both_taps
 from test_cli import Capture, talkerviz
 from torch import nn
 
@@ -27,8 +27,6 @@ from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 from talkerviz.trace.over_runs import over_runs
 from talkerviz.trace.runs import as_one_run, whole_runs
-
-__all__ = ["any_tap"]
 
 
 def model() -> nn.Sequential:
