@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import talkerviz as tv
 from talkerviz.recorder.phases import TalkerPhases
@@ -104,6 +105,50 @@ def test_convolutions(device: str) -> None:
     flops, read, written = cost(model, x)[0]
     assert flops == 2 * (2 * 8 * 16) * (3 * 5)
     assert (read, written) == (4 * (2 * 3 * 20 + 8 * 3 * 5 + 8), 4 * 2 * 8 * 16)
+
+
+ROWS = torch.arange(500)
+WRITES = {
+    "a number in rows": (lambda to: to.__setitem__(ROWS, 0.0), 4, 500 * 1000),
+    "a row in rows": (lambda to: to.__setitem__(ROWS, torch.ones(1000)), 0, 500 * 1000),
+    "columns": (lambda to: to.__setitem__((slice(None), ROWS), torch.ones(1000, 500)), 0, 500 * 1000),
+    "places": (lambda to: to.__setitem__((ROWS, ROWS), torch.ones(500)), 0, 500),
+    "what a mask says": (lambda to: to.__setitem__(torch.ones(1000, dtype=torch.bool), 1.0), 4, 1000 * 1000),
+    "added to a row": (lambda to: to.index_put_((ROWS[:1],), torch.ones(1, 1000), True), 4 * 1000, 1000),
+    "rows of another": (lambda to: to.index_copy_(0, ROWS, torch.ones(500, 1000)), 0, 500 * 1000),
+    "a number scattered": (lambda to: to.scatter_(0, ROWS[None, :1].clone(), 1.0), 0, 1),
+    "scattered and added": (lambda to: to.scatter_(0, ROWS[None], torch.ones(1, 500), reduce="add"), 4 * 500, 500),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_write_of_some_places_moves_those(kind: str) -> None:
+    write, values_read, written = WRITES[kind]
+
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("place", torch.zeros(1000, 1000))
+
+        def forward(self) -> None:
+            write(self.place)
+
+    model = Written()
+    calls = tv.record(model, model, measure="cost").calls
+    assert calls["bytes_written"].tolist() == [4 * written]
+    places_read = {"what a mask says": 0, "a number scattered": 8, "added to a row": 8}.get(kind, 500 * 8)
+    assert calls["bytes_read"].tolist() == [places_read + values_read]
+
+
+@pytest.mark.parametrize("measure", ["cost", "flow"])
+def test_ctrl_c_as_it_begins_to_watch(measure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TorchDispatchMode, "__enter__", interrupted)
+    with pytest.raises(KeyboardInterrupt), tv.recording(nn.Identity(), measure=measure):
+        pass
+    assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
 def test_what_is_made_inside_is_not_moved() -> None:

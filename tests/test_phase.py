@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,6 +192,32 @@ def test_other_threads(any_tap: str) -> None:
     assert first == ["own", "own", "mine", "mine", "mine"]
     assert [phase for thread, phase in phases if thread == phases[-1][0]] == ["forward"] * 3
     assert phases[5][1] == "mine"
+
+
+@both_taps
+def test_threads_that_name_theirs_at_the_same_time(any_tap: str) -> None:
+    before = sys.getswitchinterval()
+    model = nn.Identity()
+    names = ["first", "second", "third", "fourth"]
+
+    def call(name: str) -> None:
+        for _ in range(2000):
+            with rec.phase(name):
+                model(X)
+
+    threads = [threading.Thread(target=call, args=(name,)) for name in names]
+    sys.setswitchinterval(1e-6)
+    try:
+        with tv.recording(model) as rec:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    counts = rec.trace.calls.groupby("thread", observed=True)["phase"].value_counts()
+    assert sorted(phase for _, phase in counts[counts > 0].index) == sorted(names)
+    assert set(counts[counts > 0]) == {2000}
 
 
 @pytest.mark.parametrize("name", ["", "  ", "two\nlines", "\ud800"])

@@ -9,8 +9,10 @@ costs several times the run itself, so this is done in a run of its own, or on t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,11 @@ from torch.utils._pytree import tree_leaves
 
 from talkerviz.recorder.flops import flops_of, is_view
 from talkerviz.recorder.meta import MetaMemory
+from talkerviz.recorder.watching import Watching
 
 # Operators that read only some rows of their first tensor, as many as they give; that write only some of it.
 _READS_ROWS = frozenset(("embedding", "index", "gather", "index_select"))
-_WRITES_ROWS = frozenset(("index_put_", "index_copy_", "scatter_", "index_put", "index_copy", "scatter"))
+_WRITES_ROWS = frozenset(("index_put_", "index_copy_", "scatter_"))
 _ONLY_WRITES = frozenset(("copy_", "fill_", "zero_", "normal_", "uniform_", "index_put_", "index_copy_", "scatter_"))
 _MOST_STORAGES = 100_000
 
@@ -62,6 +65,7 @@ class CostMeter(TorchDispatchMode):
         self._storages: list[_Storage] = []
         self._numbers: dict[int, int] = {}
         self._meta = MetaMemory()
+        self._watching = Watching(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, and note it."""
@@ -74,15 +78,11 @@ class CostMeter(TorchDispatchMode):
     def start(self) -> None:
         """Watch this thread's operators."""
         self._own_thread = self._thread()
-        # Compiled code would meet this mode, and from then on be left uncompiled wherever it is used.
-        self._stance = torch.compiler.set_stance("force_eager")
-        self._stance.__enter__()
-        self.__enter__()
+        self._watching.begin()
 
     def stop(self) -> None:
         """Watch no more."""
-        self.__exit__(None, None, None)
-        self._stance.__exit__(None, None, None)
+        self._watching.end()
 
     def stamp(self, beginning: bool) -> None:
         """Note an edge of a call, and at its end which of the storages made inside are still there: its results."""
@@ -112,6 +112,8 @@ class CostMeter(TorchDispatchMode):
         arguments = func._schema.arguments
         given = [(arguments[place], value) for place, value in enumerate(args)]
         given += [(argument, kwargs[argument.name]) for argument in arguments if argument.name in kwargs]
+        named = {argument.name: value for argument, value in given}
+        only_writes = name in _ONLY_WRITES and not (named.get("accumulate") or named.get("reduce"))
         mutated = set()
         for place, (argument, value) in enumerate(given):
             written = argument.alias_info is not None and argument.alias_info.is_write
@@ -119,10 +121,13 @@ class CostMeter(TorchDispatchMode):
                 part = self._part(tensor, -1)
                 if written:
                     mutated.add(part[0])
-                    writes.append(self._rows(part, here, args[-1]) if name in _WRITES_ROWS else part)
-                if not (written and name in _ONLY_WRITES):
-                    rows = place == 0 and name in _READS_ROWS and made
-                    reads.append(self._rows(part, here, made[0]) if rows else part)
+                    if name in _WRITES_ROWS:
+                        part = self._rows(part, here, _written(name, args))
+                    writes.append(part)
+                elif place == 0 and name in _READS_ROWS and made:
+                    part = self._rows(part, here, made[0].numel())
+                if not (written and only_writes):
+                    reads.append(part)
         writes += [part for tensor in made if (part := self._part(tensor, here))[0] not in mutated]
         self._flops.append(flops)
         self._reads.append(reads)
@@ -147,10 +152,12 @@ class CostMeter(TorchDispatchMode):
             elements *= size if stride else min(size, 1)
         return number, (tensor.storage_offset(), sizes, strides), elements * tensor.element_size()
 
-    def _rows(self, part: _Part, here: int, like: Any) -> _Part:
-        """Some rows of a part, as many bytes as another tensor has."""
-        size = like.numel() * like.element_size() if isinstance(like, Tensor) else part[2]
-        return part[0], ("rows", here), min(part[2], size)
+    def _rows(self, part: _Part, here: int, elements: int | None) -> _Part:
+        """Some rows of a part, of so many elements together; all of it where that is not known."""
+        number, (_, sizes, _), size = part
+        if elements is not None and (whole := prod(sizes)):
+            size = min(size, elements * size // whole)
+        return number, ("rows", here), size
 
     def _forget_the_dead(self) -> None:
         for address, number in list(self._numbers.items()):
@@ -223,3 +230,16 @@ class CostMeter(TorchDispatchMode):
 def _with_storage(value: Any) -> list[Tensor]:
     """The tensors in a value whose bytes can be told; a sparse one is made of others."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+
+
+def _written(name: str, args: Sequence[Any]) -> int | None:
+    """How many elements an operator of `_WRITES_ROWS` writes; None where a mask says which."""
+    if name != "index_put_":
+        written: Tensor = args[2 if name == "scatter_" else 3]  # the index of a scatter has an entry for each
+        return written.numel()
+    tensor, indices = args[:2]
+    chosen = [index for index in indices if index is not None]
+    if any(index.dtype in (torch.bool, torch.uint8) for index in chosen):
+        return None
+    beside = [size for size, index in zip_longest(tensor.shape, indices) if index is None]
+    return int(prod(torch.broadcast_shapes(*(index.shape for index in chosen))) * prod(beside))

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from talkerviz.recorder.flow_notes import INPUT, OP, PASS, FlowNotes
 from talkerviz.recorder.meta import MetaMemory
 from talkerviz.recorder.operations import Rule, name_of, rule_of, tensors_of
 from talkerviz.recorder.provenance import Provenance, Storage
 from talkerviz.recorder.tensors import is_tracing, named_tensors_in, tensors_in
+from talkerviz.recorder.watching import Watching
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.log import Mark
 
@@ -108,8 +109,8 @@ class FlowMeter(TorchDispatchMode):
         self._model = model
         self._mark = mark
         self._functions = _Functions(self)
+        self._watching = Watching(self, self._functions)
         self._ident = -1
-        self._stance: Any = None
         self._group: _Group | None = None
         self._hidden = False  # whether functions are not seen: inside a function
         self._calls: list[_Call] = []
@@ -126,23 +127,12 @@ class FlowMeter(TorchDispatchMode):
         self._own_thread = self._thread()
         self._keep(self._model, recurse=True)
         self._ident = threading.get_ident()
-        # Compiled code would meet the modes below, and from then on be left uncompiled wherever it is used.
-        self._stance = torch.compiler.set_stance("force_eager")
-        self._stance.__enter__()
-        self.__enter__()
-        self._functions.__enter__()
+        self._watching.begin()
 
     def stop(self) -> None:
         """Watch no more."""
         self._ident = -1
-        # Ctrl-C may have come as it was started, or stopped.
-        if self._functions in _get_current_function_mode_stack():
-            self._functions.__exit__(None, None, None)
-        if self in _get_current_dispatch_mode_stack():
-            self.__exit__(None, None, None)
-        if self._stance is not None:
-            stance, self._stance = self._stance, None
-            stance.__exit__(None, None, None)
+        self._watching.end()
 
     def stamp(self, beginning: bool) -> None:
         """Count an edge of a call, and note the tensors that an outermost one gets."""

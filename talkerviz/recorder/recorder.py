@@ -282,10 +282,10 @@ class Recording:
             if mark not in self._mark_numbers:
                 self._names.marks.append(mark)
                 self._mark_numbers[mark] = len(self._names.marks) - 1
-            self._latest = self._mark_numbers[mark]
+            self._latest = number = self._mark_numbers[mark]
             if self._ranges is not None:
                 self._ranges.to(mark)
-        return self._latest
+        return number
 
     def _failed(self, error: type[BaseException]) -> int:
         # How gradient checkpointing ends a recomputation once it has what it needs.

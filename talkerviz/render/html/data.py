@@ -60,20 +60,20 @@ def layers_data(trace: Trace) -> list[dict[str, Any]]:
     total = np.bincount(path, weights=host, minlength=len(paths))
     alone = np.bincount(path, weights=own, minlength=len(paths))
     lists: dict[str, dict[int, int]] = {}
+    children: dict[str, dict[str, int]] = {}
     for code, name in enumerate(paths):
-        found = _LAYER.match(name)
-        if found:
+        above, _, part_name = name.rpartition(".")
+        children.setdefault(above, {})[part_name] = code
+        if found := _LAYER.match(name):
             lists.setdefault(found[1], {})[int(found[2])] = code
     data = []
     for prefix, layers in lists.items():
         places = sorted(layers)
         parts: dict[str, list[float]] = {}
-        for place in places:
-            inside = f"{prefix}.{place}."
-            for code, name in enumerate(paths):
-                if name.startswith(inside) and "." not in name[len(inside) :]:
-                    part = parts.setdefault(name[len(inside) :], [0.0] * len(places))
-                    part[places.index(place)] = round(total[code] / number[layers[place]])
+        for column, place in enumerate(places):
+            for part_name, code in children.get(f"{prefix}.{place}", {}).items():
+                part = parts.setdefault(part_name, [0.0] * len(places))
+                part[column] = round(total[code] / number[layers[place]])
         itself = [round(alone[layers[place]] / number[layers[place]]) for place in places]
         # Lists of simple modules, such as heads, have no parts; they are told by the table.
         if len(places) > 1 and parts:
