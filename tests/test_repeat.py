@@ -291,7 +291,7 @@ def test_what_there_was_is_kept(
     Path(f"stops_late_{code}.py").write_text(STOPS.format(at=3, error=error))
     args = (f"stops_late_{code}:make", "--warmup", 1, "--repeat", 5, "--no-flow")
     assert talkerviz(monkeypatch, "trace", *args) == code
-    assert "are kept" in capsys.readouterr().err
+    assert "9 calls are kept in run.parquet" in capsys.readouterr().err
     trace = Trace.load("run.parquet")
     assert trace.calls["run"].tolist() == [0] * 4 + [1] * 4 + [2]
     assert whole_runs(trace) == [0, 1]
@@ -308,7 +308,27 @@ def test_a_warm_up_that_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         "the warm-up stopped with RuntimeError: no luck (stops_early.py:11); nothing is recorded"
         in capsys.readouterr().err
     )
+    Path("stopped_early.py").write_text(STOPS.format(at=0, error="KeyboardInterrupt"))
+    assert talkerviz(monkeypatch, "trace", "stopped_early:make", "--warmup", 1) == 130
+    assert capsys.readouterr().err.endswith("talkerviz: stopped; nothing is recorded: it was warming up\n")
     assert not Path("run.parquet").exists()
+
+
+@pytest.mark.parametrize("output", ["run.parquet", "-"])
+def test_ctrl_c_once_the_calls_are_recorded(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    module = "stopped_in_flow" if output == "-" else "stopped_in_the_flow"
+    Path(f"{module}.py").write_text(STOPS.format(at=1, error="KeyboardInterrupt"))
+    assert talkerviz(monkeypatch, "trace", f"{module}:make", "-o", output) == 130
+    shown = capfdbinary.readouterr()
+    if output == "-":
+        Path("run.parquet").write_bytes(shown.out)
+    assert b"stopped; 4 calls are kept in" in shown.err
+    trace = Trace.load("run.parquet")
+    assert (len(trace.calls), trace.flow) == (4, None)
 
 
 @pytest.mark.parametrize("option", [("--repeat", 0), ("--warmup", -1)])

@@ -394,7 +394,7 @@ def test_code2wav_of_a_checkpoint_with_codes_of_a_file(
     ("args", "said"),
     [
         (("--device", "meta"), "--device meta: transformers' code2wav reads values"),
-        (("--inputs", "x"), "--inputs: only the talker takes them"),
+        (("--inputs", "x"), "--inputs: for talker, not for code2wav"),
         (("--codes", "none.json"), "none.json: no such file"),
         (("--frames", "0"), "frames must be at least 1, not 0"),
         (("--checkpoint", "none"), "none: no such folder"),

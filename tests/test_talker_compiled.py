@@ -132,7 +132,7 @@ def test_trace_and_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     [
         (("trace", "--impl", "transformers"), "--compile: only the native talker has it"),
         (("trace", "--device", "meta"), "--compile: only the native talker has it, and not on the meta device"),
-        (("trace", "code2wav"), "--compile: only the native talker has it"),
+        (("trace", "code2wav"), "--compile: for talker, not for code2wav"),
         (("speak", "--codes", "none.json"), "--compile: --codes is what is spoken"),
         (("trace", "--device", "cpu", "--graphs"), "CUDA graphs need a CUDA device, and the talker is on cpu"),
         (("speak", "--device", "cpu", "--graphs"), "CUDA graphs need a CUDA device, and the talker is on cpu"),

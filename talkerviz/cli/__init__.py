@@ -58,8 +58,8 @@ def main() -> None:
     app = _app_for(arguments[0])
     try:
         code = app(arguments, standalone_mode=False)
-    except typer.Abort:
-        _fail("stopped; the calls recorded until then are kept", 130)
+    except typer.Abort as error:
+        _fail(f"stopped; {error}" if str(error) else "stopped", 130)
     except OSError as error:
         _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}", 2)
     except ValueError as error:

@@ -41,6 +41,11 @@ Fused = Annotated[bool, typer.Option("--fused", help="Run each layer as few kern
 Graphs = Annotated[bool, typer.Option("--graphs", help="Speak by replaying a CUDA graph of a frame.")]
 
 
+def option_of(name: str) -> str:
+    """The option for something, as users write it."""
+    return "--compile" if name == "compiled" else f"--{name.replace('_', '-')}"
+
+
 def device_name(device: Device) -> str:
     """Where to run, as torch names it."""
     if device is Device.auto:

@@ -23,6 +23,7 @@ from talkerviz.cli.model_options import (
     Preset,
     WeightsDtype,
     device_name,
+    option_of,
     torch_dtype,
 )
 from talkerviz.cli.output import check_writable, console
@@ -30,6 +31,7 @@ from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
 from talkerviz.talker.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
 from talkerviz.talker.codes_file import read_codes
+from talkerviz.talker.faster import Faster
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.speech import AS_TRANSFORMERS, Speech, say, talk
 from talkerviz.talker.wav import open_wav
@@ -90,6 +92,7 @@ def speak(
     if seamless and not left_context:
         raise ValueError("--seamless: what is left out comes with the left context; --left-context must be 1 or more")
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    faster = Faster(compile_layers, fused, graphs)
     chosen = {**drawn, "repetition_penalty": repetition_penalty}
     if codes:
         _refuse(
@@ -97,9 +100,7 @@ def speak(
                 "inputs": inputs,
                 "speaker": speaker,
                 "greedy": greedy or None,
-                "compile": compile_layers or None,
-                "fused": fused or None,
-                "graphs": graphs or None,
+                **dict.fromkeys(faster.ways(), True),
                 **chosen,
             },
             "--codes is what is spoken",
@@ -119,17 +120,7 @@ def speak(
     else:
         scenario = Scenario(speaker=speaker or "ethan", frames=most, seed=seed)
         with byte_progress("talker", True) as on_bytes:
-            loaded = talker_of(
-                source,
-                "native",
-                *weights,
-                scenario,
-                inputs,
-                on_bytes,
-                compiled=compile_layers,
-                fused=fused,
-                graphs=graphs,
-            )
+            loaded = talker_of(source, "native", *weights, scenario, inputs, on_bytes, faster)
         if loaded.config.num_code_groups != codec.num_quantizers:
             made, taken = loaded.config.num_code_groups, codec.num_quantizers
             raise ValueError(f"{source}: its talker makes {made} codes a frame, and its code2wav takes {taken}")
@@ -159,8 +150,7 @@ def speak(
         lost = f"{time_text(left_out / SAMPLE_RATE * 1e9)} are left out between {speech.chunks:,} chunks"
         terminal.print(Text(f"{lost}, as transformers does; --seamless keeps them", style="dim"), soft_wrap=True)
     if stopped:
-        print(f"talkerviz: stopped; the sound until then is in {output}", file=sys.stderr)
-        raise typer.Exit(130)
+        raise typer.Abort(f"the sound until then is in {output}")
     if speech.frames == most and not codes:
         terminal.print(Text(f"Ended by --frames {most:,}, not by the talker.", style="dim"), soft_wrap=True)
 
@@ -168,7 +158,7 @@ def speak(
 def _refuse(options: Mapping[str, Any], because: str) -> None:
     for name, value in options.items():
         if value is not None:
-            raise ValueError(f"--{name.replace('_', '-')}: {because}")
+            raise ValueError(f"{option_of(name)}: {because}")
 
 
 def _counted(frames: Iterator[Tensor], on_frame: OnFrame) -> Iterator[Tensor]:

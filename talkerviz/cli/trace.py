@@ -7,6 +7,7 @@ import functools
 import shlex
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from talkerviz.cli.model_options import (
     Preset,
     WeightsDtype,
     device_name,
+    option_of,
     torch_dtype,
 )
 from talkerviz.cli.output import check_writable, console, print_headline, print_notes
@@ -35,6 +37,7 @@ from talkerviz.recorder import recording
 from talkerviz.recorder.process import this_process
 from talkerviz.render.table import render_table
 from talkerviz.talker.codes_file import write_codes
+from talkerviz.talker.faster import Faster
 from talkerviz.talker.scenario import Scenario
 from talkerviz.targets import (
     Target,
@@ -45,6 +48,7 @@ from talkerviz.targets import (
     talker_of,
     talker_target,
 )
+from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 from talkerviz.trace.over_runs import over_runs
 from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of
@@ -92,9 +96,13 @@ def trace(
     text_tokens: Annotated[
         int | None, typer.Option(help="Tokens of the text to speak, with its 3 role tokens; 20 by default.")
     ] = None,
-    frames: Annotated[int, typer.Option(help="Frames of 80 ms to speak, or tokens to generate.")] = 8,
+    frames: Annotated[
+        int | None, typer.Option(help="Frames of 80 ms to speak, or tokens to generate; 8 by default.")
+    ] = None,
     speaker: Annotated[str, typer.Option(help="A voice of the talker.")] = _SPEAKER,
-    seed: Annotated[int, typer.Option(help="Draws what is random: a preset's weights, and a thinker's outputs.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws what is random: a preset's weights, a thinker's outputs; 0 by default.")
+    ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Run so often first, and record nothing of it.")] = 0,
     repeat: Annotated[int, typer.Option(min=1, help="Record so many runs: `show --runs` tells them apart.")] = 1,
     clock: Annotated[Clock, typer.Option(help="auto takes cuda on CUDA; none records shapes alone.")] = Clock.auto,
@@ -113,68 +121,44 @@ def trace(
 ) -> None:
     """Run a model, record every module call, and print where the time went."""
     check_writable(output, codes)
-    if output == "-" and this_process() is not None:
+    process = this_process()
+    speaks = process is None or process.rank == 0
+    if output == "-" and process is not None:
         raise ValueError("-o -: each of several processes writes a file of its own; name one, such as run.parquet")
     limits = load_peaks(peaks) if peaks else None
     if (busy or memory) and not torch.cuda.is_available():
         raise ValueError(f"--{'busy' if busy else 'memory'}: torch sees no CUDA device, and nothing else can tell")
-    on_meta = device is Device.meta and (target == "talker" or is_config(target))
-    if on_meta and impl is Impl.transformers:
-        raise ValueError("--device meta: transformers' talker reads values, which are not there; use --impl native")
-    if on_meta and codes:
-        raise ValueError("--codes: the meta device computes no codes")
-    if preset_name and checkpoint:
-        raise ValueError("--preset: --checkpoint says which talker it is; give one of them")
-    faster = {"compile": compile_layers, "fused": fused, "graphs": graphs}
-    for name in [name for name, given in faster.items() if given]:
-        if target != "talker" or impl is Impl.transformers or on_meta:
-            raise ValueError(f"--{name}: only the native talker has it, and not on the meta device")
+    faster = Faster(compile_layers, fused, graphs)
+    asked = {
+        "preset": preset_name,
+        "checkpoint": checkpoint,
+        "impl": impl is Impl.transformers,
+        **dict.fromkeys(faster.ways(), True),
+        "codes": codes,
+        "inputs": inputs,
+        "prompt_tokens": prompt_tokens is not None,
+        "text_tokens": text_tokens is not None,
+        "speaker": speaker != _SPEAKER,
+        "device": device if device is not Device.auto else None,
+        "dtype": dtype,
+        "frames": frames is not None,
+        "seed": seed is not None,
+    }
+    _refuse(target, {name: value for name, value in asked.items() if value})
+
     source: str | Path = checkpoint or preset_name or "lite"
-    process = this_process()
-    speaks = process is None or process.rank == 0
-    if target == "talker":
-        given = {"prompt_tokens": prompt_tokens, "text_tokens": text_tokens}
-        lengths = {name: tokens for name, tokens in given.items() if tokens is not None}
-        if inputs and lengths:
-            raise ValueError(f"--{next(iter(lengths)).replace('_', '-')}: --inputs says how many tokens there are")
-        scenario = Scenario(**lengths, speaker=speaker, frames=frames, seed=seed)
-        with byte_progress("weights", speaks) as on_bytes:
-            where = device_name(device), torch_dtype(dtype)
-            loaded = talker_of(
-                source,
-                impl.value,
-                *where,
-                scenario,
-                inputs,
-                on_bytes,
-                compiled=compile_layers,
-                fused=fused,
-                graphs=graphs,
-            )
-        made = talker_target(loaded)
-    elif inputs:
-        raise ValueError("--inputs: only the talker takes them")
-    elif target == "code2wav":
-        if device is Device.meta:
-            raise ValueError("--device meta: transformers' code2wav reads values, which are not there")
-        with byte_progress("weights", speaks) as on_bytes:
-            made = code2wav_target(source, device_name(device), torch_dtype(dtype), codes, frames, seed, on_bytes)
-    elif checkpoint:
-        raise ValueError("--checkpoint: only talker and code2wav are loaded from one")
-    elif codes:
-        raise ValueError("--codes: only the talker makes codes, and only code2wav reads them")
-    else:
-        of_talker = {
-            "preset": preset_name,
-            "impl": impl is not Impl.native,
-            "prompt-tokens": prompt_tokens,
-            "text-tokens": text_tokens,
-            "speaker": speaker != _SPEAKER,
-        }
-        for name in [name for name, given in of_talker.items() if given]:
-            raise ValueError(f"--{name}: only the talker has it, and the target is {target}")
-        if is_config(target):
-            made = config_target(Path(target), device_name(device), torch_dtype(dtype), frames, seed)
+    count, drawn = 8 if frames is None else frames, seed or 0
+    where = device_name(device), torch_dtype(dtype)
+    with byte_progress("weights", speaks) as on_bytes:
+        if target == "talker":
+            lengths = {"prompt_tokens": prompt_tokens, "text_tokens": text_tokens}
+            given = {name: tokens for name, tokens in lengths.items() if tokens is not None}
+            scenario = Scenario(**given, speaker=speaker, frames=count, seed=drawn)
+            made = talker_target(talker_of(source, impl.value, *where, scenario, inputs, on_bytes, faster))
+        elif target == "code2wav":
+            made = code2wav_target(source, *where, codes, count, drawn, on_bytes)
+        elif is_config(target):
+            made = config_target(Path(target), *where, count, drawn)
         else:
             made = function_target(target)
 
@@ -187,6 +171,7 @@ def trace(
     record = functools.partial(
         recording, made.model, made.name, include=include or (), exclude=exclude or (), depth=depth, facts=facts
     )
+    on_meta = device is Device.meta
     failure: BaseException | None = None
     warnings.filterwarnings("ignore", ".*what was recorded until then", RuntimeWarning)  # said below, as an error
     with record(
@@ -203,38 +188,31 @@ def trace(
                     produced = made.run(on_frame)
         except (Exception, KeyboardInterrupt) as error:
             failure = error  # what was recorded until now is kept
-
-    if isinstance(failure, KeyboardInterrupt):
-        if output == "-":
-            rec.trace.save(sys.stdout.buffer)
-        raise typer.Abort
     if rec.lost:
         raise ValueError(f"{output}: {rec.lost}; what was recorded until then is in {rec.file}")
+
     recorded = rec.trace
-    # Tensors are followed where nothing is compiled, fused or replayed, which is then not the run that is recorded.
-    wanted = {
-        "flow": flow and not any(faster.values()),
-        "cost": cost and not on_meta,
-        "memory": memory,
-        "busy": busy,
-    }
-    for measure in [name for name, asked in wanted.items() if asked and failure is None]:
+    if failure is None:
+        # Tensors are followed where nothing is compiled, fused or replayed, which is then not the run that is recorded.
+        wanted = {
+            "flow": flow and not faster.ways(),
+            "cost": cost and not on_meta,
+            "memory": memory,
+            "busy": busy,
+        }
         try:
-            with (
-                frame_progress(shown) as on_frame,
-                record(phases=made.phases, clock="none", measure=measure) as again,
-            ):
-                made.run(on_frame)
-            recorded = join(recorded, again.trace)
-        except Exception as error:  # the first run's trace is good all the same
-            reason = " ".join(f"{error or type(error).__name__}".split())
-            print(f"talkerviz: --{measure}: {reason}; what it measured is left out", file=sys.stderr)
+            for measure in [name for name, asked in wanted.items() if asked]:
+                recorded = _with_measure(recorded, measure, made, record, shown)
+        except KeyboardInterrupt as error:
+            failure = error
     if rec.file is None:
         recorded.save(sys.stdout.buffer)
     elif recorded is not rec.trace:
         recorded.save(rec.file)
+    kept = f"{len(recorded.calls):,} calls are kept in {rec.file or 'what was written to stdout'}"
+    if isinstance(failure, KeyboardInterrupt):
+        raise typer.Abort(kept)
     if failure is not None:
-        kept = f"{len(recorded.calls)} calls are kept in {rec.file or output}"
         raise ValueError(f"the run stopped with {cause_of(failure)}; {kept}")
     if not speaks:
         return
@@ -242,23 +220,77 @@ def trace(
         write_codes(codes, produced)
     if recorded.calls.empty:
         print("talkerviz: no module was called: does the callable run another model?", file=sys.stderr)
-    if output != "-":
+    if rec.file is not None:
+        _print(recorded, repeat)
         terminal = console()
-        for by in ("phase", "class", "module"):
-            terminal.print(render_table(summarise(recorded, by), by, 10, terminal.width))
-        if repeat > 1:
-            over = over_runs(recorded, "phase")
-            terminal.print(render_table(over, "phase", 10, terminal.width, f"Time by phase over {repeat} runs"))
-        print_headline(terminal, recorded)
-        print_notes(terminal, recorded)
         terminal.print(f"{len(recorded.calls):,} calls -> {rec.file}", highlight=False, soft_wrap=True)
         if process is not None:
             every = Path(output).with_name(f"{Path(output).stem}.rank*{Path(output).suffix}")
-            terminal.print(
-                f"Of rank 0 of {process.world_size}; all together: talkerviz merge {every} -o {output}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            together = f"Of rank 0 of {process.world_size}; all together: talkerviz merge {every} -o {output}"
+            terminal.print(together, highlight=False, soft_wrap=True)
+
+
+# Options that not every target has, and which do: what is none of these is a function of the user's.
+_HAVE = {
+    **dict.fromkeys(("inputs", "impl", "prompt_tokens", "text_tokens", "speaker"), ("talker",)),
+    **dict.fromkeys(("compiled", "fused", "graphs"), ("talker",)),
+    **dict.fromkeys(("preset", "checkpoint", "codes"), ("talker", "code2wav")),
+    **dict.fromkeys(("device", "dtype", "frames", "seed"), ("talker", "code2wav", "a config")),
+}
+
+
+def _refuse(target: str, given: Mapping[str, Any]) -> None:
+    """Raises ValueError for options that the target does not have, or that do not go together.
+
+    `given` has the options of `_HAVE` that were given.
+    """
+    kind = target if target in ("talker", "code2wav") else "a config" if is_config(target) else "function"
+    for name in given:
+        if kind not in _HAVE[name]:
+            raise ValueError(f"{option_of(name)}: for {' or '.join(_HAVE[name])}, not for {target}")
+    meta = given.get("device") is Device.meta
+    if meta and kind == "code2wav":
+        raise ValueError("--device meta: transformers' code2wav reads values, which are not there")
+    if meta and "impl" in given:
+        raise ValueError("--device meta: transformers' talker reads values, which are not there; use --impl native")
+    if meta and "codes" in given:
+        raise ValueError("--codes: the meta device computes no codes")
+    for name in given:
+        if name in ("compiled", "fused", "graphs") and (meta or "impl" in given):
+            raise ValueError(f"{option_of(name)}: only the native talker has it, and not on the meta device")
+        if name in ("prompt_tokens", "text_tokens") and "inputs" in given:
+            raise ValueError(f"{option_of(name)}: --inputs says how many tokens there are")
+    if "preset" in given and "checkpoint" in given:
+        raise ValueError("--preset: --checkpoint says which talker it is; give one of them")
+
+
+def _with_measure(
+    recorded: Trace, measure: str, target: Target, record: Callable[..., Any], frames: int | None
+) -> Trace:
+    """A trace, and what another run measures of the same calls; if that run fails the trace is good all the same."""
+    try:
+        with (
+            frame_progress(frames) as on_frame,
+            record(phases=target.phases, clock="none", measure=measure) as again,
+        ):
+            target.run(on_frame)
+        return join(recorded, again.trace)
+    except Exception as error:
+        reason = " ".join(f"{error or type(error).__name__}".split())
+        print(f"talkerviz: --{measure}: {reason}; what it measured is left out", file=sys.stderr)
+        return recorded
+
+
+def _print(recorded: Trace, runs: int) -> None:
+    """Where the time went."""
+    terminal = console()
+    for by in ("phase", "class", "module"):
+        terminal.print(render_table(summarise(recorded, by), by, 10, terminal.width))
+    if runs > 1:
+        over = over_runs(recorded, "phase")
+        terminal.print(render_table(over, "phase", 10, terminal.width, f"Time by phase over {runs} runs"))
+    print_headline(terminal, recorded)
+    print_notes(terminal, recorded)
 
 
 def _warm_up(target: Target, frames: int | None) -> int:
@@ -268,7 +300,7 @@ def _warm_up(target: Target, frames: int | None) -> int:
         with frame_progress(frames) as on_frame:
             target.run(on_frame)
     except KeyboardInterrupt as error:
-        raise typer.Abort from error
+        raise typer.Abort("nothing is recorded: it was warming up") from error
     except Exception as error:
         raise ValueError(f"the warm-up stopped with {cause_of(error)}; nothing is recorded") from error
     return perf_counter_ns() - began

@@ -1,0 +1,100 @@
+"""code2wav as a target: of a preset, or of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talkerviz.recorder.passes import PassPhases
+from talkerviz.talker.checkpoint import find_module
+from talkerviz.talker.code2wav import (
+    CHUNK_FRAMES,
+    LEFT_CONTEXT,
+    build_code2wav,
+    code2wav_config,
+    load_code2wav,
+    read_code2wav_config,
+    stream_audio,
+)
+from talkerviz.talker.codes_file import read_codes
+from talkerviz.talker.config import default_dtype
+from talkerviz.talker.fill import OnBytes
+from talkerviz.targets.target import OnFrame, Target, facts_of
+
+
+def code2wav_config_of(source: str | Path) -> Any:
+    """transformers' config of a preset's code2wav, or of a checkpoint's. Raises ValueError as these do."""
+    return read_code2wav_config(source) if isinstance(source, Path) else code2wav_config(source)
+
+
+def code2wav_of(
+    source: str | Path,
+    device: str,
+    dtype: torch.dtype | None,
+    seed: int = 0,
+    on_bytes: OnBytes | None = None,
+) -> Any:
+    """transformers' code2wav, of a preset with random weights or of a checkpoint.
+
+    Raises:
+        ValueError: an unknown preset, or a checkpoint that cannot be loaded.
+    """
+    config = code2wav_config_of(source)
+    if isinstance(source, Path):
+        return load_code2wav(config, find_module(source, "code2wav."), device, dtype, on_bytes)
+    return build_code2wav(config, device, dtype or default_dtype(source), seed)
+
+
+def code2wav_target(
+    source: str | Path,
+    device: str,
+    dtype: torch.dtype | None,
+    codes: Path | None,
+    frames: int,
+    seed: int = 0,
+    on_bytes: OnBytes | None = None,
+) -> Target:
+    """The code2wav that makes sound of a file's codes, or of random ones, a pass for each chunk as `speak` has them.
+
+    Args:
+        source: a preset's name, or the path of a checkpoint's folder.
+        device: where it runs.
+        dtype: what its weights are; by default the preset's, or as the checkpoint has them.
+        codes: a file of `--codes`.
+        frames: how many frames there are, where no file says so.
+        seed: draws a preset's weights, and codes.
+        on_bytes: called while a checkpoint is read, see `read_into`.
+
+    Raises:
+        ValueError: as `code2wav_of`, no frames, or codes that do not fit.
+    """
+    config = code2wav_config_of(source)
+    if codes:
+        rows = read_codes(codes, config)
+    else:
+        if frames < 1:
+            raise ValueError(f"frames must be at least 1, not {frames}")
+        drawn = torch.Generator().manual_seed(seed)
+        rows = torch.randint(config.codebook_size, (frames, config.num_quantizers), generator=drawn)
+    code2wav = code2wav_of(source, device, dtype, seed, on_bytes)
+
+    def run(on_frame: OnFrame) -> None:
+        for chunk, _ in enumerate(stream_audio(code2wav, rows), start=1):
+            on_frame(min(chunk * CHUNK_FRAMES, len(rows)))
+
+    return Target(
+        name="code2wav",
+        model=code2wav,
+        run=run,
+        phases=PassPhases,
+        facts={
+            **facts_of(source),
+            **({"codes": str(codes)} if codes else {"seed": seed}),
+            "code_frames": len(rows),
+            "chunk_frames": CHUNK_FRAMES,
+            "left_context": LEFT_CONTEXT,
+        },
+        frames=len(rows),
+    )

@@ -1,0 +1,53 @@
+"""A model of transformers, from its config, as a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from talkerviz.foreign.from_config import build, read_config
+from talkerviz.foreign.run import runner
+from talkerviz.targets.target import Target
+
+
+def is_config(target: str) -> bool:
+    """Whether a target is a folder with a config, or a config's file, and no function's name."""
+    return Path(target).is_dir() or target.endswith(".json")
+
+
+def config_target(path: Path, device: str, dtype: torch.dtype | None, tokens: int, seed: int = 0) -> Target:
+    """A model of transformers from its config: it generates where it can, else makes one pass, on inputs made for it.
+
+    Args:
+        path: a folder whose safetensors are loaded if it has any, or a config's file. Weights are drawn otherwise.
+        device: where it runs; on meta one forward pass.
+        dtype: of the weights; by default what the config says, else float32.
+        tokens: how many to generate.
+        seed: draws weights and inputs.
+
+    Raises:
+        ValueError: no config of a model that transformers has, weights that do not fit it, or no inputs that it runs
+            on.
+    """
+    if tokens < 1:
+        raise ValueError(f"frames must be at least 1, not {tokens}")
+    config = read_config(path)
+    if config.model_type == "qwen3_omni_moe":
+        raise ValueError(f"{path}: a whole Qwen3-Omni; its talker is traced by `talkerviz trace --checkpoint {path}`")
+    folder = path if path.is_dir() and device != "meta" else None
+    built = build(config, folder, device, dtype, seed)
+    runs = runner(built.model, tokens, seed, generates=device != "meta")
+    return Target(
+        name="model",
+        model=built.model,
+        run=lambda on_frame: runs.run(),
+        facts={
+            "target": str(path),
+            "weights": built.weights,
+            "runs": "generate" if runs.generates else "forward",
+            "inputs": runs.shapes(),
+            **({"seed": seed} if built.weights == "random" else {}),
+            **({"weights_note": built.note} if built.note else {}),
+        },
+    )

@@ -1,0 +1,117 @@
+"""The talker as a target: of a preset, or of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.talker.checkpoint import find_module, read_talker_config
+from talkerviz.talker.config import TalkerConfig, default_dtype, preset
+from talkerviz.talker.faster import Faster
+from talkerviz.talker.fill import OnBytes
+from talkerviz.talker.graphs import WARM_UPS
+from talkerviz.talker.prompt import ThinkerOutputs
+from talkerviz.talker.run import inputs_of, speak
+from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.talker import TalkerForConditionalGeneration
+from talkerviz.talker.thinker_file import read_inputs
+from talkerviz.talker.weights import build_talker, load_talker
+from talkerviz.targets.target import Target, facts_of
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A talker and what it is to speak.
+
+    Attributes:
+        talker: the model.
+        config: its numbers.
+        thinker: what a thinker gave it.
+        impl: whose implementation it is, native or transformers.
+        scenario: how it is spoken.
+        facts: what to note of all that.
+    """
+
+    talker: nn.Module
+    config: TalkerConfig
+    thinker: ThinkerOutputs
+    impl: str
+    scenario: Scenario
+    facts: Mapping[str, Any]
+
+
+def talker_of(
+    source: str | Path,
+    impl: str,
+    device: str,
+    dtype: torch.dtype | None,
+    scenario: Scenario,
+    inputs: Path | None = None,
+    on_bytes: OnBytes | None = None,
+    faster: Faster = Faster(),  # noqa: B008
+) -> Loaded:
+    """The talker of a preset with random weights, or that of a checkpoint, and what it is to speak.
+
+    Args:
+        source: a preset's name, or the path of a checkpoint's folder.
+        impl: native or transformers.
+        device: where it runs.
+        dtype: what its weights are; by default the preset's, or as the checkpoint has them.
+        scenario: what it speaks; its seed draws a preset's weights, and the inputs unless they are given.
+        inputs: a file with what a thinker gave.
+        on_bytes: called while a checkpoint is read, see `read_into`.
+        faster: how it is made fast; only the native one can be.
+
+    Raises:
+        ValueError: an unknown preset, implementation or speaker, a checkpoint that cannot be loaded, inputs that do not
+            fit, or a way to make it fast that it does not have.
+    """
+    if faster.ways() and impl != "native":
+        raise ValueError(f"only the native talker is compiled, fused or captured, not {impl}'s")
+    if isinstance(source, Path):
+        config = read_talker_config(source)
+        stored = find_module(source, "talker.")
+        dtype = dtype or stored.dtype
+    else:
+        config, stored = preset(source), None
+        dtype = dtype or default_dtype(source)
+    # First, since weights take longer.
+    config.speaker(scenario.speaker)
+    faster.check(torch.device(device), config)
+    read = read_inputs(inputs, config, device, dtype) if inputs else None
+    if stored:
+        talker = load_talker(config, stored, impl, device, dtype, on_bytes)
+    else:
+        talker = build_talker(config, impl, device, dtype, scenario.seed)
+    faster.make(cast(TalkerForConditionalGeneration, talker))
+    thinker = read or inputs_of(talker, scenario, config)
+    lengths = {"prompt_tokens": thinker.user.shape[1], "text_tokens": thinker.assistant.shape[1]}
+    facts = {
+        **facts_of(source),
+        "impl": impl,
+        "scenario": asdict(scenario) | lengths,
+        **({"inputs": str(inputs)} if inputs else {}),
+        **dict.fromkeys(faster.ways(), True),
+    }
+    return Loaded(talker, config, thinker, impl, scenario, facts)
+
+
+def talker_target(loaded: Loaded) -> Target:
+    """A talker that speaks its scenario greedily."""
+    return Target(
+        name="talker",
+        model=loaded.talker,
+        run=lambda on_frame: speak(
+            loaded.talker, loaded.impl, loaded.scenario, loaded.thinker, loaded.config, on_frame
+        ),
+        facts=loaded.facts,
+        phases=partial(TalkerPhases, warm_ups=WARM_UPS) if "graphs" in loaded.facts else TalkerPhases,
+        frames=loaded.scenario.frames,
+    )
