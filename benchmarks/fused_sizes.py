@@ -77,7 +77,7 @@ def main() -> None:
             cells = [f"{took * 1e3:.3f}", f"{took / first:.2f}"]
         lines.append(f"| {kib} | {warps} | {'yes' if early else 'no'} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-        options.output.write_text("\n".join(lines) + "\n")  # whatever comes of the rest
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")  # whatever comes of the rest
 
 
 if __name__ == "__main__":

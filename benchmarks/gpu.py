@@ -127,12 +127,13 @@ def main() -> None:
         work()
         for clock, (time, ratio) in overhead(talker, work, options.repeats).items():
             rows.append(f"| {name} | {clock} | {time / SCENARIO.frames * 1e3:.2f} | {ratio:.3f} |")
-        (options.output / "overhead.md").write_text(costs(head, rows))  # whatever comes of the rest
+        (options.output / "overhead.md").write_text(costs(head, rows), encoding="utf-8")  # whatever comes of the rest
         print(rows[-1], flush=True)
         trace = record(talker, work, name)
         trace.save(options.output / f"{name}.parquet")
         notes = "\n".join(f"- {note}" for note in notes_on(trace.facts))
-        (options.output / f"{name}.md").write_text(f"# {name}\n\n{head}\n\n{notes}\n\n```\n{tables(trace)}\n```\n")
+        text = f"# {name}\n\n{head}\n\n{notes}\n\n```\n{tables(trace)}\n```\n"
+        (options.output / f"{name}.md").write_text(text, encoding="utf-8")
         del talker
         torch.cuda.empty_cache()
 

@@ -89,7 +89,7 @@ def main() -> None:
         f"From {SIZES[0]:,} to {SIZES[1]:,} recorded calls it grows by {grown} MiB.",
     ]
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text("\n".join(lines) + "\n")
+    options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -138,7 +138,7 @@ def main() -> None:
         *table(frame, floor_us),
     ]
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text("\n".join(text) + "\n")
+    options.output.write_text("\n".join(text) + "\n", encoding="utf-8")
     print(text[4])
 
 

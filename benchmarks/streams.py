@@ -92,7 +92,7 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     for row in measure(options.kind, options.device, options.streams, options.frames, options.rounds):
         lines.append(row)
-        options.output.write_text("\n".join(lines) + "\n")  # whatever comes of the rest
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")  # whatever comes of the rest
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ def main() -> None:
         "drawn from random weights part for good where one differs.",
     ]
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text("\n".join(lines) + "\n")
+    options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

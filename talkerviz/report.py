@@ -24,6 +24,7 @@ from talkerviz.trace.flow import flow_between
 from talkerviz.trace.runs import as_one_run
 from talkerviz.trace.shapes import shapes_of_calls
 
+_NOT_ALWAYS = ("flowchart.svg", "flowchart.dot", "trace.json")
 _HELD_SLICES = 16_000
 """What the page itself holds; of a longer run it holds a few frames, and the others are in files beside it."""
 _MOST_SHOWN = 250_000
@@ -49,6 +50,8 @@ def _write_all(trace: Trace, folder: Path, on_file: Callable[[str], None]) -> li
     folder.mkdir(parents=True, exist_ok=True)
     one = as_one_run(trace)
     notes: list[str] = []
+    for stale in (*(folder / "frames").glob("frame-*.js"), *(folder / name for name in _NOT_ALWAYS)):
+        stale.unlink(missing_ok=True)  # of a report that was here before
     on_file("index.html")
     figures = figures_of(one)
     _write_page(one, figures, folder, notes)
@@ -81,8 +84,6 @@ def _write_page(trace: Trace, figures: Figures, folder: Path, notes: list[str]) 
     held = slicer.held(_HELD_SLICES)
     page = render_page(trace, figures, charts, slicer, [slicer.slices(frame) for frame in held])
     _write_text(folder / "index.html", page)
-    for stale in (folder / "frames").glob("frame-*.js"):  # of a report that was here before
-        stale.unlink()
     for frame in slicer.frames:
         if frame["frame"] not in held:
             (folder / "frames").mkdir(exist_ok=True)
@@ -116,8 +117,9 @@ def _write_calls(trace: Trace, path: Path) -> None:
 def _write_timeline(trace: Trace, path: Path, notes: list[str]) -> None:
     calls = trace.calls
     if len(calls) > _MOST_SHOWN:
-        # Up to where a call of the program itself begins, so that none is cut.
-        kept = int(np.flatnonzero(calls["depth"].to_numpy()[: _MOST_SHOWN + 1] == 0)[-1]) or _MOST_SHOWN
+        # Up to where a call begins that is in no other, so that none is cut.
+        outermost = np.flatnonzero(~calls["parent"].isin(calls["call"]).to_numpy()[: _MOST_SHOWN + 1])
+        kept = int(outermost[-1]) or _MOST_SHOWN
         numbers = calls["call"].to_numpy()
         flow = trace.flow and flow_between(trace.flow, int(numbers[0]), int(numbers[kept - 1]))
         notes.append(f"{path.name}: the first {kept:,} calls; `talkerviz render -f perfetto` writes all")

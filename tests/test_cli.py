@@ -253,7 +253,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["tree", "cut.parquet"], "cut.parquet: a trace that is cut short or damaged"),
         (["render", "text.txt", "-f", "svg"], "text.txt: not a talkerviz"),
         (["render", "good.parquet", "-f", "gif"], "unknown format 'gif'"),
-        (["render", "good.parquet", "-f", "svg", "--style", "source"], "--style source is Mermaid only"),
+        (["render", "good.parquet", "-f", "svg", "--style", "source"], "style source is Mermaid only"),
         (["render", "good.parquet", "-f", "svg", "--by", "module"], "--by: only tables have it (markdown, latex, html"),
         (["render", "good.parquet", "-f", "mermaid", "--top", "3"], "--top: only tables have it"),
         (["render", "good.parquet", "-f", "perfetto", "--sort", "self"], "--sort: only tables have it"),

@@ -143,9 +143,9 @@ def test_folded_or_with_all_that_there_is() -> None:
 
 
 def test_what_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RenderError, match="--style flat is for mermaid, dot, svg, png, pdf, not model-explorer"):
+    with pytest.raises(RenderError, match="style flat is for mermaid, dot, svg, png, pdf, not model-explorer"):
         render(sample_trace(), "model-explorer", Style.flat)
-    with pytest.raises(RenderError, match="--style source is Mermaid only, not model-explorer"):
+    with pytest.raises(RenderError, match="style source is Mermaid only, not model-explorer"):
         render(sample_trace(), "model-explorer", Style.source)
     path = tmp_path / "run.parquet"
     sample_trace().save(path)

@@ -218,7 +218,7 @@ def test_without_the_systems_dot(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_formats_and_styles() -> None:
     with pytest.raises(RenderError, match="unknown format 'gif': choose from mermaid"):
         render(sample_trace(), "gif")
-    with pytest.raises(RenderError, match="--style source is Mermaid only, not dot"):
+    with pytest.raises(RenderError, match="style source is Mermaid only, not dot"):
         render(sample_trace(), "dot", Style.source)
 
 

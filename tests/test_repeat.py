@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
 from sample_trace import call, make_trace
@@ -110,14 +109,6 @@ def test_each_recording_and_each_run_divides_anew() -> None:
 def test_one_run_is_run_0() -> None:
     net = model()
     assert record(net, lambda: run_twice(net)).calls["run"].tolist() == [0] * 6
-
-
-def test_a_file_from_before_there_were_runs(tmp_path: Path) -> None:
-    trace = make_trace([call(0, None, 0, "net", "Net", 5, 5)])
-    trace.save(tmp_path / "r.parquet")
-    table = pq.read_table(tmp_path / "r.parquet").drop_columns(["run"])
-    pq.write_table(table, tmp_path / "old.parquet")
-    assert Trace.load(tmp_path / "old.parquet") == trace
 
 
 def test_what_was_cut_short_is_kept_and_left_out() -> None:

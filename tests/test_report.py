@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from test_cli import talkerviz
 from test_render import NASTY, mermaid_errors, needs_parser
 
 from talkerviz import record, report
+from talkerviz.render import text
 from talkerviz.render.html import slices
 from talkerviz.render.html.flame import flame_of
+from talkerviz.render.html.pieces import piece
 from talkerviz.render.html.slices import Slicer
 from talkerviz.render.layout import LayoutError
 from talkerviz.report import write_report
@@ -348,3 +351,41 @@ def test_without_times(reader: Reader, tmp_path: Path) -> None:
     assert page.locator("#chart .node").count() > 1
     page.get_by_role("tab", name="Calls").click()
     assert len(column(page, "call")) == len(trace.calls)
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+def test_the_page_writes_numbers_as_python_does() -> None:
+    numbers = [0, 1, 5, 42, 999, 999.4, 999.6, 1000, 9994, 9995, 99_949, 99_951, 1e6 - 1, 1e6, 1.5e9, 2e12, 3.21e15]
+    kinds = {"time": text.time_text, "amount": text.amount_text, "size": text.size_text}
+    factors = [0.0579, 0.05, 1, 1.234, 12.3, 99.94, 99.95, 12_345]
+    wanted = {name: [of(number) for number in [*numbers, -5e6]] for name, of in kinds.items()}
+    wanted["factor"] = [text.factor_text(factor) for factor in factors]
+    wanted["share"] = [text.share_text(factor) for factor in factors]
+    wanted["tenths"], wanted["hundredths"] = ([f"{factor:,.{digits}f}" for factor in factors] for digits in (1, 2))
+    given = {name: [*numbers, -5e6] if name in kinds else factors for name in wanted}
+    around = "const element = { append() {} }, root = { body: { appendChild: one => one } };"
+    around += "const document = { createElement: () => element };"
+    asked = f"const given = {json.dumps(given)};"
+    asked += (
+        "console.log(JSON.stringify(Object.fromEntries(Object.entries(given).map(([k, v]) => [k, v.map(texts[k])]))));"
+    )
+    done = subprocess.run(["node", "-e", around + piece("text.js") + asked], capture_output=True, check=True)
+    assert json.loads(done.stdout) == wanted
+
+
+def test_a_report_of_a_part_that_is_long(talker: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_MOST_SHOWN", 100)
+    layers = talker.select(module="talker.model.layers.*")
+    notes = write_report(layers, tmp_path)
+    assert any(note.startswith("trace.json: the first ") for note in notes)
+    assert json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+
+
+def test_nothing_is_left_of_a_report_that_was_there(talker: Trace, tmp_path: Path) -> None:
+    write_report(talker, tmp_path)
+    (tmp_path / "flowchart.dot").write_text("digraph {}")
+    calls = talker.calls.assign(**dict.fromkeys(("host_start_ns", "host_ns", "host_self_ns"), pd.NA))
+    untimed = replace(talker, calls=calls.astype(dict.fromkeys(("host_start_ns", "host_ns", "host_self_ns"), "Int64")))
+    write_report(untimed, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == FILES - {"trace.json"}
+    assert "trace.json" not in (tmp_path / "report.md").read_text(encoding="utf-8")

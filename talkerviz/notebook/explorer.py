@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
-from importlib.resources import files
+from functools import cache, partial
 from typing import Any
 
 import anywidget
@@ -12,10 +11,10 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from talkerviz.graph.build import title_parts
 from talkerviz.notebook.display import mimebundle
 from talkerviz.render.html.charts import Chart, Charts
-from talkerviz.render.html.data import chart_data, edge_kinds, frames_data, heat_data, table_data, typical_frame
+from talkerviz.render.html.data import chart_data, frames_data, shared_data, table_data, typical_frame
+from talkerviz.render.html.pieces import controls, piece, vendored, with_pieces
 from talkerviz.render.html.slices import Slicer
 from talkerviz.render.layout import LayoutError
 from talkerviz.trace.runs import as_one_run
@@ -29,23 +28,22 @@ _PARTS = ("text", "state", "chart", "plot", "stacks")
 @cache
 def _module() -> str:
     """All that runs in the browser as one ECMAScript module, which needs no network."""
-    page, own = files("talkerviz.render.html") / "static", files("talkerviz.notebook") / "static"
-    vendor = files("talkerviz.render") / "vendor"
-    style = (page / "page.css").read_text() + (own / "explorer.css").read_text()
+    own = partial(piece, package="talkerviz.notebook")
+    style, body = piece("page.css") + own("explorer.css"), with_pieces(own("explorer.html"), controls())
     return "\n".join(
         [
-            (vendor / "echarts.min.js").read_text(),
+            vendored("echarts.min.js"),
             # A page with a loader of its own would get it in another way.
             "(() => { const define = undefined, require = undefined;",
-            (vendor / "svg-pan-zoom.min.js").read_text(),
+            vendored("svg-pan-zoom.min.js"),
             "})();",
-            f"const STYLE = {json.dumps(style)}, BODY = {json.dumps((own / 'explorer.html').read_text())};",
+            f"const STYLE = {json.dumps(style)}, BODY = {json.dumps(body)};",
             "function explorer(model, root, data) {",
             "'use strict';",
-            *((page / f"{name}.js").read_text() for name in _PARTS),
-            (own / "explorer.js").read_text(),
+            *(piece(f"{name}.js") for name in _PARTS),
+            own("explorer.js"),
             "}",
-            (own / "mount.js").read_text(),
+            own("mount.js"),
         ]
     )
 
@@ -121,21 +119,13 @@ class Explorer(anywidget.AnyWidget):
             charts = list(self._charts.levels())
         except LayoutError as error:
             why = str(error)
-        title = title_parts(trace)
         typical = typical_frame(frames_data(trace))
         frame = typical if typical is not None else frames[0]["frame"] if frames else None
         data = {
-            "title": title.pop("model"),
-            "subtitle": " · ".join(title.values()),
+            **shared_data(trace, charts, self._slicer),
             "why": why,
-            "timed": bool(len(trace.calls) and trace.calls["host_ns"].notna().all()),
-            "flow": trace.flow is not None,
-            "heat": heat_data(),
-            "edges": edge_kinds(charts),
-            "names": vars(self._slicer.names),
             "tables": {by: table_data(summarise(trace, by), by) for by in ("class", "phase")},
             "charts": [_drawn(chart) for chart in charts],
-            "frames": frames,
             "slices": [self._slicer.slices(frame).data] if frames else [],
             "typical": frame,
         }

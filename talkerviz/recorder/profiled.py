@@ -36,5 +36,5 @@ def seen_by(profiler: profile) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile.json"
         profiler.export_chrome_trace(str(path))
-        seen: dict[str, Any] = json.loads(path.read_text())
+        seen: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return seen

@@ -118,11 +118,11 @@ def render(
         return render_rows(trace, fmt, rows)
     if style is Style.source:
         if fmt != "mermaid":
-            raise RenderError(f"--style source is Mermaid only, not {fmt}")
+            raise RenderError(f"style source is Mermaid only, not {fmt}")
         return render_source(trace).encode()
     if fmt not in DRAWN:
         if style is Style.flat:
-            raise RenderError(f"--style flat is for {', '.join(DRAWN)}, not {fmt}")
+            raise RenderError(f"style flat is for {', '.join(DRAWN)}, not {fmt}")
         return render_graph(build_graph(trace, replace(view, max_nodes=view.max_nodes or sys.maxsize)), fmt)
     if style is Style.flat:
         text = _FLAT["dot" if fmt in LAYOUTS else fmt](trace)

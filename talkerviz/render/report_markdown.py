@@ -25,8 +25,8 @@ def render_report(trace: Trace, figures: Figures, chart: str) -> str:
         more = len(summary) - _MOST_ROWS
         notes = (f"{more:,} more rows are in index.html.",) if more > 0 else ()
         lines += [markdown_table(table_cells(summary.head(_MOST_ROWS), by, f"Time by {by}", notes)), ""]
-    lines += [
-        "`index.html` is the page, `calls.csv` has every call, `trace.json` opens in https://ui.perfetto.dev.",
-        "",
-    ]
+    beside = ["`index.html` is the page", "`calls.csv` has every call"]
+    if trace.calls["host_ns"].notna().any():
+        beside.append("`trace.json` opens in https://ui.perfetto.dev")
+    lines += [f"{', '.join(beside)}.", ""]
     return "\n".join(lines)

@@ -206,7 +206,7 @@ def preset(name: str) -> TalkerConfig:
     if name not in PRESETS:
         raise ValueError(f"unknown preset '{name}': choose from {', '.join(PRESETS)}")
     file = resources.files(__package__).joinpath("qwen3_omni_talker_config.json")
-    full = TalkerConfig.from_dict(json.loads(file.read_text()))
+    full = TalkerConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
     if name == "full":
         return full
     if name == "lite":

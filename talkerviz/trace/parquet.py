@@ -116,14 +116,11 @@ def _to_arrow(calls: pd.DataFrame, numbers: _Numbers) -> pa.Table:
 
 
 def _to_pandas(file: pq.ParquetFile) -> pd.DataFrame:
-    there = set(file.schema_arrow.names)
     plain = file.read([name for name in CALLS.names if name not in ("inputs", "outputs")])
     columns: dict[str, Any] = {name: _lists(file, name, plain) for name in ("inputs", "outputs")}
     for field in CALLS:
         if field.name in columns or field.name.endswith("_id"):
             continue
-        if field.name in ("run", "rank", "peers", "collective") and field.name not in there:
-            continue  # a file from before there were several runs, or processes
         column = plain.column(field.name)
         if field.name in NULLABLE:
             columns[field.name] = column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)

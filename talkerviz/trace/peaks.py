@@ -56,7 +56,7 @@ def peaks_of(device_name: str) -> Peaks | None:
 
 def save_peaks(peaks: Peaks, path: Path) -> None:
     """Write limits, such as measured ones, as JSON."""
-    path.write_text(json.dumps(asdict(peaks), indent=2) + "\n")
+    path.write_text(json.dumps(asdict(peaks), indent=2) + "\n", encoding="utf-8")
 
 
 def load_peaks(path: Path) -> Peaks:
@@ -67,7 +67,7 @@ def load_peaks(path: Path) -> Peaks:
         OSError: it cannot be read.
     """
     try:
-        said: Any = json.loads(path.read_text())
+        said: Any = json.loads(path.read_text(encoding="utf-8"))
         flops = {str(name): float(value) for name, value in said["flops"].items()}
         peaks = Peaks(str(said["device"]), flops, float(said["bandwidth"]), str(said["source"]))
     except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from talkerviz.graph.build import title_parts
 from talkerviz.render.heat import HEAT_FILLS, share_legend
 from talkerviz.render.html.charts import Chart
+from talkerviz.render.html.slices import Slicer
 from talkerviz.render.quantities import is_number, quantity, shown_columns
 from talkerviz.render.text import amount_text, factor_text, share_text, size_text, time_text
 from talkerviz.trace import Trace
@@ -26,6 +28,22 @@ _KINDS: dict[Callable[[Any], str], str] = {
 _LAYER = re.compile(r"^(.*)\.(\d+)$")
 
 
+def shared_data(trace: Trace, charts: Sequence[Chart], slicer: Slicer) -> dict[str, Any]:
+    """What the page and the widget in notebooks both know of a trace."""
+    title = title_parts(trace)
+    date = str(trace.facts.get("date", ""))
+    return {
+        "title": title.pop("model"),
+        "subtitle": " · ".join(part for part in (*title.values(), date) if part),
+        "timed": bool(len(trace.calls) and trace.calls["host_ns"].notna().all()),
+        "flow": trace.flow is not None,
+        "heat": heat_data(),
+        "edges": edge_kinds(charts),
+        "names": vars(slicer.names),
+        "frames": slicer.frames,
+    }
+
+
 def table_data(summary: pd.DataFrame, by: str) -> dict[str, Any]:
     """A summary as `columns` of `name`, `label`, `kind` and `values`, and how many `rows` it has."""
     columns = []
@@ -37,7 +55,7 @@ def table_data(summary: pd.DataFrame, by: str) -> dict[str, Any]:
         elif pd.api.types.is_integer_dtype(summary[name]):
             kind, values = _KINDS.get(what.text, "count"), [value if value is None else int(value) for value in values]
         else:
-            kind = _KINDS.get(what.text, "decimal")
+            kind = _KINDS.get(what.text, "tenths" if what.decimals == 1 else "hundredths")
             values = [value if value is None else float(f"{value:.5g}") for value in values]
         columns.append({"name": name, "label": what.heading if what else name, "kind": kind, "values": values})
     return {"columns": columns, "rows": len(summary)}
@@ -62,6 +80,8 @@ def layers_data(trace: Trace) -> list[dict[str, Any]]:
     lists: dict[str, dict[int, int]] = {}
     children: dict[str, dict[str, int]] = {}
     for code, name in enumerate(paths):
+        if not number[code]:
+            continue  # of a part of a trace the names of all are there
         above, _, part_name = name.rpartition(".")
         children.setdefault(above, {})[part_name] = code
         if found := _LAYER.match(name):

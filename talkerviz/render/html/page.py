@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
-from talkerviz.graph.build import title_parts
 from talkerviz.render.html.charts import Chart
-from talkerviz.render.html.data import (
-    chart_data,
-    edge_kinds,
-    frames_data,
-    heat_data,
-    layers_data,
-    table_data,
-    typical_frame,
-)
+from talkerviz.render.html.data import chart_data, frames_data, layers_data, shared_data, table_data, typical_frame
 from talkerviz.render.html.flame import flame_of
+from talkerviz.render.html.pieces import controls, piece, vendored, with_pieces
 from talkerviz.render.html.slices import Slicer, Slices
 from talkerviz.render.notes import notes_on
 from talkerviz.render.numbers import Figures
@@ -31,7 +21,6 @@ from talkerviz.trace.frames import FRAME_NS, FrameSummary, makes_speech
 _SCRIPTS = ("host", "text", "state", "chart", "plot", "stacks", "plots", "tables", "panel", "main")
 _VENDOR = ("echarts", "tabulator", "svg-pan-zoom")
 _BESIDE = "The calls of some frames are not in this page but in the folder frames beside it."
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def render_page(trace: Trace, figures: Figures, charts: Sequence[Chart], slicer: Slicer, held: Sequence[Slices]) -> str:
@@ -45,19 +34,18 @@ def render_page(trace: Trace, figures: Figures, charts: Sequence[Chart], slicer:
         held: the frames whose calls are in the page itself; those of others are loaded from files beside it.
     """
     data = _data(trace, figures, charts, slicer, held)
-    static, vendor = files("talkerviz.render.html") / "static", files("talkerviz.render") / "vendor"
-    parts = {
+    pieces = {
+        **controls(),
         "title": html.escape(f"{data['title']} – talkerviz"),
-        "style": f"{(vendor / 'tabulator.min.css').read_text()}\n{(static / 'page.css').read_text()}",
+        "style": f"{vendored('tabulator.min.css')}\n{piece('page.css')}",
         "charts": "".join(
             f'<template id="chart-{number}"><svg>{chart.svg}</svg></template>\n' for number, chart in enumerate(charts)
         ),
         "data": _json(data),
-        "vendor": "\n".join(_script((vendor / f"{name}.min.js").read_text()) for name in _VENDOR),
-        "script": "\n".join(_script((static / f"{name}.js").read_text()) for name in _SCRIPTS),
+        "vendor": "\n".join(_script(vendored(f"{name}.min.js")) for name in _VENDOR),
+        "script": "\n".join(_script(piece(f"{name}.js")) for name in _SCRIPTS),
     }
-    # At once, so that nothing in a part is taken for a place.
-    return _PLACE.sub(lambda place: parts[place[1]], (static / "template.html").read_text())
+    return with_pieces(piece("template.html"), pieces)
 
 
 def _json(value: Any) -> str:
@@ -72,25 +60,17 @@ def _script(text: str) -> str:
 def _data(
     trace: Trace, figures: Figures, charts: Sequence[Chart], slicer: Slicer, held: Sequence[Slices]
 ) -> dict[str, Any]:
-    title = title_parts(trace)
     by_frame = frames_data(trace)
     return {
-        "title": title.pop("model"),
-        "subtitle": " · ".join([*title.values(), str(trace.facts.get("date", ""))]).removesuffix(" · "),
+        **shared_data(trace, charts, slicer),
         "numbers": [{"label": one.label, "value": one.value, "hint": one.hint} for one in figures.numbers],
         "notes": notes_on(trace.facts) + ([_BESIDE] if len(held) < len(slicer.frames) else []),
         "facts": [
             [name, value if isinstance(value, str) else json.dumps(value)] for name, value in trace.facts.items()
         ],
         "peaks": trace.facts.get("peaks"),
-        "timed": bool(len(trace.calls) and trace.calls["host_ns"].notna().all()),
-        "flow": trace.flow is not None,
-        "heat": heat_data(),
-        "edges": edge_kinds(charts),
-        "names": vars(slicer.names),
         "tables": {by: table_data(table, by) for by, table in figures.tables.items()},
         "charts": [chart_data(chart) for chart in charts],
-        "frames": slicer.frames,
         "slices": [slices.data for slices in held],
         "typical": typical_frame(by_frame),
         "flame": flame_of(trace),

@@ -1,11 +1,12 @@
 // Numbers as people read them (as talkerviz/render/text.py), and elements made of text, never of HTML.
 const $ = id => root.getElementById(id);
 
+const fixed = (value, digits) => value.toLocaleString('en-US', { minimumFractionDigits: digits, maximumFractionDigits: digits });
 function threeDigits(value, units, space = ' ') {
   const [scale, unit] = units.find(([scale]) => Math.abs(value) >= scale * 0.9995) ?? units.at(-1);
   const scaled = value / scale;
   const digits = scale === 1 ? 0 : Math.abs(scaled) < 9.995 ? 2 : Math.abs(scaled) < 99.95 ? 1 : 0;
-  return `${scaled.toFixed(digits)}${space}${unit}`;
+  return `${fixed(scaled, digits)}${space}${unit}`;
 }
 
 const missing = value => value === null || value === undefined;
@@ -15,8 +16,9 @@ const shareText = part => missing(part) ? '' : `${(part * 100).toFixed(1)} %`;
 const countText = n => missing(n) ? '' : n.toLocaleString('en-US');
 const texts = {
   time: timeText, amount: amountText, share: shareText, count: countText,
-  size: n => missing(n) ? '' : `${amountText(n)}B`.replace(/(\d)B/, '$1 B'), decimal: value => missing(value) ? '' : value.toFixed(2),
-  factor: value => missing(value) ? '' : `${Number(value.toPrecision(3))}×`,
+  size: n => missing(n) ? '' : `${amountText(n)}B`.replace(/(\d)B/, '$1 B'),
+  tenths: value => missing(value) ? '' : fixed(value, 1), hundredths: value => missing(value) ? '' : fixed(value, 2),
+  factor: value => missing(value) ? '' : `${value >= 99.95 ? fixed(value, 0) : value.toPrecision(3)}×`,
   whole: value => missing(value) ? '' : String(value),
   text: value => missing(value) ? '' : value,
 };
