@@ -19,7 +19,7 @@ from time import perf_counter
 
 import torch
 from rich.console import Console
-from talker import need_cuda
+from speaking import need_cuda
 
 import talkerviz as tv
 from talkerviz.recorder.clocks import MEASURES

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from talker import bytes_of_a_frame, native_talker, need_cuda, replayed
+from speaking import bytes_of_a_frame, native_talker, need_cuda, replayed
 from torch.profiler import ProfilerActivity, profile
 
 from talkerviz.recorder.measure import measure_peaks

@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from talker import OURS, REPLAYED, Way, native_talker, need_cuda, replayed, time_once
+from speaking import OURS, REPLAYED, Way, native_talker, need_cuda, replayed, time_once
 
 from talkerviz.talker import assemble_prompt, batch_prompts, generate_batch
 from talkerviz.talker.config import TalkerConfig

@@ -10,46 +10,28 @@ short with `--kinds lite:float32 lite:bfloat16`.
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import random
 import statistics
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
 import torch
+from speaking import OURS, REPLAYED, Way, bytes_of_a_frame, fused_copy, need_cuda, replayed, time_once
 from torch import Tensor, nn
 
 from talkerviz.recorder.measure import measure_peaks
 from talkerviz.talker import build_talker, preset, run
 from talkerviz.talker.compiled import compile_talker, uncompiled
 from talkerviz.talker.config import TalkerConfig
-from talkerviz.talker.fused import fuse_talker
-from talkerviz.talker.graphs import replay_frames
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.talker import TalkerForConditionalGeneration
 
 KINDS = ("lite:float32", "lite:bfloat16", "full:bfloat16")
-THEIRS, OURS, COMPILED = "transformers", "native", "native, `--compile`"
-REPLAYED, BOTH = "native, `--graphs`", "native, `--compile --graphs`"
+THEIRS, COMPILED, BOTH = "transformers", "native, `--compile`", "native, `--compile --graphs`"
 FUSED, FUSED_REPLAYED = "native, `--fused`", "native, `--fused --graphs`"
-
-
-@dataclass
-class Way:
-    """What one of them took in each round: seconds of a frame, the median of a run without its first."""
-
-    speak: Callable[[Callable[[int], None]], Tensor]
-    within: Callable[[], AbstractContextManager[Any]] = nullcontext
-    frames: list[float] = field(default_factory=list)
-    codes: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def ways_of(
@@ -84,69 +66,6 @@ def ways_of(
     if device == "cuda":
         ways[BOTH] = Way(ways[OURS].speak, lambda: replayed(ours))
     return ways, ours
-
-
-def native_talker(kind: str, device: str) -> tuple[TalkerForConditionalGeneration, TalkerConfig]:
-    """Ours, of a PRESET:DTYPE."""
-    name, dtype = kind.split(":")
-    config = preset(name)
-    talker = build_talker(config, "native", device, getattr(torch, dtype))
-    assert isinstance(talker, TalkerForConditionalGeneration)
-    return talker, config
-
-
-def need_cuda() -> None:
-    """Stop where there is no CUDA device."""
-    if not torch.cuda.is_available():
-        sys.exit(f"benchmarks/{Path(sys.argv[0]).name}: torch sees no CUDA device; nothing was measured")
-
-
-def fused_copy(talker: TalkerForConditionalGeneration) -> TalkerForConditionalGeneration:
-    """One with fused layers and the same weights, in the same memory."""
-    fused = copy.deepcopy(talker, {id(weight): weight for weight in talker.parameters()})
-    fuse_talker(fused)
-    return fused
-
-
-@contextmanager
-def replayed(
-    talker: TalkerForConditionalGeneration, within: Callable[[], AbstractContextManager[Any]] = nullcontext
-) -> Iterator[None]:
-    """Within it the talker replays its frames."""
-    replay_frames(talker)
-    try:
-        with within():
-            yield
-    finally:
-        talker.graphs = False
-
-
-def time_once(way: Way, device: str) -> None:
-    times: list[float] = []
-
-    def on_frame(done: int) -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(perf_counter())
-
-    gc.collect()
-    with way.within():
-        way.codes = way.speak(on_frame)
-    way.frames.append(statistics.median(later - before for before, later in pairwise(times)))
-
-
-def bytes_of_a_frame(talker: nn.Module, config: TalkerConfig) -> int:
-    """The weights that a frame cannot do without: each pass of the predictor reads its layers again."""
-
-    def size(*modules: nn.Module) -> int:
-        return sum(weight.nbytes for module in modules for weight in module.parameters())
-
-    assert isinstance(talker, TalkerForConditionalGeneration)
-    predictor, text = talker.code_predictor, config.text
-    experts = size(*(layer.mlp.experts for layer in talker.model.layers))  # type: ignore[arg-type, union-attr]
-    chosen = experts * text.num_experts_per_tok // text.num_experts
-    decoder = size(talker.model.layers, talker.codec_head) - experts + chosen
-    return decoder + len(predictor.lm_head) * size(predictor.model.layers) + size(predictor.lm_head)
 
 
 def agreement(one: Tensor, two: Tensor) -> str:

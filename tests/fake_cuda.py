@@ -49,6 +49,10 @@ class FakeEvent:
     def query(self) -> bool:
         return self.passed is not None and self.passed <= perf_counter_ns()
 
+    def synchronize(self) -> None:
+        while not self.query():
+            pass
+
     def elapsed_time(self, other: FakeEvent) -> float:
         assert self.device is other.device
         assert self.query()

@@ -85,6 +85,7 @@ def outputs(
     return [out, cache.keys[0, :, :, : seen + tokens], cache.values[0, :, :, : seen + tokens]]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("stack", "tokens", "seen", "positions", "static"),
@@ -114,6 +115,7 @@ def test_a_layer_gives_what_it_gave(
         assert far < 1.5 * before + 1e-6, name
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_decoder_s_angles(dtype: torch.dtype) -> None:
     model: Any = build_talker(CONFIG, device=DEVICE, dtype=dtype)
@@ -125,6 +127,7 @@ def test_the_decoder_s_angles(dtype: torch.dtype) -> None:
             torch.testing.assert_close(found, wanted, atol=1e-5 if dtype == torch.float32 else 4e-3, rtol=0)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("size", [1, 5, 64, 3072])
 def test_the_greatest_and_its_embedding(size: int) -> None:
     drawn = torch.Generator().manual_seed(size)

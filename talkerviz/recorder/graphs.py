@@ -2,7 +2,7 @@
 
 Modules are called while a graph is captured, and never again. So each edge of a call leaves an event inside the graph
 (`torch.cuda.Event(external=True)`, an event-record node), which every replay passes anew. It is read before the next
-replay of that graph, if the device is done by then, and after the run; nothing waits for it.
+replay of that graph, which waits until the one before is over, and after the run.
 
 Nothing runs while a graph is captured: those calls are the phase `capture`, of no frame. A replay's are what they were
 captured as, a frame further each time.
@@ -32,6 +32,7 @@ class _Replay:
     device: int
     anchor: Any  # an event just before the replay
     host_ns: int
+    over: Any  # and one just after it
     times: np.ndarray | None = None  # nanoseconds from the anchor to each captured event
 
 
@@ -60,7 +61,6 @@ class GraphReplays:
         self._owner = owner
         self._graphs: dict[int, _Graph] = {}
         self._replays: list[tuple[_Graph, _Replay]] = []
-        self.unread = 0
 
     def attach(self, undo: list[Callable[[], None]]) -> None:
         """Watch every graph; what undoes it is added to the list."""
@@ -91,32 +91,33 @@ class GraphReplays:
             known = self._graphs.get(id(graph))
             if known is None:
                 return below(graph)
-            self._read(known, known.waiting is not None and known.events[-1].query())
+            self._read(known)
             cuda = self._clock.cuda
-            anchor = cuda.event(False)
+            anchor, over = cuda.event(False), cuda.event(False)
             anchor.record()
-            known.waiting = _Replay(known.begun, self._mark(), cuda.device(), anchor, perf_counter_ns())
+            begun = _Replay(known.begun, self._mark(), cuda.device(), anchor, perf_counter_ns(), over)
+            self._clock.know(begun.device)
+            result = below(graph)
+            over.record()
+            known.waiting = begun
             known.begun += 1
-            self._clock.know(known.waiting.device)
-            return below(graph)
+            return result
 
         return replay
 
-    def _read(self, graph: _Graph, passed: bool) -> None:
+    def _read(self, graph: _Graph) -> None:
         replay, graph.waiting = graph.waiting, None
         if replay is None:
             return
-        if not passed:
-            self.unread += 1
-            return
+        replay.over.synchronize()
         replay.times = np.array([round(replay.anchor.elapsed_time(event) * 1e6) for event in graph.events])
         replay.host_ns = self._clock.line(replay.device).time_of(replay.anchor)
         self._replays.append((graph, replay))
 
     def read_last(self) -> None:
-        """After the run, when the device is done."""
+        """After the run."""
         for graph in self._graphs.values():
-            self._read(graph, True)
+            self._read(graph)
 
     def with_replays(
         self, calls: pd.DataFrame, edges: pd.DataFrame, marks: Sequence[Mark], origin_ns: int
@@ -179,8 +180,8 @@ class GraphReplays:
         return calls_frame(whole.assign(call=range(len(whole)), parent=parents).reset_index(drop=True))
 
     def facts(self) -> dict[str, Any]:
-        """How many replays were timed, and how many could not be read before the next."""
-        return {"graph_replays": len(self._replays), "graph_replays_unread": self.unread} if self._graphs else {}
+        """How many replays were timed."""
+        return {"graph_replays": len(self._replays)} if self._graphs else {}
 
 
 def _events_by_row(edges: Sequence[tuple[int, int]], place: Mapping[tuple[int, int], int]) -> dict[int, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +13,15 @@ from .norm import RMSNorm, ThinkerTextRMSNorm
 from .rope import rotate
 
 
+def leave_out_cudnn() -> None:
+    """Have torch never choose cuDNN's attention, in the whole process.
+
+    On Hopper it is torch's first choice, but it plans anew for each number of keys, and a talker's cache grows by one a
+    frame: tens of milliseconds each.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 class TalkerCodePredictorAttention(nn.Module):
     """Causal self-attention: many query heads share few key-value heads (Ainslie et al. 2023, arXiv:2305.13245)."""
 
@@ -20,7 +30,6 @@ class TalkerCodePredictorAttention(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.grouped = config.num_attention_heads != config.num_key_value_heads
         query_width = config.num_attention_heads * config.head_dim
         key_value_width = config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, query_width)
@@ -43,15 +52,20 @@ class TalkerCodePredictorAttention(nn.Module):
         key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
         key, value = cache.update(rotate(key, *position_embeddings), value)
+        query = rotate(query, *position_embeddings)
+        if tokens == 1 and mask is not None:
+            # Heads that share keys are as tokens that may look at the same: no single kernel of a GPU knows both a mask
+            # and groups.
+            query = query.reshape(batch, key.shape[1], -1, self.head_dim)
         mixed = F.scaled_dot_product_attention(
-            rotate(query, *position_embeddings),
+            query,
             key,
             value,
             # A single new token sees all there is; several can only be a prompt, met with an empty cache.
             is_causal=tokens > 1 and mask is None,
             attn_mask=mask,
-            enable_gqa=self.grouped,
-        )
+            enable_gqa=query.shape[1] != key.shape[1],
+        ).reshape(batch, -1, tokens, self.head_dim)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
         return out
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.talker.attention import leave_out_cudnn
 from talkerviz.talker.checkpoint import find_module, read_talker_config
 from talkerviz.talker.config import TalkerConfig, default_dtype, preset
 from talkerviz.talker.faster import Faster
@@ -85,6 +86,8 @@ def talker_of(
     # First, since weights take longer.
     config.speaker(scenario.speaker)
     faster.check(torch.device(device), config)
+    if torch.device(device).type == "cuda":
+        leave_out_cudnn()
     read = read_inputs(inputs, config, device, dtype) if inputs else None
     if stored:
         talker = load_talker(config, stored, impl, device, dtype, on_bytes)

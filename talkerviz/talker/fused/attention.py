@@ -53,7 +53,8 @@ def _block(cached, positions, end, half, inside, HALF: tl.constexpr):
     return tl.load(spots, there, 0.0), tl.load(spots + HALF, there, 0.0)
 
 
-@triton.jit
+# Else it would be compiled anew where a place is a multiple of 16, or 1.
+@triton.jit(do_not_specialize=["place"])
 def attend(
     projected,
     query_norm,

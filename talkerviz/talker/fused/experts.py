@@ -142,8 +142,9 @@ def project_experts(
     inside = (slots < CHOSEN)[:, None] & (columns < COLUMNS)[None, :]
     shared_columns = tl.arange(0, BLOCK_SHARED_COLUMNS)
     shared_weights = load_rows(shared_down, rows, shared_columns, SHARED_COLUMNS)
-    # Those chosen, for which what ran before this one's predecessor has waited.
-    chosen = tl.load(experts + slots, slots < CHOSEN, 0).to(tl.int64)
+    # Those chosen, for which what ran before this one's predecessor has waited; past the cache of this multiprocessor,
+    # which may still hold those of another layer.
+    chosen = tl.load(experts + slots, slots < CHOSEN, 0, cache_modifier=".cg").to(tl.int64)
     where = (chosen[:, None] * ROWS + rows[None, :])[:, :, None] * COLUMNS + columns[None, None, :]
     weights = tl.load(downs + where, inside[:, None, :], 0.0)
     if PDL:
