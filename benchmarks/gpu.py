@@ -22,7 +22,7 @@ from rich.console import Console
 from speaking import need_cuda
 
 import talkerviz as tv
-from talkerviz.recorder.clocks import MEASURES
+from talkerviz.recorder.gauges import MEASURES
 from talkerviz.recorder.phases import TalkerPhases
 from talkerviz.recorder.tap import PythonTap, Tap
 from talkerviz.render.notes import notes_on

@@ -21,7 +21,7 @@ import torch
 from speaking import bytes_of_a_frame, native_talker, need_cuda, replayed
 from torch.profiler import ProfilerActivity, profile
 
-from talkerviz.recorder.measure import measure_peaks
+from talkerviz.measured_peaks import measure_peaks
 from talkerviz.recorder.profiled import LAUNCHES, run_times, seen_by
 from talkerviz.talker import run
 from talkerviz.talker.compiled import compile_talker

@@ -22,7 +22,7 @@ import torch
 from speaking import OURS, REPLAYED, Way, bytes_of_a_frame, fused_copy, need_cuda, replayed, time_once
 from torch import Tensor, nn
 
-from talkerviz.recorder.measure import measure_peaks
+from talkerviz.measured_peaks import measure_peaks
 from talkerviz.talker import build_talker, preset, run
 from talkerviz.talker.compiled import compile_talker, uncompiled
 from talkerviz.talker.config import TalkerConfig

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from talkerviz.recorder.clocks import own_cost_ns
+from talkerviz.recorder.own_cost import own_cost_ns
 from talkerviz.recorder.tap import PythonTap, Tap
 from talkerviz.render.text import amount_text, time_text
 from talkerviz.talker.compiled import check_compiler
@@ -40,7 +40,7 @@ def diagnose() -> list[tuple[str, str]]:
             limits = f"{rate}FLOP/s in bfloat16, {bandwidth}B/s ({peaks.source})"
         memory = torch.cuda.get_device_properties(number).total_memory
         found.append((f"GPU {number}", f"{name}, {amount_text(memory)}B, {limits}"))
-    found.append(("faster with", ", ".join(_faster()) or "nothing: no C++ compiler, no CUDA device"))
+    found.append(("faster with", ", ".join(_faster()) or "nothing"))
     dot = shutil.which("dot")
     found.append(
         ("pictures", f"{dot}" if dot else "no `dot`: SVG and PNG by graphviz-pure, PDF needs Graphviz installed")

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.csv
 
 from talkerviz.disk import writing
+from talkerviz.render.figures import Figures, figures_of
 from talkerviz.render.formats import DATA, render
 from talkerviz.render.html.charts import Chart, Charts
 from talkerviz.render.html.page import render_page
 from talkerviz.render.html.slices import Slicer
 from talkerviz.render.layout import LayoutError
-from talkerviz.render.numbers import Figures, figures_of
 from talkerviz.render.report_markdown import render_report
 from talkerviz.trace import Trace
 from talkerviz.trace.flow import flow_between

@@ -19,7 +19,7 @@ from timelines import Tree, trace_of, trees
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.render.timeline import plain_values
+from talkerviz.render.viewer_json import plain_values
 from talkerviz.testing import TalkerTrace
 from talkerviz.trace import Trace, baseline
 

@@ -13,7 +13,7 @@ from talkerviz.cli.app import app
 from talkerviz.cli.model_options import Device, device_name
 from talkerviz.cli.output import check_writable, console
 from talkerviz.doctor import diagnose
-from talkerviz.recorder.measure import measure_peaks
+from talkerviz.measured_peaks import measure_peaks
 from talkerviz.render.text import amount_text
 from talkerviz.talker.config import PRESETS, default_dtype, preset
 from talkerviz.talker.weights import build_talker

@@ -132,6 +132,14 @@ def boxes_in(members: Sequence[Member]) -> Iterator[Box]:
             yield member
 
 
+def headings_in(members: Sequence[Member]) -> Iterator[Box]:
+    """The same with the headings, each before what is in its group."""
+    for member in members:
+        yield heading(member)
+        if isinstance(member, Group):
+            yield from headings_in(member.members)
+
+
 def heading(member: Member) -> Box:
     """What a member says of itself: a box, or the heading of a group."""
     return member.box if isinstance(member, Group) else member

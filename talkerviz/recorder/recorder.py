@@ -21,17 +21,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from talkerviz.disk import reason_of
-from talkerviz.recorder.clocks import make_gauges, own_cost_ns
 from talkerviz.recorder.collective_log import CollectiveLog
 from talkerviz.recorder.collectives import watch_collectives
 from talkerviz.recorder.cuda_clock import CudaClock
 from talkerviz.recorder.flow import FlowMeter
 from talkerviz.recorder.gauge import Gauge
+from talkerviz.recorder.gauges import make_gauges
 from talkerviz.recorder.graphs import GraphReplays
 from talkerviz.recorder.host_memory import peak_bytes
 from talkerviz.recorder.modules import one_call_regions, select_modules, tree_of
 from talkerviz.recorder.named_phases import NamedPhases
 from talkerviz.recorder.nvtx import NvtxRanges
+from talkerviz.recorder.own_cost import own_cost_ns
 from talkerviz.recorder.passes import PassPhases, passes_of
 from talkerviz.recorder.patch import step_in
 from talkerviz.recorder.phases import PhaseRule

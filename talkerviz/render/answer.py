@@ -12,11 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from talkerviz.render.escape import one_line
+from talkerviz.render.rich_table import plain_table
 from talkerviz.render.table_cells import TableCells
 from talkerviz.render.table_markdown import markdown_table
 
@@ -36,7 +36,7 @@ def answer_cells(answer: pa.Table, title: str = "") -> TableCells:
 def answer_table(answer: pa.Table) -> Table:
     """The first rows for the terminal."""
     shown = answer_cells(answer.slice(0, MOST_ROWS))
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = plain_table()
     for name, number in zip(shown.cells.columns, shown.numbers, strict=True):
         table.add_column(Text(one_line(name)), justify="right" if number else "left", overflow="fold")
     for row in shown.cells.itertuples(index=False, name=None):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from talkerviz.graph.graph import Box
 from talkerviz.render.label import CHANGE_MARKS
+from talkerviz.render.rich_table import plain_table
 
 _STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
 
 
 def render_changes(changes: Sequence[Box]) -> Table:
     """One line a module or operation that only one run has, or that differs; `before ⇒ after` where it does."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = plain_table()
     for column in ("", "module", "class", "shapes"):
         table.add_column(column, overflow="fold")
     for change in changes:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from talkerviz.render.fitting import fitting_columns
+from talkerviz.render.rich_table import plain_table
 from talkerviz.render.table_cells import TableCells
 from talkerviz.render.text import time_text
 
@@ -43,16 +43,8 @@ def comparison_cells(compared: pd.DataFrame, by: str, notes: tuple[str, ...]) ->
 def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int, width: int) -> Table:
     """The same for a terminal of so many characters: what is certain is coloured, and fewer columns are shown where
     there is no room. Of the rows below the phases `left_out` were not among the first `top`."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        header_style="bold",
-        title=TITLE,
-        title_justify="left",
-        title_style="bold",
-        caption=f"{left_out:,} more rows: --top {top + left_out}" if left_out else None,
-        caption_justify="left",
-        pad_edge=False,
-    )
+    more = f"{left_out:,} more rows: --top {top + left_out}" if left_out else None
+    table = plain_table(TITLE, more)
     cells = comparison_cells(compared, by, ()).cells
     names = fitting_columns({name: _room(name, cells[name]) for name in map(str, cells)}, _ROOM_PERMITTING, width)
     cells = cells[names]

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from talkerviz.graph.calls import CallGraph, Group, Node, call_graph
+from talkerviz.render.colours import FAILED
 from talkerviz.render.escape import dot_html, dot_string
 from talkerviz.render.heat import BORDER, HEAT_FILLS, HEAT_INKS, heat_legend
 from talkerviz.render.text import time_text
@@ -15,7 +16,6 @@ from talkerviz.trace import Trace
 if TYPE_CHECKING:
     import graphviz
 
-_FAILED = "#c8102e"
 # From the right of a column's last box to the left of the next one's first.
 _TO_NEXT_COLUMN = {"constraint": "false", "tailport": "e", "headport": "w"}
 # A box is about this many times as wide as it is high, gaps included.
@@ -89,8 +89,8 @@ def _add_node(cluster: graphviz.Digraph, node: Node) -> None:
         label=f"<{'<BR/>'.join(line for line in lines if line)}>",
         tooltip=dot_string(f"call {node.call}: {node.path}"),
         fillcolor="white" if node.heat is None else HEAT_FILLS[heat],
-        fontcolor=_FAILED if node.error else HEAT_INKS[heat],
-        color=_FAILED if node.error else BORDER,
+        fontcolor=FAILED if node.error else HEAT_INKS[heat],
+        color=FAILED if node.error else BORDER,
     )
 
 

@@ -6,12 +6,13 @@ The format: https://github.com/brendangregg/FlameGraph, a line `outermost;inner;
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from talkerviz.graph.phase import phase_title
+from talkerviz.render.call_name import call_name
 from talkerviz.render.escape import one_line
-from talkerviz.render.timeline import call_name, check_timed
+from talkerviz.render.viewer_json import check_timed
 from talkerviz.trace import Trace
+from talkerviz.trace.nesting import callers
 
 
 def render_flamegraph(trace: Trace) -> bytes:
@@ -26,7 +27,7 @@ def render_flamegraph(trace: Trace) -> bytes:
     check_timed(trace, "flamegraph")
     calls = trace.calls[trace.calls["host_ns"].notna()]
     own = calls["host_ns"].to_numpy(dtype=np.int64)
-    parent = pd.Index(calls["call"]).get_indexer(calls["parent"].fillna(-1).astype("int64"))
+    parent = callers(calls)
     inside = np.zeros(len(calls), dtype=np.int64)
     np.add.at(inside, parent[parent >= 0], own[parent >= 0])
     several = [name for name in ("rank", "thread") if calls[name].nunique() > 1]

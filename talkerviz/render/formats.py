@@ -19,11 +19,11 @@ from talkerviz.render.mermaid import render_mermaid
 from talkerviz.render.mermaid_flat import render_mermaid_flat
 from talkerviz.render.model_explorer import render_model_explorer
 from talkerviz.render.perfetto import render_perfetto
-from talkerviz.render.rank_timeline import render_rank_timeline
 from talkerviz.render.source import render_source
 from talkerviz.render.speedscope import render_speedscope
 from talkerviz.render.tables import TABLES, Rows, render_rows
 from talkerviz.render.tensorboard import render_tensorboard
+from talkerviz.render.timeline import render_timeline
 from talkerviz.trace import Trace
 
 TEXTS: Mapping[str, Callable[[Graph], str]] = {
@@ -40,7 +40,7 @@ DATA: Mapping[str, Callable[[Trace], bytes]] = {
     "speedscope": render_speedscope,
     "flamegraph": render_flamegraph,
     "tensorboard": render_tensorboard,
-    "timeline": render_rank_timeline,
+    "timeline": render_timeline,
 }
 """Formats that are neither charts nor tables -> what writes a trace in them."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
-from talkerviz.graph.graph import Box, Change, Edge, Graph, Group
+from talkerviz.graph.graph import Box, Change, Edge, Graph, headings_in
 from talkerviz.render.escape import shortened
 from talkerviz.render.text import share_text, time_text
 
@@ -105,18 +104,9 @@ def edge_legend(graph: Graph) -> dict[EdgeStyle, str]:
 
 def change_legend(graph: Graph) -> dict[str, str]:
     """What each change that is in the chart looks like; empty in the chart of one run."""
-    used = {box.change for box in _all_boxes(graph.members)} | {edge.change for edge in graph.edges}
+    used = {box.change for box in headings_in(graph.members)} | {edge.change for edge in graph.edges}
     return {change: f"{mark} {change}" for change, mark in CHANGE_MARKS.items() if change in used}
 
 
 def _repeats(box: Box) -> str:
     return shortened(box.repeats) if box.name else ""
-
-
-def _all_boxes(members: tuple[Box | Group, ...]) -> Iterator[Box]:
-    for member in members:
-        if isinstance(member, Group):
-            yield member.box
-            yield from _all_boxes(member.members)
-        else:
-            yield member

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from talkerviz.graph.calls import HEATS, CallGraph, Node, call_graph
+from talkerviz.render.colours import FAILED
 from talkerviz.render.escape import mermaid_label
 from talkerviz.render.heat import BORDER, HEAT_FILLS, HEAT_INKS, heat_legend
 from talkerviz.render.text import time_text
@@ -30,7 +31,7 @@ def _node(node: Node) -> str:
 
 
 def _legend(graph: CallGraph) -> list[str]:
-    lines = ["  classDef failed fill:#ffffff,stroke:#c8102e,stroke-width:3px,color:#c8102e"]
+    lines = [f"  classDef failed fill:#ffffff,stroke:{FAILED},stroke-width:3px,color:{FAILED}"]
     if graph.heat_floors:
         texts = heat_legend(graph.heat_floors)
         lines.append('  subgraph legend["self time of a call; arrows are call order"]')

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from talkerviz.render.call_name import call_name
 from talkerviz.render.lanes import lanes
-from talkerviz.render.timeline import call_name, check_timed, compact, joined, plain_values
+from talkerviz.render.viewer_json import check_timed, compact, joined, plain_values
 from talkerviz.trace import Trace
 from talkerviz.trace.collectives import held_up
 from talkerviz.trace.handed import handed_on

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from talkerviz.graph.build import title_parts
 from talkerviz.render.escape import markdown, markdown_cell
+from talkerviz.render.figures import Figures
 from talkerviz.render.notes import notes_on
-from talkerviz.render.numbers import Figures
 from talkerviz.render.table_cells import table_cells
 from talkerviz.render.table_markdown import markdown_table
 from talkerviz.trace import Trace

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from talkerviz.graph.phase import phase_title
-from talkerviz.render.timeline import call_name, check_timed, compact, joined
+from talkerviz.render.call_name import call_name
+from talkerviz.render.viewer_json import check_timed, compact, joined
 from talkerviz.trace import Trace
 
 _SCHEMA = "https://www.speedscope.app/file-format-schema.json"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from talkerviz.render.fitting import fitting_columns
 from talkerviz.render.quantities import is_number, quantity, shown_columns
+from talkerviz.render.rich_table import plain_table
 
 # Where there is no room for all, these go, in this order.
 _ROOM_PERMITTING = (
@@ -46,16 +46,8 @@ def render_table(
     """The first `top` rows, or all, of what `summarise(trace, by)` made; fewer columns where there is no room."""
     shown = summary if top is None else summary.head(top)
     left_out = len(summary) - len(shown)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        header_style="bold",
-        title=title or f"Time by {by}",
-        title_justify="left",
-        title_style="bold",
-        caption=f"{left_out:,} more rows: --top {len(summary)}" if left_out else None,
-        caption_justify="left",
-        pad_edge=False,
-    )
+    more = f"{left_out:,} more rows: --top {len(summary)}" if left_out else None
+    table = plain_table(title or f"Time by {by}", more)
     columns = {name: [_cell(name, value) for value in shown[name]] for name in shown_columns(summary, by)}
     widths = {name: _room(name, cells) for name, cells in columns.items()}
     unneeded = _ROOM_PERMITTING_SIDE_BY_SIDE if any(map(_side, columns)) else _ROOM_PERMITTING

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from talkerviz.graph.build import build_graph
 from talkerviz.graph.graph import Box, Group
 from talkerviz.graph.view import View
 from talkerviz.render.fitting import fitting_columns
+from talkerviz.render.rich_table import plain_table
 from talkerviz.render.text import share_text, time_text
 from talkerviz.trace import Trace
 
@@ -33,7 +33,7 @@ def render_tree(trace: Trace, depth: int | None = None, width: int = _WIDE) -> T
     widths = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in names}
     widths["shapes"] = min(widths["shapes"], _LEAST_OF_SHAPES)
     names = fitting_columns(widths, _ROOM_PERMITTING, width)
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = plain_table()
     for name in names:
         number = name in ("calls", "total", "share")
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=name != "shapes")

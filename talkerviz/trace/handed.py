@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.nesting import callers
 from talkerviz.trace.trace import Trace
 
 
@@ -25,8 +26,8 @@ def handed_on(trace: Trace) -> pd.DataFrame:
     pairs = pairs[(pairs["source"] >= 0) & (pairs["target"] >= 0) & (pairs["source"] != pairs["target"])]
     pairs = pairs.drop_duplicates(ignore_index=True)
     inner = np.ones(len(calls), dtype=bool)
-    callers = number.get_indexer(calls["parent"].fillna(-1).astype("int64"))
-    inner[callers[callers >= 0]] = False
+    parent = callers(calls)
+    inner[parent[parent >= 0]] = False
     place = calls.groupby(["rank", "thread", "run", "frame"], dropna=False).ngroup().to_numpy()
     one, two = pairs["source"].to_numpy(), pairs["target"].to_numpy()
     kept = inner[one] & inner[two] & (place[one] == place[two])

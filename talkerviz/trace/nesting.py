@@ -1,9 +1,15 @@
-"""Which calls run inside others of the same kind."""
+"""Which call made which, and which run inside others of the same kind."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+
+
+def callers(calls: pd.DataFrame) -> np.ndarray:
+    """Of each call the row of the one that made it; -1 where that is not among them."""
+    rows: np.ndarray = pd.Index(calls["call"]).get_indexer(calls["parent"].fillna(-1).astype("int64"))
+    return rows
 
 
 def outermost(calls: pd.DataFrame, kinds: np.ndarray) -> np.ndarray:
@@ -13,9 +19,7 @@ def outermost(calls: pd.DataFrame, kinds: np.ndarray) -> np.ndarray:
         calls: a trace's, or what a selection left of them.
         kinds: a number for each of them.
     """
-    row_of = pd.Series(np.arange(len(calls)), index=calls["call"].to_numpy())
-    parent = calls["parent"].map(row_of).to_numpy(dtype=float, na_value=np.nan)
-    parent = np.where(np.isnan(parent), -1, parent).astype(int)
+    parent = callers(calls)
     outer = np.ones(len(calls), dtype=bool)
     above = parent
     while (above >= 0).any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 
 from talkerviz.trace.frames import makes_speech, parts_of_calls
 from talkerviz.trace.nesting import outermost
+from talkerviz.trace.places import without_numbers
 from talkerviz.trace.summary import check_sort
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 ACROSS = ("phase", "part", "rank")
 BY_ACROSS = ("module", "class")
 
-_NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _BEFORE_ALL = "setup"  # it has no like elsewhere
 
 
@@ -99,7 +98,7 @@ def _names(trace: Trace, by: str, across: str) -> pd.Series:
     def name(path: str) -> str:
         if across == "part" and (path == predictor or path.startswith(f"{predictor}.")):
             path = root + path.removeprefix(predictor)
-        return _NUMBER.sub(".*", path)
+        return without_numbers(path)
 
     names: pd.Series = (
         trace.calls["path"].astype(object).map({path: name(path) for path in trace.calls["path"].cat.categories})

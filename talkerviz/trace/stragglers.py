@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from talkerviz.trace.collectives import held_up, waits
+from talkerviz.trace.places import without_numbers
 from talkerviz.trace.ranks import ranks_of
 
 if TYPE_CHECKING:
     from talkerviz.trace.trace import Trace
 
-_NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _WORTH_A_WORD = 0.02  # of the ranks' time
 _MOST_SIDE_BY_SIDE = 8
 
@@ -101,7 +100,7 @@ def _by_rank(trace: Trace, held: pd.DataFrame, ranks: list[int]) -> pd.DataFrame
 
 
 def _by_place(held: pd.DataFrame, ranks: list[int]) -> pd.DataFrame:
-    place = held["module"].map({name: _NUMBER.sub(".*", name) for name in held["module"].unique()})
+    place = held["module"].map({name: without_numbers(name) for name in held["module"].unique()})
     groups = held.assign(place=place).groupby(["class", "place"], sort=False)
     rows = []
     for (kind, name), rows_of in groups:
@@ -162,7 +161,7 @@ def _sentence(ranks: pd.DataFrame, held: pd.DataFrame, straggler: int | None) ->
     own = ranks[ranks["rank"] == straggler].iloc[0]
     for_it = held[(held["last"] == straggler) & (held["rank"] != straggler)]
     others = for_it["wait_ns"].sum() / time[(ranks["rank"] != straggler).to_numpy()].sum()
-    places = for_it.groupby(["class", for_it["module"].str.replace(_NUMBER, ".*", regex=True)])["wait_ns"].sum()
+    places = for_it.groupby(["class", for_it["module"].map(without_numbers)])["wait_ns"].sum()
     kind, module = places.idxmax()
     there = f" {_percent(places.max() / places.sum())} of it" if len(places) > 1 else " all of it"
     return (

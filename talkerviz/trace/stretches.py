@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.nesting import callers
+
 
 class Stretch(NamedTuple):
     """Calls that follow each other and have the same values.
@@ -34,7 +36,7 @@ def stretches(calls: pd.DataFrame, columns: Sequence[str]) -> list[Stretch]:
     calls = calls[calls["host_ns"].notna()]
     rows = np.arange(len(calls))
     kind = calls.groupby(list(columns), dropna=False, observed=True, sort=False).ngroup().to_numpy()
-    parent = pd.Index(calls["call"]).get_indexer(calls["parent"].fillna(-1).astype("int64"))
+    parent = callers(calls)
     thread = calls["thread"].to_numpy()
     # Calls of one caller after each other, those without one by thread.
     order = np.lexsort((rows, parent, thread))

@@ -14,6 +14,7 @@ import pandas as pd
 from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
 from talkerviz.trace.frame import log_frame
 from talkerviz.trace.log import read_log
+from talkerviz.trace.nesting import callers
 from talkerviz.trace.parquet import read_trace, write_trace
 from talkerviz.trace.ranks import of_rank
 from talkerviz.trace.schema import ModuleInfo
@@ -133,7 +134,7 @@ class Trace:
 
     def inside(self, calls: np.ndarray) -> Trace:
         """The same trace with only the calls of these numbers and all that ran inside them."""
-        parent = pd.Index(self.calls["call"]).get_indexer(self.calls["parent"].fillna(-1).astype("int64"))
+        parent = callers(self.calls)
         keep = self.calls["call"].isin(calls).to_numpy(copy=True)
         by_depth = np.argsort(self.calls["depth"].to_numpy(), kind="stable")
         depth = self.calls["depth"].to_numpy()[by_depth]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from talkerviz.graph.graph import Box, Graph, Group, heading
+from talkerviz.graph.graph import Graph, headings_in
 from talkerviz.graph.pages import FIRST, Page, Pages
 from talkerviz.graph.view import View
 from talkerviz.render.colours import INK
@@ -119,7 +119,7 @@ class Charts:
         svg, size = page_svg(render_graph(replace(page.graph, title=""), "svg"))
         path, phase = (calls[column].cat.codes.to_numpy() for column in ("path", "phase"))
         boxes = {}
-        for box in _all(page.graph.members):
+        for box in headings_in(page.graph.members):
             of_box = np.searchsorted(number_of_row, page.calls.get(box.id, np.empty(0, dtype=int)))
             boxes[box.id] = {
                 "kind": box.kind,
@@ -135,14 +135,7 @@ class Charts:
 
 
 def _shown(graph: Graph) -> list[tuple[str, int]]:
-    return [(box.path or box.name, box.calls) for box in _all(graph.members)]
-
-
-def _all(members: tuple[Box | Group, ...]) -> Iterator[Box]:
-    for member in members:
-        yield heading(member)
-        if isinstance(member, Group):
-            yield from _all(member.members)
+    return [(box.path or box.name, box.calls) for box in headings_in(graph.members)]
 
 
 def page_svg(drawn: bytes) -> tuple[str, tuple[float, float]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from talkerviz.trace import Trace
+from talkerviz.trace.nesting import callers
 
 MOST_NODES = 6000
 
@@ -23,7 +23,7 @@ def flame_of(trace: Trace) -> dict[str, list[Any]]:
     path = calls["path"].cat.codes.to_numpy().astype(np.int64)
     phase = calls["phase"].cat.codes.to_numpy().astype(np.int64)
     depth = calls["depth"].to_numpy()
-    parent = pd.Index(calls["call"]).get_indexer(calls["parent"].fillna(-1).astype("int64"))
+    parent = callers(calls)
     node = np.full(count, -1, dtype=np.int64)
     parents: list[np.ndarray] = []
     first: list[np.ndarray] = []

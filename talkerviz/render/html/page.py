@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from talkerviz.render.figures import Figures
 from talkerviz.render.html.charts import Chart
 from talkerviz.render.html.data import chart_data, frames_data, layers_data, shared_data, table_data, typical_frame
 from talkerviz.render.html.flame import flame_of
 from talkerviz.render.html.pieces import controls, piece, vendored, with_pieces
 from talkerviz.render.html.slices import Slicer, Slices
 from talkerviz.render.notes import notes_on
-from talkerviz.render.numbers import Figures
 from talkerviz.trace import Trace
 from talkerviz.trace.frames import FRAME_NS, FrameSummary, makes_speech
 
