@@ -44,6 +44,7 @@ NASTY = [
     'a"b', "a[b]{c}(d)", "`md`", "end", "<script>alert(1)</script>", "two\nlines", "Слой-层", "x" * 500, "#quot;",
     "&amp;&lt;", "a\\", "\\n\\l", "--> n1", "%% note", "1. one", "- item", "**b** _i_ __c__", "\x00\x1b\u202e",
     ":::heat4", "subgraph", "|pipe|", "</TD></TABLE>", "graph TD;", "click n0 href", "", " ", "$$x$$", "@{ shape: x }",
+    "    direction TB",
 ]  # fmt: skip
 names = st.text(max_size=30) | st.sampled_from(NASTY)
 

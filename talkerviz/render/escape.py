@@ -7,6 +7,8 @@ import re
 import string
 from urllib.parse import quote
 
+# Also in the middle of an arrow's label Mermaid takes it for a statement.
+_DIRECTION = re.compile(r"(?<=direction)\s(?=\s*(?:TB|TD|BT|RL|LR))")
 _SAFE_ASCII = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,-_/")
 
 
@@ -17,7 +19,8 @@ def one_line(text: str) -> str:
 
 def mermaid_label(text: str) -> str:
     """Text for a quoted Mermaid label: whatever could mean something to Mermaid, Markdown or HTML as `#35;` codes."""
-    return "".join(char if char in _SAFE_ASCII or ord(char) > 127 else f"#{ord(char)};" for char in one_line(text))
+    escaped = "".join(char if char in _SAFE_ASCII or ord(char) > 127 else f"#{ord(char)};" for char in one_line(text))
+    return _DIRECTION.sub("#32;", escaped)
 
 
 def dot_html(text: str) -> str:
