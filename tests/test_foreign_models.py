@@ -141,9 +141,10 @@ def test_drawn_and_reported(name: str, tmp_path: Path) -> None:
 def test_both_residuals_and_the_cache_of_a_dense_decoder(name: str, phase: str) -> None:
     graph = graph_of(name, close=("*.self_attn", "*.mlp"))
     layers = group(graph, "layers.0-2", phase)
-    assert arrows(graph, layers) == RESIDUALS
-    carried = {arrow for arrow in arrows_into(graph, layers) if "(next frame)" in arrow}
-    assert carried == ({"self_attn -> self_attn (next frame)"} if phase == "decode" else set())
+    # From prefill, and from one decode step to the next.
+    kept = {"self_attn -> self_attn (next frame)"} if phase == "decode" else set()
+    assert arrows(graph, layers) == RESIDUALS | kept
+    assert {arrow for arrow in arrows_into(graph, layers) if "(next frame)" in arrow} == kept
 
 
 def test_a_router_says_which_experts() -> None:
@@ -161,8 +162,10 @@ def test_whispers_cross_attention() -> None:
     assert {f"{encoder} -> encoder_attn", "encoder_attn -> encoder_attn (next frame)"} <= arrows(graph)
     assert not {arrow for arrow in arrows(graph) if arrow.startswith(encoder)} - {f"{encoder} -> encoder_attn"}
     assert arrows_into(graph, group(graph, "encode")) == {"input -> model.model.encoder"}
+    # The keys of what was heard stay as they are; those of what was said are kept from step to step.
+    kept = {"self_attn -> self_attn (next frame)"}
     for phase in ("prefill", "decode"):
-        assert arrows(graph, group(graph, "layers.0-1", phase)) == {
+        assert arrows(graph, group(graph, "layers.0-1", phase)) - (kept if phase == "decode" else set()) == {
             "self_attn_layer_norm -> self_attn",
             "self_attn -> add",
             "add -> encoder_attn_layer_norm",
@@ -329,7 +332,7 @@ def test_a_bare_lstm() -> None:
     gates = 4 * 16
     (module,) = trace.modules
     assert module.parameters == gates * (8 + 16 + 2) + gates * (16 + 16 + 2)
-    assert arrows(graph) == {"input -> model", "model -> model#2 (next frame)"}
+    assert arrows(graph) == {"input -> model", "model -> model#2 (next frame)", "model#2 -> model#2 (next frame)"}
     # Its two layers' states go along with the sequence.
     given = [[tensor.name for tensor in tensors] for tensors in trace.calls["inputs"]]
     assert given == [["0"], ["0", "1.0", "1.1"], ["0", "1.0", "1.1"]]

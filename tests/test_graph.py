@@ -204,23 +204,31 @@ def test_a_cache_is_a_kept_state_from_frame_to_frame() -> None:
             x = model(x, cache, end)
 
     graph = build_graph(recorded(model, run), View())
-    forward = graph.members[0]
-    assert (
-        outline(graph.members)
-        == [
-            [
-                "forward 5 frames · cache 3–7",
-                ["model frame 0", "key", "setitem", "scaled_dot_product_attention", "out"],
-                ["model frames 1–4", "key", "setitem", "scaled_dot_product_attention", "out"],
-                "ones",
-            ]
-        ]
-        or forward
-    )
-    assert {arrow for arrow in arrows(graph) if "=>" in arrow} == {
-        "setitem => setitem (next frame)",
-    }
+    parts = ["key", "setitem", "scaled_dot_product_attention", "out"]
+    assert outline(graph.members) == [
+        ["forward", "ones"],
+        ["prefill 5 frames · cache 3–7", ["model frame 0", *parts], ["model frames 1–4", *parts]],
+    ]
+    # From the first step to the others, and from one of these to the next.
+    later = [edge for edge in graph.edges if edge.state]
+    assert [(edge.carried, edge.source == edge.target, edge.count) for edge in later] == [
+        ("next frame", False, 1),
+        ("next frame", True, 3),
+    ]
+    assert {arrow for arrow in arrows(graph) if "=>" in arrow} == {"setitem => setitem (next frame)"}
     assert "out -> key (next frame)" in arrows(graph)
+
+
+def test_a_cell_has_the_state_that_it_left_a_frame_ago() -> None:
+    model, given = nn.GRUCell(4, 4), [torch.ones(1, 4) for _ in range(3)]
+
+    def run() -> None:
+        state = torch.zeros(1, 4)
+        for x in given:
+            state = model(x, state)
+
+    graph = build_graph(recorded(model, run))
+    assert arrows(graph) == {"zeros -> model", "input -> model", "model -> model (next frame)"}
 
 
 def test_operations_that_only_feed_each_other_are_one() -> None:

@@ -78,6 +78,21 @@ class Rows:
         order = np.argsort(self.depth, kind="stable")
         return np.split(order, np.flatnonzero(np.diff(self.depth[order])) + 1)
 
+    @cached_property
+    def frame(self) -> np.ndarray:
+        """The frame that each row is of; -1 for none."""
+        frame = np.full(len(self.parent), -1)
+        frame[self.first_phase :] = [-1 if number is None else number for _, number in self.phases]
+        return self.handed_down(frame)
+
+    def handed_down(self, values: np.ndarray) -> np.ndarray:
+        """Each row's value, or that of the nearest row around it that has one; -1 for none."""
+        values = values.copy()
+        for level in self.levels:
+            missing = level[(values[level] < 0) & (self.parent[level] >= 0)]
+            values[missing] = values[self.parent[missing]]
+        return values
+
     def children_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All children of some rows, parent by parent, and for each the place of its parent among the rows given."""
         count = self.count[rows]
