@@ -231,6 +231,19 @@ def test_a_cell_has_the_state_that_it_left_a_frame_ago() -> None:
     assert arrows(graph) == {"zeros -> model", "input -> model", "model -> model (next frame)"}
 
 
+def test_an_input_that_every_frame_reads_is_handed_on_by_none() -> None:
+    graph = drawn(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), times=3)
+    assert outline(graph.members) == [["forward 3 frames", "input", ["model", "0", "1"]]]
+    assert arrows(graph) == {"input -> 0", "0 -> 1"}
+
+    model, first, rest = nn.Linear(4, 4), torch.ones(4), torch.ones(1, 4)
+    graph = build_graph(recorded(model, lambda: [model(x) for x in (first, rest, rest)]))
+    assert outline(graph.members) == [
+        ["forward 3 frames", "input frame 0", "model frame 0", "input frames 1–2", "model frames 1–2"]
+    ]
+    assert arrows(graph) == {"input -> model", "input#2 -> model#2"}
+
+
 def test_operations_that_only_feed_each_other_are_one() -> None:
     graph = drawn(Does(lambda m, x: m.out((x * 2 + 1).tanh() - 3), out=nn.Linear(4, 4)))
     assert outline(graph.members) == ["x", ["model", "mul · add · tanh · sub", "out"]]

@@ -139,13 +139,20 @@ def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
 
 
 def _repeats(rows: Rows, fold: Fold) -> str:
-    """How often it runs, or of what stands in a phase in which of its frames, if not in all."""
+    """How often it runs, or of what stands in a phase in which of its frames, if not in all.
+
+    An input is in those that read it.
+    """
     above = rows.parent[fold.rows]
     if fold.each != (0, 1) or above[0] < rows.first_phase:
         return _times(fold)
     phase = rows.phases[above[0] - rows.first_phase][0]
     all_frames = {frame for name, frame in rows.phases if name == phase and frame is not None}
     frames = {frame for row in above if (frame := rows.phases[row - rows.first_phase][1]) is not None}
+    if fold.kind == "input" and rows.trace.flow is not None:  # it stands where it was met, in the first of them
+        edges = rows.trace.flow.edges
+        readers = edges["target"].to_numpy()[np.isin(edges["source"].to_numpy(), fold.rows - rows.calls)]
+        frames = all_frames & set(rows.frame[rows.calls + readers[readers >= 0]].tolist())
     if not frames or frames == all_frames:
         return ""
     return f"frame{'s' if len(frames) > 1 else ''} {ranges(frames).replace('-', '–')}"

@@ -62,7 +62,8 @@ def _carried(rows: Rows, top: Sequence[Drawn], source: np.ndarray, target: np.nd
     """What lies between the two ends of each edge: the place of a word, 0 for nothing."""
     known = (source >= 0) & (target >= 0)
     one, two = rows.frame[source], rows.frame[target]
-    between_frames = known & (one >= 0) & (two >= 0) & (one != two)
+    # No frame hands on what comes from outside: it is there for all of them.
+    between_frames = known & (one >= 0) & (two >= 0) & (one != two) & ~rows.given[source]
     carried = np.where(between_frames, _WORDS.index("next frame"), 0)
     # Phases repeat by frames, and these have been told apart.
     level = [member for drawn in top for member in drawn.members or () if member.members is not None]

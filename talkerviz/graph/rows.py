@@ -85,6 +85,11 @@ class Rows:
         frame[self.first_phase :] = [-1 if number is None else number for _, number in self.phases]
         return self.handed_down(frame)
 
+    @cached_property
+    def given(self) -> np.ndarray:
+        """Whether each row stands for a tensor that comes from outside."""
+        return np.isin(self.name, [number for number, name in enumerate(self.names) if name.startswith(" input ")])
+
     def handed_down(self, values: np.ndarray) -> np.ndarray:
         """Each row's value, or that of the nearest row around it that has one; -1 for none."""
         values = values.copy()
