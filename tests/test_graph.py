@@ -136,6 +136,7 @@ def test_layers_that_take_turns_are_a_repeat() -> None:
     assert arrows(graph) == {
         "x -> layers.0-1,3-4,6-7",
         "layers.0-1,3-4,6-7 -> layers.2,5,8",
+        "layers.0-1,3-4,6-7 -> layers.0-1,3-4,6-7 (next)",
         "layers.2,5,8 -> layers.0-1,3-4,6-7 (next)",
         "layers.2,5,8 -> head",
     }
@@ -168,7 +169,20 @@ def test_a_module_called_over_and_over_is_one() -> None:
 
     graph = drawn(Does(run, shared=nn.Linear(4, 4)))
     assert outline(graph.members) == ["x", ["model", "shared 12×"]]
+    assert arrows(graph) == {"x -> shared", "shared -> shared (next)"}
     assert next(box for box in graph.boxes if box.name == "shared").calls == 12
+
+
+def test_what_stands_side_by_side_hands_itself_nothing() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.out(torch.cat([one(x) for one in m.experts] + [m.twice(x), m.twice(x)]))  # type: ignore[no-any-return]
+
+    experts = nn.ModuleList(layer() for _ in range(3))
+    graph = drawn(Does(run, experts=experts, twice=nn.Linear(4, 4), out=nn.Linear(4, 4)), depth=1)
+    assert outline(graph.members) == ["x", ["model", "experts.0-2 3×", "twice 2×", "cat", "out"]]
+    assert arrows(graph) == {"x -> experts.0-2", "x -> twice", "experts.0-2 -> cat", "twice -> cat", "cat -> out"}
+    chain = drawn(stack(layer(), layer(), layer()), depth=1)
+    assert arrows(chain) == {"x -> layers.0-2", "layers.0-2 -> layers.0-2 (next)", "layers.0-2 -> head"}
 
 
 def test_a_shortcut_through_nothing_is_not_the_main_way() -> None:

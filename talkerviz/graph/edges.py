@@ -66,7 +66,7 @@ def _carried(rows: Rows, top: Sequence[Drawn], source: np.ndarray, target: np.nd
     between_frames = known & (one >= 0) & (two >= 0) & (one != two) & ~rows.given[source]
     carried = np.where(between_frames, _WORDS.index("next frame"), 0)
     # Phases repeat by frames, and these have been told apart.
-    level = [member for drawn in top for member in drawn.members or () if member.members is not None]
+    level = [member for drawn in top for member in drawn.members or () if _runs_apart(member)]
     while level and len(source):
         group, run = np.full(len(rows.parent), -1), np.full(len(rows.parent), -1)
         for number, drawn in enumerate(level):
@@ -75,5 +75,10 @@ def _carried(rows: Rows, top: Sequence[Drawn], source: np.ndarray, target: np.nd
         group, run = rows.handed_down(group), rows.handed_down(run)
         same = known & (group[source] == group[target]) & (group[source] >= 0)
         carried[same & (run[source] != run[target]) & (carried == 0)] = _WORDS.index("next")
-        level = [member for drawn in level for member in drawn.members or () if member.members is not None]
+        level = [member for drawn in level for member in drawn.members or () if _runs_apart(member)]
     return carried
+
+
+def _runs_apart(drawn: Drawn) -> bool:
+    """Whether one run of what is drawn is told from another: a closed module has calls, operations are only joined."""
+    return drawn.members is not None or drawn.fold.kind == "module"
