@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import talkerviz as tv
 from talkerviz.graph.build import build_graph
+from talkerviz.graph.close import close_groups
+from talkerviz.graph.diff import diff_graph
 from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import View
 from talkerviz.trace import Trace
@@ -183,6 +185,39 @@ def test_what_stands_side_by_side_hands_itself_nothing() -> None:
     assert arrows(graph) == {"x -> experts.0-2", "x -> twice", "experts.0-2 -> cat", "twice -> cat", "cat -> out"}
     chain = drawn(stack(layer(), layer(), layer()), depth=1)
     assert arrows(chain) == {"x -> layers.0-2", "layers.0-2 -> layers.0-2 (next)", "layers.0-2 -> head"}
+
+
+def test_what_is_closed_afterwards_hands_itself_what_it_did() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        for one in m.layers:
+            x = one(x)
+        return m.again(m.again(x))  # type: ignore[no-any-return]
+
+    model, x = Does(run, layers=nn.ModuleList(layer() for _ in range(3)), again=nn.Linear(4, 4)), torch.ones(1, 4)
+    trace = recorded(model, lambda: [model(x) for _ in range(2)])
+    graph = diff_graph(trace, trace)
+    closed = close_groups(graph, {group(graph, "layers.0-2").id})
+    as_drawn = {
+        "x -> layers.0-2",
+        "layers.0-2 -> layers.0-2 (next)",
+        "layers.0-2 -> again",
+        "again -> again (next)",
+    }
+    assert arrows(closed) == arrows(build_graph(trace, View(depth=1))) == as_drawn
+    # Turns of what is in a box are not the box's.
+    assert arrows(close_groups(graph, {group(graph, "model").id})) == {"x -> model"}
+
+    cell = Does(lambda m, x: m.out(m.cell(x[0], x[1])), cell=nn.GRUCell(4, 4), out=nn.Linear(4, 4))
+
+    def steps() -> None:
+        state = torch.zeros(1, 4)
+        for _ in range(3):
+            state = cell((x, state))
+
+    trace = recorded(cell, steps)
+    graph = diff_graph(trace, trace)
+    assert "out -> cell (next frame)" in arrows(graph)
+    assert "model -> model (next frame)" in arrows(close_groups(graph, {group(graph, "model").id}))
 
 
 def test_a_shortcut_through_nothing_is_not_the_main_way() -> None:
