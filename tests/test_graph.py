@@ -428,7 +428,7 @@ def test_growing_masks_are_one_and_other_sizes_are_not() -> None:
         return call(number, None, 0, "net", "Net", 1, 1, **more)
 
     graph = build_graph(make_trace([step(n, n, 10 + n) for n in range(4)]))
-    assert outline(graph.members) == [["decode 4 frames · cache 9–13", "net"]]
+    assert outline(graph.members) == [["decode 4 frames · cache 10–13", "net"]]
     graph = build_graph(make_trace([step(n, n, 10 + n, width=1 + n) for n in range(3)]))
     assert outline(graph.members)[0][1:] == ["net frame 0", "net frame 1", "net frame 2"]  # type: ignore[index]
     graph = build_graph(make_trace([step(0, 0, 10), step(1, 0, 11)]))
