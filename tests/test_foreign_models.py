@@ -159,6 +159,17 @@ def test_both_residuals_and_the_cache_of_a_dense_decoder(name: str, phase: str) 
     assert {arrow for arrow in arrows_into(graph, layers) if "(next frame)" in arrow} == kept
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "whisper", "t5"])
+def test_inputs_have_the_names_that_the_run_has_for_them(name: str) -> None:
+    flow = trace_of(name).flow
+    assert flow is not None
+    # `generate` reads them before any module does.
+    given = {"input_features"} if name == "whisper" else {"input_ids", "attention_mask"}
+    assert set(flow.ops["name"][flow.ops["kind"] == "input"]) == given
+    drawn = {box.name for box in graph_of(name).boxes if box.kind == "input"}
+    assert drawn == (given - {"attention_mask"} if name == "t5" else given)  # all that is read of it are truth values
+
+
 def test_a_router_says_which_experts() -> None:
     graph = graph_of("qwen3_moe", close=("*.experts",))
     for phase in ("prefill", "decode"):
@@ -173,7 +184,7 @@ def test_whispers_cross_attention() -> None:
     # What was heard is read where it goes through the encoder, once; its keys are kept for the passes that follow.
     assert {f"{encoder} -> encoder_attn", "encoder_attn -> encoder_attn (next frame)"} <= arrows(graph)
     assert not {arrow for arrow in arrows(graph) if arrow.startswith(encoder)} - {f"{encoder} -> encoder_attn"}
-    assert arrows_into(graph, group(graph, "encode")) == {"input -> model.model.encoder"}
+    assert arrows_into(graph, group(graph, "encode")) == {"input_features -> model.model.encoder"}
     # The keys of what was heard stay as they are; those of what was said are kept from step to step.
     kept = {"self_attn -> self_attn (next frame)"}
     for phase in ("prefill", "decode"):
