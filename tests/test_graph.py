@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import talkerviz as tv
 from talkerviz.graph.build import build_graph
+from talkerviz.graph.close import close_groups
+from talkerviz.graph.diff import diff_graph
 from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import View
 from talkerviz.trace import Trace
@@ -136,6 +138,7 @@ def test_layers_that_take_turns_are_a_repeat() -> None:
     assert arrows(graph) == {
         "x -> layers.0-1,3-4,6-7",
         "layers.0-1,3-4,6-7 -> layers.2,5,8",
+        "layers.0-1,3-4,6-7 -> layers.0-1,3-4,6-7 (next)",
         "layers.2,5,8 -> layers.0-1,3-4,6-7 (next)",
         "layers.2,5,8 -> head",
     }
@@ -168,7 +171,53 @@ def test_a_module_called_over_and_over_is_one() -> None:
 
     graph = drawn(Does(run, shared=nn.Linear(4, 4)))
     assert outline(graph.members) == ["x", ["model", "shared 12×"]]
+    assert arrows(graph) == {"x -> shared", "shared -> shared (next)"}
     assert next(box for box in graph.boxes if box.name == "shared").calls == 12
+
+
+def test_what_stands_side_by_side_hands_itself_nothing() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.out(torch.cat([one(x) for one in m.experts] + [m.twice(x), m.twice(x)]))  # type: ignore[no-any-return]
+
+    experts = nn.ModuleList(layer() for _ in range(3))
+    graph = drawn(Does(run, experts=experts, twice=nn.Linear(4, 4), out=nn.Linear(4, 4)), depth=1)
+    assert outline(graph.members) == ["x", ["model", "experts.0-2 3×", "twice 2×", "cat", "out"]]
+    assert arrows(graph) == {"x -> experts.0-2", "x -> twice", "experts.0-2 -> cat", "twice -> cat", "cat -> out"}
+    chain = drawn(stack(layer(), layer(), layer()), depth=1)
+    assert arrows(chain) == {"x -> layers.0-2", "layers.0-2 -> layers.0-2 (next)", "layers.0-2 -> head"}
+
+
+def test_what_is_closed_afterwards_hands_itself_what_it_did() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        for one in m.layers:
+            x = one(x)
+        return m.again(m.again(x))  # type: ignore[no-any-return]
+
+    model, x = Does(run, layers=nn.ModuleList(layer() for _ in range(3)), again=nn.Linear(4, 4)), torch.ones(1, 4)
+    trace = recorded(model, lambda: [model(x) for _ in range(2)])
+    graph = diff_graph(trace, trace)
+    closed = close_groups(graph, {group(graph, "layers.0-2").id})
+    as_drawn = {
+        "x -> layers.0-2",
+        "layers.0-2 -> layers.0-2 (next)",
+        "layers.0-2 -> again",
+        "again -> again (next)",
+    }
+    assert arrows(closed) == arrows(build_graph(trace, View(depth=1))) == as_drawn
+    # Turns of what is in a box are not the box's.
+    assert arrows(close_groups(graph, {group(graph, "model").id})) == {"x -> model"}
+
+    cell = Does(lambda m, x: m.out(m.cell(x[0], x[1])), cell=nn.GRUCell(4, 4), out=nn.Linear(4, 4))
+
+    def steps() -> None:
+        state = torch.zeros(1, 4)
+        for _ in range(3):
+            state = cell((x, state))
+
+    trace = recorded(cell, steps)
+    graph = diff_graph(trace, trace)
+    assert "out -> cell (next frame)" in arrows(graph)
+    assert "model -> model (next frame)" in arrows(close_groups(graph, {group(graph, "model").id}))
 
 
 def test_a_shortcut_through_nothing_is_not_the_main_way() -> None:
@@ -204,23 +253,44 @@ def test_a_cache_is_a_kept_state_from_frame_to_frame() -> None:
             x = model(x, cache, end)
 
     graph = build_graph(recorded(model, run), View())
-    forward = graph.members[0]
-    assert (
-        outline(graph.members)
-        == [
-            [
-                "forward 5 frames · cache 3–7",
-                ["model frame 0", "key", "setitem", "scaled_dot_product_attention", "out"],
-                ["model frames 1–4", "key", "setitem", "scaled_dot_product_attention", "out"],
-                "ones",
-            ]
-        ]
-        or forward
-    )
-    assert {arrow for arrow in arrows(graph) if "=>" in arrow} == {
-        "setitem => setitem (next frame)",
-    }
+    parts = ["key", "setitem", "scaled_dot_product_attention", "out"]
+    assert outline(graph.members) == [
+        ["forward", "ones"],
+        ["prefill 5 frames · cache 3–7", ["model frame 0", *parts], ["model frames 1–4", *parts]],
+    ]
+    # From the first step to the others, and from one of these to the next.
+    later = [edge for edge in graph.edges if edge.state]
+    assert [(edge.carried, edge.source == edge.target, edge.count) for edge in later] == [
+        ("next frame", False, 1),
+        ("next frame", True, 3),
+    ]
+    assert {arrow for arrow in arrows(graph) if "=>" in arrow} == {"setitem => setitem (next frame)"}
     assert "out -> key (next frame)" in arrows(graph)
+
+
+def test_a_cell_has_the_state_that_it_left_a_frame_ago() -> None:
+    model, given = nn.GRUCell(4, 4), [torch.ones(1, 4) for _ in range(3)]
+
+    def run() -> None:
+        state = torch.zeros(1, 4)
+        for x in given:
+            state = model(x, state)
+
+    graph = build_graph(recorded(model, run))
+    assert arrows(graph) == {"zeros -> model", "input -> model", "model -> model (next frame)"}
+
+
+def test_an_input_that_every_frame_reads_is_handed_on_by_none() -> None:
+    graph = drawn(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), times=3)
+    assert outline(graph.members) == [["forward 3 frames", "input", ["model", "0", "1"]]]
+    assert arrows(graph) == {"input -> 0", "0 -> 1"}
+
+    model, first, rest = nn.Linear(4, 4), torch.ones(4), torch.ones(1, 4)
+    graph = build_graph(recorded(model, lambda: [model(x) for x in (first, rest, rest)]))
+    assert outline(graph.members) == [
+        ["forward 3 frames", "input frame 0", "model frame 0", "input frames 1–2", "model frames 1–2"]
+    ]
+    assert arrows(graph) == {"input -> model", "input#2 -> model#2"}
 
 
 def test_operations_that_only_feed_each_other_are_one() -> None:
@@ -358,7 +428,7 @@ def test_growing_masks_are_one_and_other_sizes_are_not() -> None:
         return call(number, None, 0, "net", "Net", 1, 1, **more)
 
     graph = build_graph(make_trace([step(n, n, 10 + n) for n in range(4)]))
-    assert outline(graph.members) == [["decode 4 frames · cache 9–13", "net"]]
+    assert outline(graph.members) == [["decode 4 frames · cache 10–13", "net"]]
     graph = build_graph(make_trace([step(n, n, 10 + n, width=1 + n) for n in range(3)]))
     assert outline(graph.members)[0][1:] == ["net frame 0", "net frame 1", "net frame 2"]  # type: ignore[index]
     graph = build_graph(make_trace([step(0, 0, 10), step(1, 0, 11)]))

@@ -56,7 +56,9 @@ def test_both_residuals_of_a_decoder_layer(impl: str, phase: str) -> None:
     graph = build_graph(talker(impl), LAYERS_OPEN)
     layers = group(graph, "layers.0-1", phase)
     assert layers.box.repeats == "2×"
-    assert arrows(graph, layers) == RESIDUALS
+    # A decode step's keys and values are there for the next: ours written in place, transformers' new tensors.
+    kept = {f"self_attn {'=>' if impl == 'native' else '->'} self_attn (next frame)"}
+    assert arrows(graph, layers) == RESIDUALS | (kept if phase == "decode" else set())
     assert "rotary_emb -> self_attn" in arrows_into(graph, layers)
 
 
@@ -65,7 +67,10 @@ def test_the_cache_leads_from_prefill_to_decode(impl: str) -> None:
     graph = build_graph(talker(impl), LAYERS_OPEN)
     into = arrows_into(graph, group(graph, "layers.0-1", "decode"))
     # Ours is written in place; transformers' is a new tensor each time.
-    assert f"self_attn {'=>' if impl == 'native' else '->'} self_attn (next frame)" in into
+    keeps = f"self_attn {'=>' if impl == 'native' else '->'} self_attn"
+    assert f"{keeps} (next frame)" in into
+    # Within a frame, from pass to pass of the code predictor.
+    assert f"{keeps} (next)" in arrows(graph, group(graph, "", "predictor.decode"))
     decode = group(graph, "decode").box
     assert decode.repeats == {"native": "3 frames · cache 21–23", "transformers": "4 frames · cache 21–24"}[impl]
 
@@ -219,8 +224,9 @@ def test_a_dense_decoder() -> None:
     assert [phase.box.name for phase in (setup, prefill, decode)] == ["setup", "prefill", "decode"]
     assert prefill.box.repeats == "frame 0"
     assert decode.box.repeats == "4 frames · cache 11–14"  # drawn once
+    kept = {"self_attn -> self_attn (next frame)"}
     for phase in ("prefill", "decode"):
-        assert arrows(graph, group(graph, "layers.0-3", phase)) == RESIDUALS
+        assert arrows(graph, group(graph, "layers.0-3", phase)) == RESIDUALS | (kept if phase == "decode" else set())
     found = arrows(graph)
     assert {"embed_tokens -> input_layernorm", "embed_tokens -> add", "norm -> lm_head"} <= found
     # The token that was chosen is the next frame's input, and the cache goes along.

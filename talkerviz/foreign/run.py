@@ -14,6 +14,7 @@ from talkerviz.foreign.ask import Inputs, ask_of
 from talkerviz.foreign.from_config import one_line
 from talkerviz.foreign.inputs import on_device, ways
 from talkerviz.foreign.quiet import quiet
+from talkerviz.recorder.given import naming
 
 _TRIED_TOKENS = 2
 _MOST_TRIED = 24  # ways in which generating is tried
@@ -120,6 +121,7 @@ def _runs(model: nn.Module, call: Callable[..., Any], arguments: Inputs, seed: i
         with quiet(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             given = {name: one.give() if isinstance(one, Lent) else one for name, one in lent.items()}
-            return call(**given, **counted)
+            with naming(given):  # `generate` reads some of them before any module is handed them
+                return call(**given, **counted)
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ import numpy as np
 from talkerviz.graph.fold import Fold
 from talkerviz.graph.forms import Forms
 from talkerviz.graph.graph import Box
-from talkerviz.graph.rows import NUMBER, Rows, ranges, with_numbers
+from talkerviz.graph.growth import is_cached
+from talkerviz.graph.rows import NUMBER, Rows, places, ranges, with_numbers
 from talkerviz.trace.schema import Tensors
 
 _MOST_NAMES = 5
@@ -82,36 +84,50 @@ def _phase_box(rows: Rows, fold: Fold, name: str) -> Box:
 
 
 def _attended(rows: Rows, fold: Fold) -> str:
-    """How many positions attention sees in a phase, at first and at last; empty where always as many."""
-    wanted = [number for number, name in enumerate(rows.names) if _ATTENTION.search(name)]
-    ops = rows.calls + np.flatnonzero(np.isin(rows.name[rows.calls : rows.first_phase], wanted))
-    above = ops
-    while len(above) and (above < rows.first_phase).any():
-        above = np.where(above < rows.first_phase, rows.parent[above], above)
-    ops = ops[np.isin(above, fold.rows)]
-    lengths = {
-        inputs[1].shape[-2]
-        for inputs, _ in (rows.lists[number] for number in np.unique(rows.signature[ops]))
-        if len(inputs) > 1 and len(inputs[1].shape) > 1
-    }
-    grown = _grown_sizes(rows, fold) if not len(ops) else lengths
-    return _range(min(grown), max(grown)) if len(grown) > 1 else ""
+    """How many positions attention looks at in a phase, the newest among them, at first and at last.
+
+    Empty where they do not become more.
+    """
+    lengths = _key_lengths(rows, fold)
+    grown = _grown_sizes(rows, fold) if lengths is None else lengths
+    return _range(min(grown), max(grown)) if grown else ""
+
+
+def _key_lengths(rows: Rows, fold: Fold) -> set[int] | None:
+    """The lengths of keys where they grow; what another attention looks at stays as it is. None where none was seen."""
+    if rows.trace.flow is None:
+        return None
+    ops = rows.trace.flow.ops
+    ops = ops[ops["name"].isin([name for name in ops["name"].unique() if _ATTENTION.search(str(name))])]
+    call = places(rows.trace.calls["call"].to_numpy(), ops["call"].to_numpy())
+    inside = (call >= 0) & np.isin(rows.phase[call], fold.rows)
+    if not inside.any():
+        return None
+    lengths: dict[tuple[int, int], list[int]] = {}
+    before: Counter[int] = Counter()  # one module may attend to this and to that
+    for row, inputs in zip(call[inside].tolist(), ops["inputs"][inside], strict=True):
+        before[row] += 1
+        if len(inputs) > 1 and len(inputs[1].shape) > 1:
+            lengths.setdefault((int(rows.path[row]), before[row]), []).append(inputs[1].shape[-2])
+    return {length for of_place in lengths.values() if of_place[-1] > of_place[0] for length in of_place}
 
 
 def _grown_sizes(rows: Rows, fold: Fold) -> set[int]:
-    """The same from the tensors of calls that grow from frame to frame."""
+    """The same from the tensors of calls that grow from frame to frame, of caches as they are after the call."""
     child, _ = rows.children_of(fold.rows)
     calls = child[child < rows.calls]
     sizes: set[int] = set()
     for loose in np.unique(rows.loose[calls]):
         shapes: dict[str, list[tuple[int, ...]]] = {}
-        for number in np.unique(rows.signature[calls[rows.loose[calls] == loose]]):
-            for tensor in rows.lists[number][0]:
+        for number in np.unique(rows.signature[calls[rows.loose[calls] == loose]]):  # as they came up
+            inputs, outputs = rows.lists[number]
+            seen = [tensor for tensor in inputs if not is_cached(tensor.name)]
+            seen += [tensor for tensor in outputs if is_cached(tensor.name)]
+            for tensor in seen:
                 shapes.setdefault(tensor.name, []).append(tensor.shape)
         for of_tensor in shapes.values():
             if len({len(shape) for shape in of_tensor}) == 1:
-                grown = (set(of_dimension) for of_dimension in zip(*of_tensor, strict=True))
-                sizes |= {size for found in grown if len(found) > 1 for size in found}
+                sizes |= {size for found in zip(*of_tensor, strict=True) if found[-1] > found[0] for size in found}
     return sizes
 
 
@@ -139,13 +155,20 @@ def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
 
 
 def _repeats(rows: Rows, fold: Fold) -> str:
-    """How often it runs, or of what stands in a phase in which of its frames, if not in all."""
+    """How often it runs, or of what stands in a phase in which of its frames, if not in all.
+
+    An input is in those that read it.
+    """
     above = rows.parent[fold.rows]
     if fold.each != (0, 1) or above[0] < rows.first_phase:
         return _times(fold)
     phase = rows.phases[above[0] - rows.first_phase][0]
     all_frames = {frame for name, frame in rows.phases if name == phase and frame is not None}
     frames = {frame for row in above if (frame := rows.phases[row - rows.first_phase][1]) is not None}
+    if fold.kind == "input" and rows.trace.flow is not None:  # it stands where it was met, in the first of them
+        edges = rows.trace.flow.edges
+        readers = edges["target"].to_numpy()[np.isin(edges["source"].to_numpy(), fold.rows - rows.calls)]
+        frames = all_frames & set(rows.frame[rows.calls + readers[readers >= 0]].tolist())
     if not frames or frames == all_frames:
         return ""
     return f"frame{'s' if len(frames) > 1 else ''} {ranges(frames).replace('-', '–')}"

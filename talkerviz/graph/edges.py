@@ -20,6 +20,9 @@ BEFORE, AFTER = "before", "after"
 def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int, str], flow: bool) -> tuple[Edge, ...]:
     """The arrows between the closed boxes of a drawing.
 
+    What a box hands to itself is inside it and not drawn, but for what one turn or frame leaves for a later one: the
+    state of a cell, the cache of an attention.
+
     Args:
         rows: what the boxes stand for.
         wiring: the flow between the rows.
@@ -32,17 +35,16 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
     for number, drawn in enumerate(closed):
         box[drawn.fold.rows] = number
     if flow:
-        box = _handed_down(rows, box)
+        box = rows.handed_down(box)
         source, target, state = wiring.source, wiring.target, wiring.state
     else:
         own = np.flatnonzero(box >= 0)
         source, target, state = own[:-1], own[1:], np.zeros(max(0, len(own) - 1), dtype=bool)
     one, two = np.where(source >= 0, box[source], len(closed)), np.where(target >= 0, box[target], len(closed) + 1)
-    there = (one >= 0) & (two >= 0) & ((one != two) | ~state)
+    there = (one >= 0) & (two >= 0)
     source, target, state, one, two = (values[there] for values in (source, target, state, one, two))
     carried = _carried(rows, top, source, target)
-    # What a box hands to itself is inside it, but not from turn to turn: so a cell has its last state.
-    drawn = (one != two) | (carried == _WORDS.index("next"))
+    drawn = (one != two) | (carried > 0)
     state, one, two, carried = (values[drawn] for values in (state, one, two, carried))
     keys = np.stack([one, two, carried], axis=1)
     unique, which, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
@@ -56,33 +58,27 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
     )
 
 
-def _handed_down(rows: Rows, values: np.ndarray) -> np.ndarray:
-    """Each row's value, or that of the nearest row around it that has one; -1 for none."""
-    values = values.copy()
-    for level in rows.levels:
-        missing = level[(values[level] < 0) & (rows.parent[level] >= 0)]
-        values[missing] = values[rows.parent[missing]]
-    return values
-
-
 def _carried(rows: Rows, top: Sequence[Drawn], source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """What lies between the two ends of each edge: the place of a word, 0 for nothing."""
     known = (source >= 0) & (target >= 0)
-    at_phase = np.full(len(rows.parent), -1)
-    at_phase[rows.first_phase :] = np.arange(len(rows.phases))
-    frames = np.array([-1 if frame is None else frame for _, frame in rows.phases] or [-1])
-    frame = frames[_handed_down(rows, at_phase)]
-    between_frames = known & (frame[source] >= 0) & (frame[target] >= 0) & (frame[source] != frame[target])
+    one, two = rows.frame[source], rows.frame[target]
+    # No frame hands on what comes from outside: it is there for all of them.
+    between_frames = known & (one >= 0) & (two >= 0) & (one != two) & ~rows.given[source]
     carried = np.where(between_frames, _WORDS.index("next frame"), 0)
     # Phases repeat by frames, and these have been told apart.
-    level = [member for drawn in top for member in drawn.members or () if member.members is not None]
+    level = [member for drawn in top for member in drawn.members or () if _runs_apart(member)]
     while level and len(source):
         group, run = np.full(len(rows.parent), -1), np.full(len(rows.parent), -1)
         for number, drawn in enumerate(level):
             group[drawn.fold.rows] = number
             run[drawn.fold.rows] = drawn.fold.rows if drawn.fold.turns is None else drawn.fold.turns
-        group, run = _handed_down(rows, group), _handed_down(rows, run)
+        group, run = rows.handed_down(group), rows.handed_down(run)
         same = known & (group[source] == group[target]) & (group[source] >= 0)
         carried[same & (run[source] != run[target]) & (carried == 0)] = _WORDS.index("next")
-        level = [member for drawn in level for member in drawn.members or () if member.members is not None]
+        level = [member for drawn in level for member in drawn.members or () if _runs_apart(member)]
     return carried
+
+
+def _runs_apart(drawn: Drawn) -> bool:
+    """Whether one run of what is drawn is told from another: a closed module has calls, operations are only joined."""
+    return drawn.members is not None or drawn.fold.kind == "module"

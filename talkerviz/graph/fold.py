@@ -141,7 +141,7 @@ def _fold(rows: Rows, chosen: np.ndarray, run: np.ndarray, runs: int) -> Fold:
     if chosen[0] < rows.calls:
         kind: Kind = "module"
     else:
-        kind = "input" if rows.names[rows.name[chosen[0]]].startswith(" input ") else "operation"
+        kind = "input" if rows.given[chosen[0]] else "operation"
     return Fold(kind, np.sort(chosen), _fewest_and_most(run, runs))
 
 

@@ -78,6 +78,33 @@ class Rows:
         order = np.argsort(self.depth, kind="stable")
         return np.split(order, np.flatnonzero(np.diff(self.depth[order])) + 1)
 
+    @cached_property
+    def frame(self) -> np.ndarray:
+        """The frame that each row is of; -1 for none."""
+        frames = np.array([-1 if frame is None else frame for _, frame in self.phases], dtype=np.int64)
+        frame: np.ndarray = frames[self.phase - self.first_phase]
+        return frame
+
+    @cached_property
+    def phase(self) -> np.ndarray:
+        """The row of the phase that each row stands in, or is."""
+        phase = np.full(len(self.parent), -1)
+        phase[self.first_phase :] = np.arange(self.first_phase, len(phase))
+        return self.handed_down(phase)
+
+    @cached_property
+    def given(self) -> np.ndarray:
+        """Whether each row stands for a tensor that comes from outside."""
+        return np.isin(self.name, [number for number, name in enumerate(self.names) if name.startswith(" input ")])
+
+    def handed_down(self, values: np.ndarray) -> np.ndarray:
+        """Each row's value, or that of the nearest row around it that has one; -1 for none."""
+        values = values.copy()
+        for level in self.levels:
+            missing = level[(values[level] < 0) & (self.parent[level] >= 0)]
+            values[missing] = values[self.parent[missing]]
+        return values
+
     def children_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All children of some rows, parent by parent, and for each the place of its parent among the rows given."""
         count = self.count[rows]
@@ -96,7 +123,7 @@ def rows_of(trace: Trace, flow: bool) -> Rows:
     m = 0 if ops is None else len(ops)
 
     parent = np.full(n + m, -1)
-    parent[:n] = _places(numbers, calls["parent"].fillna(-1).to_numpy(dtype=np.int64))
+    parent[:n] = places(numbers, calls["parent"].fillna(-1).to_numpy(dtype=np.int64))
     depth = np.zeros(n + m, dtype=np.int64)
     depth[:n] = calls["depth"].to_numpy()
     time = np.arange(n + m, dtype=np.int64)
@@ -105,7 +132,7 @@ def rows_of(trace: Trace, flow: bool) -> Rows:
     known: dict[Lists, int] = {}
     signature[:n] = _signatures(calls["inputs"], calls["outputs"], known, lists)
     if ops is not None:
-        parent[n:] = _places(numbers, ops["call"].to_numpy())
+        parent[n:] = places(numbers, ops["call"].to_numpy())
         depth[n:] = np.where(parent[n:] >= 0, depth[parent[n:]] + 1, 0)
         time[n:] = np.searchsorted(numbers, ops["after"].to_numpy(), side="right") - 1
         signature[n:] = _signatures(ops["inputs"], ops["outputs"], known, lists)
@@ -160,7 +187,7 @@ def rows_of(trace: Trace, flow: bool) -> Rows:
     )
 
 
-def _places(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def places(numbers: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The rows of calls by number; -1 for those that are not there."""
     if not len(numbers):
         return np.full(len(wanted), -1)

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from talkerviz.recorder.flow_notes import INPUT, OP, PASS, FlowNotes
+from talkerviz.recorder.given import given_arguments
 from talkerviz.recorder.meta import MetaMemory
 from talkerviz.recorder.operations import Rule, name_of, rule_of, tensors_of
 from talkerviz.recorder.provenance import Provenance, Storage
@@ -257,6 +258,9 @@ class FlowMeter(TorchDispatchMode):
                         self._note_input(tensor, storage, place)
 
     def _note_input(self, tensor: Tensor, storage: Storage, name: str) -> int:
+        """A new input, by what the run calls it, else by the name of its place."""
+        known = (one for one, value in given_arguments().items() if self._provenance.storage(value) is storage)
+        name = next(known, name)
         storage.input = self._add(name, INPUT, -1, self._mark())
         self._notes.describe(storage.input, (), {}, tensor)
         return storage.input

@@ -26,8 +26,8 @@ OPS = pa.schema(
         pa.field("frame", pa.int64()),
         pa.field("step", pa.int64()),
         pa.field("name", NAME, nullable=False),  # `add`, `softmax`
-        # `op`; `input`, a tensor from outside, by the name that its first reader gives it; `pass`, a call handing on
-        # what it was given.
+        # `op`; `input`, a tensor from outside, by the name that the run has for it, or else its first reader; `pass`, a
+        # call handing on what it was given.
         pa.field("kind", NAME, nullable=False),
         pa.field("heavy", pa.bool_(), nullable=False),  # a product, reduction, sort or the like; not an `add`
         pa.field("returned", pa.bool_(), nullable=False),  # whether the call that it ran in returned what it made
