@@ -469,3 +469,31 @@ def test_parts_of_a_run() -> None:
     assert arrows(graph) >= {"what ran before -> norm", "what ran before -> add", "add -> what ran after"}
     with pytest.raises(ValueError, match="no module that was called fits 'layers'"):
         trace.select(module="layers")
+
+
+def test_a_training_step_is_its_modules_and_a_box_for_the_rest() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    x, wanted = torch.ones(3, 4), torch.zeros(3, dtype=torch.long)
+
+    def run() -> None:
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), wanted).backward()
+            optimizer.step()
+
+    run()
+    trace = join(tv.record(model, run), tv.record(model, run, measure="flow"))
+    graph = build_graph(trace)
+    (rest,) = [box for box in graph.boxes if box.kind == "operation"]
+    assert rest.name.startswith("cross_entropy · ")
+    assert "more" in rest.name
+    assert len([box for box in graph.boxes if box.kind == "module"]) == 3
+    ovals = [box.name for box in graph.boxes if box.kind == "input"]
+    assert ovals[0] == "input"  # which the model reads as well
+    assert [name.partition(" ")[2] for name in ovals[1:]] == ["inputs"]
+    named = {box.id: box.name for box in graph.boxes}
+    found = {(named.get(edge.source, ""), named.get(edge.target, ""), edge.carried) for edge in graph.edges}
+    assert (rest.name, "0", "next frame") in found
+    assert ("2", rest.name, "") in found
+    assert len(build_graph(trace, View(fold=False, max_nodes=1000)).boxes) > 60

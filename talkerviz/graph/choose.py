@@ -10,6 +10,7 @@ import numpy as np
 
 from talkerviz.graph.fold import Fold, Likeness, inside, phases_of
 from talkerviz.graph.forms import Forms
+from talkerviz.graph.outside import gather
 from talkerviz.graph.rows import Rows
 from talkerviz.graph.view import View
 from talkerviz.graph.wiring import Wiring
@@ -96,6 +97,8 @@ def _opened(
                 if not forced and not _may_open(rows, view, asked, drawn):
                     continue
                 found = inside(rows, forms, wiring, drawn.fold, likeness)
+                if drawn.fold.kind == "phase" and likeness is not Likeness.nothing:
+                    found = gather(rows, found)
                 if forced and found:
                     boxes += _size(found) - (drawn.fold.kind != "phase")
                     following += _open(drawn, found)

@@ -17,6 +17,7 @@ from talkerviz.graph.rows import NUMBER, Rows, places, ranges, with_numbers
 from talkerviz.trace.schema import Tensors
 
 _MOST_NAMES = 5
+_ROOM = 60  # letters
 _MOST_DETAILS = 12
 _ATTENTION = re.compile("scaled_dot_product")
 
@@ -139,10 +140,11 @@ def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
     last = last[rows.name[last] == np.bincount(rows.name[last]).argmax()]
     _, places = np.unique(rows.name[fold.rows], return_index=True)
     texts = [rows.names[rows.name[fold.rows[place]]].strip().partition(" ")[2] for place in sorted(places)]
-    shown = texts if len(texts) <= _MOST_NAMES else [*texts[: _MOST_NAMES - 1], "…"]
-    outputs = [rows.lists[number][1] for number in np.unique(rows.signature[last])]
-    inputs = [rows.lists[number][0] for number in np.unique(rows.signature[first])]
     of_input = fold.kind == "input"
+    outputs = [rows.lists[number][1] for number in np.unique(rows.signature[fold.rows if of_input else last])]
+    inputs = [rows.lists[number][0] for number in np.unique(rows.signature[first])]
+    several = int(np.unique(parent, return_counts=True)[1].max())
+    shown = [f"{several:,} inputs"] if of_input and several > fold.each[1] else _first_names(texts)
     return Box(
         name,
         "input" if of_input else "operation",
@@ -152,6 +154,13 @@ def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
         calls=len(fold.rows),
         details=(", ".join(texts),) if len(texts) > len(shown) else (),
     )
+
+
+def _first_names(names: list[str]) -> list[str]:
+    """As many as there is room for, and how many others there are."""
+    room = next((count for count in range(len(names), 1, -1) if len(" · ".join(names[:count])) <= _ROOM), 1)
+    shown = names[: min(room, _MOST_NAMES if len(names) <= _MOST_NAMES else _MOST_NAMES - 1)]
+    return [*shown, f"… {len(names) - len(shown)} more"] if len(shown) < len(names) else shown
 
 
 def _repeats(rows: Rows, fold: Fold) -> str:
