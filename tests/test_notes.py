@@ -9,7 +9,6 @@ def test_a_line_for_each_thing_to_know() -> None:
     facts = {
         "own_cost_ns": 412,
         "one_call": {"model.0": "compiled", "model.1": "scripted", "model.2": "compiled", "model.3": "compiled"},
-        "fused": True,
         "weights_bytes": 6_650_000_000,
         "host_peak_bytes": 7_120_000_000,
         "graph_replays": 8,
@@ -22,7 +21,7 @@ def test_a_line_for_each_thing_to_know() -> None:
     notes = notes_on(facts)
     expected = [
         "412 ns", "weights are 6.65 GB; the process held 7.12 GB", "model.0 and 2 more are compiled",
-        "model.1 is scripted", "Layers of one stream are fused", "2 replays of CUDA graphs", "no external events",
+        "model.1 is scripted", "2 replays of CUDA graphs", "no external events",
         "device lost",
         "fft_r2c (3), linalg_inv_ex (1)", "The run was killed",
     ]  # fmt: skip

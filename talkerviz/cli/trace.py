@@ -193,9 +193,9 @@ def trace(
 
     recorded = rec.trace
     if failure is None:
-        # Tensors are followed where nothing is compiled, fused or replayed, which is then not the run that is recorded.
+        # Replayed frames call no module, and their tensors are followed by nobody.
         wanted = {
-            "flow": flow and not faster.ways(),
+            "flow": flow and not graphs,
             "cost": cost and not on_meta,
             "memory": memory,
             "busy": busy,

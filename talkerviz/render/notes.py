@@ -39,8 +39,6 @@ def notes_on(facts: Mapping[str, Any]) -> list[str]:
     for why, paths in by_why.items():
         others = f" and {len(paths) - 1} more are" if len(paths) > 1 else " is"
         notes.append(f"{paths[0]}{others} {why}: what runs inside is one call.")
-    if facts.get("fused"):
-        notes.append("Layers of one stream are fused in few kernels: what runs inside is one call.")
     if facts.get("graph_replays_unread"):
         unread, read = facts["graph_replays_unread"], facts["graph_replays"]
         notes.append(f"{unread:,} replays of CUDA graphs began before the one before was over: {read:,} were timed.")
