@@ -23,12 +23,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from talkerviz.recorder.flop_rules import EMBEDDING_BAGS, GROUPED
 from talkerviz.recorder.flops import flops_of, is_view
 from talkerviz.recorder.meta import MetaMemory
 from talkerviz.recorder.watching import Watching
 
-# Operators that read only some rows of their first tensor, as many as they give; that write only some of it.
-_READS_ROWS = frozenset(("embedding", "index", "gather", "index_select"))
+# Operators that read only some rows of their first tensor; that write only some of it.
+_READS_ROWS = frozenset(("embedding", "index", "gather", "index_select", *EMBEDDING_BAGS))
 _WRITES_ROWS = frozenset(("index_put_", "index_copy_", "scatter_"))
 _ONLY_WRITES = frozenset(("copy_", "fill_", "zero_", "normal_", "uniform_", "index_put_", "index_copy_", "scatter_"))
 _MOST_STORAGES = 100_000
@@ -125,7 +126,10 @@ class CostMeter(TorchDispatchMode):
                         part = self._rows(part, here, _written(name, args))
                     writes.append(part)
                 elif place == 0 and name in _READS_ROWS and made:
-                    part = self._rows(part, here, made[0].numel())
+                    part = self._rows(part, here, _read(name, args, made[0]))
+                elif name in GROUPED and tensor.dim() == 3 and (ends := named.get("offs")) is not None:
+                    reads += [self._part(tensor[group], -1) for group in _groups_hit(args[0], args[1], ends)]
+                    continue
                 if not (written and only_writes):
                     reads.append(part)
         writes += [part for tensor in made if (part := self._part(tensor, here))[0] not in mutated]
@@ -230,6 +234,18 @@ class CostMeter(TorchDispatchMode):
 def _with_storage(value: Any) -> list[Tensor]:
     """The tensors in a value whose bytes can be told; a sparse one is made of others."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+
+
+def _read(name: str, args: Sequence[Any], made: Tensor) -> int:
+    """How many elements an operator of `_READS_ROWS` reads: as many as it gives, if it does not add them up."""
+    return args[1].numel() * args[0].shape[-1] if name in EMBEDDING_BAGS else made.numel()
+
+
+def _groups_hit(one: Tensor, two: Tensor, ends: Tensor) -> Sequence[int]:
+    """The groups of a product that have rows, or columns; on the meta device as many as can have."""
+    if not ends.is_meta:
+        return [group for group, size in enumerate(ends.diff(prepend=ends.new_zeros(1)).tolist()) if size]
+    return range(min(len(ends), len(one) if two.dim() == 3 else two.shape[-1]))
 
 
 def _written(name: str, args: Sequence[Any]) -> int | None:
