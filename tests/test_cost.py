@@ -240,6 +240,12 @@ def test_recurrent_operators_of_gpus() -> None:
         assert flops_of(aten._cudnn_rnn.default, args, {}, x) == 15 * (2 * gates * 16 * (8 + 16) + each * 16)
 
 
+def test_views_that_are_not_said_to_be() -> None:
+    """A tensor turned in place, and halves that may be written to, are what they were."""
+    halves = Calls(lambda x: x.clone().transpose_(0, 1).unsafe_chunk(2, 1)[0] + 1)
+    assert cost(halves, torch.zeros(4, 8)) == [(8 * 2, 4 * 32, 4 * 16)]
+
+
 def test_a_bilinear_layer() -> None:
     """The first input with each of 5 matrices, then with the second, then the bias."""
     x, y = torch.zeros(3, 8), torch.zeros(3, 6)

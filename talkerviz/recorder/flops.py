@@ -85,7 +85,7 @@ def flops_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -
 
 def is_view(func: Any) -> bool:
     """Whether an operator only looks at its input in another way, and moves no byte."""
-    if func._overloadpacket.__name__ in _UNSAFE_VIEWS:
+    if torch.Tag.inplace_view in func.tags or func._overloadpacket.__name__ in _UNSAFE_VIEWS:
         return True
     returned = [result.alias_info for result in func._schema.returns]
     return bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
