@@ -16,13 +16,14 @@ def test_a_line_for_each_thing_to_know() -> None:
         "graphs_untimed": "no external events",
         "unmeasured": "device lost",
         "unknown_operators": {"fft_r2c": 3, "linalg_inv_ex": 1},
+        "unwatched_calls": 12,
         "unfinished": True,
     }
     notes = notes_on(facts)
     expected = [
         "412 ns", "weights are 6.65 GB; the process held 7.12 GB", "model.0 and 2 more are compiled",
         "model.1 is scripted", "2 replays of CUDA graphs", "no external events",
-        "device lost",
+        "device lost", "Calls of other threads, 12 of them",
         "fft_r2c (3), linalg_inv_ex (1)", "The run was killed",
     ]  # fmt: skip
     assert len(notes) == len(expected)

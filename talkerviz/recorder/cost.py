@@ -61,6 +61,7 @@ class CostMeter(TorchDispatchMode):
         self._reads: list[list[_Part]] = []
         self._writes: list[list[_Part]] = []
         self._edges: list[int] = []  # how many operators there were at each edge of a call
+        self._elsewhere: list[int] = []  # how many edges there were at each of another thread
         self._made: list[list[int]] = [[]]  # by each open call, the outermost first: storages that are still there
         self._kept: dict[int, frozenset[int]] = {}  # at the edge that is a call's end
         self._storages: list[_Storage] = []
@@ -88,6 +89,7 @@ class CostMeter(TorchDispatchMode):
     def stamp(self, beginning: bool) -> None:
         """Note an edge of a call, and at its end which of the storages made inside are still there: its results."""
         if self._thread() != self._own_thread:
+            self._elsewhere.append(len(self._edges))
             return
         if beginning:
             self._made.append([])
@@ -182,9 +184,11 @@ class CostMeter(TorchDispatchMode):
         found[rows, 0] = total[end] - total[begin]
         found[rows, 1:] = self._bytes(begin, end, [self._kept.get(last, frozenset()) for last in edge["end"].tolist()])
         unseen = np.ones(len(calls), dtype=bool)
-        unseen[rows] = False
+        # What others called meanwhile may have been a call's own work, given to them.
+        others = [np.searchsorted(np.sort(self._elsewhere), edge[name], side="right") for name in ("begin", "end")]
+        unseen[rows] = others[0] != others[1]
         missing = unseen.copy()
-        missing[rows] = unknown[end] != unknown[begin]
+        missing[rows] |= unknown[end] != unknown[begin]
         return {
             "flops": pd.arrays.IntegerArray(found[:, 0].copy(), missing),
             "bytes_read": pd.arrays.IntegerArray(found[:, 1].copy(), unseen.copy()),

@@ -46,6 +46,12 @@ def notes_on(facts: Mapping[str, Any]) -> list[str]:
         notes.append(f"Calls inside CUDA graphs have no times here: {facts['graphs_untimed']}")
     if facts.get("unmeasured"):
         notes.append(f"The device could not be read: {facts['unmeasured']}")
+    if facts.get("unwatched_calls"):
+        calls = facts["unwatched_calls"]
+        notes.append(
+            f"Calls of other threads, {calls:,} of them, were timed alone: neither they nor the calls that they ran in"
+            " have costs, and arrows do not go through them."
+        )
     if facts.get("unknown_operators"):
         names = ", ".join(f"{name} ({count:,})" for name, count in facts["unknown_operators"].items())
         notes.append(f"Operators of unknown arithmetic, whose calls have no FLOP: {names}")

@@ -21,8 +21,9 @@ def join(trace: Trace, other: Trace) -> Trace:
     """The trace with what another run measured and this one did not: costs, busy time, memory, flow and facts.
 
     Where only the flow is new, the other run's tensors may have other shapes. What was not seen in it, the calls of a
-    CUDA graph's replays, stays without. Of several runs in the trace the first has the flow; the other figures are
-    those of each run that made the same calls with the same tensors.
+    CUDA graph's replays and those of other threads than the one that began to record, stays without. Of several runs in
+    the trace the first has the flow; the other figures are those of each run that made the same calls with the same
+    tensors.
 
     What is one call in this trace, compiled or fused, may have called modules in the other run. The call has what those
     did there.
@@ -31,12 +32,17 @@ def join(trace: Trace, other: Trace) -> Trace:
         ValueError: the other run did not make the same calls with the same tensors as the first.
     """
     # The calls of a CUDA graph's replays have device times alone; the other run did not see its own.
-    made = (trace.calls["host_ns"].notna() | trace.calls["device_ns"].isna()).to_numpy()
+    alive = trace.calls["host_ns"].notna() | trace.calls["device_ns"].isna()
+    # Only the thread that began to record was watched; how calls of others came between its own is chance.
+    made = (alive & (trace.calls["thread"] == 0)).to_numpy()
+    watched = other.calls[other.calls["thread"] == 0]
+    if watched.empty and len(other.calls):
+        raise ValueError("all calls were made on threads that are not watched: only the one that began to record is")
     runs = trace.calls["run"].to_numpy()
     first, *others = [trace.calls[made & (runs == run)] for run in np.unique(runs)] or [trace.calls]
     regions = {**other.facts.get("one_call", {}), **trace.facts.get("one_call", {})}
-    both = calls_in_both(first, other.calls, regions)
-    two = other.calls[both]
+    both = calls_in_both(first, watched, regions)
+    two = watched[both]
     columns = [name for name in NULLABLE if trace.calls[name].isna().all() and not two[name].isna().all()]
     # Kernels may read what the modules around them hand on in another form, as all positions' angles.
     fused = [path for path, why in regions.items() if why == "fused"]
@@ -51,7 +57,7 @@ def join(trace: Trace, other: Trace) -> Trace:
     }
     flow = trace.flow
     if other.flow is not None:
-        flow = renumber_calls(select_flow(other.flow, other.calls, both, None, None), two["call"], first["call"])
+        flow = renumber_calls(select_flow(other.flow, watched, both, None, None), two["call"], first["call"])
     return replace(trace, calls=trace.calls.assign(**found), facts={**other.facts, **trace.facts}, flow=flow)
 
 
