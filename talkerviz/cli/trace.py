@@ -277,7 +277,8 @@ def _with_measure(
         return join(recorded, again.trace)
     except Exception as error:
         reason = " ".join(f"{error or type(error).__name__}".split())
-        print(f"talkerviz: --{measure}: {reason}; what it measured is left out", file=sys.stderr)
+        without = ", and --no-flow saves the run" if measure == "flow" else ""
+        print(f"talkerviz: --{measure}: {reason}; what it measured is left out{without}", file=sys.stderr)
         return recorded
 
 

@@ -48,7 +48,7 @@ def join(trace: Trace, other: Trace) -> Trace:
     fused = [path for path, why in regions.items() if why == "fused"]
     tensors = _SAME_TENSORS if columns else ()
     if differs := _difference(first, two, tensors, fused):
-        raise ValueError(differs)
+        raise ValueError(f"{differs}: what is run must do the same each time that it is called")
     alike = [one for one in others if columns and _difference(one, two, tensors, fused) is None]
     rows = np.concatenate([one.index for one in (first, *alike)])
     again = len(alike) + 1
