@@ -290,7 +290,8 @@ def test_an_unknown_operator_is_unknown_all_the_way_up() -> None:
         trace = tv.record(model, lambda: model(torch.eye(4)), measure="cost")
     assert trace.calls["flops"].isna().tolist() == [True, False, True]
     assert trace.calls["bytes_read"].notna().all()
-    assert "linalg_inv_ex" in trace.facts["unknown_operators"]
+    assert trace.facts["unknown_operators"]["linalg_inv_ex"] == 1
+    assert trace.facts["unknown_operators_in"]["linalg_inv_ex"] == ["model.1"]
 
 
 def test_other_threads_are_not_counted_rather_than_wrong() -> None:

@@ -15,7 +15,8 @@ def test_a_line_for_each_thing_to_know() -> None:
         "graph_replays_unread": 2,
         "graphs_untimed": "no external events",
         "unmeasured": "device lost",
-        "unknown_operators": {"fft_r2c": 3, "linalg_inv_ex": 1},
+        "unknown_operators": {"fft_r2c": 3, "linalg_inv_ex": 1, "fft_c2r": 1},
+        "unknown_operators_in": {"fft_r2c": ["model.0", "model.1", "model.2"], "linalg_inv_ex": ["model.4"]},
         "unwatched_calls": 12,
         "unfinished": True,
     }
@@ -24,7 +25,7 @@ def test_a_line_for_each_thing_to_know() -> None:
         "412 ns", "weights are 6.65 GB; the process held 7.12 GB", "model.0 and 2 more are compiled",
         "model.1 is scripted", "2 replays of CUDA graphs", "no external events",
         "device lost", "Calls of other threads, 12 of them",
-        "fft_r2c (3), linalg_inv_ex (1)", "The run was killed",
+        "fft_r2c (3) in model.0 and 2 more, linalg_inv_ex (1) in model.4, fft_c2r (1)", "The run was killed",
     ]  # fmt: skip
     assert len(notes) == len(expected)
     for note, text in zip(notes, expected, strict=True):

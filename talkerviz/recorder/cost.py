@@ -46,22 +46,20 @@ class _Storage:
 
 
 class CostMeter(TorchDispatchMode):
-    """While it is entered it notes every operator; as a gauge of a recording it knows which call each belongs to.
-
-    Attributes:
-        unknown: names of operators whose arithmetic is not known, with how often they ran.
-    """
+    """While it is entered it notes every operator; as a gauge of a recording it knows which call each belongs to."""
 
     def __init__(self, thread: Callable[[], int]) -> None:
         """`thread` gives the number of the calling thread; only the one that this is started on is seen."""
         super().__init__()
         self._thread = thread
-        self.unknown: Counter[str] = Counter()
+        self._unknown: Counter[tuple[str, int]] = Counter()  # operators, each with the edge at which its call began
+        self._unknown_in: dict[str, list[str]] = {}
         self._flops: list[int | None] = []  # an entry an operator, as in the next two
         self._reads: list[list[_Part]] = []
         self._writes: list[list[_Part]] = []
         self._edges: list[int] = []  # how many operators there were at each edge of a call
         self._elsewhere: list[int] = []  # how many edges there were at each of another thread
+        self._open: list[int] = [-1]  # edges at which the open calls began, the outermost first
         self._made: list[list[int]] = [[]]  # by each open call, the outermost first: storages that are still there
         self._kept: dict[int, frozenset[int]] = {}  # at the edge that is a call's end
         self._storages: list[_Storage] = []
@@ -93,7 +91,9 @@ class CostMeter(TorchDispatchMode):
             return
         if beginning:
             self._made.append([])
+            self._open.append(len(self._edges))
         else:
+            self._open.pop()
             made = self._made.pop()
             kept = [number for number in made if not self._expired(number)]
             self._kept[len(self._edges)] = frozenset(kept)
@@ -108,7 +108,7 @@ class CostMeter(TorchDispatchMode):
         name = func._overloadpacket.__name__
         flops = flops_of(func, args, kwargs, out)
         if flops is None:
-            self.unknown[name] += 1
+            self._unknown[name, self._open[-1]] += 1
         here = len(self._flops)
         made = _with_storage(out)
         reads, writes = [], []
@@ -183,6 +183,10 @@ class CostMeter(TorchDispatchMode):
         total = np.cumsum([0, *(flops or 0 for flops in self._flops)])
         found[rows, 0] = total[end] - total[begin]
         found[rows, 1:] = self._bytes(begin, end, [self._kept.get(last, frozenset()) for last in edge["end"].tolist()])
+        paths = dict(zip(edges["begin"].to_numpy()[rows].tolist(), calls["path"].to_numpy()[rows], strict=True))
+        for name, begun in self._unknown:
+            if begun in paths and paths[begun] not in (places := self._unknown_in.setdefault(name, [])):
+                places.append(paths[begun])
         unseen = np.ones(len(calls), dtype=bool)
         # What others called meanwhile may have been a call's own work, given to them.
         others = [np.searchsorted(np.sort(self._elsewhere), edge[name], side="right") for name in ("begin", "end")]
@@ -196,8 +200,13 @@ class CostMeter(TorchDispatchMode):
         }
 
     def facts(self) -> dict[str, Any]:
-        """Operators whose arithmetic is not known, with how often they ran."""
-        return {"unknown_operators": dict(self.unknown.most_common())} if self.unknown else {}
+        """Operators whose arithmetic is not known: how often they ran, and in which modules."""
+        if not self._unknown:
+            return {}
+        often: Counter[str] = Counter()
+        for (name, _), times in self._unknown.items():
+            often[name] += times
+        return {"unknown_operators": dict(often.most_common()), "unknown_operators_in": self._unknown_in}
 
     def _bytes(self, begin: np.ndarray, end: np.ndarray, kept: list[frozenset[int]]) -> np.ndarray:
         """Bytes read and written by calls, in their order, which begin and end after so many operators."""

@@ -53,11 +53,17 @@ def notes_on(facts: Mapping[str, Any]) -> list[str]:
             " have costs, and arrows do not go through them."
         )
     if facts.get("unknown_operators"):
-        names = ", ".join(f"{name} ({count:,})" for name, count in facts["unknown_operators"].items())
+        counts, places = facts["unknown_operators"], facts.get("unknown_operators_in", {})
+        names = ", ".join(f"{name} ({count:,}){_within(places.get(name, ()))}" for name, count in counts.items())
         notes.append(f"Operators of unknown arithmetic, whose calls have no FLOP: {names}")
     if facts.get("unfinished"):
         notes.append("The run was killed: the calls it had written away until then.")
     return notes
+
+
+def _within(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+    return f" in {paths[0]}{more}" if paths else ""
 
 
 def _on_ranks(processes: Sequence[Mapping[str, Any]], clocks: Mapping[str, Any]) -> list[str]:
