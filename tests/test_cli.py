@@ -379,12 +379,44 @@ def make():
 """
 
 
+COUNTS = """
+import torch
+from torch import nn
+
+class Turns(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.turn = nn.Linear(4, 4), nn.ReLU(), 0
+
+    def forward(self, x):
+        self.turn += 1
+        return self.other(self.one(x)) if self.turn % 2 else self.one(x)
+
+def make():
+    model = Turns()
+    return model, lambda: model(torch.ones(1, 4))
+"""
+
+
+def test_flow_of_a_run_that_takes_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("turns.py").write_text(COUNTS)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert talkerviz(monkeypatch, "trace", "turns:make") == 0
+    assert capsys.readouterr().err == (
+        "talkerviz: --flow: the second run made 2 calls, the first 3: what is run must do the same each time that it "
+        "is called; what it measured is left out, and --no-flow saves the run\n"
+    )
+
+
 def test_cost_of_a_run_that_is_never_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     Path("changing.py").write_text(CHANGES_ITS_MIND)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert talkerviz(monkeypatch, "trace", "changing:make", "--cost") == 0
-    assert "--cost: the second run differs at call 0, model, in its inputs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--cost: the second run differs at call 0, model, in its inputs: what is run must do the same each" in said
+    assert "--flow" not in said
     calls = Trace.load("run.parquet").calls
     assert calls["flops"].isna().all()
     assert calls["host_ns"].notna().all()
@@ -455,7 +487,11 @@ def test_what_was_recorded_is_kept(
     assert talkerviz(monkeypatch, "trace", f"{name}:missing") == 2
     assert f"the function raised KeyError: 'weights' ({name}.py:17)" in capsys.readouterr().err
     assert talkerviz(monkeypatch, "trace", f"{name}:another") == 0
-    assert "no module was called: does the callable run another model?" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.err == (
+        "talkerviz: no call of the model was seen: it was not run, or in a function that is compiled as a whole\n"
+    )
+    assert said.out == "0 calls -> run.parquet\n"
     Path(f"unsound{code}.py").write_text("x = 1 +\n")
     assert talkerviz(monkeypatch, "trace", f"unsound{code}:make") == 2
     assert f"importing unsound{code} raised SyntaxError" in capsys.readouterr().err

@@ -118,7 +118,7 @@ def test_threads_do_not_mix(any_tap: str) -> None:
         sys.setswitchinterval(interval)
     assert wrong == []
     assert state(model) == before
-    for thread in range(count):
+    for thread in range(1, count + 1):
         assert tree(rec.trace, thread) == CALLS * times
         of_thread = rec.trace.calls[rec.trace.calls["thread"] == thread]
         assert of_thread["inputs"].map(lambda tensors: tensors[0].shape).nunique() == 1
@@ -179,7 +179,7 @@ def test_replicas_count_as_their_originals(any_tap: str) -> None:
             thread.join()
     assert all(torch.equal(found[number], expected[number]) for number in range(3))
     assert state(model) == before
-    assert [tree(rec.trace, thread) for thread in range(3)] == [CALLS] * 3
+    assert [tree(rec.trace, thread) for thread in (1, 2, 3)] == [CALLS] * 3
 
 
 @both_taps

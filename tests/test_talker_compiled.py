@@ -110,13 +110,14 @@ def test_bfloat16_is_as_near_to_float32_as_uncompiled() -> None:
 @pytest.mark.usefixtures("compiled")
 def test_trace_and_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     kept = tmp_path / "run.parquet"
-    asked = ("trace", "--preset", "tiny", "--frames", 3, "--no-flow", "--codes")
+    asked = ("trace", "--preset", "tiny", "--frames", 3, "--codes")
     assert talkerviz(monkeypatch, *asked, tmp_path / "one.json", "--cost", "--compile", "-o", kept) == 0
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
+    assert warned == ""
     assert "talker.model.layers.0 and 19 more are compiled: what runs inside is one call." in " ".join(said.split())
     assert talkerviz(monkeypatch, *asked, tmp_path / "two.json", "-o", tmp_path / "plain.parquet") == 0
     assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
-    trace, text = Trace.load(kept), CONFIG.code_predictor
+    trace, plain, text = Trace.load(kept), Trace.load(tmp_path / "plain.parquet"), CONFIG.code_predictor
     assert trace.facts["compiled"] is True
     # What a compiled layer costs is counted where it runs uncompiled.
     layers = trace.calls[trace.calls["class"] == "TalkerCodePredictorDecoderLayer"]
@@ -125,6 +126,11 @@ def test_trace_and_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         text.num_attention_heads + text.num_key_value_heads
     )
     assert (layers["flops"] > 2 * weights).all()
+    # What they do is theirs, and where tensors go what it is without.
+    assert trace.flow is not None
+    assert plain.flow is not None
+    assert trace.flow.edges.equals(plain.flow.edges)
+    assert set(trace.flow.ops["call"]) <= {-1, *trace.calls["call"]}
 
 
 @pytest.mark.parametrize(

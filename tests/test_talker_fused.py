@@ -181,6 +181,28 @@ def test_where_operations_are_counted_they_run_one_by_one() -> None:
     assert costs[0].tolist() == costs[1].tolist()
 
 
+def test_trace_and_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("fused", "faster"):
+        monkeypatch.setattr(f"talkerviz.talker.{module}.check_kernels", lambda device, config: None)
+    asked = ("trace", "--preset", "tiny", "--frames", 2, "--device", DEVICE, "--cost", "-o")
+    for name, more in (("plain", ()), ("fused", ("--fused",))):
+        assert talkerviz(monkeypatch, *asked, tmp_path / name, *more) == 0
+        said = capsys.readouterr()
+        assert said.err == ""
+        assert ("and 5 more are fused: what runs inside is one call." in said.out) == (name == "fused")
+    plain, fused = (tv.Trace.load(tmp_path / name) for name in ("plain", "fused"))
+    inside = plain.calls["path"].astype(str).str.contains(r"\.layers\.\d+\.") & (plain.calls["phase"] != "prefill")
+    for column in ("path", "flops", "bytes_read", "bytes_written"):
+        assert fused.calls[column].tolist() == plain.calls[~inside][column].tolist()
+    assert plain.flow is not None
+    assert fused.flow is not None
+    assert fused.flow.ops["name"].tolist() == plain.flow.ops["name"].tolist()
+    assert fused.flow.edges.equals(plain.flow.edges)
+    assert set(fused.flow.ops["call"]) <= {-1, *fused.calls["call"]}
+
+
 def test_it_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="fused kernels need a CUDA device, and the talker is on cpu"):
         fuse_talker(talker("tiny", "native"))

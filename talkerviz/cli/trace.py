@@ -192,10 +192,10 @@ def trace(
         raise ValueError(f"{output}: {rec.lost}; what was recorded until then is in {rec.file}")
 
     recorded = rec.trace
-    if failure is None:
-        # Tensors are followed where nothing is compiled, fused or replayed, which is then not the run that is recorded.
+    if failure is None and len(recorded.calls):
+        # Replayed frames call no module, and their tensors are followed by nobody.
         wanted = {
-            "flow": flow and not faster.ways(),
+            "flow": flow and not graphs,
             "cost": cost and not on_meta,
             "memory": memory,
             "busy": busy,
@@ -219,9 +219,13 @@ def trace(
     if codes and target == "talker":
         write_codes(codes, produced)
     if recorded.calls.empty:
-        print("talkerviz: no module was called: does the callable run another model?", file=sys.stderr)
+        print(
+            "talkerviz: no call of the model was seen: it was not run, or in a function that is compiled as a whole",
+            file=sys.stderr,
+        )
     if rec.file is not None:
-        _print(recorded, repeat)
+        if len(recorded.calls):
+            _print(recorded, repeat)
         terminal = console()
         terminal.print(f"{len(recorded.calls):,} calls -> {rec.file}", highlight=False, soft_wrap=True)
         if process is not None:
@@ -277,7 +281,8 @@ def _with_measure(
         return join(recorded, again.trace)
     except Exception as error:
         reason = " ".join(f"{error or type(error).__name__}".split())
-        print(f"talkerviz: --{measure}: {reason}; what it measured is left out", file=sys.stderr)
+        without = ", and --no-flow saves the run" if measure == "flow" else ""
+        print(f"talkerviz: --{measure}: {reason}; what it measured is left out{without}", file=sys.stderr)
         return recorded
 
 

@@ -23,12 +23,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from talkerviz.recorder.flop_rules import EMBEDDING_BAGS, GROUPED
 from talkerviz.recorder.flops import flops_of, is_view
 from talkerviz.recorder.meta import MetaMemory
 from talkerviz.recorder.watching import Watching
 
-# Operators that read only some rows of their first tensor, as many as they give; that write only some of it.
-_READS_ROWS = frozenset(("embedding", "index", "gather", "index_select"))
+# Operators that read only some rows of their first tensor; that write only some of it.
+_READS_ROWS = frozenset(("embedding", "index", "gather", "index_select", *EMBEDDING_BAGS))
 _WRITES_ROWS = frozenset(("index_put_", "index_copy_", "scatter_"))
 _ONLY_WRITES = frozenset(("copy_", "fill_", "zero_", "normal_", "uniform_", "index_put_", "index_copy_", "scatter_"))
 _MOST_STORAGES = 100_000
@@ -45,21 +46,20 @@ class _Storage:
 
 
 class CostMeter(TorchDispatchMode):
-    """While it is entered it notes every operator; as a gauge of a recording it knows which call each belongs to.
-
-    Attributes:
-        unknown: names of operators whose arithmetic is not known, with how often they ran.
-    """
+    """While it is entered it notes every operator; as a gauge of a recording it knows which call each belongs to."""
 
     def __init__(self, thread: Callable[[], int]) -> None:
         """`thread` gives the number of the calling thread; only the one that this is started on is seen."""
         super().__init__()
         self._thread = thread
-        self.unknown: Counter[str] = Counter()
+        self._unknown: Counter[tuple[str, int]] = Counter()  # operators, each with the edge at which its call began
+        self._unknown_in: dict[str, list[str]] = {}
         self._flops: list[int | None] = []  # an entry an operator, as in the next two
         self._reads: list[list[_Part]] = []
         self._writes: list[list[_Part]] = []
         self._edges: list[int] = []  # how many operators there were at each edge of a call
+        self._elsewhere: list[int] = []  # how many edges there were at each of another thread
+        self._open: list[int] = [-1]  # edges at which the open calls began, the outermost first
         self._made: list[list[int]] = [[]]  # by each open call, the outermost first: storages that are still there
         self._kept: dict[int, frozenset[int]] = {}  # at the edge that is a call's end
         self._storages: list[_Storage] = []
@@ -87,10 +87,13 @@ class CostMeter(TorchDispatchMode):
     def stamp(self, beginning: bool) -> None:
         """Note an edge of a call, and at its end which of the storages made inside are still there: its results."""
         if self._thread() != self._own_thread:
+            self._elsewhere.append(len(self._edges))
             return
         if beginning:
             self._made.append([])
+            self._open.append(len(self._edges))
         else:
+            self._open.pop()
             made = self._made.pop()
             kept = [number for number in made if not self._expired(number)]
             self._kept[len(self._edges)] = frozenset(kept)
@@ -105,7 +108,7 @@ class CostMeter(TorchDispatchMode):
         name = func._overloadpacket.__name__
         flops = flops_of(func, args, kwargs, out)
         if flops is None:
-            self.unknown[name] += 1
+            self._unknown[name, self._open[-1]] += 1
         here = len(self._flops)
         made = _with_storage(out)
         reads, writes = [], []
@@ -125,7 +128,10 @@ class CostMeter(TorchDispatchMode):
                         part = self._rows(part, here, _written(name, args))
                     writes.append(part)
                 elif place == 0 and name in _READS_ROWS and made:
-                    part = self._rows(part, here, made[0].numel())
+                    part = self._rows(part, here, _read(name, args, made[0]))
+                elif name in GROUPED and tensor.dim() == 3 and (ends := named.get("offs")) is not None:
+                    reads += [self._part(tensor[group], -1) for group in _groups_hit(args[0], args[1], ends)]
+                    continue
                 if not (written and only_writes):
                     reads.append(part)
         writes += [part for tensor in made if (part := self._part(tensor, here))[0] not in mutated]
@@ -177,10 +183,16 @@ class CostMeter(TorchDispatchMode):
         total = np.cumsum([0, *(flops or 0 for flops in self._flops)])
         found[rows, 0] = total[end] - total[begin]
         found[rows, 1:] = self._bytes(begin, end, [self._kept.get(last, frozenset()) for last in edge["end"].tolist()])
+        paths = dict(zip(edges["begin"].to_numpy()[rows].tolist(), calls["path"].to_numpy()[rows], strict=True))
+        for name, begun in self._unknown:
+            if begun in paths and paths[begun] not in (places := self._unknown_in.setdefault(name, [])):
+                places.append(paths[begun])
         unseen = np.ones(len(calls), dtype=bool)
-        unseen[rows] = False
+        # What others called meanwhile may have been a call's own work, given to them.
+        others = [np.searchsorted(np.sort(self._elsewhere), edge[name], side="right") for name in ("begin", "end")]
+        unseen[rows] = others[0] != others[1]
         missing = unseen.copy()
-        missing[rows] = unknown[end] != unknown[begin]
+        missing[rows] |= unknown[end] != unknown[begin]
         return {
             "flops": pd.arrays.IntegerArray(found[:, 0].copy(), missing),
             "bytes_read": pd.arrays.IntegerArray(found[:, 1].copy(), unseen.copy()),
@@ -188,8 +200,13 @@ class CostMeter(TorchDispatchMode):
         }
 
     def facts(self) -> dict[str, Any]:
-        """Operators whose arithmetic is not known, with how often they ran."""
-        return {"unknown_operators": dict(self.unknown.most_common())} if self.unknown else {}
+        """Operators whose arithmetic is not known: how often they ran, and in which modules."""
+        if not self._unknown:
+            return {}
+        often: Counter[str] = Counter()
+        for (name, _), times in self._unknown.items():
+            often[name] += times
+        return {"unknown_operators": dict(often.most_common()), "unknown_operators_in": self._unknown_in}
 
     def _bytes(self, begin: np.ndarray, end: np.ndarray, kept: list[frozenset[int]]) -> np.ndarray:
         """Bytes read and written by calls, in their order, which begin and end after so many operators."""
@@ -230,6 +247,18 @@ class CostMeter(TorchDispatchMode):
 def _with_storage(value: Any) -> list[Tensor]:
     """The tensors in a value whose bytes can be told; a sparse one is made of others."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+
+
+def _read(name: str, args: Sequence[Any], made: Tensor) -> int:
+    """How many elements an operator of `_READS_ROWS` reads: as many as it gives, if it does not add them up."""
+    return args[1].numel() * args[0].shape[-1] if name in EMBEDDING_BAGS else made.numel()
+
+
+def _groups_hit(one: Tensor, two: Tensor, ends: Tensor) -> Sequence[int]:
+    """The groups of a product that have rows, or columns; on the meta device as many as can have."""
+    if not ends.is_meta:
+        return [group for group, size in enumerate(ends.diff(prepend=ends.new_zeros(1)).tolist()) if size]
+    return range(min(len(ends), len(one) if two.dim() == 3 else two.shape[-1]))
 
 
 def _written(name: str, args: Sequence[Any]) -> int | None:

@@ -118,7 +118,7 @@ def rule_of(func: Any) -> Rule:
         return Rule(composite=True)
     if name in ("lift_fresh", "lift_fresh_copy"):
         return Rule(creates=True, heavy=False)
-    if is_view(func) or torch.Tag.inplace_view in func.tags:
+    if is_view(func):
         return Rule(view=True)
     places = [(place, one) for place, one in enumerate(arguments) if one.alias_info and one.alias_info.is_write]
     moves = name in _MOVES or torch.Tag.view_copy in func.tags

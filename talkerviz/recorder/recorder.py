@@ -83,7 +83,7 @@ class Recording:
             id(module): (p, _names_of_arguments(module)) for p, module in self._modules.items() if p in rule.landmarks
         }
         self._watched = watched
-        self._timed = clock != "none"
+        self._timed, self._measure = clock != "none", measure
         self.file = path
         self.lost: str | None = None
         self._names = Names(marks=[rule.start])
@@ -177,6 +177,8 @@ class Recording:
             facts.update(gauge.facts())
             if isinstance(gauge, FlowMeter):
                 flow = gauge.flow(calls, edges, self._names.marks)
+        if self._measure is not None and (elsewhere := int((calls["thread"] != 0).sum())):
+            facts["unwatched_calls"] = elsewhere
         if self._graphs is not None:
             calls = self._graphs.with_replays(calls, edges, self._names.marks, self._origin_ns)
             facts.update(self._graphs.facts())
@@ -230,6 +232,7 @@ class Recording:
             timed=self._timed,
             limit=_BATCH,
         )
+        self._tap.thread()  # this one is number 0, whichever calls first
         for number, (path, module) in enumerate(self._modules.items()):
             landmark = id(module) in self._landmarks
             if self._watched(path):

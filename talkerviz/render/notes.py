@@ -39,20 +39,30 @@ def notes_on(facts: Mapping[str, Any]) -> list[str]:
     for why, paths in by_why.items():
         others = f" and {len(paths) - 1} more are" if len(paths) > 1 else " is"
         notes.append(f"{paths[0]}{others} {why}: what runs inside is one call.")
-    if facts.get("fused"):
-        notes.append("Layers of one stream are fused in few kernels: what runs inside is one call.")
     if facts.get("graph_replays"):
         notes.append(f"{facts['graph_replays']:,} replays of CUDA graphs: each began when the one before was over.")
     if facts.get("graphs_untimed"):
         notes.append(f"Calls inside CUDA graphs have no times here: {facts['graphs_untimed']}")
     if facts.get("unmeasured"):
         notes.append(f"The device could not be read: {facts['unmeasured']}")
+    if facts.get("unwatched_calls"):
+        calls = facts["unwatched_calls"]
+        notes.append(
+            f"Calls of other threads, {calls:,} of them, were timed alone: neither they nor the calls that they ran in"
+            " have costs, and arrows do not go through them."
+        )
     if facts.get("unknown_operators"):
-        names = ", ".join(f"{name} ({count:,})" for name, count in facts["unknown_operators"].items())
+        counts, places = facts["unknown_operators"], facts.get("unknown_operators_in", {})
+        names = ", ".join(f"{name} ({count:,}){_within(places.get(name, ()))}" for name, count in counts.items())
         notes.append(f"Operators of unknown arithmetic, whose calls have no FLOP: {names}")
     if facts.get("unfinished"):
         notes.append("The run was killed: the calls it had written away until then.")
     return notes
+
+
+def _within(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+    return f" in {paths[0]}{more}" if paths else ""
 
 
 def _on_ranks(processes: Sequence[Mapping[str, Any]], clocks: Mapping[str, Any]) -> list[str]:

@@ -15,16 +15,20 @@ from talkerviz.recorder.phases import TalkerPhases
 from talkerviz.talker.attention import leave_out_cudnn
 from talkerviz.talker.checkpoint import find_module, read_talker_config
 from talkerviz.talker.config import TalkerConfig, default_dtype, preset
+from talkerviz.talker.decoder import DecoderLayer
 from talkerviz.talker.faster import Faster
 from talkerviz.talker.fill import OnBytes
 from talkerviz.talker.graphs import WARM_UPS
 from talkerviz.talker.prompt import ThinkerOutputs
+from talkerviz.talker.rope import RotaryEmbedding
 from talkerviz.talker.run import inputs_of, speak
 from talkerviz.talker.scenario import Scenario
 from talkerviz.talker.talker import TalkerForConditionalGeneration
 from talkerviz.talker.thinker_file import read_inputs
 from talkerviz.talker.weights import build_talker, load_talker
 from talkerviz.targets.target import Target, facts_of
+
+_ROOT = "talker"
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ def talker_of(
         "scenario": asdict(scenario) | lengths,
         **({"inputs": str(inputs)} if inputs else {}),
         **dict.fromkeys(faster.ways(), True),
+        **({"one_call": _fused_in(talker)} if faster.fused else {}),
     }
     return Loaded(talker, config, thinker, impl, scenario, facts)
 
@@ -109,7 +114,7 @@ def talker_of(
 def talker_target(loaded: Loaded) -> Target:
     """A talker that speaks its scenario greedily."""
     return Target(
-        name="talker",
+        name=_ROOT,
         model=loaded.talker,
         run=lambda on_frame: speak(
             loaded.talker, loaded.impl, loaded.scenario, loaded.thinker, loaded.config, on_frame
@@ -118,3 +123,9 @@ def talker_target(loaded: Loaded) -> Target:
         phases=partial(TalkerPhases, warm_ups=WARM_UPS) if "graphs" in loaded.facts else TalkerPhases,
         frames=loaded.scenario.frames,
     )
+
+
+def _fused_in(talker: nn.Module) -> dict[str, str]:
+    """The paths of modules that call none where they are fused, or hand on other tensors, with the word for that."""
+    named = talker.named_modules(prefix=_ROOT)
+    return {path: "fused" for path, module in named if isinstance(module, DecoderLayer | RotaryEmbedding)}
