@@ -274,11 +274,24 @@ def test_what_runs_beside_is_no_wait() -> None:
 
 
 def test_a_frame_is_that_of_all_ranks() -> None:
-    merged = merge(rank_traces(late(1, 2), [0, 0], hosts=["a", "a"]))
-    found = frame_latencies(merged)
+    traces = rank_traces(late(1, 2), [0, 0], hosts=["a", "a"])
+    found = frame_latencies(merge(traces))
     assert found["frame"].tolist() == list(range(6))
-    # From when the first rank begins to when it begins the next, and the last until both have ended.
-    assert found["latency_ns"].tolist() == [10_000] * 5 + [4_500]
+    # From when the first rank begins to when it begins the next; how long the last one takes is not known.
+    assert found["latency_ns"].tolist() == [10_000] * 5 + [pd.NA]
+
+
+def test_runs_end_on_the_line_of_all_ranks() -> None:
+    ahead = [0, 7_000]
+    ended = [
+        replace(trace, facts={**trace.facts, "run_ends": [None, {"frame": 5, "ns": ns}]})
+        for trace, ns in zip(rank_traces(late(1, 2), ahead, hosts=["a", "a"]), (80_000, 73_000), strict=True)
+    ]
+    merged = merge(ended)
+    shifts = merged.facts["clocks"]["shift_ns"]
+    for rank, (trace, shift) in enumerate(zip(ended, shifts, strict=True)):
+        found = merged.select(rank=rank).facts["run_ends"]
+        assert found == [None, {"frame": 5, "ns": trace.facts["run_ends"][1]["ns"] + shift}]
 
 
 def test_flow_stays_with_its_rank() -> None:

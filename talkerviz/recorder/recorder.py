@@ -9,6 +9,7 @@ import platform
 import threading
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -92,6 +93,7 @@ class Recording:
         self._ranges = NvtxRanges(numbered, rule.start) if nvtx else None
         self._signatures = Signatures(self._names.tensors)
         self._lock = threading.Lock()
+        self._paused_ns: Counter[int] = Counter()  # by thread
         self._process = os.getpid()
         partial = path and path.with_name(f"{path.name}.partial")
         self._origin_ns = self._written_ns = perf_counter_ns()
@@ -125,16 +127,29 @@ class Recording:
     def run(self) -> Iterator[None]:
         """One of several runs in this recording: phases and frames begin anew inside, and calls have its number.
 
-        Runs that an exception ended are listed in the fact `cut_short`: statistics over runs leave them out.
+        Runs that an exception ended are listed in the fact `cut_short`: statistics over runs leave them out. When each
+        run ended, and with which frame, is in the fact `run_ends`: see `end_of_run`.
         """
         self._phases, self._run = self._divide(self._name), self._runs
         self._runs += 1
         self._tap.put(MARK, self._mark(self._phases.start), 0)
+        end = None
         try:
             yield
+            end = self._end_of_run()
         except BaseException:
             self._facts = {**self._facts, "cut_short": [*self._facts.get("cut_short", ()), self._run]}
             raise
+        finally:
+            if self._timed:
+                self._facts = {**self._facts, "run_ends": [*self._facts.get("run_ends", ()), end]}
+
+    def _end_of_run(self) -> dict[str, int | None]:
+        # On the time line of the calls, of which the recorder's own pauses are no part.
+        ns = perf_counter_ns() - self._origin_ns - self._paused_ns[self._thread()]
+        with self._lock:
+            frames = [mark.frame for mark in self._names.marks if mark.run == self._run and mark.frame is not None]
+        return {"frame": max(frames, default=None), "ns": ns}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -313,7 +328,9 @@ class Recording:
         if self._timed and self._collectives is not None:
             self._collectives.hold_up(began)
         elif self._timed:
-            self._tap.put(PAUSE, 0, perf_counter_ns() - began)
+            pause = perf_counter_ns() - began
+            self._tap.put(PAUSE, 0, pause)
+            self._paused_ns[thread] += pause
 
     def _keep(self, thread: int, events: bytes) -> None:
         """Write events away. A full disk ends the record, but not the run that it is of."""
@@ -466,7 +483,7 @@ def record(
     nvtx: bool = False,
 ) -> Trace:
     """Call `run` and record every call it makes of the model's modules; see `recording` for the arguments."""
-    with recording(model, name, phases, clock, facts, include, exclude, depth, measure, file, nvtx) as rec:
+    with recording(model, name, phases, clock, facts, include, exclude, depth, measure, file, nvtx) as rec, rec.run():
         run()
     return rec.trace
 

@@ -41,7 +41,8 @@ def join(trace: Trace, other: Trace) -> Trace:
         name: pd.Series(pd.concat([two[name]] * again).array, index=rows).reindex(trace.calls.index) for name in columns
     }
     flow = trace.flow if other.flow is None else renumber_calls(other.flow, two["call"], first["call"])
-    return replace(trace, calls=trace.calls.assign(**found), facts={**other.facts, **trace.facts}, flow=flow)
+    new = {name: fact for name, fact in other.facts.items() if name != "run_ends"}  # which are times of the other's
+    return replace(trace, calls=trace.calls.assign(**found), facts={**new, **trace.facts}, flow=flow)
 
 
 def _difference(one: pd.DataFrame, two: pd.DataFrame, columns: Sequence[str]) -> str | None:

@@ -74,7 +74,7 @@ CALLS = pa.schema(
         pa.field("call", pa.int64(), nullable=False),  # 0, 1, 2, ... in the order in which calls began
         pa.field("parent", pa.int64()),  # the call inside which this one ran; null at the top
         pa.field("depth", pa.int32(), nullable=False),  # 0 at the top
-        pa.field("thread", pa.int32(), nullable=False),  # 0 for the thread that recorded first
+        pa.field("thread", pa.int32(), nullable=False),  # 0 for the thread that `run` was on, else that recorded first
         pa.field("path", NAME, nullable=False),
         pa.field("class", NAME, nullable=False),
         pa.field("phase", NAME),
