@@ -398,7 +398,7 @@ def test_bad_numbers(option: tuple[str, int], tmp_path: Path, monkeypatch: pytes
 
 
 def test_notes() -> None:
-    assert notes_on({"warmup_ns": [5_100_000_000, 1_200_000], "repeat": 5, "cut_short": [4]}) == [
+    assert notes_on(make_trace([], warmup_ns=[5_100_000_000, 1_200_000], repeat=5, cut_short=[4])) == [
         "Warmed up before: 5.10 s, 1.20 ms, in none of these numbers.",
         "5 runs: times and calls are of all together; `show --runs` tells how they differ.",
         "Cut short: run 4; statistics over runs leave it out.",

@@ -207,7 +207,7 @@ def test_a_click_on_a_box_opens_its_calls(reader: Reader, folder: Path) -> None:
     page.get_by_text("Open its inside").click()
     assert page.locator("#crumbs").inner_text().endswith(box["link"])
     assert page.locator('#chart .node[aria-label*="q_proj"]').count() > 0
-    page.get_by_text("Back").click()
+    page.get_by_role("button", name="Back").click()
     page.keyboard.press("Escape")
     assert page.locator("#panel").is_hidden()
 

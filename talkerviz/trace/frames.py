@@ -84,6 +84,16 @@ def parts_of_calls(trace: Trace) -> pd.Series:
     return found
 
 
+def times_of_calls(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """When each call began and how long it took, on the device where that was measured."""
+
+    def either(device: str, host: str) -> np.ndarray:
+        values: np.ndarray = calls[device].fillna(calls[host]).to_numpy(float, na_value=np.nan)
+        return values
+
+    return either("device_start_ns", "host_start_ns"), either("device_ns", "host_ns")
+
+
 def frame_latencies(trace: Trace) -> pd.DataFrame:
     """A row for each frame that has calls, in order; of several runs, for each run's.
 
@@ -105,7 +115,7 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
     """
     calls = trace.calls
     speech = makes_speech(trace)
-    start, length = _times(calls)
+    start, length = times_of_calls(calls)
     part = parts_of_calls(trace)
     outer = outermost(calls, pd.factorize(part)[0])
     at_top = ~calls["parent"].isin(calls["call"])
@@ -198,19 +208,9 @@ def frame_summary(trace: Trace) -> FrameSummary | None:
     )
 
 
-def _times(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """When each call began and how long it took, on the device where that was measured."""
-
-    def either(device: str, host: str) -> np.ndarray:
-        values: np.ndarray = calls[device].fillna(calls[host]).to_numpy(float, na_value=np.nan)
-        return values
-
-    return either("device_start_ns", "host_start_ns"), either("device_ns", "host_ns")
-
-
 def _until_first(trace: Trace, run: int) -> float:
     """From a run's first call to that of its first frame."""
     calls = trace.calls[trace.calls["run"] == run]
-    start, _ = _times(calls)
+    start, _ = times_of_calls(calls)
     began = float(calls["host_start_ns"].fillna(calls["device_start_ns"]).min())
     return float(np.nanmin(start[(calls["frame"] == 0).to_numpy(bool, na_value=False)])) - began
