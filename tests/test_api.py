@@ -16,7 +16,7 @@ from test_cli import talkerviz
 
 import talkerviz as tv
 from talkerviz import drawing
-from talkerviz.render.formats import FORMATS
+from talkerviz.render.formats import FORMATS, PICTURES
 from talkerviz.trace import Trace
 
 ROOT = Path(tv.__file__).parent
@@ -139,7 +139,7 @@ def test_data_flows_one_way(part: str, may: set[str]) -> None:
 def test_every_format_has_its_type() -> None:
     texts, pictures = typing.get_args(drawing.Text), typing.get_args(drawing.Picture)
     assert {*texts, *pictures} == set(FORMATS)
-    assert pictures == drawing.PICTURES
+    assert pictures == PICTURES
     taken = inspect.signature(drawing.render).parameters
     assert set(drawing.Options.__annotations__) == set(taken) - {"trace", "format"}
 

@@ -64,6 +64,12 @@ def check_writable(*outputs: str | Path | None) -> None:
             raise ValueError(f"{output}: is not yours to write to")
 
 
+def check_no_terminal(output: str, fmt: str) -> None:
+    """Say so where bytes would be written to a terminal."""
+    if output == "-" and sys.stdout.isatty():
+        raise ValueError(f"a terminal cannot show {fmt}: write it to a file with -o FILE")
+
+
 def check_place(output: str | Path) -> Path:
     """The folder in which an output is to be. Raises ValueError where it is not there."""
     folder = Path(output).absolute().parent

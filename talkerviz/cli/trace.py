@@ -31,7 +31,7 @@ from talkerviz.cli.model_options import (
     option_of,
     torch_dtype,
 )
-from talkerviz.cli.output import check_writable, console, print_headline, print_notes
+from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder import recording
 from talkerviz.recorder.process import this_process
@@ -125,6 +125,7 @@ def trace(
     speaks = process is None or process.rank == 0
     if output == "-" and process is not None:
         raise ValueError("-o -: each of several processes writes a file of its own; name one, such as run.parquet")
+    check_no_terminal(output, "a trace")
     limits = load_peaks(peaks) if peaks else None
     if (busy or memory) and not torch.cuda.is_available():
         raise ValueError(f"--{'busy' if busy else 'memory'}: torch sees no CUDA device, and nothing else can tell")
