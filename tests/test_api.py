@@ -89,7 +89,7 @@ def test_a_model_of_one_s_own_is_traced_without_transformers(tmp_path: Path) -> 
 def test_what_records_is_found_before_it_is_imported() -> None:
     code = "import talkerviz as tv; print({'Recording', 'record', 'recording'} <= {*dir(tv)}, tv.record.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True talkerviz.recorder.recorder"
+    assert done.stdout.strip() == "True talkerviz.recorder.record_run"
     with pytest.raises(AttributeError, match="no attribute 'recorded'"):
         tv.recorded  # noqa: B018
 

@@ -12,6 +12,7 @@ from talkerviz.cli.app import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.trace import Trace
 from talkerviz.trace.merge import merge
+from talkerviz.trace.parquet import check_name
 from talkerviz.trace.stragglers import stragglers
 
 
@@ -22,6 +23,7 @@ def merge_command(
 ) -> None:
     """Put the traces of several ranks together, their clocks lined up, and say which rank others wait for."""
     check_writable(output)
+    check_name(output)
     if output in paths:
         raise ValueError(f"-o {output}: it is one of the traces to be merged; name another file")
     merged = merge([Trace.load(path) for path in paths])

@@ -51,6 +51,7 @@ from talkerviz.targets import (
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 from talkerviz.trace.over_runs import over_runs
+from talkerviz.trace.parquet import check_name
 from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of
 from talkerviz.trace.summary import summarise
 
@@ -121,6 +122,7 @@ def trace(
 ) -> None:
     """Run a model, record every module call, and print where the time went."""
     check_writable(output, codes)
+    check_name(Path(output))
     process = this_process()
     speaks = process is None or process.rank == 0
     if output == "-" and process is not None:

@@ -30,7 +30,7 @@ from talkerviz.recorder.flow import FlowMeter
 from talkerviz.recorder.gauge import Gauge
 from talkerviz.recorder.graphs import GraphReplays
 from talkerviz.recorder.host_memory import peak_bytes
-from talkerviz.recorder.modules import one_call_regions, select_modules, tree_of
+from talkerviz.recorder.modules import check_model, one_call_regions, select_modules, tree_of
 from talkerviz.recorder.named_phases import NamedPhases
 from talkerviz.recorder.nvtx import NvtxRanges
 from talkerviz.recorder.passes import PassPhases, passes_of
@@ -42,7 +42,7 @@ from talkerviz.recorder.tap import Tap
 from talkerviz.recorder.tensors import Signatures, is_tracing, kind_of
 from talkerviz.trace.frame import log_edges, log_frame, log_frames
 from talkerviz.trace.log import MARK, PAUSE, Log, Mark, Names, read_log
-from talkerviz.trace.parquet import write_trace
+from talkerviz.trace.parquet import check_name, write_trace
 from talkerviz.trace.trace import Trace
 from talkerviz.version import __version__
 
@@ -436,10 +436,13 @@ def recording(
 
     Raises:
         ValueError: an unknown clock or measure, or one that is not possible here, or NVTX that is not; no module that
-            fits.
+            fits; what is no module; a file whose name is that of another format.
         OSError: the file cannot be written to. Where its disk fills later, the run goes on without being recorded, and
             there is a RuntimeWarning at the end: `Recording.lost` says why, and `Recording.file` is what was kept.
     """
+    check_model(model)
+    if file is not None:
+        check_name(Path(file))
     watched = select_modules(model, name, include, exclude, depth)
     process = this_process()
     rec = Recording(
@@ -466,26 +469,6 @@ def recording(
         finally:
             rec._detach()  # what Ctrl-C may have left of it
             rec._finish()
-
-
-def record(
-    model: nn.Module,
-    run: Callable[[], object],
-    name: str = "model",
-    phases: Callable[[str], PhaseRule] | None = None,
-    clock: str = "cpu",
-    facts: Mapping[str, Any] | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    depth: int | None = None,
-    measure: str | None = None,
-    file: str | Path | None = None,
-    nvtx: bool = False,
-) -> Trace:
-    """Call `run` and record every call it makes of the model's modules; see `recording` for the arguments."""
-    with recording(model, name, phases, clock, facts, include, exclude, depth, measure, file, nvtx) as rec, rec.run():
-        run()
-    return rec.trace
 
 
 def _names_of_arguments(module: nn.Module) -> tuple[str, ...]:
