@@ -213,4 +213,5 @@ def test_in_short() -> None:
     said = repr(sample_trace())
     assert said == "<Trace of Net: 11 calls of 9 modules; phases setup, decode; 2 frames; 0.013 ms in calls>"
     assert repr(make_trace([])) == "<Trace of Net: 0 calls of 0 modules>"
+    assert repr(sample_trace().select(phase="setup")).startswith("<Trace of Net: 1 call of 1 module; phase setup; ")
     assert repr(tv.Trace(make_trace([]).calls, (), {})) == "<Trace of a model: 0 calls of 0 modules>"

@@ -70,6 +70,7 @@ def test_files(folder: Path, talker: Trace) -> None:
     assert {path.name for path in folder.iterdir()} == FILES
     assert (folder / "index.html").stat().st_size < 3_000_000
     calls = pd.read_csv(folder / "calls.csv")
+    assert calls["shapes"].str.contains(r"\+\d").any()  # tensors beside the first
     assert len(calls) == len(talker.calls)
     assert calls["host_ns"].sum() == talker.calls["host_ns"].sum()
     assert calls["path"].tolist() == talker.calls["path"].tolist()

@@ -49,6 +49,7 @@ from talkerviz.targets import (
     talker_target,
 )
 from talkerviz.trace import Trace
+from talkerviz.trace.counted import counted
 from talkerviz.trace.join import join
 from talkerviz.trace.over_runs import over_runs
 from talkerviz.trace.parquet import check_name
@@ -212,7 +213,8 @@ def trace(
         recorded.save(sys.stdout.buffer)
     elif recorded is not rec.trace:
         recorded.save(rec.file)
-    kept = f"{len(recorded.calls):,} calls are kept in {rec.file or 'what was written to stdout'}"
+    calls = counted(len(recorded.calls), "call")
+    kept = f"{calls} {'is' if len(recorded.calls) == 1 else 'are'} kept in {rec.file or 'what was written to stdout'}"
     if isinstance(failure, KeyboardInterrupt):
         raise typer.Abort(kept)
     if failure is not None:
@@ -226,7 +228,7 @@ def trace(
     if rec.file is not None:
         _print(recorded, repeat)
         terminal = console()
-        terminal.print(f"{len(recorded.calls):,} calls -> {rec.file}", highlight=False, soft_wrap=True)
+        terminal.print(f"{calls} -> {rec.file}", highlight=False, soft_wrap=True)
         if process is not None:
             every = Path(output).with_name(f"{Path(output).stem}.rank*{Path(output).suffix}")
             together = f"Of rank 0 of {process.world_size}; all together: talkerviz merge {every} -o {output}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.counted import counted
 from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
 from talkerviz.trace.frame import log_frame
 from talkerviz.trace.log import read_log
@@ -53,11 +54,11 @@ class Trace:
 
     def __repr__(self) -> str:
         calls = self.calls
-        parts = [f"{len(calls):,} calls of {calls['path'].nunique():,} modules"]
+        parts = [f"{counted(len(calls), 'call')} of {counted(calls['path'].nunique(), 'module')}"]
         if phases := self.phases:
             parts.append(f"phase{'s' if len(phases) > 1 else ''} {', '.join(phases)}")
         if frames := len(calls[["run", "frame"]].dropna().drop_duplicates()):
-            parts.append(f"{frames:,} frame{'s' if frames > 1 else ''}")
+            parts.append(counted(frames, "frame"))
         if calls["host_self_ns"].notna().any():
             took = calls["host_self_ns"].sum() / 1e6
             parts.append(f"{took:,.{3 if took < 10 else 0}f} ms in calls")
