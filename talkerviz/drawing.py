@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 from talkerviz.graph.view import View
 from talkerviz.render import formats
-from talkerviz.render.formats import CHARTS, FORMATS, Given, Style, check_options
+from talkerviz.render.formats import CHARTS, FORMATS, PICTURES, Given, Style, check_options
 from talkerviz.render.tables import Rows
 from talkerviz.trace.trace import Trace
 
@@ -34,8 +34,6 @@ Text = Literal[
     "timeline",
 ]
 Picture = Literal["png", "pdf"]
-PICTURES = ("png", "pdf")
-"""The formats that are no text."""
 
 
 class Options(TypedDict, total=False):

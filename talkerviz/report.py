@@ -99,14 +99,14 @@ def _write_picture(trace: Trace, path: Path, notes: list[str]) -> None:
 
 
 def _write_calls(trace: Trace, path: Path) -> None:
-    """Every call and all of its numbers, its tensors as `1x20x1024 → 1x20x2048`."""
+    """Every call and all of its numbers, its tensors as `1x20x1024 +2 → 1x20x2048`."""
     columns = {}
     for name in trace.calls.columns:
         if name in ("inputs", "outputs"):
             continue
         columns[name] = pa.array(trace.calls[name], from_pandas=True)
         if name == "error":
-            columns["shapes"] = pa.array(shapes_of_calls(trace.calls), pa.string())
+            columns["shapes"] = pa.array(shapes_of_calls(trace.calls, more=True), pa.string())
     plain = {
         name: values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
         for name, values in columns.items()

@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from time import perf_counter_ns
 from urllib.parse import quote
 
 import pytest
@@ -15,7 +14,7 @@ from rich.console import Console, RenderableType
 from torch import nn
 
 from talkerviz.graph.diff import changes, diff_graph
-from talkerviz.recorder import recording
+from talkerviz.recorder import record
 from talkerviz.render.changes import render_changes
 from talkerviz.render.compare import notes_on_comparison, put_together, render_comparison
 from talkerviz.trace import Trace
@@ -67,17 +66,18 @@ class TalkerTrace:
             exclude: none that fit.
             depth: only so many levels below the root.
         """
-        facts: dict[str, list[int]] = {}
-        for _ in range(warmup):
-            began = perf_counter_ns()
-            run()
-            facts["warmup_ns"] = [*facts.get("warmup_ns", ()), perf_counter_ns() - began]
         clock = clock or ("cuda" if any(parameter.is_cuda for parameter in model.parameters()) else "cpu")
-        with recording(model, name, clock=clock, facts=facts, include=include, exclude=exclude, depth=depth) as rec:
-            for _ in range(repeat):
-                with rec.run():
-                    run()
-        return rec.trace
+        return record(
+            model,
+            run,
+            name,
+            clock=clock,
+            include=include,
+            exclude=exclude,
+            depth=depth,
+            warmup=warmup,
+            repeat=repeat,
+        )
 
     def assert_unchanged(self, trace: Trace, name: str | None = None) -> None:
         """Its first run made the calls, on tensors of the shapes and dtypes, that the baseline has.

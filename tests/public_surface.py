@@ -31,6 +31,8 @@ def record(model: nn.Module, x: torch.Tensor) -> tv.Trace:
 
         assert_type(step(1), str)
     assert_type(rec.trace, tv.Trace)
+    several = tv.record(model, lambda: model(x), measure=("flow", "cost"), warmup=1, repeat=2)
+    assert_type(several.table("class", across="phase"), pd.DataFrame)
     return tv.join(rec.trace, tv.record(model, lambda: model(x), measure="flow"))
 
 

@@ -16,7 +16,7 @@ from test_cli import talkerviz
 
 import talkerviz as tv
 from talkerviz import drawing
-from talkerviz.render.formats import FORMATS
+from talkerviz.render.formats import FORMATS, PICTURES
 from talkerviz.trace import Trace
 
 ROOT = Path(tv.__file__).parent
@@ -89,7 +89,7 @@ def test_a_model_of_one_s_own_is_traced_without_transformers(tmp_path: Path) -> 
 def test_what_records_is_found_before_it_is_imported() -> None:
     code = "import talkerviz as tv; print({'Recording', 'record', 'recording'} <= {*dir(tv)}, tv.record.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True talkerviz.recorder.recorder"
+    assert done.stdout.strip() == "True talkerviz.recorder.record_run"
     with pytest.raises(AttributeError, match="no attribute 'recorded'"):
         tv.recorded  # noqa: B018
 
@@ -139,7 +139,7 @@ def test_data_flows_one_way(part: str, may: set[str]) -> None:
 def test_every_format_has_its_type() -> None:
     texts, pictures = typing.get_args(drawing.Text), typing.get_args(drawing.Picture)
     assert {*texts, *pictures} == set(FORMATS)
-    assert pictures == drawing.PICTURES
+    assert pictures == PICTURES
     taken = inspect.signature(drawing.render).parameters
     assert set(drawing.Options.__annotations__) == set(taken) - {"trace", "format"}
 
@@ -213,4 +213,5 @@ def test_in_short() -> None:
     said = repr(sample_trace())
     assert said == "<Trace of Net: 11 calls of 9 modules; phases setup, decode; 2 frames; 0.013 ms in calls>"
     assert repr(make_trace([])) == "<Trace of Net: 0 calls of 0 modules>"
+    assert repr(sample_trace().select(phase="setup")).startswith("<Trace of Net: 1 call of 1 module; phase setup; ")
     assert repr(tv.Trace(make_trace([]).calls, (), {})) == "<Trace of a model: 0 calls of 0 modules>"

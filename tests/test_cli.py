@@ -276,7 +276,15 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["render", "good.parquet", "-f", "svg", "--edges", "x"], "Invalid value for '--edges'"),
         (["diff", "good.parquet", "missing.parquet"], "missing.parquet: no such file"),
         (["diff", "good.parquet", "good.parquet", "-f", "gif"], "unknown format 'gif'"),
-        (["diff", "good.parquet", "good.parquet", "-o", "d.svg"], "-o: only a table or a drawing is written"),
+        (["diff", "good.parquet", "good.parquet", "-o", "d.csv"], "-o d.csv: name the format with -f, one of markdown"),
+        (["diff", "good.parquet", "good.parquet", "--by", "frame"], "'--by': 'frame' is not one of 'module', 'class'"),
+        (["render", "good.parquet"], "talkerviz: name the format with -f, one of mermaid, dot, svg"),
+        (
+            ["render", "good.parquet", "-o", "r.json"],
+            "-o r.json: name the format with -f, one of json, perfetto, speedscope, tensorboard, model-explorer",
+        ),
+        (["render", "good.parquet", "-o", "r.txt"], "-o r.txt: name the format with -f, one of mermaid"),
+        (["trace", "model.py:unet"], "; write model:unet, without .py"),
         (["nosuch"], "No such command"),
     ]
 
@@ -483,7 +491,7 @@ def test_what_was_recorded_is_kept(
     assert calls["path"].tolist() == ["model", "model.0", "model.1"]
     assert calls["error"].fillna("").tolist() == [(found := re.split(r"\W", error)[0]), "", found]
     assert talkerviz(monkeypatch, "trace", f"{name}:nothing") == 2
-    assert "must return (model, callable), not int" in capsys.readouterr().err
+    assert "must return (model, callable): it returned an int" in capsys.readouterr().err
     assert talkerviz(monkeypatch, "trace", f"{name}:missing") == 2
     assert f"the function raised KeyError: 'weights' ({name}.py:17)" in capsys.readouterr().err
     assert talkerviz(monkeypatch, "trace", f"{name}:another") == 0

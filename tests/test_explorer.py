@@ -343,7 +343,7 @@ def test_frames_are_loaded_when_they_are_shown(cell: Cell) -> None:
     page = cell.page
     for number in range(5):
         page.select_option("#frame", index=number)
-        cell.answer(cell.says("19 calls" if number else "1 calls"))
+        cell.answer(cell.says("19 calls" if number else "1 call"))
         assert cell.explorer.frame == (number - 1 if number else None)
     cell.choose("frame", 0)
     page.wait_for_timeout(20)

@@ -133,7 +133,7 @@ def test_the_first_frame_alone() -> None:
 
 def test_another_model_makes_no_speech() -> None:
     rows = [at(n, 10 * n, 4, "forward", n, error="ValueError" if n == 3 else None) for n in range(4)]
-    trace = make_trace(rows)
+    trace = make_trace(rows, run_ends=[{"frame": 3, "ns": 40 * MS}])
     found = frame_latencies(trace)
     assert found["latency_ns"].tolist() == [10 * MS, 10 * MS, 10 * MS, pd.NA]
     others = ["real_time_factor", "codes_per_second", "talker_ns", "predictor_ns"]
@@ -144,6 +144,39 @@ def test_another_model_makes_no_speech() -> None:
     assert (summary.real_time_factor, summary.codes_per_second) == (None, None)
     assert headline(summary).endswith("jitter 0 ns)")
     assert parts_of_calls(trace).unique().tolist() == ["forward"]
+
+
+def calls_with_gaps(length: float, **facts: Any) -> Trace:
+    """Five frames of another model, a call every 10 ms."""
+    return make_trace([at(n, 10 * n, length, "forward", n) for n in range(5)], **facts)
+
+
+def test_the_last_frame_lasts_until_the_run_ends() -> None:
+    trace = calls_with_gaps(1, run_ends=[{"frame": 4, "ns": 52 * MS}])
+    assert frame_latencies(trace)["latency_ns"].tolist() == [10 * MS] * 4 + [12 * MS]
+    ahead = calls_with_gaps(1, run_ends=[{"frame": 4, "ns": 40 * MS}])  # the host, where a device was measured
+    assert frame_latencies(ahead)["latency_ns"].tolist() == [10 * MS] * 4 + [1 * MS]
+    # Of a part it is the end only if that has the run's last frame.
+    early = Trace(trace.calls[:3], trace.modules, trace.facts)
+    assert frame_latencies(early)["latency_ns"].tolist() == [10 * MS, 10 * MS, pd.NA]
+
+
+def test_a_last_frame_of_which_the_end_is_not_known() -> None:
+    found = frame_latencies(calls_with_gaps(1))
+    assert found["latency_ns"].tolist() == [10 * MS] * 4 + [pd.NA]  # not 1 ms
+    cut_short = frame_latencies(calls_with_gaps(1, run_ends=[None]))
+    assert cut_short["latency_ns"].tolist() == found["latency_ns"].tolist()
+    # Where nothing happens between calls the last one's end is the frame's.
+    assert frame_latencies(calls_with_gaps(9.9))["latency_ns"].tolist() == [10 * MS] * 4 + [9.9 * MS]
+    assert frame_latencies(calls_with_gaps(1).select(frame=2))["latency_ns"].tolist() == [1 * MS]
+
+
+def test_calls_of_no_frame_cut_one_off() -> None:
+    encoded = [at(2 * n + 1, 10 * n + 5, 4, "encode", None) for n in range(2)]
+    passes = [at(2 * n, 10 * n, 4, "forward", n) for n in range(2)]
+    rows = sorted([*encoded, *passes], key=lambda row: int(row["call"]))
+    trace = make_trace(rows, run_ends=[{"frame": 1, "ns": 30 * MS}])
+    assert frame_latencies(trace)["latency_ns"].tolist() == [4 * MS, 4 * MS]
 
 
 def test_nothing_was_timed() -> None:

@@ -114,7 +114,7 @@ def test_ranks_that_never_meet_have_wall_clocks() -> None:
     process = {**traces[1].facts["process"], "unix_ns": traces[0].facts["process"]["unix_ns"] + 400}
     merged = merge([traces[0], replace(traces[1], facts={**traces[1].facts, "process": process})])
     assert merged.facts["clocks"] == {"shift_ns": [0, 400], "error_ns": [0, None], "by": ["wall clocks"], "early_ns": 0}
-    assert "wall clocks alone" in " ".join(notes_on(merged.facts))
+    assert "wall clocks alone" in " ".join(notes_on(merged))
 
 
 def test_clocks_that_drift_are_told() -> None:
@@ -129,7 +129,7 @@ def test_clocks_that_drift_are_told() -> None:
     assert 5_000 < clocks["early_ns"] < 6_500
     assert any(
         note.startswith("Clocks drifted: by up to")
-        for note in notes_on(merge(rank_traces(drifting, [0, 0], errors=[0, 50])).facts)
+        for note in notes_on(merge(rank_traces(drifting, [0, 0], errors=[0, 50])))
     )
 
 
@@ -198,7 +198,7 @@ def test_ranks_that_are_missing_are_told() -> None:
     assert found.notes == ("6 collectives are not in the traces of all their ranks, and left out.",)
     assert found.collectives.empty
     assert found.sentence == "There are no collectives in which ranks could wait for each other."
-    assert notes_on(merged.facts)[0].startswith("2 of 4 ranks: ")
+    assert "2 of 4 ranks: " in " ".join(notes_on(merged))
 
 
 def test_ranks_that_are_out_of_step_are_told() -> None:
@@ -274,11 +274,24 @@ def test_what_runs_beside_is_no_wait() -> None:
 
 
 def test_a_frame_is_that_of_all_ranks() -> None:
-    merged = merge(rank_traces(late(1, 2), [0, 0], hosts=["a", "a"]))
-    found = frame_latencies(merged)
+    traces = rank_traces(late(1, 2), [0, 0], hosts=["a", "a"])
+    found = frame_latencies(merge(traces))
     assert found["frame"].tolist() == list(range(6))
-    # From when the first rank begins to when it begins the next, and the last until both have ended.
-    assert found["latency_ns"].tolist() == [10_000] * 5 + [4_500]
+    # From when the first rank begins to when it begins the next; how long the last one takes is not known.
+    assert found["latency_ns"].tolist() == [10_000] * 5 + [pd.NA]
+
+
+def test_runs_end_on_the_line_of_all_ranks() -> None:
+    ahead = [0, 7_000]
+    ended = [
+        replace(trace, facts={**trace.facts, "run_ends": [None, {"frame": 5, "ns": ns}]})
+        for trace, ns in zip(rank_traces(late(1, 2), ahead, hosts=["a", "a"]), (80_000, 73_000), strict=True)
+    ]
+    merged = merge(ended)
+    shifts = merged.facts["clocks"]["shift_ns"]
+    for rank, (trace, shift) in enumerate(zip(ended, shifts, strict=True)):
+        found = merged.select(rank=rank).facts["run_ends"]
+        assert found == [None, {"frame": 5, "ns": trace.facts["run_ends"][1]["ns"] + shift}]
 
 
 def test_flow_stays_with_its_rank() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from sample_trace import make_trace
+
 from talkerviz.render.notes import notes_on
 
 
 def test_a_line_for_each_thing_to_know() -> None:
-    facts = {
+    facts: dict[str, Any] = {
         "own_cost_ns": 412,
         "one_call": {"model.0": "compiled", "model.1": "scripted", "model.2": "compiled", "model.3": "compiled"},
         "weights_bytes": 6_650_000_000,
@@ -19,7 +23,7 @@ def test_a_line_for_each_thing_to_know() -> None:
         "unwatched_calls": 12,
         "unfinished": True,
     }
-    notes = notes_on(facts)
+    notes = notes_on(make_trace([], **facts))
     expected = [
         "412 ns", "weights are 6.65 GB; the process held 7.12 GB", "model.0 and 2 more are compiled",
         "model.1 is scripted", "8 replays of CUDA graphs", "no external events",
@@ -30,4 +34,4 @@ def test_a_line_for_each_thing_to_know() -> None:
     for note, text in zip(notes, expected, strict=True):
         assert text in note
         assert "\n" not in note
-    assert notes_on({"clock": "none"}) == []
+    assert notes_on(make_trace([], clock="none")) == []

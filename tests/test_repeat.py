@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from talkerviz.graph.build import build_graph
 from talkerviz.graph.calls import call_graph
 from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import View
-from talkerviz.recorder import record, recording
+from talkerviz.recorder import record, recorder, recording
 from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.recorder.spool import Spool
 from talkerviz.render.notes import notes_on
 from talkerviz.trace import Trace
+from talkerviz.trace.frames import frame_latencies
 from talkerviz.trace.join import join
 from talkerviz.trace.over_runs import over_runs
-from talkerviz.trace.runs import as_one_run, whole_runs
+from talkerviz.trace.runs import as_one_run, end_of_run, whole_runs
 
 
 def model() -> nn.Sequential:
@@ -126,6 +129,71 @@ def test_what_was_cut_short_is_kept_and_left_out() -> None:
     assert whole_runs(trace) == [0, 2]
     assert over_runs(trace, "phase").attrs["runs"] == 2
     assert as_one_run(trace).facts["mean_of_runs"] == 2
+
+
+def test_when_runs_end() -> None:
+    net = model()
+    with recording(net) as rec:
+        with rec.run():
+            run_twice(net)
+            time.sleep(0.02)
+        with pytest.raises(RuntimeError), rec.run():
+            net(torch.ones(1, 5))
+        with rec.run():
+            pass
+    first, cut, empty = rec.trace.facts["run_ends"]
+    calls = rec.trace.calls[rec.trace.calls["run"] == 0]
+    assert first["frame"] == 1
+    assert first["ns"] - int((calls["host_start_ns"] + calls["host_ns"]).max()) >= 20_000_000
+    assert cut is None
+    assert empty["frame"] is None
+    assert empty["ns"] > first["ns"]
+    latency = frame_latencies(rec.trace)["latency_ns"]
+    assert latency[1] >= 20_000_000
+    assert record(net, lambda: run_twice(net)).facts["run_ends"][0]["frame"] == 1
+    assert "run_ends" not in record(net, lambda: run_twice(net), clock="none").facts
+    with recording(net) as rec:
+        run_twice(net)
+    assert "run_ends" not in rec.trace.facts  # what belongs to a run is not known
+
+
+def test_the_recorders_own_pauses_are_no_time_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model()
+
+    def slow(self: Spool, *args: Any) -> None:
+        time.sleep(0.05)
+        write(self, *args)
+
+    write = Spool.write
+    monkeypatch.setattr(Spool, "write", slow)
+    monkeypatch.setattr(recorder, "_MOST_NS_A_BATCH", 0)  # writes at each pass
+    with recording(net) as rec, rec.run():
+        run_twice(net)
+    (end,) = rec.trace.facts["run_ends"]
+    calls = rec.trace.calls
+    after = end["ns"] - int((calls["host_start_ns"] + calls["host_ns"]).max())
+    assert 0 <= after < 50_000_000
+
+
+def test_the_mean_of_runs_ends_as_they_do_in_the_mean() -> None:
+    trace = runs_of((1, 2), (3, 4))
+    ended = Trace(
+        trace.calls,
+        trace.modules,
+        {**trace.facts, "run_ends": [{"frame": 1, "ns": 100}, {"frame": 1, "ns": 1_000_200}]},
+    )
+    assert as_one_run(ended).facts["run_ends"] == [{"frame": 1, "ns": 150}]
+    unknown = Trace(trace.calls, trace.modules, {**trace.facts, "run_ends": [{"frame": 1, "ns": 100}, None]})
+    assert end_of_run(as_one_run(unknown), 0) is None
+
+
+def test_a_joined_run_keeps_when_it_ended() -> None:
+    net = model()
+    with recording(net) as rec:
+        run_twice(net)
+    flow = record(net, lambda: run_twice(net), measure="flow")
+    assert "run_ends" in flow.facts
+    assert "run_ends" not in join(rec.trace, flow).facts
 
 
 def test_the_last_run_of_a_killed_process_is_left_out() -> None:
@@ -330,7 +398,7 @@ def test_bad_numbers(option: tuple[str, int], tmp_path: Path, monkeypatch: pytes
 
 
 def test_notes() -> None:
-    assert notes_on({"warmup_ns": [5_100_000_000, 1_200_000], "repeat": 5, "cut_short": [4]}) == [
+    assert notes_on(make_trace([], warmup_ns=[5_100_000_000, 1_200_000], repeat=5, cut_short=[4])) == [
         "Warmed up before: 5.10 s, 1.20 ms, in none of these numbers.",
         "5 runs: times and calls are of all together; `show --runs` tells how they differ.",
         "Cut short: run 4; statistics over runs leave it out.",

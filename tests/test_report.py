@@ -70,6 +70,7 @@ def test_files(folder: Path, talker: Trace) -> None:
     assert {path.name for path in folder.iterdir()} == FILES
     assert (folder / "index.html").stat().st_size < 3_000_000
     calls = pd.read_csv(folder / "calls.csv")
+    assert calls["shapes"].str.contains(r"\+\d").any()  # tensors beside the first
     assert len(calls) == len(talker.calls)
     assert calls["host_ns"].sum() == talker.calls["host_ns"].sum()
     assert calls["path"].tolist() == talker.calls["path"].tolist()
@@ -207,7 +208,7 @@ def test_a_click_on_a_box_opens_its_calls(reader: Reader, folder: Path) -> None:
     page.get_by_text("Open its inside").click()
     assert page.locator("#crumbs").inner_text().endswith(box["link"])
     assert page.locator('#chart .node[aria-label*="q_proj"]').count() > 0
-    page.get_by_text("Back").click()
+    page.get_by_role("button", name="Back").click()
     page.keyboard.press("Escape")
     assert page.locator("#panel").is_hidden()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_trace import call, make_trace, sample_trace
+from sample_trace import call, make_trace, sample_trace, tensor
 from torch import nn
 
 import talkerviz as tv
@@ -24,6 +24,14 @@ def test_nested_calls_are_not_counted_twice() -> None:
     assert by_class["total_ns"].to_dict() == {"Block": 100, "Other": 70}
     assert by_class["self_ns"].to_dict() == {"Block": 70, "Other": 30}
     assert by_class["calls"].to_dict() == {"Block": 2, "Other": 1}
+
+
+def test_shapes_of_calls_say_how_many_more_tensors_there_are() -> None:
+    two, three = (tuple(tensor(str(place), 1, 4) for place in range(count)) for count in (2, 3))
+    rows = [call(0, None, 0, "net", "Net", 9, 9), call(1, None, 0, "net", "Net", 8, 8, inputs=two, outputs=three)]
+    trace = make_trace([*rows, call(2, None, 0, "net", "Net", 7, 7, inputs=(), outputs=two)])
+    assert trace.table("call")["shapes"].tolist() == ["1x4 → 1x4", "1x4 +1 → 1x4 +2", "→ 1x4 +1"]
+    assert trace.table("module")["shapes"].tolist() == ["1x4 → 1x4 (+1)"]  # another shape, not another tensor
 
 
 @pytest.mark.parametrize("by", BY)

@@ -273,6 +273,7 @@ def test_names_are_shown_as_they_are(paths: list[str]) -> None:
         "tr",
         "th",
         "td",
+        "p",
     }
     read = {
         "markdown": markdown_rows(render(trace, "markdown").decode())[2:],

@@ -68,7 +68,8 @@ def main() -> None:
         # A usage error. Its class is click's or typer's own copy of it, by typer's version.
         if not hasattr(error, "format_message"):
             raise
-        _fail(str(error.format_message()), 2)
+        # Some versions of typer have pydantic say what is wrong.
+        _fail(str(error.format_message()).replace("Value error, ", ""), 2)
     sys.exit(code)
 
 

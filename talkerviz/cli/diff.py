@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import ArrowsAre, MaxNodes, TracePath, check_format
-from talkerviz.cli.output import check_writable, console, write
+from talkerviz.cli.options import ArrowsAre, MaxNodes, TracePath, format_of
+from talkerviz.cli.output import check_no_terminal, check_writable, console, write
 from talkerviz.graph.diff import changes, diff_graph, without_what_is_same
 from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import MOST_BOXES
@@ -29,7 +29,7 @@ from talkerviz.render.compare import (
     put_together,
     render_comparison,
 )
-from talkerviz.render.formats import CHARTS, render_graph
+from talkerviz.render.formats import CHARTS, PICTURES, render_graph
 from talkerviz.render.table_cells import TableCells
 from talkerviz.render.table_html import html_table
 from talkerviz.render.table_markdown import markdown_table
@@ -38,6 +38,7 @@ from talkerviz.trace.compare import compare, slower
 
 _TABLES: Mapping[str, Callable[[TableCells], str]] = {"markdown": markdown_table, "html": html_table}
 _FORMATS = (*_TABLES, *CHARTS)
+_FORMAT_HELP = f"One of {', '.join(_FORMATS)}; left out, it is what the file of -o ends in."
 _MOST_ROWS = 20
 
 
@@ -62,7 +63,7 @@ def diff(
             metavar="PERCENT", help="Exit with 1 if a frame, or a phase of it, is slower by more for certain."
         ),
     ] = None,
-    fmt: Annotated[str | None, typer.Option("-f", "--format", help=f"One of {', '.join(_FORMATS)}.")] = None,
+    fmt: Annotated[str | None, typer.Option("-f", "--format", help=_FORMAT_HELP)] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="The table or drawing; - for stdout.")] = "-",
     edges: ArrowsAre = None,
     max_nodes: MaxNodes = None,
@@ -73,10 +74,10 @@ def diff(
     more than 5 % with all of its 95 % interval.
     """
     limit = None if fail_above is None else _limit(fail_above)
-    if fmt is None and output != "-":
-        raise ValueError("-o: only a table or a drawing is written; name its format with -f")
-    if fmt is not None:
-        check_format(fmt, _FORMATS)
+    if fmt is not None or output != "-":
+        fmt = format_of(fmt, output, _FORMATS)
+        if fmt in PICTURES:
+            check_no_terminal(output, fmt)
         _check_options(fmt, {"--by": by, "--top": top}, tuple(_TABLES))
         _check_options(fmt, {"--edges": edges, "--max-nodes": max_nodes}, CHARTS)
     check_writable(output)

@@ -11,7 +11,9 @@ from rich.text import Text
 from talkerviz.cli.app import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.trace import Trace
+from talkerviz.trace.counted import counted
 from talkerviz.trace.merge import merge
+from talkerviz.trace.parquet import check_name
 from talkerviz.trace.stragglers import stragglers
 
 
@@ -22,6 +24,7 @@ def merge_command(
 ) -> None:
     """Put the traces of several ranks together, their clocks lined up, and say which rank others wait for."""
     check_writable(output)
+    check_name(output)
     if output in paths:
         raise ValueError(f"-o {output}: it is one of the traces to be merged; name another file")
     merged = merge([Trace.load(path) for path in paths])
@@ -30,4 +33,6 @@ def merge_command(
     if merged.calls["host_ns"].notna().any():
         terminal.print(Text(stragglers(merged).sentence, style="bold"), soft_wrap=True)
     ranks = merged.calls["rank"].nunique()
-    terminal.print(f"{len(merged.calls):,} calls of {ranks:,} ranks -> {output}", highlight=False, soft_wrap=True)
+    terminal.print(
+        f"{counted(len(merged.calls), 'call')} of {ranks:,} ranks -> {output}", highlight=False, soft_wrap=True
+    )

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from talkerviz.graph.view import MOST_BOXES
-from talkerviz.render.formats import FORMATS
+from talkerviz.render.formats import FORMATS, SUFFIXES
 from talkerviz.render.tables import Rows
 
 
@@ -53,7 +53,9 @@ TracePath = Annotated[Path, typer.Argument(metavar="TRACE", help="A file that `t
 Phase = Annotated[str | None, typer.Option(help="Only this phase, such as prefill or decode.")]
 Rank = Annotated[int | None, typer.Option(min=0, help="Only this rank, of a trace that `merge` made.")]
 Depth = Annotated[int | None, typer.Option(min=0, help="Only calls nested at most this deep.")]
-Format = typer.Option("-f", "--format", help=f"One of {', '.join(FORMATS)}.")
+Format = typer.Option(
+    "-f", "--format", help=f"One of {', '.join(FORMATS)}; left out, it is what the file of -o ends in."
+)
 ArrowsAre = Annotated[
     Edges | None, typer.Option("--edges", help="Where tensors go, or call order; by default flow if it was recorded.")
 ]
@@ -73,10 +75,23 @@ SortBy = Annotated[
 Top = Annotated[int | None, typer.Option(min=1, help="Only the first rows.")]
 
 
-def check_format(fmt: str, formats: Sequence[str] = FORMATS) -> None:
-    """Say so before anything else if there is no such format."""
-    if fmt not in formats:
-        raise ValueError(f"unknown format {fmt!r}: choose from {', '.join(formats)}")
+def format_of(fmt: str | None, output: str, formats: Sequence[str] = FORMATS) -> str:
+    """The format that was asked for, or else the one that the output's name ends in.
+
+    Raises:
+        ValueError: there is no such format, or the name does not say which it is.
+    """
+    if fmt is not None:
+        if fmt not in formats:
+            raise ValueError(f"unknown format {fmt!r}: choose from {', '.join(formats)}")
+        return fmt
+    ending = next((suffix for suffix in SUFFIXES if output.lower().endswith(suffix)), None)
+    may_be = [one for one in SUFFIXES[ending] if one in formats] if ending else []
+    if len(may_be) == 1:
+        return may_be[0]
+    raise ValueError(
+        f"{'' if output == '-' else f'-o {output}: '}name the format with -f, one of {', '.join(may_be or formats)}"
+    )
 
 
 def rows_asked_for(by: By | None, across: Across | None, sort: Sort | None, top: int | None) -> Rows:

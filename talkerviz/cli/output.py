@@ -37,7 +37,7 @@ def print_headline(to: Console, trace: Trace) -> None:
 
 def print_notes(to: Console, trace: Trace) -> None:
     """Below a table, what to know of its numbers."""
-    for note in notes_on(trace.facts):
+    for note in notes_on(trace):
         to.print(Text(note, style="dim"), soft_wrap=True)
 
 
@@ -48,7 +48,7 @@ def print_ranks(to: Console, trace: Trace, top: int | None) -> None:
     title = "Collectives, the mean wait of each rank"
     to.print(render_table(found.collectives, "collective", top, to.width, title))
     to.print(Text(found.sentence, style="bold"), soft_wrap=True)
-    for note in (*found.notes, *notes_on(trace.facts)):
+    for note in (*found.notes, *notes_on(trace)):
         to.print(Text(note, style="dim"), soft_wrap=True)
 
 
@@ -62,6 +62,12 @@ def check_writable(*outputs: str | Path | None) -> None:
             raise ValueError(f"{output}: a folder is there; name a file")
         if not os.access(output if Path(output).exists() else folder, os.W_OK):
             raise ValueError(f"{output}: is not yours to write to")
+
+
+def check_no_terminal(output: str, fmt: str) -> None:
+    """Say so where bytes would be written to a terminal."""
+    if output == "-" and sys.stdout.isatty():
+        raise ValueError(f"a terminal cannot show {fmt}: write it to a file with -o FILE")
 
 
 def check_place(output: str | Path) -> Path:

@@ -21,13 +21,13 @@ from talkerviz.cli.options import (
     SortBy,
     Top,
     TracePath,
-    check_format,
+    format_of,
     rows_asked_for,
 )
-from talkerviz.cli.output import check_folder, check_place, check_writable, console, write
+from talkerviz.cli.output import check_folder, check_no_terminal, check_place, check_writable, console, write
 from talkerviz.graph.pages import FIRST, pages_of
 from talkerviz.graph.view import View
-from talkerviz.render.formats import CHARTS, DRAWN, Given, Style, check_options, render, render_graph
+from talkerviz.render.formats import CHARTS, DRAWN, PICTURES, Given, Style, check_options, render, render_graph
 from talkerviz.render.github import over_github_limits
 from talkerviz.render.markdown import render_page
 from talkerviz.render.tensorboard import SUFFIX
@@ -37,7 +37,7 @@ from talkerviz.trace import Trace
 @app.command("render")
 def render_command(
     path: TracePath,
-    fmt: Annotated[str, Format],
+    fmt: Annotated[str | None, Format] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="A file, with --pages a folder; - for stdout.")] = "-",
     style: Annotated[
         Style, typer.Option(help="Nested and folded, a box a call, or the source document.")
@@ -61,7 +61,7 @@ def render_command(
     rank: Rank = None,
 ) -> None:
     """Draw a trace, or write a table of it or another program's file."""
-    check_format(fmt)
+    fmt = format_of(fmt, output)
     nested = style is Style.nested
     of_tables = {"--by": by, "--across": across, "--sort": sort, "--top": top}
     of_charts = {"--open": open_, "--close": close, "--edges": edges, "--max-nodes": max_nodes, "--pages": pages}
@@ -75,6 +75,8 @@ def render_command(
         check_place(output)
     else:
         check_writable(output)
+    if fmt in PICTURES:
+        check_no_terminal(output, fmt)
     chosen = Trace.load(path).select(phase, frame, None if nested and fmt in CHARTS else depth, module, rank=rank)
     view = View(depth, tuple(open_ or ()), tuple(close or ()), max_nodes, edges.value if edges else None, fold)
     if pages:

@@ -13,6 +13,7 @@ from talkerviz.cli.options import Rank, TracePath
 from talkerviz.cli.output import check_folder, console
 from talkerviz.report import write_report
 from talkerviz.trace import Trace
+from talkerviz.trace.counted import counted
 
 
 @app.command()
@@ -29,4 +30,4 @@ def report(
         notes = write_report(trace, output, lambda name: status.update(f"writing {name}"))
     for note in notes:
         print(f"talkerviz: {note}", file=sys.stderr)
-    terminal.print(f"{len(trace.calls):,} calls -> {output / 'index.html'}", highlight=False, soft_wrap=True)
+    terminal.print(f"{counted(len(trace.calls), 'call')} -> {output / 'index.html'}", highlight=False, soft_wrap=True)

@@ -31,7 +31,7 @@ from talkerviz.cli.model_options import (
     option_of,
     torch_dtype,
 )
-from talkerviz.cli.output import check_writable, console, print_headline, print_notes
+from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder import recording
 from talkerviz.recorder.process import this_process
@@ -49,8 +49,10 @@ from talkerviz.targets import (
     talker_target,
 )
 from talkerviz.trace import Trace
+from talkerviz.trace.counted import counted
 from talkerviz.trace.join import join
 from talkerviz.trace.over_runs import over_runs
+from talkerviz.trace.parquet import check_name
 from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of
 from talkerviz.trace.summary import summarise
 
@@ -121,10 +123,12 @@ def trace(
 ) -> None:
     """Run a model, record every module call, and print where the time went."""
     check_writable(output, codes)
+    check_name(Path(output))
     process = this_process()
     speaks = process is None or process.rank == 0
     if output == "-" and process is not None:
         raise ValueError("-o -: each of several processes writes a file of its own; name one, such as run.parquet")
+    check_no_terminal(output, "a trace")
     limits = load_peaks(peaks) if peaks else None
     if (busy or memory) and not torch.cuda.is_available():
         raise ValueError(f"--{'busy' if busy else 'memory'}: torch sees no CUDA device, and nothing else can tell")
@@ -209,7 +213,8 @@ def trace(
         recorded.save(sys.stdout.buffer)
     elif recorded is not rec.trace:
         recorded.save(rec.file)
-    kept = f"{len(recorded.calls):,} calls are kept in {rec.file or 'what was written to stdout'}"
+    calls = counted(len(recorded.calls), "call")
+    kept = f"{calls} {'is' if len(recorded.calls) == 1 else 'are'} kept in {rec.file or 'what was written to stdout'}"
     if isinstance(failure, KeyboardInterrupt):
         raise typer.Abort(kept)
     if failure is not None:
@@ -227,7 +232,7 @@ def trace(
         if len(recorded.calls):
             _print(recorded, repeat)
         terminal = console()
-        terminal.print(f"{len(recorded.calls):,} calls -> {rec.file}", highlight=False, soft_wrap=True)
+        terminal.print(f"{calls} -> {rec.file}", highlight=False, soft_wrap=True)
         if process is not None:
             every = Path(output).with_name(f"{Path(output).stem}.rank*{Path(output).suffix}")
             together = f"Of rank 0 of {process.world_size}; all together: talkerviz merge {every} -o {output}"

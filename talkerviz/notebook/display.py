@@ -74,7 +74,7 @@ def _cells(trace: Trace) -> TableCells:
     more = len(summary) - _ROWS
     left_out = [f"{more:,} more rows: trace.table()."] if more > 0 else []
     shown = summary.head(_ROWS).drop(columns=_DETAILS, errors="ignore")
-    return table_cells(shown, "module", "Time by module", (*left_out, *notes_on(trace.facts)))
+    return table_cells(shown, "module", "Time by module", (*left_out, *notes_on(trace)))
 
 
 def _picture(graph: Graph) -> str:

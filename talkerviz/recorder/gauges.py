@@ -18,6 +18,12 @@ MEASURES = ("cost", "memory", "busy", "flow")
 """What can be measured in a run of its own."""
 
 
+def check_measure(measure: str) -> None:
+    """Raise ValueError for anything but `MEASURES`."""
+    if measure not in MEASURES:
+        raise ValueError(f"cannot measure {measure!r}: choose from {', '.join(MEASURES)}")
+
+
 def make_gauges(
     clock: str,
     measure: str | None,
@@ -43,8 +49,8 @@ def make_gauges(
     """
     if clock not in CLOCKS:
         raise ValueError(f"unknown clock {clock!r}: choose from {', '.join(CLOCKS)}")
-    if measure is not None and measure not in MEASURES:
-        raise ValueError(f"cannot measure {measure!r}: choose from {', '.join(MEASURES)}")
+    if measure is not None:
+        check_measure(measure)
     needs_cuda = "clock 'cuda'" if clock == "cuda" else f"{measure!r}" if measure in ("memory", "busy") else None
     if needs_cuda and not devices:
         raise ValueError(f"{needs_cuda} needs a model on a CUDA device")

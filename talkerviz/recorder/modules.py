@@ -12,6 +12,13 @@ from torch.nn.parameter import is_lazy
 from talkerviz.trace.schema import ModuleInfo
 
 
+def check_model(model: object) -> None:
+    """Raise ValueError for what is no module."""
+    if not isinstance(model, nn.Module):
+        several = "; several roots go into a torch.nn.ModuleList" if isinstance(model, list | tuple) else ""
+        raise ValueError(f"the model must be a torch.nn.Module, not a {type(model).__name__}{several}")
+
+
 def tree_of(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], tuple[ModuleInfo, ...]]:
     """Every module by its first path from the root, which has the name given, and what is to be known of it."""
     modules: dict[str, nn.Module] = {}

@@ -9,6 +9,7 @@ import platform
 import threading
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -29,7 +30,7 @@ from talkerviz.recorder.gauge import Gauge
 from talkerviz.recorder.gauges import make_gauges
 from talkerviz.recorder.graphs import GraphReplays
 from talkerviz.recorder.host_memory import peak_bytes
-from talkerviz.recorder.modules import one_call_regions, select_modules, tree_of
+from talkerviz.recorder.modules import check_model, one_call_regions, select_modules, tree_of
 from talkerviz.recorder.named_phases import NamedPhases
 from talkerviz.recorder.nvtx import NvtxRanges
 from talkerviz.recorder.own_cost import own_cost_ns
@@ -42,7 +43,7 @@ from talkerviz.recorder.tap import Tap
 from talkerviz.recorder.tensors import Signatures, is_tracing, kind_of
 from talkerviz.trace.frame import log_edges, log_frame, log_frames
 from talkerviz.trace.log import MARK, PAUSE, Log, Mark, Names, read_log
-from talkerviz.trace.parquet import write_trace
+from talkerviz.trace.parquet import check_name, write_trace
 from talkerviz.trace.trace import Trace
 from talkerviz.version import __version__
 
@@ -93,6 +94,7 @@ class Recording:
         self._ranges = NvtxRanges(numbered, rule.start) if nvtx else None
         self._signatures = Signatures(self._names.tensors)
         self._lock = threading.Lock()
+        self._paused_ns: Counter[int] = Counter()  # by thread
         self._process = os.getpid()
         partial = path and path.with_name(f"{path.name}.partial")
         self._origin_ns = self._written_ns = perf_counter_ns()
@@ -126,16 +128,29 @@ class Recording:
     def run(self) -> Iterator[None]:
         """One of several runs in this recording: phases and frames begin anew inside, and calls have its number.
 
-        Runs that an exception ended are listed in the fact `cut_short`: statistics over runs leave them out.
+        Runs that an exception ended are listed in the fact `cut_short`: statistics over runs leave them out. When each
+        run ended, and with which frame, is in the fact `run_ends`: see `end_of_run`.
         """
         self._phases, self._run = self._divide(self._name), self._runs
         self._runs += 1
         self._tap.put(MARK, self._mark(self._phases.start), 0)
+        end = None
         try:
             yield
+            end = self._end_of_run()
         except BaseException:
             self._facts = {**self._facts, "cut_short": [*self._facts.get("cut_short", ()), self._run]}
             raise
+        finally:
+            if self._timed:
+                self._facts = {**self._facts, "run_ends": [*self._facts.get("run_ends", ()), end]}
+
+    def _end_of_run(self) -> dict[str, int | None]:
+        # On the time line of the calls, of which the recorder's own pauses are no part.
+        ns = perf_counter_ns() - self._origin_ns - self._paused_ns[self._thread()]
+        with self._lock:
+            frames = [mark.frame for mark in self._names.marks if mark.run == self._run and mark.frame is not None]
+        return {"frame": max(frames, default=None), "ns": ns}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -317,7 +332,9 @@ class Recording:
         if self._timed and self._collectives is not None:
             self._collectives.hold_up(began)
         elif self._timed:
-            self._tap.put(PAUSE, 0, perf_counter_ns() - began)
+            pause = perf_counter_ns() - began
+            self._tap.put(PAUSE, 0, pause)
+            self._paused_ns[thread] += pause
 
     def _keep(self, thread: int, events: bytes) -> None:
         """Write events away. A full disk ends the record, but not the run that it is of."""
@@ -423,10 +440,13 @@ def recording(
 
     Raises:
         ValueError: an unknown clock or measure, or one that is not possible here, or NVTX that is not; no module that
-            fits.
+            fits; what is no module; a file whose name is that of another format.
         OSError: the file cannot be written to. Where its disk fills later, the run goes on without being recorded, and
             there is a RuntimeWarning at the end: `Recording.lost` says why, and `Recording.file` is what was kept.
     """
+    check_model(model)
+    if file is not None:
+        check_name(Path(file))
     watched = select_modules(model, name, include, exclude, depth)
     process = this_process()
     rec = Recording(
@@ -453,26 +473,6 @@ def recording(
         finally:
             rec._detach()  # what Ctrl-C may have left of it
             rec._finish()
-
-
-def record(
-    model: nn.Module,
-    run: Callable[[], object],
-    name: str = "model",
-    phases: Callable[[str], PhaseRule] | None = None,
-    clock: str = "cpu",
-    facts: Mapping[str, Any] | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    depth: int | None = None,
-    measure: str | None = None,
-    file: str | Path | None = None,
-    nvtx: bool = False,
-) -> Trace:
-    """Call `run` and record every call it makes of the model's modules; see `recording` for the arguments."""
-    with recording(model, name, phases, clock, facts, include, exclude, depth, measure, file, nvtx) as rec:
-        run()
-    return rec.trace
 
 
 def _names_of_arguments(module: nn.Module) -> tuple[str, ...]:

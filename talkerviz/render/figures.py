@@ -9,6 +9,7 @@ import pandas as pd
 
 from talkerviz.render.text import factor_text, share_text, time_text
 from talkerviz.trace import Trace
+from talkerviz.trace.counted import counted
 from talkerviz.trace.frames import FRAME_NS, FrameSummary, frame_summary
 from talkerviz.trace.summary import summarise
 
@@ -81,4 +82,4 @@ def _of_calls(trace: Trace, tables: Mapping[str, pd.DataFrame]) -> list[Number]:
                 found.append(Number(f"busiest {by}", str(busiest[by]), f"{share_text(busiest['share'])} of the time"))
         inside = int(calls["host_self_ns"].sum())
         found.append(Number("time in calls", time_text(inside), f"mean {time_text(inside / len(calls))} a call"))
-    return [*found, Number("calls", f"{len(calls):,}", f"of {calls['path'].nunique():,} modules")]
+    return [*found, Number("calls", f"{len(calls):,}", f"of {counted(calls['path'].nunique(), 'module')}")]

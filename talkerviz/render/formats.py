@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from talkerviz.graph.build import build_graph
@@ -22,7 +22,7 @@ from talkerviz.render.perfetto import render_perfetto
 from talkerviz.render.source import render_source
 from talkerviz.render.speedscope import render_speedscope
 from talkerviz.render.tables import TABLES, Rows, render_rows
-from talkerviz.render.tensorboard import render_tensorboard
+from talkerviz.render.tensorboard import SUFFIX, render_tensorboard
 from talkerviz.render.timeline import render_timeline
 from talkerviz.trace import Trace
 
@@ -44,10 +44,26 @@ DATA: Mapping[str, Callable[[Trace], bytes]] = {
 }
 """Formats that are neither charts nor tables -> what writes a trace in them."""
 
+PICTURES = ("png", "pdf")
+"""Formats that are no text."""
+
 DRAWN = (*_FLAT, *LAYOUTS)
 """Charts that are pictures; the others are laid out by the program that they are for."""
 CHARTS = (*DRAWN, *(fmt for fmt in TEXTS if fmt not in DRAWN))
 FORMATS = (*CHARTS, *TABLES, *DATA)
+
+
+_JSON = ("json", "perfetto", "speedscope", "tensorboard", "model-explorer")
+SUFFIXES: Mapping[str, Sequence[str]] = {
+    ".speedscope.json": ("speedscope",),
+    SUFFIX: ("tensorboard",),
+    ".json": _JSON,
+    ".mmd": ("mermaid",),
+    ".md": ("markdown",),
+    ".tex": ("latex",),
+    **{f".{fmt}": (fmt,) for fmt in ("dot", "svg", "png", "pdf", "html", "csv", "parquet")},
+}
+"""How a file's name ends -> the formats that it may have, ours and those of an answer to a query."""
 
 
 class Style(str, enum.Enum):

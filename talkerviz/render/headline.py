@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from talkerviz.render.text import factor_text, time_text
+from talkerviz.trace.counted import counted
 from talkerviz.trace.frames import FrameSummary
 
 
 def headline(summary: FrameSummary) -> str:
     """Time to the first frame, what further ones took, and what that is for speech; without what is not known."""
-    frames = f"{summary.frames:,} frame{'s' if summary.frames > 1 else ''}"
+    frames = counted(summary.frames, "frame")
     parts = [f"{frames} of {summary.runs:,} runs" if summary.runs > 1 else frames]
     if summary.first_ns is not None:
         parts[0] += f": the first after {time_text(summary.first_ns)}"

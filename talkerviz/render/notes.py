@@ -6,10 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from talkerviz.render.text import size_text, time_text
+from talkerviz.trace import Trace
+from talkerviz.trace.outside import time_outside
+
+_LEAST_OUTSIDE = 0.05
 
 
-def notes_on(facts: Mapping[str, Any]) -> list[str]:
-    """One line for each thing that the run's facts say about how far its numbers go."""
+def notes_on(trace: Trace) -> list[str]:
+    """One line for each thing to know about how far a trace's numbers go."""
+    outside = time_outside(trace)
+    notes = []
+    if outside is not None and outside.ns > _LEAST_OUTSIDE * outside.span_ns:
+        notes.append(
+            f"Of the {time_text(outside.span_ns)} since the first call began {time_text(outside.ns)} are in no row: "
+            "backward, optimizers, sampling and all else that runs outside these modules."
+        )
+    return [*notes, *_on_facts(trace.facts)]
+
+
+def _on_facts(facts: Mapping[str, Any]) -> list[str]:
     notes = []
     if facts.get("weights_note"):
         notes.append(f"{facts['weights_note'][0].upper()}{facts['weights_note'][1:]}.")

@@ -19,7 +19,7 @@ def render_report(trace: Trace, figures: Figures, chart: str) -> str:
     lines += [
         f"| {one.label} | **{markdown_cell(one.value)}** | {markdown_cell(one.hint)} |" for one in figures.numbers
     ]
-    lines += ["", *(f"{markdown_cell(note)}\n" for note in notes_on(trace.facts))]
+    lines += ["", *(f"{markdown_cell(note)}\n" for note in notes_on(trace))]
     lines += ["## Flowchart", "", "```mermaid", chart.rstrip("\n"), "```", "", "## Where the time goes", ""]
     for by, summary in figures.tables.items():
         more = len(summary) - _MOST_ROWS

@@ -74,4 +74,4 @@ def render_rows(trace: Trace, fmt: str, rows: Rows) -> bytes:
         return _REUSED[fmt](shown)
     more = len(summary) - len(shown)
     notes = [f"{more:,} more rows are left out."] if more else []
-    return _READ[fmt](table_cells(shown, rows.by, rows.title, (*notes, *notes_on(trace.facts)))).encode()
+    return _READ[fmt](table_cells(shown, rows.by, rows.title, (*notes, *notes_on(trace)))).encode()

@@ -29,14 +29,34 @@ def function_target(spec: str) -> Target:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"target {spec!r}: {error}") from error
+        without = module_name.removesuffix(".py").replace("/", ".")
+        hint = f"; write {without}:{function_name}, without .py" if module_name.endswith(".py") else ""
+        raise ValueError(f"target {spec!r}: {error}{hint}") from error
     except Exception as error:
         raise ValueError(f"target {spec!r}: importing {module_name} raised {cause_of(error)}") from error
     try:
         made = function()
     except Exception as error:
         raise ValueError(f"target {spec!r}: the function raised {cause_of(error)}") from error
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
-        raise ValueError(f"target {spec!r}: the function must return (model, callable), not {type(made).__name__}")
+    if wrong := _wrong_with(made):
+        raise ValueError(f"target {spec!r}: the function must return (model, callable): {wrong}")
     model, run_model = made
     return Target("model", model, lambda on_frame: run_model(), {"target": spec})
+
+
+def _wrong_with(made: object) -> str | None:
+    """Why what a function returned is no model and callable; None where it is."""
+    if not isinstance(made, tuple):
+        return f"it returned {_kind(made)}"
+    if len(made) != 2:
+        return f"it returned a tuple of {len(made)}"
+    model, run_model = made
+    if not isinstance(model, nn.Module):
+        several = "; several roots go into a torch.nn.ModuleList" if isinstance(model, list | tuple) else ""
+        return f"the first is {_kind(model)}, not a torch.nn.Module{several}"
+    return None if callable(run_model) else f"the second is {_kind(run_model)}; write lambda: model(x)"
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return f"a{'n' if name[0] in 'aeiou' else ''} {name}"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from talkerviz.trace.nesting import outermost
+from talkerviz.trace.runs import end_of_run
 
 if TYPE_CHECKING:
     from talkerviz.trace.trace import Trace
@@ -18,6 +19,9 @@ FRAME_NS = 80_000_000
 
 CODES = 16
 """A frame's codes: the talker's own, and one of each of the code predictor's passes 0 to 14."""
+
+_MOST_AFTER_CALLS = 0.05
+"""Of a frame's time: what is too little to matter where a frame is cut off at the end of its last call."""
 
 _TALKER, _PREDICTOR = "talker", "code predictor"
 _PARTS = {
@@ -80,13 +84,28 @@ def parts_of_calls(trace: Trace) -> pd.Series:
     return found
 
 
+def times_of_calls(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """When each call began and how long it took, on the device where that was measured."""
+
+    def either(device: str, host: str) -> np.ndarray:
+        values: np.ndarray = calls[device].fillna(calls[host]).to_numpy(float, na_value=np.nan)
+        return values
+
+    return either("device_start_ns", "host_start_ns"), either("device_ns", "host_ns")
+
+
 def frame_latencies(trace: Trace) -> pd.DataFrame:
     """A row for each frame that has calls, in order; of several runs, for each run's.
 
-    A frame lasts from the start of its first call, on whatever rank, to that of the next frame's. The last one, or one
-    that calls of no frame come after, lasts until its last call has ended, if it is whole: all of its codes were
-    chosen, or, of another model, its calls did not fail. A pass after the last frame, as transformers makes one, is
-    thus no frame, and has no latency. Neither has a frame of which only the code predictor's calls were selected.
+    A frame lasts from the start of its first call, on whatever rank, to that of the next frame's. The talker's last
+    one lasts until its last call has ended, if all of its codes were chosen: a pass after the last frame, as
+    transformers makes one, is thus no frame, and has no latency. Neither has a frame of which only the code predictor's
+    calls were selected.
+
+    Another model's last one lasts until the run has ended, where that is known: see `end_of_run`. Else it lasts until
+    its last call has ended, as one does that calls of no frame come after; but such a frame has no latency where more
+    than 5 % of the others' time passes after their last calls, in sampling or an optimizer: it would be too short.
+    Where its calls failed it has none either.
 
     Returns:
         Columns: `run`; `frame`; `latency_ns`; `real_time_factor`, 80 ms of speech over it; `codes_per_second`, 16 over
@@ -96,7 +115,7 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
     """
     calls = trace.calls
     speech = makes_speech(trace)
-    start, length = _times(calls)
+    start, length = times_of_calls(calls)
     part = parts_of_calls(trace)
     outer = outermost(calls, pd.factorize(part)[0])
     at_top = ~calls["parent"].isin(calls["call"])
@@ -117,15 +136,19 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
     groups = rows.groupby(["run", "frame"])
     found: pd.DataFrame = groups.size().index.to_frame(index=False)
     run, frame = found["run"].to_numpy(int), found["frame"].to_numpy(int)
-    first, last = groups["start"].min().to_numpy(), groups["end"].max().to_numpy()
+    first, last = groups["start"].min().to_numpy(float), groups["end"].max().to_numpy(float)
     followed = np.append((np.diff(run) == 0) & (np.diff(frame) == 1), [False] * bool(len(found)))
     # What runs to capture a CUDA graph comes between frames, and is part of none.
     behind = groups["row"].max().to_numpy(int) + 1
-    followed = followed.astype(bool) & np.append(rows["frame"].notna().to_numpy(), True)[behind]
+    cut = np.append(rows["frame"].isna(), False)[behind] & (np.append(rows["run"], -1)[behind] == run)
+    followed = followed.astype(bool) & ~cut
     whole = ~groups["failed"].any().to_numpy()
+    following = np.append(first[1:], [np.nan] * bool(len(found)))
     if speech:
         whole &= (groups["step"].max() == CODES - 2).to_numpy(bool, na_value=False)
-    end = np.where(followed, np.append(first[1:], [np.nan] * bool(len(found))), np.where(whole, last, np.nan))
+    else:
+        last = _without_next(trace, found.assign(first=first, last=last, next=following, followed=followed, cut=cut))
+    end = np.where(followed, following, np.where(whole, last, np.nan))
     begun = (groups["part"].first() == _TALKER).to_numpy() if speech else True
     latency = np.where(begun, end - first, np.nan)
     seconds = np.where(speech, latency / 1e9, np.nan)
@@ -135,6 +158,23 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
     found["talker_ns"] = pd.array(groups["talker"].sum(min_count=1), dtype="Int64")
     found["predictor_ns"] = pd.array(groups["predictor"].sum(min_count=1), dtype="Int64")
     return found
+
+
+def _without_next(trace: Trace, frames: pd.DataFrame) -> np.ndarray:
+    """Until when a frame lasts that none follows, of another model than the talker."""
+    ends: np.ndarray = frames["last"].to_numpy(copy=True)
+    for run in frames["run"].unique():
+        of_run = frames[frames["run"] == run]
+        others = of_run[of_run["followed"]]
+        after_calls = (others["next"] - others["last"]).clip(lower=0).sum()
+        if after_calls > _MOST_AFTER_CALLS * (others["next"] - others["first"]).sum():
+            ends[of_run.index] = np.nan
+        final = of_run.index[-1]
+        end = end_of_run(trace, int(run))
+        if end is not None and not frames["cut"][final]:
+            # A device may be behind the host.
+            ends[final] = np.maximum(frames["last"][final], end)
+    return ends
 
 
 def frame_summary(trace: Trace) -> FrameSummary | None:
@@ -168,19 +208,9 @@ def frame_summary(trace: Trace) -> FrameSummary | None:
     )
 
 
-def _times(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """When each call began and how long it took, on the device where that was measured."""
-
-    def either(device: str, host: str) -> np.ndarray:
-        values: np.ndarray = calls[device].fillna(calls[host]).to_numpy(float, na_value=np.nan)
-        return values
-
-    return either("device_start_ns", "host_start_ns"), either("device_ns", "host_ns")
-
-
 def _until_first(trace: Trace, run: int) -> float:
     """From a run's first call to that of its first frame."""
     calls = trace.calls[trace.calls["run"] == run]
-    start, _ = _times(calls)
+    start, _ = times_of_calls(calls)
     began = float(calls["host_start_ns"].fillna(calls["device_start_ns"]).min())
     return float(np.nanmin(start[(calls["frame"] == 0).to_numpy(bool, na_value=False)])) - began

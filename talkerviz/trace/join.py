@@ -58,7 +58,8 @@ def join(trace: Trace, other: Trace) -> Trace:
     flow = trace.flow
     if other.flow is not None:
         flow = renumber_calls(select_flow(other.flow, watched, both, None, None), two["call"], first["call"])
-    return replace(trace, calls=trace.calls.assign(**found), facts={**other.facts, **trace.facts}, flow=flow)
+    new = {name: fact for name, fact in other.facts.items() if name != "run_ends"}  # which are times of the other's
+    return replace(trace, calls=trace.calls.assign(**found), facts={**new, **trace.facts}, flow=flow)
 
 
 def _difference(one: pd.DataFrame, two: pd.DataFrame, tensors: Sequence[str], but_of: Collection[str]) -> str | None:

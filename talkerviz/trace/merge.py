@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -57,11 +57,12 @@ def merge(traces: Sequence[Trace]) -> Trace:
         for name in calls[0].columns
     }
     flows = [trace.flow for trace in traces]
+    on_line = [_ends_moved(trace, shift) for trace, shift in zip(traces, alignment.shift_ns, strict=True)]
     whole = [flow for flow in flows if flow is not None]
     return Trace(
         calls_frame(pd.DataFrame(columns).reset_index(drop=True)),
         tuple(module for trace in traces for module in trace.modules),
-        _facts(traces) | {"clocks": {name: _json(value) for name, value in asdict(alignment).items()}},
+        _facts(on_line) | {"clocks": {name: _json(value) for name, value in asdict(alignment).items()}},
         _joined_flow(whole, first_call.tolist()) if len(whole) == len(flows) else None,
     )
 
@@ -74,6 +75,13 @@ def _moved(calls: pd.DataFrame, first: int, shift: int) -> pd.DataFrame:
     moved = {name: calls[name] + shift for name in ("host_start_ns", "device_start_ns")}
     found: pd.DataFrame = calls.assign(call=calls["call"] + first, parent=calls["parent"] + first, **moved)
     return found
+
+
+def _ends_moved(trace: Trace, shift: int) -> Trace:
+    if "run_ends" not in trace.facts:
+        return trace
+    ends = [end and {**end, "ns": end["ns"] + shift} for end in trace.facts["run_ends"]]
+    return replace(trace, facts={**trace.facts, "run_ends": ends})
 
 
 def _joined_flow(flows: Sequence[Flow], first_call: Sequence[int]) -> Flow:

@@ -22,6 +22,21 @@ from talkerviz.trace.schema import CALLS, ModuleInfo, TensorInfo, Tensors, modul
 FORMAT = "1"
 
 
+_OTHER_FORMATS = {
+    **{f".{fmt}": fmt for fmt in ("csv", "json", "html", "svg", "png", "pdf", "dot")},
+    **{".md": "markdown", ".tex": "latex", ".mmd": "mermaid"},
+}
+
+
+def check_name(path: Path) -> None:
+    """Raise ValueError where a trace would get the name of something else that is made of it."""
+    if fmt := _OTHER_FORMATS.get(path.suffix.lower()):
+        raise ValueError(
+            f'{path}: a trace is a Parquet file, such as run.parquet; trace.render("{fmt}") or `talkerviz render` '
+            f"makes {fmt} of it"
+        )
+
+
 def write_trace(
     target: Path | BinaryIO,
     frames: Iterable[pd.DataFrame],

@@ -23,6 +23,18 @@ def whole_runs(trace: Trace) -> list[int]:
     return [run for run in runs if run not in cut] or runs
 
 
+def end_of_run(trace: Trace, run: int) -> int | None:
+    """When a run was over, on the time line of its calls; what follows the last of them is then known as well.
+
+    None where nobody knows: `recording` alone cannot tell what belongs to a run, `Recording.run` and `record` do. None
+    also of a run that was cut short, and where its last frame has not been selected.
+    """
+    ends = trace.facts.get("run_ends", ())
+    end = ends[run] if run < len(ends) else None
+    last = trace.calls["frame"][trace.calls["run"] == run].max()
+    return int(end["ns"]) if end and end["frame"] == (None if pd.isna(last) else int(last)) else None
+
+
 def as_one_run(trace: Trace) -> Trace:
     """The first of several runs, each of its calls with its mean times over all runs that made the same calls.
 
@@ -54,7 +66,14 @@ def as_one_run(trace: Trace) -> Trace:
         times = [run[name].to_numpy(dtype=float, na_value=np.nan) - less for run, less in zip(same, shift, strict=True)]
         mean = np.round(np.mean(times, axis=0) + shift[0])
         means[name] = pd.Series(pd.array(mean, dtype="Float64"), index=one.calls.index).astype("Int64")
-    return replace(one, calls=one.calls.assign(**means), facts={**trace.facts, "mean_of_runs": len(same)})
+    facts = {**trace.facts, "mean_of_runs": len(same)}
+    ends = [end_of_run(trace, int(run["run"].iloc[0])) for run in same]
+    known = [end - time for end, time in zip(ends, began, strict=True) if end is not None]
+    if "run_ends" in facts:
+        mean_end = round(float(np.mean(known)) + began[0]) if len(known) == len(same) else None
+        first = mean_end and {**facts["run_ends"][runs[0]], "ns": mean_end}
+        facts["run_ends"] = [*[None] * runs[0], first]
+    return replace(one, calls=one.calls.assign(**means), facts=facts)
 
 
 def _paths(calls: pd.DataFrame) -> pd.Series:

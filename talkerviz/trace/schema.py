@@ -40,7 +40,8 @@ class ModuleInfo(NamedTuple):
     Attributes:
         path: its dotted name from the root, which itself is named by the recorder.
         class_name: the name of its Python class.
-        parameters: how many numbers its own parameters hold, without its children's.
+        parameters: how many numbers its own parameters hold, without its children's; tables add those up, as in
+            `Trace.table()["parameters"]`.
         parameter_bytes: the bytes of those.
         aliases: further paths under which the same module object is registered.
     """

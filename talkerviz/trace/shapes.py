@@ -9,16 +9,22 @@ import pandas as pd
 from talkerviz.trace.schema import Tensors
 
 
-def shapes_text(inputs: Tensors, outputs: Tensors) -> str:
-    """The first tensor in and the first out as `1x20x1024 → 1x20x2048`; empty where a call has neither."""
+def shapes_text(inputs: Tensors, outputs: Tensors, more: bool = False) -> str:
+    """The first tensor in and the first out as `1x20x1024 → 1x20x2048`; empty where a call has neither.
+
+    With `more` it is said how many further ones there are, `1x20x1024 +2 → 1x20x2048`.
+    """
     if not inputs and not outputs:
         return ""
-    first_in = inputs[0].shape_text if inputs else ""
-    first_out = outputs[0].shape_text if outputs else ""
-    return f"{first_in} → {first_out}".strip()
+    return f"{_first(inputs, more)} → {_first(outputs, more)}".strip()
 
 
-def shapes_of_calls(calls: pd.DataFrame) -> list[str]:
+def _first(tensors: Tensors, more: bool) -> str:
+    first = tensors[0].shape_text if tensors else ""
+    return f"{first} +{len(tensors) - 1:,}" if more and len(tensors) > 1 else first
+
+
+def shapes_of_calls(calls: pd.DataFrame, more: bool = False) -> list[str]:
     """`shapes_text` of each row of a trace's calls."""
     # A trace shares the few tuples it has between its calls, so their identity finds the text fast.
     texts: dict[tuple[int, int], str] = {}
@@ -27,7 +33,7 @@ def shapes_of_calls(calls: pd.DataFrame) -> list[str]:
         pair = (id(inputs), id(outputs))
         text = texts.get(pair)
         if text is None:
-            text = texts[pair] = shapes_text(inputs, outputs)
+            text = texts[pair] = shapes_text(inputs, outputs, more)
         found.append(text)
     return found
 

@@ -41,7 +41,8 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
         single call; `share` of all the self time, 0 to 1; `device_ns` and `busy_ns`, the like of `total_ns` on the
         device; `flops` and `bytes` read and written, of the same calls as `total_ns`; `intensity`, `of_peak` and
         `bound`, see `roofline`; `memory_peak_bytes`, the largest; `shapes`, the commonest and how many others there
-        are. What was not measured is `<NA>`, as is the frame of what runs outside of them.
+        are, of a single call how many more tensors went in and out, `1x20x1024 +2 → 1x20x2048`. What was not measured
+        is `<NA>`, as is the frame of what runs outside of them.
 
     Raises:
         ValueError: an unknown `by` or `sort`.
@@ -95,7 +96,7 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
     summary[limits.columns] = limits
     peak = pd.Series(calls["memory_peak_bytes"].array).groupby(codes).max()
     summary["memory_peak_bytes"] = pd.array(peak.to_numpy(), dtype="Int64")
-    summary["shapes"] = _commonest_shapes(calls, codes, len(names))
+    summary["shapes"] = _commonest_shapes(calls, codes, len(names), more=by == "call")
     return _sorted(summary, by, sort, timed)
 
 
@@ -159,8 +160,8 @@ def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> 
     return summary
 
 
-def _commonest_shapes(calls: pd.DataFrame, codes: np.ndarray, groups: int) -> list[str]:
-    text_of, texts = pd.factorize(np.array(shapes_of_calls(calls), dtype=object))
+def _commonest_shapes(calls: pd.DataFrame, codes: np.ndarray, groups: int, more: bool) -> list[str]:
+    text_of, texts = pd.factorize(np.array(shapes_of_calls(calls, more), dtype=object))
     pairs, first, count = np.unique(codes * max(len(texts), 1) + text_of, return_index=True, return_counts=True)
     group, text = np.divmod(pairs, max(len(texts), 1))
     best = np.lexsort((first, -count, group))  # of a group the commonest, of equally common ones the first

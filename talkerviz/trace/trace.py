@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.counted import counted
 from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
 from talkerviz.trace.frame import log_frame
 from talkerviz.trace.log import read_log
 from talkerviz.trace.nesting import callers
-from talkerviz.trace.parquet import read_trace, write_trace
+from talkerviz.trace.parquet import check_name, read_trace, write_trace
 from talkerviz.trace.ranks import of_rank
 from talkerviz.trace.schema import ModuleInfo
+from talkerviz.trace.side_by_side import side_by_side
 from talkerviz.trace.summary import summarise
 
 if TYPE_CHECKING:
@@ -53,11 +55,11 @@ class Trace:
 
     def __repr__(self) -> str:
         calls = self.calls
-        parts = [f"{len(calls):,} calls of {calls['path'].nunique():,} modules"]
+        parts = [f"{counted(len(calls), 'call')} of {counted(calls['path'].nunique(), 'module')}"]
         if phases := self.phases:
             parts.append(f"phase{'s' if len(phases) > 1 else ''} {', '.join(phases)}")
         if frames := len(calls[["run", "frame"]].dropna().drop_duplicates()):
-            parts.append(f"{frames:,} frame{'s' if frames > 1 else ''}")
+            parts.append(counted(frames, "frame"))
         if calls["host_self_ns"].notna().any():
             took = calls["host_self_ns"].sum() / 1e6
             parts.append(f"{took:,.{3 if took < 10 else 0}f} ms in calls")
@@ -161,7 +163,9 @@ class Trace:
         """The phases in the order in which they first occur."""
         return [str(phase) for phase in self.calls["phase"].dropna().unique()]
 
-    def table(self, by: str = "module", sort: str | None = None, top: int | None = None) -> pd.DataFrame:
+    def table(
+        self, by: str = "module", sort: str | None = None, top: int | None = None, across: str | None = None
+    ) -> pd.DataFrame:
         """Where the time went: a row for each module, class, phase, part, layer, frame or call.
 
         Args:
@@ -169,22 +173,32 @@ class Trace:
             sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts
                 and frames.
             top: only so many rows; None for all.
+            across: set modules or classes side by side, by `phase`, `part` or `rank`.
 
         Returns:
-            The columns of [`summarise`][talkerviz.trace.summary.summarise]; times in nanoseconds. What was not measured
-            is `<NA>`.
+            The columns of [`summarise`][talkerviz.trace.summary.summarise], or with `across` those of
+            [`side_by_side`][talkerviz.trace.side_by_side.side_by_side]; times in nanoseconds. What was not measured is
+            `<NA>`.
 
         Raises:
-            ValueError: an unknown `by` or `sort`, or `top` is less than 1.
+            ValueError: an unknown `by`, `sort` or `across`, or one that has nothing to set side by side; `top` is less
+                than 1.
         """
         if top is not None and top < 1:
             raise ValueError(f"top must be at least 1, not {top}")
-        summary = summarise(self, by, sort)
+        summary = side_by_side(self, by, across, sort) if across else summarise(self, by, sort)
         return summary if top is None else summary.head(top)
 
     def save(self, file: str | Path | BinaryIO) -> None:
-        """Write the trace as one Parquet file, finished atomically: readers never see half of it."""
-        write_trace(Path(file) if isinstance(file, str) else file, [self.calls], self.modules, self.facts, self.flow)
+        """Write the trace as one Parquet file, finished atomically: readers never see half of it.
+
+        Raises:
+            ValueError: the file's name is that of another format, such as `run.csv`: see `render`.
+        """
+        target = Path(file) if isinstance(file, str) else file
+        if isinstance(target, Path):
+            check_name(target)
+        write_trace(target, [self.calls], self.modules, self.facts, self.flow)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

@@ -64,7 +64,7 @@ def _data(
     return {
         **shared_data(trace, charts, slicer),
         "numbers": [{"label": one.label, "value": one.value, "hint": one.hint} for one in figures.numbers],
-        "notes": notes_on(trace.facts) + ([_BESIDE] if len(held) < len(slicer.frames) else []),
+        "notes": notes_on(trace) + ([_BESIDE] if len(held) < len(slicer.frames) else []),
         "facts": [
             [name, value if isinstance(value, str) else json.dumps(value)] for name, value in trace.facts.items()
         ],

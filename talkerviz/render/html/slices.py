@@ -54,7 +54,7 @@ class Slicer:
 
     def __init__(self, trace: Trace) -> None:
         calls = trace.calls
-        shape, shapes = pd.factorize(np.array(shapes_of_calls(calls), dtype=object))
+        shape, shapes = pd.factorize(np.array(shapes_of_calls(calls, more=True), dtype=object))
         path = calls["path"].cat.codes.to_numpy()
         modules = [str(name) for name in calls["path"].cat.categories]
         kinds = np.empty(len(modules), dtype=object)

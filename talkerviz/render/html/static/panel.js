@@ -21,7 +21,7 @@ function showPanel() {
   pairs($('panel-numbers'), chosen.whole ? rowPairs('phase', names.phases[chosen.phase]) : modules.length === 1 ? rowPairs('module', names.modules[modules[0]]) : sums(modules));
   const rows = loadedCalls().filter(isChosenItem).map(callRow);
   const some = !data.frames.every(frame => slices.has(frame.frame));
-  $('panel-calls-title').textContent = `${countText(rows.length)} calls${some ? ' in the frames that were loaded' : ''}${chosen.phase >= 0 ? ` in ${names.phases[chosen.phase]}` : ''}`;
+  $('panel-calls-title').textContent = `${callsText(rows.length)}${some ? ' in the frames that were loaded' : ''}${chosen.phase >= 0 ? ` in ${names.phases[chosen.phase]}` : ''}`;
   panelTable?.destroy();
   const columns = usedColumns(CALL_COLUMNS, rows).filter(({ name }) => name !== 'class' && !(name === 'module' && modules.length === 1) && !(name === 'phase' && chosen.phase >= 0));
   panelTable = rows.length ? table($('panel-calls'), columns, rows, { height: Math.min(420, 60 + 27 * rows.length), onClick: row => showFrame(row._frame) }) : null;

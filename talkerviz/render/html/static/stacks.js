@@ -156,7 +156,7 @@ function setUpTimeline() {
       timeline.show(...lanesOf(of_frame));
       frameShown(frame.frame);
       const left = slices.get(frame.frame).left_out;
-      $('frame-says').textContent = `${countText(of_frame.length)} calls${left ? `; the ${countText(left)} shortest are left out` : ''}`;
+      $('frame-says').textContent = `${callsText(of_frame.length)}${left ? `; the ${countText(left)} shortest are left out` : ''}`;
     } catch (error) {
       $('frame-says').textContent = error.message;
     }
@@ -205,7 +205,7 @@ function setUpFlame() {
   for (const phase of choices) $('flame-phase').append(make('option', {}, phase === -2 ? 'all' : label(phase)));
   const plotted = stackPlot($('flame-plot'), {
     says: item => [
-      item.module < 0 ? item.name : names.modules[item.module], names.classes[item.module], `${timeText(item.total)}, ${shareText(item.total / item.of)}`, item.calls ? `${countText(item.calls)} calls` : '',
+      item.module < 0 ? item.name : names.modules[item.module], names.classes[item.module], `${timeText(item.total)}, ${shareText(item.total / item.of)}`, item.calls ? callsText(item.calls) : '',
     ],
     onClick: item => item.module >= 0 && chooseModules([item.module], { phase: item.phase }),
   });

@@ -14,6 +14,7 @@ const timeText = ns => missing(ns) ? '' : threeDigits(ns, [[1e9, 's'], [1e6, 'ms
 const amountText = n => missing(n) ? '' : threeDigits(n, [[1e15, 'P'], [1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k'], [1, '']]).trim();
 const shareText = part => missing(part) ? '' : `${(part * 100).toFixed(1)} %`;
 const countText = n => missing(n) ? '' : n.toLocaleString('en-US');
+const callsText = n => `${countText(n)} ${n === 1 ? 'call' : 'calls'}`;
 const texts = {
   time: timeText, amount: amountText, share: shareText, count: countText,
   size: n => missing(n) ? '' : `${amountText(n)}B`.replace(/(\d)B/, '$1 B'),
