@@ -11,6 +11,8 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.nesting import callers
+
 
 def calls_in_both(one: pd.DataFrame, two: pd.DataFrame, regions: Collection[str]) -> np.ndarray:
     """Of each call of `two` whether it is to have a counterpart in `one`: all but those that a region hides there.
@@ -27,7 +29,7 @@ def calls_in_both(one: pd.DataFrame, two: pd.DataFrame, regions: Collection[str]
     if not regions:
         return both
     inside = _inside(two, regions)
-    numbers, callers = one["call"].tolist(), one["parent"].fillna(-1).tolist()
+    numbers, parents = one["call"].tolist(), one["parent"].fillna(-1).tolist()
     paths = one["path"].tolist()
     counterpart = {-1: -1}  # of a call of `two`, or else of the nearest around it that has one
     following = 0  # the row of `one` that is next
@@ -36,7 +38,7 @@ def calls_in_both(one: pd.DataFrame, two: pd.DataFrame, regions: Collection[str]
     ):
         around = counterpart.get(caller, -1)
         there = following < len(one)
-        if hidden and not (there and paths[following] == path and callers[following] == around):
+        if hidden and not (there and paths[following] == path and parents[following] == around):
             both[row] = False
             counterpart[call] = around
         else:
@@ -53,7 +55,7 @@ def _inside(calls: pd.DataFrame, regions: Collection[str]) -> np.ndarray:
     codes = calls["path"].cat.codes.to_numpy()
     inside: np.ndarray = np.array(below, dtype=bool)[codes]
     begins = np.array(region, dtype=bool)[codes]
-    caller = pd.Index(calls["call"]).get_indexer(calls["parent"].fillna(-1).astype("int64"))
+    caller = callers(calls)
     for row in np.flatnonzero(caller >= 0).tolist():
         inside[row] |= begins[caller[row]]
         begins[row] |= inside[row]
