@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 from talkerviz.graph.view import View
 from talkerviz.render import formats
 from talkerviz.render.formats import CHARTS, FORMATS, PICTURES, Given, Style, check_options
-from talkerviz.render.tables import Rows
+from talkerviz.render.tables import TableView
 from talkerviz.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def render(
     opened = how is Style.nested and format in CHARTS
     chosen = trace.select(phase, frame, None if opened else depth, module)
     view = View(depth, _patterns(open), _patterns(close), max_nodes, edges, fold)
-    drawn = formats.render(chosen, format, how, view, Rows(by or "module", across, sort, top))
+    drawn = formats.render(chosen, format, how, view, TableView(by or "module", across, sort, top))
     return drawn if format in PICTURES else drawn.decode()
 
 

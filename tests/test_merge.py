@@ -22,7 +22,7 @@ from test_render import NASTY
 from talkerviz.graph.build import build_graph
 from talkerviz.render.formats import render
 from talkerviz.render.notes import notes_on
-from talkerviz.render.tables import Rows
+from talkerviz.render.tables import TableView
 from talkerviz.trace import Trace
 from talkerviz.trace.collectives import held_up, waits
 from talkerviz.trace.flow import Flow, edges_frame, ops_frame
@@ -339,10 +339,10 @@ def merged() -> Trace:
 
 
 def test_ranks_side_by_side(merged: Trace) -> None:
-    table = json.loads(render(merged, "json", rows=Rows("class", "rank")))
+    table = json.loads(render(merged, "json", table=TableView("class", "rank")))
     assert table[0]["class"] == "all_reduce"
     assert [table[0]["rank 0.calls"], table[0]["rank 1.calls"]] == [6, 6]
-    assert b"rank 1 mean" in render(merged, "markdown", rows=Rows("module", "rank"))
+    assert b"rank 1 mean" in render(merged, "markdown", table=TableView("module", "rank"))
     assert json.loads(render(merged, "speedscope"))["profiles"][1]["name"] == "decode · rank 1"
     assert b"decode rank 1;net Net;" in render(merged, "flamegraph")
 

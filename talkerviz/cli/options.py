@@ -11,7 +11,7 @@ import typer
 
 from talkerviz.graph.view import MOST_BOXES
 from talkerviz.render.formats import FORMATS, SUFFIXES
-from talkerviz.render.tables import Rows
+from talkerviz.render.tables import TableView
 
 
 class Edges(str, enum.Enum):
@@ -94,6 +94,6 @@ def format_of(fmt: str | None, output: str, formats: Sequence[str] = FORMATS) ->
     )
 
 
-def rows_asked_for(by: By | None, across: Across | None, sort: Sort | None, top: int | None) -> Rows:
+def table_asked_for(by: By | None, across: Across | None, sort: Sort | None, top: int | None) -> TableView:
     """What a table shall show."""
-    return Rows(by.value if by else "module", across.value if across else None, sort.value if sort else None, top)
+    return TableView(by.value if by else "module", across.value if across else None, sort.value if sort else None, top)

@@ -22,7 +22,7 @@ from talkerviz.cli.options import (
     Top,
     TracePath,
     format_of,
-    rows_asked_for,
+    table_asked_for,
 )
 from talkerviz.cli.output import check_folder, check_no_terminal, check_place, check_writable, console, write
 from talkerviz.graph.pages import FIRST, pages_of
@@ -82,7 +82,7 @@ def render_command(
     if pages:
         _write_pages(chosen, view, fmt, Path(output))
         return
-    drawn = write(output, lambda: render(chosen, fmt, style, view, rows_asked_for(by, across, sort, top)))
+    drawn = write(output, lambda: render(chosen, fmt, style, view, table_asked_for(by, across, sort, top)))
     if fmt == "mermaid" and (note := over_github_limits(drawn.decode())):
         print(f"talkerviz: {output}: {note}", file=sys.stderr)
     if fmt == "tensorboard" and output != "-" and not output.endswith(SUFFIX):

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from talkerviz.cli.app import app
-from talkerviz.cli.options import By, Depth, Phase, Rank, RowsBy, SetAcross, SortBy, Top, TracePath, rows_asked_for
+from talkerviz.cli.options import By, Depth, Phase, Rank, RowsBy, SetAcross, SortBy, Top, TracePath, table_asked_for
 from talkerviz.cli.output import console, print_headline, print_notes, print_ranks
 from talkerviz.render.table import render_table
-from talkerviz.render.tables import rows_of
+from talkerviz.render.tables import table_of
 from talkerviz.render.tree import render_tree
 from talkerviz.trace import Trace
 from talkerviz.trace.over_runs import over_runs
@@ -35,19 +35,19 @@ def show(
     for option, asked in {"--by": by, "--across": across, "--sort": sort, "--runs": runs, "--rank": rank}.items():
         if ranks and asked not in (None, False):
             raise ValueError(f"{option}: not with --ranks")
-    rows = rows_asked_for(by, across, sort, top)
+    view = table_asked_for(by, across, sort, top)
     chosen = Trace.load(path).select(phase=phase, rank=rank)
     terminal = console()
     if ranks:
         print_ranks(terminal, chosen, top)
         return
     if runs:
-        table = over_runs(chosen, rows.by)
+        table = over_runs(chosen, view.by)
         terminal.print(
-            render_table(table, rows.by, top, terminal.width, f"{rows.title} over {table.attrs['runs']} runs")
+            render_table(table, view.by, top, terminal.width, f"{view.title} over {table.attrs['runs']} runs")
         )
         return
-    terminal.print(render_table(rows_of(chosen, rows), rows.by, top, terminal.width, rows.title))
+    terminal.print(render_table(table_of(chosen, view), view.by, top, terminal.width, view.title))
     if by is By.frame:
         print_headline(terminal, chosen)
     print_notes(terminal, chosen)

@@ -42,7 +42,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Group:
+class CallGroup:
     """Calls that follow each other in one phase of one frame."""
 
     title: str
@@ -58,7 +58,7 @@ class CallGraph:
         heat_floors: the least self time in nanoseconds of heats 1 to 4; empty where nothing was measured.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[CallGroup, ...]
     heat_floors: tuple[float, ...]
 
     @property
@@ -79,7 +79,7 @@ def call_graph(trace: Trace) -> CallGraph:
     floors = _heat_floors(calls["host_self_ns"].dropna().to_numpy(dtype=float))
     rows = list(zip(*(calls[name].astype(object) for name in _COLUMNS), shapes_of_calls(calls), strict=True))
     groups = [
-        Group(title, tuple(_node(row, floors) for row in members))
+        CallGroup(title, tuple(_node(row, floors) for row in members))
         for title, members in groupby(rows, key=lambda row: _title(*row[:2]))
     ]
     return CallGraph(tuple(groups), floors)

@@ -6,7 +6,7 @@ import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from talkerviz.graph.calls import CallGraph, Group, Node, call_graph
+from talkerviz.graph.calls import CallGraph, CallGroup, Node, call_graph
 from talkerviz.render.colours import FAILED
 from talkerviz.render.escape import dot_html, dot_string
 from talkerviz.render.heat import BORDER, HEAT_FILLS, HEAT_INKS, heat_legend
@@ -60,7 +60,7 @@ def render_dot_flat(trace: Trace) -> str:
     return str(drawing.source)
 
 
-def _add_group(drawing: graphviz.Digraph, number: int, group: Group, rows: int) -> None:
+def _add_group(drawing: graphviz.Digraph, number: int, group: CallGroup, rows: int) -> None:
     with drawing.subgraph(name=f"cluster_{number}") as cluster:
         cluster.attr(label=dot_string(group.title), style="rounded", color=BORDER, fontsize="14", margin="12")
         for node in group.nodes:

@@ -21,7 +21,7 @@ from talkerviz.render.model_explorer import render_model_explorer
 from talkerviz.render.perfetto import render_perfetto
 from talkerviz.render.source import render_source
 from talkerviz.render.speedscope import render_speedscope
-from talkerviz.render.tables import TABLES, Rows, render_rows
+from talkerviz.render.tables import TABLES, TableView, render_table_as
 from talkerviz.render.tensorboard import SUFFIX, render_tensorboard
 from talkerviz.render.timeline import render_timeline
 from talkerviz.trace import Trace
@@ -110,7 +110,7 @@ def render(
     fmt: str,
     style: Style = Style.nested,
     view: View = View(),  # noqa: B008
-    rows: Rows = Rows(),  # noqa: B008
+    table: TableView = TableView(),  # noqa: B008
 ) -> bytes:
     """Draw a trace, or what `Trace.select` left of it, or write a table of it.
 
@@ -120,7 +120,7 @@ def render(
         style: `nested` folds what repeats and groups by module; `flat` has a box a call; `source`, Mermaid only, is
             the document that this project grew from.
         view: how far the nested style is opened, and what its arrows are.
-        rows: what a table shows.
+        table: what a table shows.
 
     Raises:
         RenderError: no such format, or not in this style, or it cannot be made here.
@@ -131,7 +131,7 @@ def render(
     if fmt in DATA:
         return DATA[fmt](trace)
     if fmt in TABLES:
-        return render_rows(trace, fmt, rows)
+        return render_table_as(trace, fmt, table)
     if style is Style.source:
         if fmt != "mermaid":
             raise RenderError(f"style source is Mermaid only, not {fmt}")

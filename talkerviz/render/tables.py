@@ -30,7 +30,7 @@ TABLES = (*_READ, *_REUSED)
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableView:
     """What a table shows.
 
     Attributes:
@@ -51,27 +51,27 @@ class Rows:
         return f"Time by {self.by}" + (f", {self.across}s side by side" if self.across else "")
 
 
-def rows_of(trace: Trace, rows: Rows) -> pd.DataFrame:
+def table_of(trace: Trace, table: TableView) -> pd.DataFrame:
     """The table's numbers, with all of its rows.
 
     Raises:
         ValueError: as `summarise` and `side_by_side`.
     """
-    if rows.across:
-        return side_by_side(trace, rows.by, rows.across, rows.sort)
-    return summarise(trace, rows.by, rows.sort)
+    if table.across:
+        return side_by_side(trace, table.by, table.across, table.sort)
+    return summarise(trace, table.by, table.sort)
 
 
-def render_rows(trace: Trace, fmt: str, rows: Rows) -> bytes:
+def render_table_as(trace: Trace, fmt: str, table: TableView) -> bytes:
     """A table in one of `TABLES`.
 
     Raises:
-        ValueError: as `rows_of`.
+        ValueError: as `table_of`.
     """
-    summary = rows_of(trace, rows)
-    shown = summary if rows.top is None else summary.head(rows.top)
+    summary = table_of(trace, table)
+    shown = summary if table.top is None else summary.head(table.top)
     if fmt in _REUSED:
         return _REUSED[fmt](shown)
     more = len(summary) - len(shown)
     notes = [f"{more:,} more rows are left out."] if more else []
-    return _READ[fmt](table_cells(shown, rows.by, rows.title, (*notes, *notes_on(trace)))).encode()
+    return _READ[fmt](table_cells(shown, table.by, table.title, (*notes, *notes_on(trace)))).encode()
