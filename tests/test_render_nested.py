@@ -6,6 +6,7 @@ import itertools
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -17,16 +18,18 @@ from hypothesis import strategies as st
 from sample_graph import graph_of, plain_graph, sample_diff, sample_graph, talker_graph
 from test_render import ENGINES, NASTY, drawn, mermaid_errors, names, needs_parser
 
-from talkerviz.graph.graph import Box, Edge, Graph, Group
+from talkerviz.graph.graph import Box, Edge, Graph, Group, headings_in
 from talkerviz.render.colours import GROUP_LOOKS, LOOKS
 from talkerviz.render.columns import columns
 from talkerviz.render.dot import render_dot
 from talkerviz.render.escape import link_target, shortened
+from talkerviz.render.formats import render_graph
 from talkerviz.render.github import over_github_limits
 from talkerviz.render.heat import share_heat, share_legend
 from talkerviz.render.label import facts_line
 from talkerviz.render.mermaid import render_mermaid
 
+SVG = "{http://www.w3.org/2000/svg}"
 EMPTY = Graph("nothing", (), (), flow=True, timed=True)
 HOLLOW = Graph("hollow", (Group(Box("g", "module", "net"), ()), Box("b", "module", "net")), (), flow=True, timed=False)
 GRAPHS = {
@@ -292,3 +295,20 @@ def test_long_names_lose_their_middle() -> None:
 )
 def test_links_stay_on_the_spot(name: str, target: str) -> None:
     assert link_target(name) == target
+
+
+@pytest.mark.skipif(not ENGINES, reason="no layout engine")
+def test_headings_are_drawn_over_arrows() -> None:
+    graph = GRAPHS["everything"]
+    chart = ET.fromstring(render_graph(graph, "svg")).find(f"{SVG}g")
+    assert chart is not None
+    parts = [part for part in chart if part.tag == f"{SVG}g"]
+    assert parts[-1].get("class") == "headings"
+    assert not any(list(part.iter(f"{SVG}text")) for part in parts if part.get("class") == "cluster")
+    texts = list(parts[-1].iter(f"{SVG}text"))
+    behind = [text.text for text in texts if text.get("stroke")]
+    on_top = [text.text for text in texts if not text.get("stroke")]
+    assert behind == on_top
+    headings = [box.name for box in headings_in(graph.members) if box not in graph.boxes and box.name]
+    assert headings
+    assert set(headings) <= set(on_top)

@@ -14,6 +14,7 @@ from talkerviz.render.dot import render_dot
 from talkerviz.render.dot_flat import render_dot_flat
 from talkerviz.render.flamegraph import render_flamegraph
 from talkerviz.render.github import over_github_limits
+from talkerviz.render.headings import headings_on_top
 from talkerviz.render.layout import LAYOUTS, RenderError, lay_out
 from talkerviz.render.mermaid import render_mermaid
 from talkerviz.render.mermaid_flat import render_mermaid_flat
@@ -154,7 +155,10 @@ def render_graph(graph: Graph, fmt: str) -> bytes:
     Raises:
         RenderError: it cannot be made here.
     """
-    return lay_out(render_dot(graph), fmt) if fmt in LAYOUTS else TEXTS[fmt](graph).encode()
+    if fmt not in LAYOUTS:
+        return TEXTS[fmt](graph).encode()
+    drawn = lay_out(render_dot(graph), fmt)
+    return headings_on_top(drawn) if fmt == "svg" else drawn
 
 
 def _for_github(trace: Trace, view: View) -> str:

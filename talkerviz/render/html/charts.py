@@ -145,12 +145,13 @@ def page_svg(drawn: bytes) -> tuple[str, tuple[float, float]]:
     for outer in chart.findall(f"{_SVG}g"):
         for part in outer.findall(f"{_SVG}g"):
             kind = part.get("class")
-            if kind not in ("node", "edge", "cluster"):
+            if kind not in ("node", "edge", "cluster", "headings"):
                 continue
             title = (part.findtext(f"{_SVG}title") or "").removeprefix("cluster_")
             source, _, target = title.partition("->")
             ids = {"data-from": source.split(":")[0], "data-to": target.split(":")[0]} if kind == "edge" else {}
-            found = ET.SubElement(view, "g", {"class": kind, **(ids or {"data-id": title})})
+            known = ids or ({"data-id": title} if title else {})
+            found = ET.SubElement(view, "g", {"class": kind, **known})
             tooltip = next((link.get(_TITLE_OF_LINK, "") for link in part.iter(f"{_SVG}a")), "").strip()
             if tooltip:
                 ET.SubElement(found, "title").text = tooltip
