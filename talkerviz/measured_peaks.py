@@ -27,12 +27,21 @@ def measure_peaks(device: str) -> Peaks:
             torch.mm(a, b, out=out)
 
         flops[str(dtype).removeprefix("torch.")] = 2 * size**3 / _best(multiply, cuda)
+    when = f"measured {datetime.date.today()} with torch {torch.__version__}, {torch.get_num_threads()} threads"
+    return Peaks(device_name(device), flops, measure_bandwidth(device), when)
+
+
+def measure_bandwidth(device: str) -> float:
+    """Bytes a second, the best of many copies of memory that no cache holds."""
+    cuda = torch.device(device).type == "cuda"
     source, target = (torch.zeros((4 << 30 if cuda else 512 << 20) // 4, device=device) for _ in range(2))
     # A copy reads every byte and writes it.
-    bandwidth = 2 * source.numel() * 4 / _best(lambda: target.copy_(source), cuda)
-    name = torch.cuda.get_device_name(device) if cuda else _cpu_name()
-    when = f"measured {datetime.date.today()} with torch {torch.__version__}, {torch.get_num_threads()} threads"
-    return Peaks(name, flops, bandwidth, when)
+    return 2 * source.numel() * 4 / _best(lambda: target.copy_(source), cuda)
+
+
+def device_name(device: str) -> str:
+    """What a device calls itself."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name()
 
 
 def _best(work: Callable[[], object], cuda: bool) -> float:
