@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from racing import race
 from taps import both_taps
 from torch import nn
 
@@ -196,7 +196,6 @@ def test_other_threads(any_tap: str) -> None:
 
 @both_taps
 def test_threads_that_name_theirs_at_the_same_time(any_tap: str) -> None:
-    before = sys.getswitchinterval()
     model = nn.Identity()
     names = ["first", "second", "third", "fourth"]
 
@@ -205,16 +204,8 @@ def test_threads_that_name_theirs_at_the_same_time(any_tap: str) -> None:
             with rec.phase(name):
                 model(X)
 
-    threads = [threading.Thread(target=call, args=(name,)) for name in names]
-    sys.setswitchinterval(1e-6)
-    try:
-        with tv.recording(model) as rec:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    with tv.recording(model) as rec:
+        race(call, names)
     counts = rec.trace.calls.groupby("thread", observed=True)["phase"].value_counts()
     assert sorted(phase for _, phase in counts[counts > 0].index) == sorted(names)
     assert set(counts[counts > 0]) == {2000}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import importlib.util
-import sys
 import threading
 import time
 import weakref
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from racing import race
 from small_model import BLOCK, CALLS, Model, made, rows, shapes, state, tree, values
 from taps import both_taps
 from torch import nn
@@ -105,17 +105,8 @@ def test_threads_do_not_mix(any_tap: str) -> None:
             if not torch.equal(model(values(number, number + 1)), expected[number]):
                 wrong.append(number)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with tv.recording(model) as rec:
-            threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-    finally:
-        sys.setswitchinterval(interval)
+    with tv.recording(model) as rec:
+        race(work, range(count))
     assert wrong == []
     assert state(model) == before
     for thread in range(1, count + 1):
