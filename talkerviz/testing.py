@@ -15,6 +15,7 @@ from torch import nn
 
 from talkerviz.graph.diff import changes, diff_graph
 from talkerviz.recorder import record
+from talkerviz.recorder.gauges import clock_for
 from talkerviz.render.changes import render_changes
 from talkerviz.render.compare import notes_on_comparison, put_together, render_comparison
 from talkerviz.trace import Trace
@@ -66,12 +67,11 @@ class TalkerTrace:
             exclude: none that fit.
             depth: only so many levels below the root.
         """
-        clock = clock or ("cuda" if any(parameter.is_cuda for parameter in model.parameters()) else "cpu")
         return record(
             model,
             run,
             name,
-            clock=clock,
+            clock=clock or clock_for(model),
             include=include,
             exclude=exclude,
             depth=depth,

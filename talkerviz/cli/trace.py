@@ -34,6 +34,7 @@ from talkerviz.cli.model_options import (
 from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder import recording
+from talkerviz.recorder.gauges import clock_for
 from talkerviz.recorder.process import this_process
 from talkerviz.render.table import render_table
 from talkerviz.talker.codes_file import write_codes
@@ -331,6 +332,4 @@ def _peaks_facts(model: nn.Module, given: Peaks | None) -> dict[str, Any]:
 
 
 def _clock(clock: Clock, model: nn.Module) -> str:
-    if clock is Clock.auto:
-        return "cuda" if any(parameter.is_cuda for parameter in model.parameters()) else "cpu"
-    return str(clock.value)
+    return clock_for(model) if clock is Clock.auto else str(clock.value)

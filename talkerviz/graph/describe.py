@@ -138,8 +138,8 @@ def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
     first, last = fold.rows[np.concatenate([[0], changes])], fold.rows[np.concatenate([changes - 1, [len(parent) - 1]])]
     # Some runs may stop short of what all others end in.
     last = last[rows.name[last] == np.bincount(rows.name[last]).argmax()]
-    _, places = np.unique(rows.name[fold.rows], return_index=True)
-    texts = [rows.names[rows.name[fold.rows[place]]].strip().partition(" ")[2] for place in sorted(places)]
+    _, named_first = np.unique(rows.name[fold.rows], return_index=True)
+    texts = [rows.names[rows.name[fold.rows[place]]].strip().partition(" ")[2] for place in sorted(named_first)]
     of_input = fold.kind == "input"
     outputs = [rows.lists[number][1] for number in np.unique(rows.signature[fold.rows if of_input else last])]
     inputs = [rows.lists[number][0] for number in np.unique(rows.signature[first])]
@@ -174,10 +174,8 @@ def _repeats(rows: Rows, fold: Fold) -> str:
     phase = rows.phases[above[0] - rows.first_phase][0]
     all_frames = {frame for name, frame in rows.phases if name == phase and frame is not None}
     frames = {frame for row in above if (frame := rows.phases[row - rows.first_phase][1]) is not None}
-    if fold.kind == "input" and rows.trace.flow is not None:  # it stands where it was met, in the first of them
-        edges = rows.trace.flow.edges
-        readers = edges["target"].to_numpy()[np.isin(edges["source"].to_numpy(), fold.rows - rows.calls)]
-        frames = all_frames & set(rows.frame[rows.calls + readers[readers >= 0]].tolist())
+    if fold.kind == "input":  # it stands where it was met, in the first of them
+        frames = all_frames & set(rows.frame[rows.readers_of(fold.rows)].tolist())
     if not frames or frames == all_frames:
         return ""
     return f"frame{'s' if len(frames) > 1 else ''} {ranges(frames).replace('-', '–')}"

@@ -20,18 +20,16 @@ def gather(rows: Rows, folds: list[Fold]) -> list[Fold]:
     """
     if sum(fold.kind == "operation" for fold in folds) <= _MOST:
         return folds
-    gathered: list[Fold] = []
-    stretch: Fold | None = None  # the operations since the last module
+    boxes: list[list[Fold]] = []
+    since_module: list[Fold] | None = None  # the operations
     for fold in folds:
-        if fold.kind == "input":
-            gathered.append(fold)
-        elif fold.kind != "operation":
-            gathered.append(fold)
-            stretch = None
-        elif stretch is None:
-            gathered.append(stretch := fold)
-        else:
-            gathered[gathered.index(stretch)] = stretch = _together([stretch, fold])
+        if fold.kind == "operation" and since_module is not None:
+            since_module.append(fold)
+            continue
+        boxes.append([fold])
+        if fold.kind != "input":
+            since_module = boxes[-1] if fold.kind == "operation" else None
+    gathered = [box[0] if len(box) == 1 else _together(box) for box in boxes]
     for stretch in [fold for fold in gathered if fold.kind == "operation"]:
         inputs = [fold for fold in gathered if fold.kind == "input" and _is_read_in(rows, fold, stretch)]
         if len(inputs) > 1:
@@ -47,7 +45,4 @@ def _together(folds: list[Fold]) -> Fold:
 
 def _is_read_in(rows: Rows, fold: Fold, stretch: Fold) -> bool:
     """Whether nothing else reads it."""
-    assert rows.trace.flow is not None
-    edges = rows.trace.flow.edges
-    readers = edges["target"].to_numpy()[np.isin(edges["source"].to_numpy(), fold.rows - rows.calls)]
-    return bool(np.isin(readers + rows.calls, stretch.rows).all())
+    return bool(np.isin(rows.readers_of(fold.rows), stretch.rows).all())

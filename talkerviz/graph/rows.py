@@ -105,6 +105,15 @@ class Rows:
             values[missing] = values[self.parent[missing]]
         return values
 
+    def readers_of(self, operations: np.ndarray) -> np.ndarray:
+        """The rows of the operations that read what some operations make; empty without flow."""
+        if self.trace.flow is None:
+            return np.empty(0, dtype=np.int64)
+        edges = self.trace.flow.edges
+        read = edges["target"].to_numpy()[np.isin(edges["source"].to_numpy(), operations - self.calls)]
+        readers: np.ndarray = self.calls + read[read >= 0]
+        return readers
+
     def children_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All children of some rows, parent by parent, and for each the place of its parent among the rows given."""
         count = self.count[rows]

@@ -18,6 +18,11 @@ MEASURES = ("cost", "memory", "busy", "flow")
 """What can be measured in a run of its own."""
 
 
+def clock_for(model: nn.Module) -> str:
+    """The clock that tells most of a model: `cuda` where any of its parameters is, else `cpu`."""
+    return "cuda" if any(parameter.is_cuda for parameter in model.parameters()) else "cpu"
+
+
 def check_measure(measure: str) -> None:
     """Raise ValueError for anything but `MEASURES`."""
     if measure not in MEASURES:

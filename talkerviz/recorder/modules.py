@@ -15,8 +15,12 @@ from talkerviz.trace.schema import ModuleInfo
 def check_model(model: object) -> None:
     """Raise ValueError for what is no module."""
     if not isinstance(model, nn.Module):
-        several = "; several roots go into a torch.nn.ModuleList" if isinstance(model, list | tuple) else ""
-        raise ValueError(f"the model must be a torch.nn.Module, not a {type(model).__name__}{several}")
+        raise ValueError(f"the model must be a torch.nn.Module, not a {type(model).__name__}{if_several(model)}")
+
+
+def if_several(roots: object) -> str:
+    """What to do with several models, to be added to a message; empty where it is something else that is no module."""
+    return "; several roots go into a torch.nn.ModuleList" if isinstance(roots, list | tuple) else ""
 
 
 def tree_of(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], tuple[ModuleInfo, ...]]:

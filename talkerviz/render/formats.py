@@ -26,6 +26,7 @@ from talkerviz.render.tables import TABLES, TableView, render_table_as
 from talkerviz.render.tensorboard import SUFFIX, render_tensorboard
 from talkerviz.render.timeline import render_timeline
 from talkerviz.trace import Trace
+from talkerviz.trace.parquet import OTHER_FORMATS
 
 TEXTS: Mapping[str, Callable[[Graph], str]] = {
     "mermaid": render_mermaid,
@@ -58,11 +59,9 @@ _JSON = ("json", "perfetto", "speedscope", "tensorboard", "model-explorer")
 SUFFIXES: Mapping[str, Sequence[str]] = {
     ".speedscope.json": ("speedscope",),
     SUFFIX: ("tensorboard",),
+    **{ending: (fmt,) for ending, fmt in OTHER_FORMATS.items()},
     ".json": _JSON,
-    ".mmd": ("mermaid",),
-    ".md": ("markdown",),
-    ".tex": ("latex",),
-    **{f".{fmt}": (fmt,) for fmt in ("dot", "svg", "png", "pdf", "html", "csv", "parquet")},
+    ".parquet": ("parquet",),
 }
 """How a file's name ends -> the formats that it may have, ours and those of an answer to a query."""
 

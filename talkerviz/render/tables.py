@@ -15,8 +15,6 @@ from talkerviz.render.table_json import json_table
 from talkerviz.render.table_latex import latex_table
 from talkerviz.render.table_markdown import markdown_table
 from talkerviz.trace import Trace
-from talkerviz.trace.side_by_side import side_by_side
-from talkerviz.trace.summary import summarise
 
 _READ: Mapping[str, Callable[[TableCells], str]] = {
     "markdown": markdown_table,
@@ -52,14 +50,8 @@ class TableView:
 
 
 def table_of(trace: Trace, table: TableView) -> pd.DataFrame:
-    """The table's numbers, with all of its rows.
-
-    Raises:
-        ValueError: as `summarise` and `side_by_side`.
-    """
-    if table.across:
-        return side_by_side(trace, table.by, table.across, table.sort)
-    return summarise(trace, table.by, table.sort)
+    """The table's numbers, with all of its rows. Raises ValueError as `Trace.table` does."""
+    return trace.table(table.by, table.sort, across=table.across)
 
 
 def render_table_as(trace: Trace, fmt: str, table: TableView) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from talkerviz.cause import cause_of
+from talkerviz.recorder.modules import if_several
 from talkerviz.targets.target import Target
 
 
@@ -52,8 +53,7 @@ def _wrong_with(made: object) -> str | None:
         return f"it returned a tuple of {len(made)}"
     model, run_model = made
     if not isinstance(model, nn.Module):
-        several = "; several roots go into a torch.nn.ModuleList" if isinstance(model, list | tuple) else ""
-        return f"the first is {_kind(model)}, not a torch.nn.Module{several}"
+        return f"the first is {_kind(model)}, not a torch.nn.Module{if_several(model)}"
     return None if callable(run_model) else f"the second is {_kind(run_model)}; write lambda: model(x)"
 
 

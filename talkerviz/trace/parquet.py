@@ -22,15 +22,16 @@ from talkerviz.trace.schema import CALLS, ModuleInfo, TensorInfo, Tensors, modul
 FORMAT = "1"
 
 
-_OTHER_FORMATS = {
+OTHER_FORMATS = {
     **{f".{fmt}": fmt for fmt in ("csv", "json", "html", "svg", "png", "pdf", "dot")},
     **{".md": "markdown", ".tex": "latex", ".mmd": "mermaid"},
 }
+"""How the name of a file ends -> the format that it is in, of those that are made of traces."""
 
 
 def check_name(path: Path) -> None:
     """Raise ValueError where a trace would get the name of something else that is made of it."""
-    if fmt := _OTHER_FORMATS.get(path.suffix.lower()):
+    if fmt := OTHER_FORMATS.get(path.suffix.lower()):
         raise ValueError(
             f'{path}: a trace is a Parquet file, such as run.parquet; trace.render("{fmt}") or `talkerviz render` '
             f"makes {fmt} of it"
