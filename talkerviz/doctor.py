@@ -10,9 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from talkerviz.recorder.own_cost import own_cost_ns
-from talkerviz.recorder.tap import PythonTap, Tap
-from talkerviz.render.text import amount_text, time_text
+from talkerviz.recorder.tap import HOOKS_COST, NativeTap, why_not
+from talkerviz.render.text import amount_text
 from talkerviz.talker.compiled import check_compiler
 from talkerviz.talker.config import preset
 from talkerviz.talker.fused import check_kernels
@@ -27,7 +26,7 @@ def diagnose() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("transformers", _version("transformers")),
-        ("recorder", f"{_recorder()}; {time_text(own_cost_ns())} a call"),
+        ("recorder", _recorder()),
     ]
     if not torch.cuda.is_available():
         found.append(("GPU", "none that torch sees"))
@@ -61,7 +60,7 @@ def _faster() -> Iterator[str]:
 
 
 def _recorder() -> str:
-    return "in Python, since no C compiler built its faster form" if Tap is PythonTap else "in C"
+    return f"forward hooks, {HOOKS_COST}: the tap is not built ({why_not})" if NativeTap is None else "compiled tap"
 
 
 def _version(package: str) -> str:

@@ -33,13 +33,13 @@ def pytest_sessionstart() -> None:
 
 @pytest.fixture
 def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Has recordings use the tap that `taps.both_taps` names."""
+    """Have recordings see calls in the way that `taps.every_way` names."""
     from talkerviz.recorder import recorder, tap
 
+    way = "tap" if request.param == "tap" else "hooks"
+    monkeypatch.setattr(recorder, "choose_way", lambda via: way)
     if request.param == "python":
-        monkeypatch.setattr(recorder, "Tap", tap.PythonTap)
-    else:
-        assert recorder.Tap is not tap.PythonTap
+        monkeypatch.setattr(tap, "NativeTap", None)
     return str(request.param)
 
 

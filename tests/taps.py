@@ -1,4 +1,4 @@
-"""The two taps, for tests that hold for either."""
+"""The ways in which calls are seen, for tests that hold for each."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import pytest
 
 from talkerviz.recorder import tap
 
-both_taps = pytest.mark.parametrize(
+_not_built = pytest.mark.skipif(tap.NativeTap is None, reason="no C compiler built the tap")
+every_way = pytest.mark.parametrize(
     "any_tap",
-    [
-        pytest.param("c", marks=pytest.mark.skipif(tap.Tap is tap.PythonTap, reason="no C compiler built _tap.c")),
-        "python",
-    ],
+    # Through the tap, through hooks into the log in C, and through hooks into the one in Python.
+    [pytest.param("tap", marks=_not_built), pytest.param("hooks", marks=_not_built), "python"],
     indirect=True,
 )
+# What hooks cannot do: see code that is compiled as a whole, scripted modules, and what is no Exception.
+tap_alone = pytest.mark.parametrize("any_tap", [pytest.param("tap", marks=_not_built)], indirect=True)

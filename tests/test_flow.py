@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flow_words import Does, X, Y, flow, flow_of
-from taps import both_taps
+from taps import every_way
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -430,7 +430,7 @@ def modes() -> list[Any]:
     return [*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack(), nn.Module.__call__]
 
 
-@both_taps
+@every_way
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_behind(any_tap: str, error: type[BaseException]) -> None:
     def fail(self: Any, x: Tensor, y: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from racing import race
-from taps import both_taps
+from taps import every_way
 from torch import nn
 
 import talkerviz as tv
@@ -33,7 +33,7 @@ def seen(trace: tv.Trace) -> list[tuple[str, str, int | None, int]]:
     return list(zip(calls["path"], calls["phase"], frames, calls["run"], strict=True))
 
 
-@both_taps
+@every_way
 def test_calls_inside_have_the_phase_and_frames_go_on(any_tap: str) -> None:
     model = net()
     with tv.recording(model) as rec:
@@ -59,7 +59,7 @@ def test_calls_inside_have_the_phase_and_frames_go_on(any_tap: str) -> None:
     assert len(rec.trace.select(phase="warmup").calls) == 3
 
 
-@both_taps
+@every_way
 def test_the_innermost_holds_and_the_outer_one_comes_back(any_tap: str) -> None:
     model = net()
     with tv.recording(model) as rec, rec.phase("outer"):
@@ -81,7 +81,7 @@ def test_the_innermost_holds_and_the_outer_one_comes_back(any_tap: str) -> None:
     ]
 
 
-@both_taps
+@every_way
 def test_as_a_decorator_also_when_the_recording_is_over(any_tap: str) -> None:
     model = net()
     with tv.recording(model) as rec:
@@ -100,7 +100,7 @@ def test_as_a_decorator_also_when_the_recording_is_over(any_tap: str) -> None:
     assert [row[1] for row in seen(rec.trace)] == ["step", "step", "forward"]
 
 
-@both_taps
+@every_way
 def test_with_runs(any_tap: str) -> None:
     model = net()
     with tv.recording(model) as rec:
@@ -132,7 +132,7 @@ class Outer(nn.Module):
         return self.one(x)
 
 
-@both_taps
+@every_way
 def test_inside_a_call(any_tap: str, tmp_path: Path) -> None:
     model = Outer()
     with tv.recording(model, file=tmp_path / "run.parquet") as rec:
@@ -146,7 +146,7 @@ def test_inside_a_call(any_tap: str, tmp_path: Path) -> None:
     ]
 
 
-@both_taps
+@every_way
 def test_in_place_of_a_talkers_phases(any_tap: str) -> None:
     model = nn.Module()
     model.forward = lambda x: x  # type: ignore[assignment]
@@ -164,7 +164,7 @@ def test_in_place_of_a_talkers_phases(any_tap: str) -> None:
     ]
 
 
-@both_taps
+@every_way
 def test_other_threads(any_tap: str) -> None:
     model = net()
 
@@ -194,7 +194,7 @@ def test_other_threads(any_tap: str) -> None:
     assert phases[5][1] == "mine"
 
 
-@both_taps
+@every_way
 def test_threads_that_name_theirs_at_the_same_time(any_tap: str) -> None:
     model = nn.Identity()
     names = ["first", "second", "third", "fourth"]
@@ -270,7 +270,7 @@ def perform(rec: tv.Recording, model: nn.Sequential, steps: list[Step]) -> None:
                 perform(rec, model, step[1])
 
 
-@both_taps
+@every_way
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_any_program(any_tap: str, steps: list[Step]) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 import talkerviz as tv
 from talkerviz.recorder import recorder
 from talkerviz.recorder.phases import TalkerPhases
-from talkerviz.trace.frame import log_frames
+from talkerviz.trace.frame import log_tables
 
 
 class Nested(nn.Module):
@@ -234,7 +234,7 @@ def test_talker_phases():
 def test_in_a_file_and_in_memory_are_the_same(tmp_path, monkeypatch):
     model = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU()))
     run = lambda: [model(torch.zeros(rows, 4)) for rows in range(1, 40)]  # noqa: E731
-    monkeypatch.setattr(log_frames, "__defaults__", (25,))
+    monkeypatch.setattr(log_tables, "__defaults__", (25,))
     monkeypatch.setattr(recorder, "_BATCH", 7)
     in_file = tv.record(model, run, clock="none", file=tmp_path / "run.parquet")
     in_memory = tv.record(model, run, clock="none")

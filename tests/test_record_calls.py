@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from racing import race
 from small_model import BLOCK, CALLS, Model, made, rows, shapes, state, tree, values
-from taps import both_taps
+from taps import every_way
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -43,7 +43,7 @@ class Tangle(nn.Module):
         return self(x, level - 1) + self.one(x) if level else x
 
 
-@both_taps
+@every_way
 def test_several_times_under_two_names_and_inside_itself(any_tap: str) -> None:
     model, x = Tangle(), values()
     expected, before = model(x), state(model)
@@ -76,7 +76,7 @@ class Reader(nn.Module):
         return torch.stack(list(self.stream(x)))
 
 
-@both_taps
+@every_way
 def test_a_generator_s_calls_belong_to_who_runs_it(any_tap: str) -> None:
     model, x = Reader(), values()
     expected, before = model(x), state(model)
@@ -93,7 +93,7 @@ def test_a_generator_s_calls_belong_to_who_runs_it(any_tap: str) -> None:
     assert shapes(rec.trace.calls["outputs"][1]) == []  # a generator holds no tensors yet
 
 
-@both_taps
+@every_way
 def test_threads_do_not_mix(any_tap: str) -> None:
     model, count, times = made(), 4, 40
     expected = [model(values(number, number + 1)) for number in range(count)]
@@ -115,7 +115,7 @@ def test_threads_do_not_mix(any_tap: str) -> None:
         assert of_thread["inputs"].map(lambda tensors: tensors[0].shape).nunique() == 1
 
 
-@both_taps
+@every_way
 def test_threads_that_outlive_the_recording(any_tap: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "_BATCH", 4)
     model, x = made(), values()
@@ -156,7 +156,7 @@ def replicate(model: nn.Module) -> nn.Module:
     return replicas[model]
 
 
-@both_taps
+@every_way
 def test_replicas_count_as_their_originals(any_tap: str) -> None:
     model = made()
     expected, before = [model(values(number)) for number in range(3)], state(model)
@@ -173,7 +173,7 @@ def test_replicas_count_as_their_originals(any_tap: str) -> None:
     assert [tree(rec.trace, thread) for thread in (1, 2, 3)] == [CALLS] * 3
 
 
-@both_taps
+@every_way
 def test_replicas_are_let_go(any_tap: str) -> None:
     """Each forward pass of DataParallel makes its own, with copies of all weights."""
     model, x = made(), values()
@@ -189,7 +189,7 @@ def test_replicas_are_let_go(any_tap: str) -> None:
     assert tree(rec.trace) == CALLS * 6
 
 
-@both_taps
+@every_way
 def test_a_copy_made_inside_is_another_model(any_tap: str) -> None:
     model, x = made(), values()
     expected, before = model(x), state(model)
@@ -216,7 +216,7 @@ class Checkpointed(Model):
         return self.last(checkpoint(self.block, x, use_reentrant=self.use_reentrant))
 
 
-@both_taps
+@every_way
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointing_and_backward(any_tap: str, use_reentrant: bool) -> None:
     torch.manual_seed(0)
@@ -278,7 +278,7 @@ def test_accelerate_s_hooks() -> None:
     assert tree(rec.trace) == CALLS
 
 
-@both_taps
+@every_way
 def test_replaced_forwards_and_hooks_of_all_kinds(any_tap: str) -> None:
     model, x = made(), values()
     said: list[str] = []
@@ -310,7 +310,7 @@ def test_replaced_forwards_and_hooks_of_all_kinds(any_tap: str) -> None:
     assert shapes(block["outputs"]) == [("output", (2, 4))]  # as the caller got it
 
 
-@both_taps
+@every_way
 def test_a_call_of_one_s_own(any_tap: str) -> None:
     class Wrapping(nn.Linear):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -324,11 +324,12 @@ def test_a_call_of_one_s_own(any_tap: str) -> None:
     assert tree(rec.trace) == ["", " 0"] * 2
 
 
-@both_taps
+@every_way
 def test_modules_that_do_not_know_their_size_yet(any_tap: str) -> None:
     model, x = nn.Sequential(nn.LazyLinear(2), nn.ReLU()), values()
     with tv.recording(model) as rec:
         found = model(x)
     assert torch.equal(found, model(x))
     assert tree(rec.trace) == ["", " 0", " 1"]
-    assert [module.parameters for module in rec.trace.modules] == [0, 0, 0]
+    assert [module.parameters for module in rec.trace.modules] == [0, 10, 0]
+    assert rec.trace.calls["class"].tolist() == ["Sequential", "Linear", "ReLU"]

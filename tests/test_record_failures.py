@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from small_model import CALLS, Block, Noticing, made, rows, standing, state, tree, values
-from taps import both_taps
+from taps import every_way, tap_alone
 from torch import nn
 
 import talkerviz as tv
@@ -44,13 +44,15 @@ class Failing(Block):
         return self.second(x)
 
 
-@both_taps
+@every_way
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("no memory"), StopIteration(), GeneratorExit(), KeyboardInterrupt()]
 )
 def test_what_is_raised_passes_through(any_tap: str, error: BaseException) -> None:
     model, x = made(Failing), values()
     expected, before = model(x), state(model)
+    if any_tap != "tap" and not isinstance(error, Exception):
+        pytest.skip("torch calls no hook then")
     with tv.recording(model) as rec:
         model.block.error = error
         with pytest.raises(type(error)) as raised:
@@ -116,7 +118,7 @@ def interrupted(trace: tv.Trace, model: Noticing, lossless: bool = True) -> None
         assert model.stopped <= failed <= model.stopped + 1  # or as the call was being noted
 
 
-@both_taps
+@tap_alone
 @pytest.mark.parametrize("batch", [4, 1 << 15])
 def test_ctrl_c_at_each_moment_of_a_call(
     any_tap: str,
@@ -142,10 +144,11 @@ def test_ctrl_c_at_each_moment_of_a_call(
         interrupted(rec.trace, model, lossless=batch > 4)
         if interrupt.left > 0:
             break
-    assert number > 100
+    # No Python code of the recorder runs at all, unless something is written.
+    assert number > (10 if batch == 4 else 0)
 
 
-@both_taps
+@every_way
 def test_ctrl_c_as_a_recording_begins_or_ends(any_tap: str) -> None:
     before = standing()
     for number in itertools.count(1, 2):
@@ -162,7 +165,7 @@ def test_ctrl_c_as_a_recording_begins_or_ends(any_tap: str) -> None:
     assert number > 100
 
 
-@both_taps
+@tap_alone
 def test_ctrl_c_at_random(any_tap: str) -> None:
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("signals come to the main thread")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_model import BLOCK, CALLS, Noticing, made, tree, values
-from taps import both_taps
+from taps import every_way
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 
-@both_taps
+@every_way
 def test_parents_are_the_nearest_recorded(any_tap: str) -> None:
     model, x = made(), values()
     expected = model(x)
@@ -48,7 +48,7 @@ def test_parents_are_the_nearest_recorded(any_tap: str) -> None:
         pytest.fail("the run must not begin")
 
 
-@both_taps
+@every_way
 def test_phases_without_their_landmarks_calls(any_tap: str) -> None:
     model = made()
     model.code_predictor = nn.Identity()
@@ -80,7 +80,7 @@ class Listening(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@both_taps
+@every_way
 def test_modes_around(any_tap: str) -> None:
     model, x = made(), values()
     for around in (torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16), torch.device):
@@ -98,7 +98,7 @@ def test_modes_around(any_tap: str) -> None:
     assert {tensor.device for tensors in calls["outputs"] for tensor in tensors} == {"meta"}
 
 
-@both_taps
+@every_way
 def test_dispatch_modes_see_the_model_alone(any_tap: str) -> None:
     model, x = made(), values()
 
@@ -120,7 +120,7 @@ def test_dispatch_modes_see_the_model_alone(any_tap: str) -> None:
     assert heard(recorded=True, outside=False) == plain
 
 
-@both_taps
+@every_way
 @pytest.mark.parametrize("leaves", [False, True], ids=["the child exits inside", "the child leaves the recording"])
 @pytest.mark.parametrize("to_file", [False, True])
 def test_a_fork_inside(

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from small_model import BLOCK, CALLS, made, state, tree, values
-from taps import both_taps
+from taps import every_way
 from torch import nn
 
 import talkerviz as tv
@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 
-@both_taps
+@every_way
 def test_recordings_inside_one_another(any_tap: str) -> None:
     model, other, x = made(), made(), values()
     expected, before = model(x), [state(model), state(other)]
@@ -39,7 +39,7 @@ def test_recordings_inside_one_another(any_tap: str) -> None:
     assert tree(apart.trace) == CALLS
 
 
-@both_taps
+@every_way
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_recordings_end_in_any_order(any_tap: str, order: tuple[int, ...]) -> None:
     model, x = made(), values()
@@ -60,7 +60,7 @@ def test_recordings_end_in_any_order(any_tap: str, order: tuple[int, ...]) -> No
     assert alive() is None
 
 
-@both_taps
+@every_way
 def test_recordings_side_by_side(any_tap: str) -> None:
     models, x = [made(), made()], values()
     expected, together = models[0](x), threading.Barrier(2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small_model import shapes
-from taps import both_taps
+from taps import every_way
 from torch import nn
 
 import talkerviz as tv
@@ -53,7 +53,7 @@ def given(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     return inputs[0], outputs[0]
 
 
-@both_taps
+@every_way
 def test_containers_that_are_huge_or_contain_themselves(any_tap: str) -> None:
     one = torch.zeros(1)
     narrow: list[Any] = [one]
@@ -65,7 +65,13 @@ def test_containers_that_are_huge_or_contain_themselves(any_tap: str) -> None:
     named: dict[str, Any] = {"here": one}
     named |= dict.fromkeys("abcdefghij", named)
     assert shapes(given(named)[1])[0] == ("here", (1,))
-    assert len(given([one] * 3000)[1]) == 3000
+    # Of a long list the ends are looked at, and equal neighbours are one.
+    assert given([one] * 3000)[1] == (("0-2999", (1,), "float32", "cpu", 3000),)
+    assert given(tuple([one] * 20 + [torch.zeros(2)] * 20))[1] == (
+        ("0-19", (1,), "float32", "cpu", 20),
+        ("20-39", (2,), "float32", "cpu", 20),
+    )
+    assert given(tuple(map(torch.zeros, range(40))))[1][16].name == "24"
     assert given([0] * 100_000 + [{"a": one}])[1][0].name == "100000.a"
     deep: Any = one
     for _ in range(5000):
@@ -73,7 +79,7 @@ def test_containers_that_are_huge_or_contain_themselves(any_tap: str) -> None:
     assert given(deep)[1] == ()
 
 
-@both_taps
+@every_way
 def test_tensors_of_all_kinds(any_tap: str) -> None:
     class Own(torch.Tensor):
         pass
@@ -95,10 +101,10 @@ def test_tensors_of_all_kinds(any_tap: str) -> None:
     ]
     for tensor, shape, dtype, device in kinds:
         for found, name in zip(given(tensor, tensor), ("0", "output"), strict=True):
-            assert found == ((name, shape, dtype, device),)
+            assert found == ((name, shape, dtype, device, 1),)
 
 
-@both_taps
+@every_way
 def test_tensors_whose_sizes_are_not_numbers(any_tap: str) -> None:
     """They are recorded with what can be said of them, and do not stop the run."""
     rows = [torch.zeros(2, 4), torch.zeros(3, 4)]
@@ -111,7 +117,7 @@ def test_tensors_whose_sizes_are_not_numbers(any_tap: str) -> None:
     assert [tensor.device for tensor in given(nn.UninitializedParameter())[1]] == ["cpu"]
 
 
-@both_taps
+@every_way
 def test_names_of_nested_tensors(any_tap: str) -> None:
     class SmallCache:
         __slots__ = ("tensor",)
@@ -124,4 +130,4 @@ def test_names_of_nested_tensors(any_tap: str) -> None:
     assert shapes(given(None, three, z=one, a=two)[0]) == [("0", (3,)), ("z", (1,)), ("a", (2,))]
     assert shapes(given(None, a=two, z=one)[0]) == [("a", (2,)), ("z", (1,))]
     assert shapes(given(None, **{"out put": one})[0]) == [("out put", (1,))]
-    assert shapes(given([small, one])[1]) == [("1", (1,))]
+    assert shapes(given([small, one])[1]) == [("0.tensor", (1,)), ("1", (1,))]

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from sample_trace import call, make_trace
-from taps import both_taps
+from taps import every_way
 from test_cli import Capture, talkerviz
 from torch import nn
 
@@ -72,7 +72,7 @@ def runs_of(*own: tuple[int, int]) -> Trace:
     return make_trace(rows)
 
 
-@both_taps
+@every_way
 def test_phases_and_frames_begin_anew(any_tap: str, tmp_path: Path) -> None:
     net, file = model(), tmp_path / "r.parquet"
     with recording(net, file=file) as rec:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from talkerviz.recorder.tensors import Signatures
-from talkerviz.trace.log import BESIDES, COLLECTIVE, NO_TENSORS, Names
+from talkerviz.trace.log import BESIDES, COLLECTIVE, FIRST_BESIDE, NO_TENSORS
 
 
 class Begun(NamedTuple):
@@ -26,45 +25,40 @@ class CollectiveLog:
     """A listener of `watch_collectives` that logs what it is told.
 
     Args:
-        put: adds an event to the log of the calling thread.
+        events: the log of calls.
         stamp: notes an edge of a call for the gauges.
         failed: the type of an exception -> -1 less its number.
-        first: the number of the first of `BESIDES`.
-        names: the log's.
-        signatures: gives tensors' lists their numbers.
+        peers: where whom collectives are among is put, at the place that is its number.
         timed: whether events hold times.
     """
 
     def __init__(
         self,
-        put: Callable[[int, int, int], None],
+        events: Any,
         stamp: Callable[[bool], None],
         failed: Callable[[type[BaseException]], int],
-        first: int,
-        names: Names,
-        signatures: Signatures,
+        peers: list[str],
         timed: bool,
     ) -> None:
-        self._put = put
+        self._events = events
         self._stamp = stamp
         self._failed = failed
-        self._kinds = {kind: first + place for place, kind in enumerate(BESIDES)}
-        self._names = names
-        self._signatures = signatures
+        self._kinds = {kind: FIRST_BESIDE + place for place, kind in enumerate(BESIDES)}
+        self._all_peers = peers
         self._now = perf_counter_ns if timed else lambda: -1
         self._peers: dict[str, int] = {}
         self._count: Counter[str] = Counter()
 
     def begin(self, kind: str, peers: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Begun:
         """Log that one of `BESIDES` begins, with its tensors."""
-        results = self._signatures.of_output(outputs[0] if len(outputs) == 1 else outputs)
+        results = self._events.describe_output(outputs[0] if len(outputs) == 1 else outputs)
         number = self._count[peers]
         self._count[peers] += 1
         if peers not in self._peers:
-            self._names.peers.append(peers)
-            self._peers[peers] = len(self._names.peers) - 1
+            self._all_peers.append(peers)
+            self._peers[peers] = len(self._all_peers) - 1
         found = Begun(self._kinds[kind], self._peers[peers], number, results)
-        self._log(found, self._signatures.of_inputs(inputs, {}))
+        self._log(found, self._events.describe(tuple(inputs), {}))
         return found
 
     def wait(self, begun: Begun) -> Begun:
@@ -78,16 +72,16 @@ class CollectiveLog:
         time = self._now()
         self._stamp(False)
         results = self._failed(error) if error is not None else begun.results if done else NO_TENSORS
-        self._put(-1 - begun.what, results, time)
+        self._events.put(-1 - begun.what, results, time, 0)
 
     def _log(self, begun: Begun, tensors: int) -> None:
         self._stamp(True)
-        self._put(begun.what, tensors, self._now())
-        self._put(COLLECTIVE, begun.peers, begun.number)
+        self._events.put(begun.what, tensors, self._now(), 0)
+        self._events.put(COLLECTIVE, begun.peers, 0, begun.number)
 
     def hold_up(self, began: int) -> None:
         """Log that the recorder held up the thread since then: for others, who may wait for it, that is no pause."""
         what = self._kinds["recorder"]
         for beginning, event, time in ((True, what, began), (False, -1 - what, self._now())):
             self._stamp(beginning)
-            self._put(event, NO_TENSORS, time)
+            self._events.put(event, NO_TENSORS, time, 0)

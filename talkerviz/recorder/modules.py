@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -31,17 +31,20 @@ def tree_of(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], tuple[Mo
         if id(module) not in paths:
             modules[path] = module
         paths.setdefault(id(module), []).append(path)
-    infos = tuple(
-        ModuleInfo(
-            path,
-            type(module).__name__,
-            sum(p.numel() for p in _sized_parameters(module)),
-            sum(p.numel() * p.element_size() for p in _sized_parameters(module)),
-            tuple(paths[id(module)][1:]),
-        )
-        for path, module in modules.items()
-    )
+    infos = tuple(info_of(path, module, tuple(paths[id(module)][1:])) for path, module in modules.items())
     return modules, infos
+
+
+def info_of(path: str, module: nn.Module, aliases: tuple[str, ...] = ()) -> ModuleInfo:
+    """What is to be known of a module."""
+    parameters = _sized_parameters(module)
+    return ModuleInfo(
+        path,
+        type(module).__name__,
+        sum(p.numel() for p in parameters),
+        sum(p.numel() * p.element_size() for p in parameters),
+        aliases,
+    )
 
 
 def _sized_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -63,16 +66,43 @@ def select_modules(
             raise ValueError(
                 f"no module fits {pattern!r}: paths begin with {name!r}, such as {paths[len(paths) // 2]!r}"
             )
-    chosen = {
-        path
-        for path in paths
-        if (not include or any(fnmatchcase(path, pattern) for pattern in include))
-        and not any(fnmatchcase(path, pattern) for pattern in exclude)
-        and (depth is None or path.count(".") - name.count(".") <= depth)
-    }
-    if not chosen:
+
+    def is_chosen(path: str) -> bool:
+        return (
+            (not include or any(fnmatchcase(path, pattern) for pattern in include))
+            and not any(fnmatchcase(path, pattern) for pattern in exclude)
+            and (depth is None or path.count(".") - name.count(".") <= depth)
+        )
+
+    if not any(map(is_chosen, paths)):
         raise ValueError("no module is left to record: widen --include, narrow --exclude or give a greater --depth")
-    return chosen.__contains__
+    return is_chosen
+
+
+def layers_of(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """The layer that each module is in, -1 for none: which part of a cache its calls read.
+
+    It is what `layer_idx` says, transformers' name for it, of the module, one around it or the one inside it; else the
+    place in the outermost list of modules.
+
+    Args:
+        modules: every module by its path, callers before what they call.
+    """
+    found: dict[str, int] = {}
+    for path, module in modules.items():
+        own = vars(module).get("layer_idx")
+        around, _, last = path.rpartition(".")
+        if type(own) is int and own >= 0:
+            found[path] = own
+        elif (layer := found.get(around, -1)) >= 0:
+            found[path] = layer
+        elif isinstance(modules.get(around), nn.ModuleList) and last.isdigit() and "." in around:
+            inside = {vars(part).get("layer_idx") for part in module.modules()} - {None}
+            alone = inside.pop() if len(inside) == 1 else None
+            found[path] = alone if type(alone) is int and alone >= 0 else int(last)
+        else:
+            found[path] = -1
+    return found
 
 
 def one_call_regions(model: nn.Module, name: str) -> dict[str, str]:
@@ -90,3 +120,8 @@ def one_call_regions(model: nn.Module, name: str) -> dict[str, str]:
         ):
             found[path] = "compiled"
     return found
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether hooks on a module that `one_call_regions` finds are called around what is compiled, and not in it."""
+    return not isinstance(module, torch.jit.ScriptModule) and module._compiled_call_impl is None

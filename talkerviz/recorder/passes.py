@@ -71,6 +71,18 @@ class PassPhases:
         self._step = 0
         self._owner: str | None = None  # whose pass the frame is
 
+    def is_plain(self, model: nn.Module) -> bool:
+        """Whether each pass is a `forward`, whatever goes into it: the model has no part that may be handed a cache."""
+        if self.landmarks != {self._root} or self._passes.generators:
+            return False
+        try:
+            parameters = inspect.signature(type(model).forward).parameters.values()
+        except Exception:  # a forward that is not Python's
+            return False
+        return not any(
+            one.kind is one.VAR_KEYWORD or one.name == "use_cache" or _CACHE.match(one.name) for one in parameters
+        )
+
     def entered(self, path: str, arguments: Mapping[str, Any]) -> Mark | None:
         """A pass begins, unless it is inside of another."""
         depth = getattr(self._thread, "depth", 0)

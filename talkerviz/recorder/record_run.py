@@ -32,6 +32,7 @@ def record(
     measure: str | Sequence[str] | None = None,
     file: str | Path | None = None,
     nvtx: bool = False,
+    via: str = "auto",
     warmup: int = 0,
     repeat: int = 1,
 ) -> Trace:
@@ -65,7 +66,7 @@ def record(
         noted["repeat"] = repeat
     if warmup:
         noted["warmup_ns"] = [_time_of(run) for _ in range(warmup)]
-    begin = functools.partial(recording, model, name, phases, include=include, exclude=exclude, depth=depth)
+    begin = functools.partial(recording, model, name, phases, include=include, exclude=exclude, depth=depth, via=via)
     with begin(clock=clock, facts=noted, measure=alone, file=file, nvtx=nvtx) as rec:
         for _ in range(repeat):
             with rec.run():

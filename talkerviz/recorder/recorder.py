@@ -11,14 +11,17 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter_ns, time_ns
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parameter import is_lazy
 
 from talkerviz.disk import reason_of
@@ -26,29 +29,49 @@ from talkerviz.recorder.collective_log import CollectiveLog
 from talkerviz.recorder.collectives import watch_collectives
 from talkerviz.recorder.cuda_clock import CudaClock
 from talkerviz.recorder.flow import FlowMeter
+from talkerviz.recorder.garbage import GarbageWatch
 from talkerviz.recorder.gauge import Gauge
 from talkerviz.recorder.gauges import make_gauges
 from talkerviz.recorder.graphs import GraphReplays
+from talkerviz.recorder.hooks import ForwardHooks
 from talkerviz.recorder.host_memory import peak_bytes
-from talkerviz.recorder.modules import check_model, one_call_regions, select_modules, tree_of
-from talkerviz.recorder.named_phases import NamedPhases
+from talkerviz.recorder.modules import (
+    check_model,
+    info_of,
+    layers_of,
+    one_call_regions,
+    select_modules,
+    takes_hooks,
+    tree_of,
+)
 from talkerviz.recorder.nvtx import NvtxRanges
-from talkerviz.recorder.own_cost import own_cost_ns
 from talkerviz.recorder.passes import PassPhases, passes_of
 from talkerviz.recorder.patch import step_in
 from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.process import file_of_rank, process_facts, this_process
+from talkerviz.recorder.python_events import FRAME_LANDMARK, LANDMARK_ONLY, NO_LANDMARK, NOT_RECORDED, RULE_LANDMARK
 from talkerviz.recorder.spool import Spool
-from talkerviz.recorder.tap import Tap
-from talkerviz.recorder.tensors import Signatures, is_tracing, kind_of
-from talkerviz.trace.frame import log_edges, log_frame, log_frames
-from talkerviz.trace.log import MARK, PAUSE, Log, Mark, Names, read_log
-from talkerviz.trace.parquet import check_name, write_trace
+from talkerviz.recorder.tap import choose_way, make_events, not_compiled
+from talkerviz.recorder.tensors import TensorKinds
+from talkerviz.trace.frame import log_edges, log_frame
+from talkerviz.trace.log import PAUSE, Log, Mark, Names, read_log
+from talkerviz.trace.parquet import check_name, write_log
 from talkerviz.trace.trace import Trace
 from talkerviz.version import __version__
 
 _BATCH = 1 << 15  # events: 16,384 calls, 768 KiB
-_MOST_NS_A_BATCH = 1_000_000_000
+_NO_PHASE = -1
+_CALLS_THAT_TELL = 100  # what a call costs: the first ones, of which all is new, cost many times more
+_going_on: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+
+def _note_fork() -> None:
+    for recording in list(_going_on):
+        recording._forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_note_fork)
 
 
 class Recording:
@@ -71,44 +94,60 @@ class Recording:
         path: Path | None,
         measure: str | None,
         nvtx: bool,
+        way: str,
     ) -> None:
         self._modules, self._infos = tree_of(model, name)
+        self._paths = {id(module): path for path, module in self._modules.items()}
         self._facts = facts
         self._name = name
+        self._way = way
         passes = None if phases else passes_of(model, name)
         self._divide = phases or (lambda root: PassPhases(root, passes))
-        self._phases = rule = self._divide(name)
-        self._named = NamedPhases(rule.start)
-        self._run = self._runs = 0  # the run that goes on, and how many began with `run`
-        self._landmarks = {
-            id(module): (p, _names_of_arguments(module)) for p, module in self._modules.items() if p in rule.landmarks
+        self._rule = self._divide(name)
+        # Where each pass is a frame and nothing else tells phases, frames are counted without asking Python.
+        self._counts_frames = phases is None and not nvtx and PassPhases(name, passes).is_plain(model)
+        self._arguments = {
+            id(module): _names_of_arguments(module) for p, module in self._modules.items() if p in self._rule.landmarks
         }
+        self._run = self._runs = 0  # the run that goes on, and how many began with `run`
+        self._last_frame: int | None = None
         self._watched = watched
         self._timed, self._measure = clock != "none", measure
-        self.file = path
+        self.file = path and path.absolute()  # the run may change the working directory
+        self._given = path
+        self._folder = Path.cwd()
         self.lost: str | None = None
-        self._names = Names(marks=[rule.start])
-        self._mark_numbers = {rule.start: 0}
-        self._latest = 0
+        self._names = Names()
+        self._parts: dict[str, int] = {}
+        self._phase_numbers: dict[str, int] = {}
+        self._named: ContextVar[int] = ContextVar("phase", default=_NO_PHASE)
+        self._first_thread = threading.get_ident()
+        self._marks: list[Mark] = []
+        self._mark_numbers: dict[Mark, int] = {}
         numbered = {id(module): p for p, module in self._modules.items() if watched(p)}
-        self._ranges = NvtxRanges(numbered, rule.start) if nvtx else None
-        self._signatures = Signatures(self._names.tensors)
-        self._lock = threading.Lock()
+        self._ranges = NvtxRanges(numbered, self._rule.start) if nvtx else None
+        self._lock = threading.RLock()
         self._paused_ns: Counter[int] = Counter()  # by thread
         self._process = os.getpid()
-        partial = path and path.with_name(f"{path.name}.partial")
-        self._origin_ns = self._written_ns = perf_counter_ns()
+        self._forks = 0
+        self._earlier_threads = _threads_of_others()
+        self._strangers: Counter[str] = Counter()
+        self._other_module_of_model = False
+        self._said_fault = False
+        partial = self.file and self.file.with_name(f"{self.file.name}.partial")
+        self._origin_ns = perf_counter_ns()
         self._undo: list[Callable[[], None]] = []
         self._running: list[Gauge] = []
         self._ended = False
-        self._tap: Any = None
+        self._events: Any = None
+        self._hooks: ForwardHooks | None = None
         self._collectives: CollectiveLog | None = None
         devices = {p.device.index for p in model.parameters() if p.is_cuda}
         self._gauges = make_gauges(
-            clock, measure, self._thread, self._origin_ns, tuple(sorted(devices)), model, lambda: self._latest
+            clock, measure, self._thread, self._origin_ns, tuple(sorted(devices)), model, self._mark_number
         )
         cuda = next((gauge for gauge in self._gauges if isinstance(gauge, CudaClock)), None)
-        self._cuda, self._graphs = cuda, GraphReplays(cuda, lambda: self._latest) if cuda else None
+        self._cuda, self._graphs = cuda, GraphReplays(cuda, self._mark_number) if cuda else None
         if "process" in facts:
             # Times of several processes are put together by when each began, on its own clock and on all clocks.
             began = {"origin_ns": self._origin_ns, "unix_ns": time_ns() - (perf_counter_ns() - self._origin_ns)}
@@ -131,9 +170,9 @@ class Recording:
         Runs that an exception ended are listed in the fact `cut_short`: statistics over runs leave them out. When each
         run ended, and with which frame, is in the fact `run_ends`: see `end_of_run`.
         """
-        self._phases, self._run = self._divide(self._name), self._runs
+        self._rule, self._run, self._last_frame = self._divide(self._name), self._runs, None
         self._runs += 1
-        self._tap.put(MARK, self._mark(self._phases.start), 0)
+        self._events.begin_run(self._run, self._phase_number(self._rule.start.phase))
         end = None
         try:
             yield
@@ -146,19 +185,19 @@ class Recording:
                 self._facts = {**self._facts, "run_ends": [*self._facts.get("run_ends", ()), end]}
 
     def _end_of_run(self) -> dict[str, int | None]:
-        # On the time line of the calls, of which the recorder's own pauses are no part.
-        ns = perf_counter_ns() - self._origin_ns - self._paused_ns[self._thread()]
-        with self._lock:
-            frames = [mark.frame for mark in self._names.marks if mark.run == self._run and mark.frame is not None]
-        return {"frame": max(frames, default=None), "ns": ns}
+        # On the time line of the calls, of which what the recorder takes is no part.
+        own = 0 if self._collectives is not None or self._cuda is not None else self._events.own_ns()
+        ns = perf_counter_ns() - self._origin_ns - self._paused_ns[self._thread()] - own
+        frame = self._events.latest()[1]
+        return {"frame": frame if self._counts_frames and frame >= 0 else self._last_frame, "ns": ns}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Calls that begin inside have this phase: `with rec.phase("warmup"): ...`, or a function decorated with it.
 
-        Frames and steps are what they would be without. Of phases inside each other the innermost holds. A thread that
-        names none has, from its next pass on, that of the thread that began the recording. When the recording has ended
-        it does nothing, so that what is decorated with it can still be called.
+        Frames and steps are what they would be without. Of phases inside each other the innermost holds. A task of
+        asyncio has its own; a thread that names none has that of the thread that began the recording. When the
+        recording has ended it does nothing, so that what is decorated with it can still be called.
 
         Args:
             name: what to call the phase.
@@ -168,55 +207,66 @@ class Recording:
         """
         if not name.strip() or not name.isprintable():
             raise ValueError(f"phase {name!r}: give it a name that can be printed, such as 'warmup'")
-        names = self._named.names
-        names.append(name)
+        before = self._named.get()
+        self._name_phase(self._phase_number(name))
         try:
-            self._mark_again()
             yield
         finally:
-            names.pop()
-            self._mark_again()
+            self._name_phase(before)
 
-    def _mark_again(self) -> None:
-        if not self._ended:
-            self._tap.put(MARK, self._mark(self._named.latest()), 0)
+    def _name_phase(self, number: int) -> None:
+        self._named.set(number)
+        if self._ended:
+            return
+        if threading.get_ident() == self._first_thread:
+            self._events.name_phases(number)
+        if self._ranges is not None:
+            self._ranges.to(self._mark())
 
     def _measured(self, log: Log) -> Trace:
-        calls, facts = log_frame(log), dict(self._facts)
+        (calls, collections), facts = log_frame(log), dict(self._facts)
         if not self._gauges:
-            return Trace(calls, self._infos, facts)
+            return Trace(calls, self._infos, facts, collections=collections)
         edges = log_edges(log)
         flow = None
         for gauge in self._gauges:
             calls = calls.assign(**gauge.measured(calls, edges))
             facts.update(gauge.facts())
             if isinstance(gauge, FlowMeter):
-                flow = gauge.flow(calls, edges, self._names.marks)
+                flow = gauge.flow(calls, edges, self._marks)
         if self._measure is not None and (elsewhere := int((calls["thread"] != 0).sum())):
             facts["unwatched_calls"] = elsewhere
         if self._graphs is not None:
-            calls = self._graphs.with_replays(calls, edges, self._names.marks, self._origin_ns)
+            calls = self._graphs.with_replays(calls, edges, self._marks, self._origin_ns)
             facts.update(self._graphs.facts())
-        return Trace(calls, self._infos, facts, flow)
+        return Trace(calls, self._infos, facts, flow, collections)
 
     def _thread(self) -> int:
-        return int(self._tap.thread())
+        return int(self._events.thread())
+
+    # Beginning to record.
 
     def _attach(self) -> None:
         if self._ranges is not None:
             self._undo.append(self._ranges.close)
             step_in(nn.Module, "__call__", self._ranges.stand_in, self._undo)
-        step_in(nn.Module, "__call__", self._make_tap, self._undo)
-        step_in(nn.Module, "_replicate_for_data_parallel", self._make_replicate, self._undo)
+        if self._way == "tap":
+            step_in(nn.Module, "__call__", self._make_tap, self._undo)
+            step_in(nn.Module, "_replicate_for_data_parallel", self._make_replicate, self._undo)
+        else:
+            self._make_events(None)
+            told = (not_compiled(tell) for tell in (self._events.begin, self._events.end, self._events.fail))
+            self._hooks = ForwardHooks(*told)
+            self._undo.append(self._hooks.remove)
+            self._hook_modules()
+        self._undo.append(register_module_module_registration_hook(self._registered).remove)
+        if self._timed:
+            watch = GarbageWatch(self._events.garbage)
+            self._undo.append(watch.stop)
+            watch.start()
         if "process" in self._facts:
             self._collectives = CollectiveLog(
-                self._tap.put,
-                self._stamp_beside,
-                self._failed,
-                len(self._modules),
-                self._names,
-                self._signatures,
-                self._timed,
+                self._events, self._stamp_beside, self._failed, self._names.peers, self._timed
             )
             watch_collectives(self._collectives, self._undo)
         if self._graphs is not None:
@@ -226,44 +276,90 @@ class Recording:
                 step_in(nn.Module, "__call__", gauge.stand_in, self._undo)
             self._running.append(gauge)
             gauge.start()
+        for other in list(_going_on):
+            other._exclude(True, self._undo)
+        self._undo.append(lambda: _going_on.discard(self))
+        _going_on.add(self)
+
+    def _exclude(self, excluded: bool, undo: list[Callable[[], None]]) -> None:
+        """A thread that begins a recording of its own records its calls there, and no longer here."""
+        if threading.get_ident() == self._first_thread or self._ended or os.getpid() != self._process:
+            return
+        self._events.exclude(True)
+        undo.append(lambda: None if self._ended else self._events.exclude(False))
 
     def _make_tap(self, below: Callable[..., Any]) -> Callable[..., Any]:
-        # Between the pieces of a compiled region Dynamo looks at all Python code that runs.
-        not_compiled = torch.compiler.disable
-        self._tap = Tap(
-            tensor=Tensor,
-            parameter=nn.Parameter,
-            below=below,
-            of_inputs=not_compiled(self._signatures.of_inputs),
-            of_output=not_compiled(self._signatures.of_output),
-            kind_of=not_compiled(kind_of),
-            tracing=is_tracing,
-            entered=not_compiled(self._entered),
-            left=not_compiled(self._left),
-            failed=not_compiled(self._failed),
-            started=not_compiled(lambda: self._latest),
-            full=not_compiled(self._write),
-            stamp=not_compiled(self._stamp) if self._gauges else None,
+        self._make_events(below)
+        call: Callable[..., Any] = self._events.call
+        return call
+
+    def _make_events(self, below: Callable[..., Any] | None) -> None:
+        self._events = make_events(
+            below,
+            self._parts,
+            TensorKinds(self._names.kinds),
+            entered=self._guarded(self._entered),
+            left=self._guarded(self._left),
+            failed=self._failed,
+            joins=self._joins,
+            full=self._write,
+            stranger=self._met_stranger,
+            stamp=self._guarded(self._stamp) if self._gauges else None,
+            phase=self._named,
+            start=self._phase_number(self._rule.start.phase),
+            frame=self._phase_number("forward"),
             timed=self._timed,
             limit=_BATCH,
         )
-        self._tap.thread()  # this one is number 0, whichever calls first
+        self._thread()  # this one is number 0, whichever calls first
+        layers = layers_of(self._modules)
         for number, (path, module) in enumerate(self._modules.items()):
-            landmark = id(module) in self._landmarks
-            if self._watched(path):
-                self._tap.watch(module, number, landmark, True)
-            elif landmark:
-                self._tap.watch(module, -1, True, True)
-        call: Callable[..., Any] = self._tap.call
-        return call
+            self._watch(module, path, number, layers[path])
 
-    def _stamp(self, beginning: bool) -> None:
-        for gauge in self._gauges:
-            gauge.stamp(beginning)
+    def _watch(self, module: nn.Module, path: str, number: int, layer: int) -> None:
+        landmark = NO_LANDMARK
+        if path in self._rule.landmarks:
+            landmark = FRAME_LANDMARK if self._counts_frames else RULE_LANDMARK
+        if not self._watched(path):
+            number = LANDMARK_ONLY if landmark != NO_LANDMARK else NOT_RECORDED
+        self._events.watch(module, number, layer, landmark, True)
 
-    def _stamp_beside(self, beginning: bool) -> None:
-        for gauge in self._gauges:
-            (gauge.stamp_beside if isinstance(gauge, FlowMeter) else gauge.stamp)(beginning)
+    def _hook_modules(self) -> None:
+        assert self._hooks is not None
+        # Hooks inside a compiled region would have it compiled anew; those of a scripted one are never called.
+        regions = one_call_regions(self._modules[self._name], self._name)
+        for path, module in self._modules.items():
+            inside = any(path.startswith(f"{region}.") for region in regions)
+            if not inside and (path not in regions or takes_hooks(module)):
+                self._hooks.add(module)
+
+    def _registered(self, parent: nn.Module, name: str, module: nn.Module | None) -> None:
+        """A module joins another while torch's registration goes on: watch it if it joins the model."""
+        try:
+            around = self._paths.get(id(parent))
+            if around is not None and module is not None and not self._ended:
+                self._join(f"{around}.{name}", module)
+        except Exception as error:
+            self._say_fault(error)
+
+    def _join(self, root: str, joined: nn.Module) -> None:
+        with self._lock:
+            tree, infos = tree_of(joined, root)
+            around = dict(self._modules)
+            around.update(tree)
+            layers = layers_of(around)
+            for info, (path, module) in zip(infos, tree.items(), strict=True):
+                # It may be in the model already, under another name, or be compiled code of what is.
+                if id(module) in self._paths or id(getattr(module, "_orig_mod", None)) in self._paths:
+                    continue
+                number = len(self._infos)
+                self._infos = (*self._infos, info)
+                self._names.joined.append(info)
+                self._modules[f"{path}#{number}" if path in self._modules else path] = module
+                self._paths[id(module)] = path
+                self._watch(module, path, number, layers[path])
+                if self._hooks is not None:
+                    self._hooks.add(module)
 
     def _make_replicate(self, below: Callable[..., Any]) -> Callable[..., Any]:
         """DataParallel runs replicas of the modules: their calls are those of the originals."""
@@ -274,36 +370,98 @@ class Recording:
         def replicate(module: nn.Module) -> nn.Module:
             replica: nn.Module = below(module)
             if id(module) in numbers:
-                self._tap.watch(replica, numbers[id(module)], False, False)
-                weakref.finalize(replica, self._tap.unwatch, id(replica)).atexit = False
+                self._events.watch(replica, numbers[id(module)], -1, NO_LANDMARK, False)
+                weakref.finalize(replica, self._events.unwatch, id(replica)).atexit = False
                 if self._ranges is not None:
                     self._ranges.copy(replica, module)
             return replica
 
         return replicate
 
-    def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-        # A good moment to write: between frames, where a pause is least in the way.
-        if perf_counter_ns() - self._written_ns > _MOST_NS_A_BATCH:
-            self._write()
-        path, names = self._landmarks[id(module)]
+    # While the run goes on. What fails here is a warning and an empty cell, never the user's run.
+
+    def _guarded(self, function: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any) -> None:
+            try:
+                function(*args)
+            except Exception as error:
+                self._say_fault(error)
+
+        return call
+
+    def _say_fault(self, error: Exception) -> None:
+        if not self._said_fault:
+            self._said_fault = True
+            said = f"the recorder failed ({type(error).__name__}: {error}); parts of the record are empty"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+
+    def _stamp(self, beginning: bool) -> None:
+        for gauge in self._gauges:
+            gauge.stamp(beginning)
+
+    def _stamp_beside(self, beginning: bool) -> None:
+        for gauge in self._gauges:
+            (gauge.stamp_beside if isinstance(gauge, FlowMeter) else gauge.stamp)(beginning)
+
+    def _joins(self) -> bool:
+        """Whether calls of this thread belong to the recording.
+
+        All of a program's do, but a recording that a thread of a server begins is of that thread's request: threads
+        that ran before it serve others.
+        """
+        if any(other is not self and other._first_thread == threading.get_ident() for other in list(_going_on)):
+            return False
+        return threading.current_thread() not in self._earlier_threads
+
+    def _met_stranger(self, module: nn.Module, inside: bool) -> None:
+        if inside:
+            self._strangers[type(module).__name__] += 1
+        elif id(getattr(module, "_orig_mod", None)) in self._paths:
+            self._other_module_of_model = True
+
+    def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        names = self._arguments[id(module)]
         named = {names[place] if place < len(names) else str(place): one for place, one in enumerate(args)}
-        return self._mark(self._phases.entered(path, {**named, **kwargs}))
+        self._set_mark(self._rule.entered(self._paths[id(module)], {**named, **kwargs}))
 
-    def _left(self, module: nn.Module) -> int:
-        return self._mark(self._phases.left(self._landmarks[id(module)][0]))
+    def _left(self, module: nn.Module) -> None:
+        self._set_mark(self._rule.left(self._paths[id(module)]))
 
-    def _mark(self, mark: Mark | None) -> int:
+    def _set_mark(self, mark: Mark | None) -> None:
         if mark is None:
-            return -1
-        mark = self._named.named(mark)._replace(run=self._run)
+            return
+        frame, step = (-1 if number is None else number for number in (mark.frame, mark.step))
+        if mark.frame is not None:
+            self._last_frame = max(mark.frame, self._last_frame or 0)
+        self._events.mark(self._phase_number(mark.phase), frame, step)
+        if self._ranges is not None:
+            self._ranges.to(self._mark())
+
+    def _mark(self) -> Mark:
+        """What a call that begins now belongs to."""
+        phase, frame, step, run, named = self._events.latest()
+        of_context = self._named.get()
+        phase = next(one for one in (of_context, named, phase) if one >= 0)
+        return Mark(self._names.phases[phase], frame if frame >= 0 else None, step if step >= 0 else None, run)
+
+    def _mark_number(self) -> int:
+        """The same as a place in `_marks`."""
+        mark = self._mark()
         with self._lock:
-            if mark not in self._mark_numbers:
-                self._names.marks.append(mark)
-                self._mark_numbers[mark] = len(self._names.marks) - 1
-            self._latest = number = self._mark_numbers[mark]
-            if self._ranges is not None:
-                self._ranges.to(mark)
+            number = self._mark_numbers.get(mark)
+            if number is None:
+                self._marks.append(mark)
+                number = self._mark_numbers[mark] = len(self._marks) - 1
+        return number
+
+    def _phase_number(self, phase: str) -> int:
+        number = self._phase_numbers.get(phase)
+        if number is None:
+            with self._lock:
+                if phase not in self._phase_numbers:
+                    self._names.phases.append(phase)
+                    self._phase_numbers[phase] = len(self._names.phases) - 1
+                number = self._phase_numbers[phase]
         return number
 
     def _failed(self, error: type[BaseException]) -> int:
@@ -321,29 +479,32 @@ class Recording:
         """Write this thread's events away, and note how long that took: it is no call's time."""
         began = perf_counter_ns()
         with self._lock:
-            thread = self._tap.thread()
-            events = self._tap.take(thread)
             if self._ended or os.getpid() != self._process:
                 return  # a thread that is still inside a call; a forked process, which shares the file
-            self._keep(thread, events)
+            thread = self._events.thread()
+            self._keep(thread)
             if self._cuda is not None:
                 self._cuda.harvest()
-            self._written_ns = perf_counter_ns()
         if self._timed and self._collectives is not None:
             self._collectives.hold_up(began)
         elif self._timed:
             pause = perf_counter_ns() - began
-            self._tap.put(PAUSE, 0, pause)
+            self._events.put(PAUSE, 0, 0, pause)
             self._paused_ns[thread] += pause
 
-    def _keep(self, thread: int, events: bytes) -> None:
-        """Write events away. A full disk ends the record, but not the run that it is of."""
+    def _keep(self, thread: int) -> None:
+        """Write a thread's events away. A full disk ends the record, but not the run that it is of."""
+        # Rows after events: those of the events are among them.
+        events, rows = self._events.take(thread), self._events.take_rows()
         if self.lost is not None:
             return
+        self._names.parts += list(self._parts)[len(self._names.parts) :]
         try:
-            self._spool.write(thread, events, self._names)
-        except OSError as error:
-            self.lost = reason_of(error)
+            self._spool.write(thread, events, rows, self._names)
+        except Exception as error:
+            self.lost = _reason(error)
+
+    # Ending it.
 
     def _detach(self) -> None:
         while self._undo:
@@ -360,41 +521,99 @@ class Recording:
                 self._facts = {**self._facts, "unmeasured": " ".join(str(error).split())}
             self._running.remove(gauge)
 
-    def _finish(self) -> None:
+    def _finish(self, raised: bool) -> None:
+        """Make a trace of what was recorded. What fails here is said, and hides nothing that the run raised."""
         if os.getpid() != self._process:
             return  # as in `_write`
         try:
             with self._lock:
+                if self._events is not None and not self._ended:
+                    for thread in range(self._events.threads()):
+                        self._keep(thread)
+                    self._events.close()
+                    self._facts = {**self._facts, **self._facts_of_run(raised)}
                 self._ended = True
-                if self._tap is not None:
-                    for thread in range(self._tap.threads()):
-                        self._keep(thread, self._tap.take(thread))
-                    self._tap.close()
                 written = self._spool.close()
-            if self._timed and (peak := peak_bytes()) is not None:
-                self._facts = {**self._facts, "host_peak_bytes": peak}
             if self.lost is None:
-                self._log = read_log(written)
+                # Classes and sizes are those that modules have now.
+                self._log = replace(read_log(written), modules=self._infos)
                 if self.file is not None:
                     self._save(self.file)
-        except OSError as error:
-            self.lost = self.lost or reason_of(error)
+        except Exception as error:
+            self.lost = self.lost or _reason(error)
         finally:
             self._spool.let_go()
+            self._modules = {}
+            self._paths = {}
         if self.lost is not None:
-            wanted, self.file = self.file, self._spool.path
-            said = f"{wanted}: {self.lost}; what was recorded until then is in {self.file}"
-            warnings.warn(said, RuntimeWarning, stacklevel=4)
+            wanted, self.file = self._given, self._spool.path
+        if self.file is not None and self._given is not None and not self._given.is_absolute():
+            with suppress(OSError):  # of a folder that is gone
+                if Path.cwd() == self._folder:
+                    self.file = self._given.with_name(self.file.name)
+        if self.lost is not None:
+            where = f"what was recorded until then is in {self.file}" if self.file else "there is no trace"
+            warnings.warn(f"{wanted or 'recording'}: {self.lost}; {where}", RuntimeWarning, stacklevel=4)
+
+    def _facts_of_run(self, raised: bool) -> dict[str, Any]:
+        """What is known of a run when it is over."""
+        # A lazy module, and one that was parametrized, has become another class; parameters have sizes now.
+        current = {path: info_of(path.partition("#")[0], module) for path, module in self._modules.items()}
+        self._infos = tuple(
+            old if new is None else new._replace(aliases=old.aliases)
+            for old, new in zip(self._infos, self._in_order(current), strict=True)
+        )
+        calls, own_ns, passed_by, strange = self._events.totals()
+        facts: dict[str, Any] = {}
+        if self._timed and (peak := peak_bytes()) is not None:
+            facts["host_peak_bytes"] = peak
+        if self._timed and self._way == "tap" and calls >= _CALLS_THAT_TELL:
+            pauses = 0 if self._collectives is not None else sum(self._paused_ns.values())
+            facts["own_cost_ns"] = max(1, round((own_ns + pauses) / calls))
+        if self._names.joined:
+            facts["joined_modules"] = len(self._names.joined)
+        if strange:
+            facts["strange_calls"] = {"calls": strange, "classes": [name for name, _ in self._strangers.most_common(5)]}
+        if passed_by:
+            facts["calls_of_other_threads"] = passed_by
+        if self._forks:
+            facts["forks"] = self._forks
+        if not calls and not raised and not passed_by:
+            why = (
+                "a module that torch.compile made of it was called instead: record that one"
+                if self._other_module_of_model
+                else "it was not called, or in a function that is compiled as a whole"
+            )
+            said = f"no call of {self._name!r} ({self._facts.get('model')}) was recorded: {why}"
+            warnings.warn(said, RuntimeWarning, stacklevel=5)
+        return facts
+
+    def _in_order(self, current: Mapping[str, Any]) -> list[Any]:
+        found = list(current.values())
+        return [*found, *[None] * (len(self._infos) - len(found))]
 
     def _save(self, file: Path) -> None:
         """Make a trace of what was written away, in its place."""
         if self._gauges:
             self._measured(self._log).save(file)
         else:
-            write_trace(file, log_frames(self._log), self._infos, self._facts)
+            write_log(file, self._log, self._infos, self._facts)
         del self._log  # which holds the file open
         assert self._spool.path is not None
         self._spool.path.unlink()
+
+
+def _reason(error: Exception) -> str:
+    return reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+
+
+def _threads_of_others() -> weakref.WeakSet[threading.Thread]:
+    """Threads that serve others than the one that begins to record; none where that is the program's main thread."""
+    if threading.current_thread() is threading.main_thread():
+        return weakref.WeakSet()
+    # What was not begun by Python's threading, as autograd's threads, runs what others give it.
+    begun = (one for one in threading.enumerate() if not isinstance(one, threading._DummyThread))
+    return weakref.WeakSet(one for one in begun if one is not threading.current_thread())
 
 
 @contextmanager
@@ -410,10 +629,11 @@ def recording(
     measure: str | None = None,
     file: str | Path | None = None,
     nvtx: bool = False,
+    via: str = "auto",
 ) -> Iterator[Recording]:
     """Record every call of the model's modules made inside the `with` block, on any thread.
 
-    Nothing is put on the model, and `trace` holds the calls made until the end, whatever that is.
+    Nothing is left on the model, and `trace` holds the calls made until the end, whatever that is.
 
     Args:
         model: any module.
@@ -434,19 +654,23 @@ def recording(
             the name, `run.rank0.parquet` for `run.parquet`, see `Recording.file`. While the run goes on, `FILE.partial`
             beside it holds what was recorded, and `Trace.load` opens it if the process is killed; memory stays bounded.
         nvtx: mark calls and frames as NVTX ranges, for Nsight Systems: see `NvtxRanges`.
+        via: how calls are seen: `tap`, at `nn.Module.__call__`, with nothing on the modules; `hooks`, through torch's
+            forward hooks, with nothing patched and at several times the cost; `auto` takes the tap where it is built.
+            `flow` and `nvtx` patch `__call__` either way.
 
     Collectives of torch.distributed are rows as well where there are several processes, see `trace.schema.CALLS`. All
     of them should begin to record at the same place in the program: their clocks are compared then.
 
     Raises:
-        ValueError: an unknown clock or measure, or one that is not possible here, or NVTX that is not; no module that
-            fits; what is no module; a file whose name is that of another format.
+        ValueError: an unknown clock, measure or via, or one that is not possible here, or NVTX that is not; no module
+            that fits; what is no module; a file whose name is that of another format.
         OSError: the file cannot be written to. Where its disk fills later, the run goes on without being recorded, and
             there is a RuntimeWarning at the end: `Recording.lost` says why, and `Recording.file` is what was kept.
     """
     check_model(model)
     if file is not None:
         check_name(Path(file))
+    way = choose_way(via)
     watched = select_modules(model, name, include, exclude, depth)
     process = this_process()
     rec = Recording(
@@ -456,6 +680,7 @@ def recording(
         clock,
         {
             **_facts(model, name, clock),
+            "via": way,
             **({} if process is None else {"process": process_facts(process, clock != "none")}),
             **(facts or {}),
         },
@@ -463,16 +688,19 @@ def recording(
         None if file is None else file_of_rank(Path(file), process),
         measure,
         nvtx,
+        way,
     )
+    raised = True
     try:
         rec._attach()
         yield rec
+        raised = False
     finally:
         try:
             rec._detach()
         finally:
             rec._detach()  # what Ctrl-C may have left of it
-            rec._finish()
+            rec._finish(raised)
 
 
 def _names_of_arguments(module: nn.Module) -> tuple[str, ...]:
@@ -499,9 +727,6 @@ def _facts(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
         "weights_bytes": sum(p.nbytes for p in model.parameters() if not is_lazy(p)),
         "clock": clock,
     }
-    if clock != "none":
-        stamped = clock == "cuda" and parameter is not None and parameter.is_cuda
-        facts["own_cost_ns"] = own_cost_ns(torch.cuda.current_device() if stamped else None)
     if regions := one_call_regions(model, name):
         facts["one_call"] = regions
     if parameter is not None:

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from talkerviz.recorder.file_lock import lock_file
-from talkerviz.trace.log import EVENTS, Names, header
+from talkerviz.trace.log import NAMES, Names, event_batch, header, pack_rows
 from talkerviz.trace.schema import ModuleInfo
 
-_NAMES = ("tensors", "marks", "errors", "peers")
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 class Spool:
@@ -47,18 +46,16 @@ class Spool:
         self.let_go = (lambda: None) if path is None else lock_file(path)
         # Unbuffered: what is written has left the process.
         self._sink = pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_stream(self._sink, header(modules, facts, origin_ns, timed))
-        self._told: tuple[int, ...] = (len(Names().tensors), 0, 0, 0)
+        self._writer = pa.ipc.new_stream(self._sink, header(modules, facts, origin_ns, timed), options=_COMPRESSED)
+        self._told = (0,) * len(NAMES)
+        self.write(0, b"", b"", Names())  # the header is there from the start
 
-    def write(self, thread: int, events: bytes, names: Names) -> None:
-        """Append a thread's events, and the names that are new since the last batch."""
-        numbers = np.frombuffer(events, dtype=np.int64).reshape(-1, 3)
-        columns = [pa.array(numbers[:, place], field.type) for place, field in enumerate(EVENTS)]
-        every = {name: getattr(names, name) for name in _NAMES}
-        new = {name: values[first:] for (name, values), first in zip(every.items(), self._told, strict=True)}
-        said = {"thread": thread, "first": self._told, **new}
-        batch = pa.record_batch(columns, schema=EVENTS)
-        self._writer.write_batch(batch, custom_metadata={"names": json.dumps(said)})
+    def write(self, thread: int, events: bytes, rows: bytes, names: Names) -> None:
+        """Append a thread's events, and the descriptions and names that are new since the last batch."""
+        every = [getattr(names, name) for name in NAMES]
+        new = {name: values[first:] for name, values, first in zip(NAMES, every, self._told, strict=True)}
+        said = json.dumps({"thread": thread, "first": self._told, **new})
+        self._writer.write_batch(event_batch(events), custom_metadata={"names": said, "rows": pack_rows(rows)})
         # Counted in what was said: other threads may be adding names. If Ctrl-C comes before, they are said twice.
         self._told = tuple(first + len(values) for first, values in zip(self._told, new.values(), strict=True))
 

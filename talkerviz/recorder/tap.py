@@ -1,182 +1,140 @@
-"""What every call of a watched module goes through: log its beginning and its end.
+"""The two ways in: a tap at `nn.Module.__call__`, in C, and torch's forward hooks.
 
-While a recording goes on a tap's `call` stands in for `nn.Module.__call__`. Nothing is put on the modules themselves:
-not a hook, which would send each call down torch's slow path and cost more than a microsecond before it does a thing,
-nor an attribute, which copies made during the run would carry to other modules. A module that is not watched goes
-straight on. Around a watched one the way on is what it was, so its own hooks, and a `forward` that someone has
-replaced, work as ever; keyword arguments arrive as they are, and every way out is seen.
+While a recording goes on through the tap, it stands in for `nn.Module.__call__`. Nothing is put on the modules
+themselves: not a hook, which would send each call down torch's slow path and cost more than a microsecond before it
+does a thing, nor an attribute, which copies made during the run would carry to other modules. A module that is not
+watched goes straight on. Around a watched one the way on is what it was, so its own hooks, and a `forward` that
+someone has replaced, work as ever; keyword arguments arrive as they are, and every way out is seen.
 
-`_tap.c` is the same in C, ten times cheaper; this is what runs where that could not be built, and what it is tested
-against. `Tap` here is whichever there is.
+Hooks are what anyone may put on a module, know and trust. They do the same through the same log, so each is a check of
+the other. They are the way in where the tap could not be built, and where nothing may be patched.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-import threading
-from array import array
-from collections.abc import Callable, Mapping
-from time import perf_counter_ns
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from talkerviz.trace.log import MARK, NO_TENSORS
+from talkerviz.recorder.python_events import PythonEvents
+from talkerviz.recorder.tensors import TensorKinds, kind_of, unpack
+
+WAYS = ("auto", "tap", "hooks")
+"""What `via` may be."""
+HOOKS_COST = "5 to 15 µs a call, where the tap takes 1"
+
+try:
+    NativeTap: Any = importlib.import_module("talkerviz.recorder._tap").Tap
+    why_not = ""
+except ImportError as error:
+    NativeTap, why_not = None, str(error)
 
 
-class PythonTap:
-    """The reference.
+def choose_way(via: str) -> str:
+    """The way in that `via` asks for: `tap` or `hooks`.
+
+    Raises:
+        ValueError: unknown, or the tap was asked for and could not be built.
+    """
+    if via not in WAYS:
+        raise ValueError(f"unknown via {via!r}: choose from {', '.join(WAYS)}")
+    if via == "tap" and NativeTap is None:
+        raise ValueError(f"via 'tap': it is not built here ({why_not}); use 'hooks', or install with a C compiler")
+    if via == "auto" and NativeTap is None:
+        _say_that_it_is_slow()
+    return "hooks" if via == "hooks" or NativeTap is None else "tap"
+
+
+@functools.cache
+def _say_that_it_is_slow() -> None:
+    said = f"the compiled tap could not be loaded ({why_not}): recording through forward hooks, {HOOKS_COST}"
+    warnings.warn(f"{said}; reinstall talkerviz with a C compiler", RuntimeWarning, stacklevel=4)
+
+
+def make_events(
+    below: Callable[..., Any] | None,
+    names: dict[str, int],
+    kinds: TensorKinds,
+    entered: Callable[..., None],
+    left: Callable[[nn.Module], None],
+    failed: Callable[[type[BaseException]], int],
+    joins: Callable[[], bool],
+    full: Callable[[], None],
+    stranger: Callable[[nn.Module, bool], None],
+    stamp: Callable[[bool], None] | None,
+    phase: ContextVar[int],
+    start: int,
+    frame: int,
+    timed: bool,
+    limit: int,
+) -> Any:
+    """The log that calls go to, in C where that is built.
 
     Args:
-        tensor: torch's Tensor, and
-        parameter: Parameter: the two types that the C version reads without asking.
-        below: what stood at `nn.Module.__call__` before: where calls go on.
-        of_inputs: (args, kwargs) -> the number of their tensors, see `Signatures`.
-        of_output: what a call returned -> the same.
-        kind_of: the kind of a type, see `tensors.py`; for the C version.
-        tracing: () -> whether torch.jit traces, when to look at a tensor would leave something in what it makes.
-        entered: (module, args, kwargs) of a landmark about to be called -> the number of the mark that begins, or -1.
-        left: (module) of a landmark that has returned or raised -> the same.
+        below: what stood at `nn.Module.__call__` before: where calls go on; None for hooks.
+        names: names of places in containers -> their numbers; new ones are added.
+        kinds: dtypes and devices.
+        entered: (module, args, kwargs) of a landmark of the phases' rule about to be called.
+        left: (module) of one that has returned or raised.
         failed: the type of an exception -> -1 less its number.
-        started: () -> the number of the mark that a new thread begins with.
-        full: (), called on a thread whose log holds `limit` events.
+        joins: () -> whether calls of the thread that runs it are recorded; asked once a thread.
+        full: (), called on a thread that has events to write away.
+        stranger: (module, whether inside a watched call) of some that are not watched.
         stamp: (whether the call begins) called just outside the two times of a call, or None.
+        phase: the number of the phase that code has named.
+        start: the number of the phase that the run begins with.
+        frame: the number of the phase of frames that are counted here, those of `FRAME_LANDMARK`.
         timed: whether events hold times; -1 otherwise.
         limit: events after which `full` is called.
     """
-
-    def __init__(
-        self,
-        tensor: type,
-        parameter: type,
-        below: Callable[..., Any],
-        of_inputs: Callable[[tuple[Any, ...], Mapping[str, Any]], int],
-        of_output: Callable[[Any], int],
-        kind_of: Callable[[type], int],
-        tracing: Callable[[], bool],
-        entered: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], int],
-        left: Callable[[nn.Module], int],
-        failed: Callable[[type[BaseException]], int],
-        started: Callable[[], int],
-        full: Callable[[], None],
-        stamp: Callable[[bool], None] | None,
-        timed: bool,
-        limit: int,
-    ) -> None:
-        self._watched: dict[int, tuple[nn.Module | None, int, bool]] = {}
-        self._logs: list[array[int]] = []
-        self._of_thread = threading.local()
-        self._started = started
-        self._now = now = perf_counter_ns if timed else _no_time
-        find, local = self._watched.get, self._of_thread
-
-        def mark(log: array[int], number: int) -> None:
-            if number >= 0:
-                log.extend((MARK, number, now()))
-
-        def leave(log: array[int], module: nn.Module, landmark: bool) -> None:
-            if landmark:
-                mark(log, left(module))
-            if len(log) >= 3 * limit:
-                full()
-
-        def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            watched = find(id(self))
-            if watched is None:
-                return below(self, *args, **kwargs)
-            _, number, landmark = watched
-            log = local.log if hasattr(local, "log") else new_log()
-            if landmark:
-                mark(log, entered(self, args, kwargs))
-            if number < 0:
-                try:
-                    return below(self, *args, **kwargs)
-                finally:
-                    leave(log, self, landmark)
-            inputs = NO_TENSORS if tracing() else of_inputs(args, kwargs)
-            if stamp is not None:
-                stamp(True)
-            # Ctrl-C may come between any two steps, and each beginning must have its end: hence the lengths.
-            before, ending, time = len(log), None, None
-            begun = False
-            try:
-                log.extend((number, inputs, now()))
-                begun = True
-                output = below(self, *args, **kwargs)
-                time = now()
-                if stamp is not None:
-                    stamp(False)
-                outputs = NO_TENSORS if tracing() else of_output(output)
-                ending = len(log)
-                log.extend((-1 - number, outputs, time))
-            except BaseException as error:
-                if (begun or len(log) > before) and (ending is None or len(log) == ending):
-                    if time is None:
-                        time = now()
-                        if stamp is not None:
-                            stamp(False)
-                    log.extend((-1 - number, failed(type(error)), time))
-                leave(log, self, landmark)
-                raise
-            leave(log, self, landmark)
-            return output
-
-        new_log = self._new_log
-        # Between the pieces of a compiled region Dynamo must find the module's code as if there were none of this.
-        for function in (call, mark, leave, self._new_log):
-            torch._dynamo.eval_frame.skip_code(function.__code__)
-        self.call = call
-
-    def _new_log(self) -> array[int]:
-        log = array("q", (MARK, self._started(), self._now()))
-        self._of_thread.log, self._of_thread.number = log, len(self._logs)
-        self._logs.append(log)
-        return log
-
-    def watch(self, module: nn.Module, number: int, landmark: bool, keep: bool) -> None:
-        """Log the module's calls under a number from here on, and none of a landmark's under -1.
-
-        What is not to be kept alive must be unwatched when it dies.
-        """
-        self._watched[id(module)] = (module if keep else None, number, landmark)
-
-    def unwatch(self, identity: int) -> None:
-        """Forget the module of this `id`."""
-        self._watched.pop(identity, None)
-
-    def put(self, what: int, tensors: int, time: int) -> None:
-        """Add an event to this thread's log."""
-        log = self._of_thread.log if hasattr(self._of_thread, "log") else self._new_log()
-        log.extend((what, tensors, time))
-
-    def take(self, thread: int) -> bytes:
-        """A thread's events, which are let go."""
-        log = self._logs[thread]
-        taken = log[:]
-        del log[: len(taken)]
-        return taken.tobytes()
-
-    def thread(self) -> int:
-        """The number of this thread."""
-        if not hasattr(self._of_thread, "log"):
-            self._new_log()
-        return int(self._of_thread.number)
-
-    def threads(self) -> int:
-        """How many threads there are."""
-        return len(self._logs)
-
-    def close(self) -> None:
-        """Watch nothing any more."""
-        self._watched.clear()
+    common = {
+        "names": names,
+        "entered": not_compiled(entered),
+        "left": not_compiled(left),
+        "failed": not_compiled(failed),
+        "joins": not_compiled(joins),
+        "full": not_compiled(full),
+        "stamp": stamp and not_compiled(stamp),
+        "phase": phase,
+        "start": start,
+        "frame": frame,
+        "timed": timed,
+        "limit": limit,
+    }
+    if NativeTap is None:
+        return PythonEvents(kinds=kinds, **common)
+    return NativeTap(
+        tensor=Tensor,
+        parameter=nn.Parameter,
+        kind_of=not_compiled(kind_of),
+        unpack=not_compiled(unpack),
+        tensor_row=not_compiled(kinds.row),
+        tensor_kind=not_compiled(kinds.number),
+        below=below,
+        stranger=not_compiled(stranger),
+        **common,
+    )
 
 
-def _no_time() -> int:
-    return -1
+def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, left alone by Dynamo: between the pieces of a compiled region it looks at all Python that runs.
 
+    `torch.compiler.disable` does the same for 15 microseconds a call.
+    """
+    set_eval_frame = torch._C._dynamo.eval_frame.set_eval_frame
 
-try:
-    Tap: Any = importlib.import_module("talkerviz.recorder._tap").Tap
-except ImportError:
-    Tap = PythonTap
+    def call(*args: Any) -> Any:
+        before = set_eval_frame(None)
+        try:
+            return function(*args)
+        finally:
+            set_eval_frame(before)
+
+    torch._dynamo.eval_frame.skip_code(call.__code__)
+    return call

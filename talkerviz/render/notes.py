@@ -7,6 +7,7 @@ from typing import Any
 
 from talkerviz.render.text import size_text, time_text
 from talkerviz.trace import Trace
+from talkerviz.trace.counted import counted
 from talkerviz.trace.outside import time_outside
 
 _LEAST_OUTSIDE = 0.05
@@ -43,8 +44,11 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
     if facts.get("own_cost_ns"):
         cost = time_text(facts["own_cost_ns"])
         notes.append(
-            f"Recording a call costs {cost} or more on this machine, outside its time and in its caller's self time."
+            f"Recording took {cost} a call, in no call's time."
+            if not {"processes", "process"} & {*facts} and facts["clock"] != "cuda"
+            else f"Recording took {cost} a call, in its caller's self time: others went on, or waited, meanwhile."
         )
+    notes += _on_what_is_not_there(facts)
     if facts.get("host_peak_bytes") and "processes" not in facts:
         weights, peak = size_text(facts["weights_bytes"]), size_text(facts["host_peak_bytes"])
         notes.append(f"The weights are {weights}; the process held {peak} of host memory at most until the run ended.")
@@ -72,6 +76,27 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
         notes.append(f"Operators of unknown arithmetic, whose calls have no FLOP: {names}")
     if facts.get("unfinished"):
         notes.append("The run was killed: the calls it had written away until then.")
+    return notes
+
+
+def _on_what_is_not_there(facts: Mapping[str, Any]) -> list[str]:
+    """Calls that were made and are in no row."""
+    notes = []
+    if strange := facts.get("strange_calls"):
+        classes = ", ".join(strange["classes"]) or "of unknown class"
+        notes.append(
+            f"{counted(strange['calls'], 'call')} of modules that the model does not hold ({classes}) are in no row:"
+            " torch does not know what is kept in plain lists or made on the fly."
+        )
+    if facts.get("joined_modules"):
+        notes.append(f"{counted(facts['joined_modules'], 'module')} joined the model while it was recorded.")
+    if calls := facts.get("calls_of_other_threads"):
+        notes.append(
+            f"{counted(calls, 'call')} of threads that ran before, or that record on their own, are in no row: a thread"
+            " other than the main one records what it begins."
+        )
+    if forks := facts.get("forks"):
+        notes.append(f"The process was forked {counted(forks, 'time')}: calls in forked processes are in no row.")
     return notes
 
 

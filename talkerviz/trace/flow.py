@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from talkerviz.trace.schema import NAME, TensorInfo, Tensors
+from talkerviz.trace.schema import NAME, Tensors, tensor_infos
 
 OPS = pa.schema(
     [
@@ -94,7 +94,7 @@ class Flow:
         source = io.BytesIO(base64.b64decode(text, validate=True))
         ops, edges = (pa.ipc.open_stream(source).read_all() for _ in range(2))
         tensors = json.loads(ops.schema.metadata[b"tensors"])
-        lists = [tuple(TensorInfo(n, tuple(s), t, d) for n, s, t, d in one) for one in tensors]
+        lists = [tensor_infos(one) for one in tensors]
         columns = {name: ops.column(name).to_pandas() for name in OPS.names if not name.endswith("_id")}
         columns |= {name: _placed(lists, ops.column(f"{name}_id").to_numpy()) for name in ("inputs", "outputs")}
         return cls(ops_frame(columns), edges.to_pandas())

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from talkerviz.trace.log import BESIDES, UNFINISHED, Log, Rows, call_rows
-from talkerviz.trace.schema import CALLS
+from talkerviz.trace.log import BESIDES, FIRST_BESIDE, UNFINISHED, Log, Rows, call_rows
+from talkerviz.trace.schema import CALLS, COLLECTIONS, Tensors
 
 _CATEGORICAL = ("path", "class", "phase", "peers")
 COLUMNS = [name for name in CALLS.names if not name.endswith("_id")]
@@ -43,10 +43,12 @@ def _sorted_categories(column: pd.Series) -> pd.Series:
     return column.cat.reorder_categories(sorted(column.cat.categories))
 
 
-def log_frame(log: Log) -> pd.DataFrame:
-    """All calls of a log."""
-    parts = list(call_rows(log))
-    return _frame(log, {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]} if parts else {})
+def log_frame(log: Log) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All calls of a log, and its garbage collections."""
+    garbage: list[Rows] = []
+    parts = list(call_rows(log, garbage))
+    calls = _frame(log, {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]} if parts else {})
+    return calls, collections_frame(garbage)
 
 
 def log_edges(log: Log) -> pd.DataFrame:
@@ -58,48 +60,103 @@ def log_edges(log: Log) -> pd.DataFrame:
     return edges
 
 
-def log_frames(log: Log, rows_each: int = 1 << 16) -> Iterator[pd.DataFrame]:
-    """All calls of a log, about so many at a time."""
+def collections_frame(parts: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """Garbage collections as a `Trace` has them, in the order in which they began."""
+    columns = {
+        field.name: np.concatenate([np.empty(0, np.int64), *(part[field.name] for part in parts)]).astype(
+            field.type.to_pandas_dtype()
+        )
+        for field in COLLECTIONS
+    }
+    order = np.argsort(columns["host_start_ns"], kind="stable")
+    frame: pd.DataFrame = pd.DataFrame({name: values[order] for name, values in columns.items()})
+    return frame
+
+
+def log_tables(log: Log, collections: list[Rows], rows_each: int = 1 << 16) -> Iterator[pa.Table]:
+    """All calls of a log as tables of the columns of `CALLS`, about so many rows each.
+
+    Args:
+        log: the log.
+        collections: where garbage collections are put.
+        rows_each: rows of a table.
+    """
     waiting: list[Rows] = []
-    for rows in call_rows(log):
+    for rows in call_rows(log, collections):
         waiting.append(rows)
         if sum(len(part["call"]) for part in waiting) >= rows_each:
-            yield _frame(log, {name: np.concatenate([part[name] for part in waiting]) for name in rows})
+            yield _table(log, {name: np.concatenate([part[name] for part in waiting]) for name in rows})
             waiting = []
     if waiting:
-        yield _frame(log, {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]})
+        yield _table(log, {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]})
+
+
+def lists_array(lists: Sequence[Tensors]) -> pa.Array:
+    """Lists of tensors as the column `inputs` holds them."""
+    of_list = np.cumsum([0, *map(len, lists)], dtype=np.int32)
+    tensors = [tensor for one in lists for tensor in one]
+    field = CALLS.field("inputs").type.value_type
+    columns = [pa.array([tensor[place] for tensor in tensors], inner.type) for place, inner in enumerate(field)]
+    structs = pa.StructArray.from_arrays(columns, fields=list(field))
+    return pa.ListArray.from_arrays(pa.array(of_list), structs).cast(CALLS.field("inputs").type)
+
+
+def _columns(log: Log, rows: Rows) -> dict[str, Any]:
+    names = log.names
+    peers = rows["peers"]
+    paths, classes = _paths(log, rows["module"], rows["caller"])
+    return {
+        **{name: rows[name] for name in ("call", "depth", "thread", "run")},
+        "parent": _present(rows["parent"], rows["parent"] >= 0),
+        "path": paths,
+        "class": classes,
+        "phase": pd.Categorical.from_codes(rows["phase"], pd.Index(names.phases, dtype=object)),
+        **{name: _present(rows[name], rows[name] >= 0) for name in ("frame", "step")},
+        "rank": np.full(len(peers), log.facts.get("process", {}).get("rank", 0), dtype=np.int32),
+        "peers": pd.Categorical.from_codes(peers, pd.Index(names.peers, dtype=object)),
+        "collective": _present(rows["collective"], peers >= 0),
+        **{name: _present(rows[name], np.full(len(peers), log.timed)) for name in _TIMES},
+        # -1 and -2, the two numbers that are no names, are the list's last places.
+        "error": _objects([*names.errors, UNFINISHED, None])[rows["error"]],
+    }
+
+
+def _table(log: Log, rows: Rows) -> pa.Table:
+    columns = _columns(log, rows)
+    for name in ("inputs", "outputs"):
+        different, places = np.unique(rows[name], return_inverse=True)
+        columns[name] = lists_array([log.tensors[number] for number in different.tolist()]).take(pa.array(places))
+        columns[f"{name}_id"] = rows[name]
+    log.tensors.forget()
+    length = len(rows["call"])
+    return pa.table(
+        [
+            columns[field.name]
+            if isinstance(columns.get(field.name), pa.Array)
+            else pa.array(columns[field.name], from_pandas=True).cast(field.type)
+            if field.name in columns
+            else pa.nulls(length, field.type)
+            for field in CALLS
+        ],
+        schema=CALLS,
+    )
 
 
 def _frame(log: Log, rows: Rows) -> pd.DataFrame:
     rows = rows or dict.fromkeys(
-        (*("call", "depth", "thread", "parent", "module", "caller", "mark", "peers", "collective"), *_RESULTS, *_TIMES),
+        (
+            *("call", "depth", "thread", "parent", "module", "caller", "peers", "collective"),
+            *_MARKS,
+            *_RESULTS,
+            *_TIMES,
+        ),
         np.empty(0, dtype=np.int64),
     )
-    names = log.names
-    mark, peers = rows["mark"], rows["peers"]
-    paths, classes = _paths(log, rows["module"], rows["caller"])
-    return calls_frame(
-        {
-            **{name: rows[name] for name in ("call", "depth", "thread")},
-            "parent": _present(rows["parent"], rows["parent"] >= 0),
-            "path": paths,
-            "class": classes,
-            "phase": _named(mark, [mark.phase for mark in names.marks]),
-            "frame": _marked(mark, [mark.frame for mark in names.marks]),
-            "step": _marked(mark, [mark.step for mark in names.marks]),
-            "run": np.array([mark.run for mark in names.marks] or [0], dtype=np.int32)[mark],
-            "rank": np.full(len(mark), log.facts.get("process", {}).get("rank", 0), dtype=np.int32),
-            "peers": pd.Categorical.from_codes(peers, pd.Index(names.peers, dtype=object)),
-            "collective": _present(rows["collective"], peers >= 0),
-            "inputs": _objects(names.tensors)[rows["inputs"]],
-            "outputs": _objects(names.tensors)[rows["outputs"]],
-            **{name: _present(rows[name], np.full(len(mark), log.timed)) for name in _TIMES},
-            # -1 and -2, the two numbers that are no names, are the list's last places.
-            "error": _objects([*names.errors, UNFINISHED, None])[rows["error"]],
-        }
-    )
+    lists = {name: log.tensors.objects(rows[name]) for name in ("inputs", "outputs")}
+    return calls_frame({**_columns(log, rows), **lists})
 
 
+_MARKS = ("phase", "frame", "step", "run")
 _RESULTS = ("inputs", "outputs", "error")
 _TIMES = ("host_start_ns", "host_ns", "host_self_ns")
 
@@ -108,12 +165,13 @@ def _paths(log: Log, module: np.ndarray, caller: np.ndarray) -> tuple[pd.Categor
     """Paths and classes. What is no module's has the path of the module that it was in, and its own name behind it."""
     paths, count = [module.path for module in log.modules], len(log.modules)
     classes = [*(module.class_name for module in log.modules), *BESIDES]
-    beside = module >= count
-    kinds, place = np.unique(np.stack([caller[beside], module[beside] - count]), axis=1, return_inverse=True)
+    beside = module >= FIRST_BESIDE
+    class_of = np.where(beside, module - FIRST_BESIDE + count, module)
+    kinds, place = np.unique(np.stack([caller[beside], module[beside] - FIRST_BESIDE]), axis=1, return_inverse=True)
     numbers = module.copy()
     numbers[beside] = count + place.ravel()
     paths += [f"{paths[c if 0 <= c < count else 0]}.{BESIDES[kind]}" for c, kind in kinds.T.tolist()]
-    return _named(numbers, paths), _named(module, classes)
+    return _named(numbers, paths), _named(class_of, classes)
 
 
 def _objects(values: list[Any]) -> np.ndarray:
@@ -130,12 +188,6 @@ def _named(numbers: np.ndarray, names: list[str]) -> pd.Categorical:
     codes = np.array([place[name] for name in names], dtype=np.int32)
     of_calls = codes[numbers] if len(numbers) else np.empty(0, dtype=np.int32)
     return pd.Categorical.from_codes(of_calls, pd.Index(unique, dtype=object))
-
-
-def _marked(marks: np.ndarray, values: list[int | None]) -> pd.api.extensions.ExtensionArray:
-    found = np.array([-1 if value is None else value for value in values], dtype=np.int64)
-    of_calls = found[marks] if len(marks) else marks
-    return _present(of_calls, of_calls >= 0)
 
 
 def _present(values: np.ndarray, there: np.ndarray) -> pd.api.extensions.ExtensionArray:

@@ -1,16 +1,22 @@
 """The raw log of a run, and how it becomes rows.
 
-While a run goes on each thread appends events of three whole numbers: what happened, to which tensors, and when. Whole
-batches of them are written to a stream (Arrow IPC), in memory or in a file that outlives the process. Everything else
-(nesting, parents, self time, phases) is worked out here, after the run, on arrays, a batch at a time.
+While a run goes on each thread appends events of four whole numbers: what happened, to which tensors, when, and one
+more. Whole batches of them are written to a stream (Arrow IPC), in memory or in a file that outlives the process.
+Everything else (nesting, parents, self time, phases) is worked out here, after the run, on arrays, a batch at a time.
 
 An event is one of:
-    module number, number of the inputs' list, time: a call begins;
-    -1 - module number, number of the outputs' list, time: it returns;
-    -1 - module number, -1 - number of the exception's name, time: it raises;
-    COLLECTIVE, number of its peers, its number among theirs: the call that has just begun is this one;
-    MARK, number of the mark, time: what follows belongs to this phase, frame, step and run;
-    PAUSE, 0, nanoseconds: the recorder itself held the run up for so long.
+    module number, number of the inputs' list, time, own: a call begins;
+    -1 - module number, number of the outputs' list, time, own: it returns;
+    -1 - module number, -1 - number of the exception's name, time, own: it raises;
+    MARK, number of a phase, time, place: what follows belongs to this phase, and to the frame and step of `place`;
+    NAMED, number of a phase, time, 0: it has this phase instead, that its code has named; -1 for none any more;
+    RUN, number of a run, time, 0: what follows belongs to this run;
+    COLLECTIVE, number of its peers, 0, its number among theirs: the call that has just begun is this one;
+    GARBAGE, generation, time, nanoseconds: a garbage collection is over that took so long;
+    PAUSE, 0, 0, nanoseconds: the recorder itself held the run up for so long.
+
+`own` is what the recorder itself took, just before a call began or just after it was over. That and pauses are on no
+time line: what is recorded looks as if nobody had recorded it.
 """
 
 from __future__ import annotations
@@ -24,16 +30,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from talkerviz.trace.schema import ModuleInfo, TensorInfo, Tensors, module_infos
+from talkerviz.trace.schema import ModuleInfo, module_infos
+from talkerviz.trace.tensor_rows import TensorKind, TensorLists
 
-MARK, PAUSE, COLLECTIVE = 1 << 30, (1 << 30) + 1, (1 << 30) + 2
+MARK, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED = range(1 << 30, (1 << 30) + 6)
+WIDTH = 3
+"""Of an event in memory, in whole numbers of 64 bits: `what` and `tensors` share one."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "gather", "scatter")
 MESSAGES = ("send", "recv")
 BESIDES = (*COLLECTIVES, *MESSAGES, "barrier", "wait", "recorder")
-"""What is logged as calls are and is no module's, by what is its class then; the numbers go on from the modules'.
+"""What is logged as calls are and is no module's, by what is its class then; the numbers go on from 1 << 29.
 
 `wait` is for a collective that was begun before. The recorder is one of them where what it holds up, others wait for.
 """
+FIRST_BESIDE = 1 << 29
 NO_TENSORS = 0  # the number of the empty list
 UNFINISHED = "unfinished"  # the error of a call that was going on when the process was killed
 
@@ -41,9 +51,12 @@ EVENTS = pa.schema(
     [
         pa.field("what", pa.int32(), nullable=False),
         pa.field("tensors", pa.int32(), nullable=False),
-        pa.field("time", pa.int64(), nullable=False),
+        pa.field("time", pa.int64(), nullable=False),  # since the event before, or the first of a batch since ever
+        pa.field("value", pa.int64(), nullable=False),
     ]
 )
+_IN_MEMORY = np.dtype([("what", "<i4"), ("tensors", "<i4"), ("time", "<i8"), ("value", "<i8")])
+_STEP_BITS = 24
 
 Rows = dict[str, np.ndarray]
 
@@ -62,37 +75,79 @@ class Names:
     """What the numbers of a log stand for; every list begins at number 0.
 
     Attributes:
-        tensors: lists of tensors.
-        marks: phases, frames, steps and runs.
+        parts: names of places in containers, which descriptions of tensors refer to.
+        kinds: dtypes and devices, which they refer to as well.
+        phases: phases.
         errors: names of exceptions' classes.
         peers: the ranks that collectives are among.
+        joined: modules that joined the model while it ran; their numbers go on from those of the header.
     """
 
-    tensors: list[Tensors] = field(default_factory=lambda: [()])
-    marks: list[Mark] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    kinds: list[TensorKind] = field(default_factory=list)
+    phases: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     peers: list[str] = field(default_factory=list)
+    joined: list[ModuleInfo] = field(default_factory=list)
+
+
+NAMES = ("parts", "kinds", "phases", "errors", "peers", "joined")
+"""The lists of `Names`."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """A log that has been read.
+    """A log that has been read; its events are read as they are asked for.
 
     Attributes:
+        source: the stream.
         modules: the modules that calls are numbered by.
         facts: what was known of the run when it began.
         origin_ns: the time that counts as 0.
         timed: whether events hold times.
         names: what the numbers stand for.
-        batches: (thread, events [n, 3]) in the order in which they were written.
+        tensors: the lists of tensors.
+        threads: the numbers of the threads, ascending.
     """
 
+    source: Path | pa.Buffer
     modules: tuple[ModuleInfo, ...]
     facts: dict[str, Any]
     origin_ns: int
     timed: bool
     names: Names
-    batches: list[tuple[int, pa.RecordBatch]]
+    tensors: TensorLists
+    threads: tuple[int, ...]
+
+    def batches(self, thread: int) -> Iterator[tuple[np.ndarray, ...]]:
+        """The columns of `EVENTS`, with whole times, of each batch of a thread."""
+        for said, batch in _batches(_open(self.source)):
+            if said["thread"] == thread and len(batch):
+                what, tensors, time, value = (batch.column(name).to_numpy() for name in EVENTS.names)
+                yield what.astype(np.int64), tensors.astype(np.int64), np.cumsum(time), value
+
+
+def event_batch(events: bytes) -> pa.RecordBatch:
+    """Make a batch of a stream of events as they are in memory."""
+    columns = np.frombuffer(events, dtype=_IN_MEMORY)
+    time = np.diff(columns["time"], prepend=0)
+    named = {**{name: columns[name] for name in EVENTS.names}, "time": time}
+    return pa.record_batch([pa.array(named[field.name], field.type) for field in EVENTS], schema=EVENTS)
+
+
+def _open(source: Path | pa.Buffer) -> Any:
+    return pa.ipc.open_stream(pa.memory_map(str(source)) if isinstance(source, Path) else source)
+
+
+def _batches(reader: Any) -> Iterator[tuple[dict[str, Any], pa.RecordBatch]]:
+    """Batches with what was said of each; of a stream that was cut short those that are whole."""
+    while True:
+        try:
+            batch, extra = reader.read_next_batch_with_custom_metadata()
+        except (StopIteration, pa.ArrowInvalid, OSError):
+            return
+        said = json.loads(extra[b"names"])
+        yield {**said, "rows": extra[b"rows"]}, batch
 
 
 def read_log(source: Path | pa.Buffer) -> Log:
@@ -102,30 +157,50 @@ def read_log(source: Path | pa.Buffer) -> Log:
         ValueError: not such a stream at all.
     """
     try:
-        reader = pa.ipc.open_stream(pa.memory_map(str(source)) if isinstance(source, Path) else source)
+        reader = _open(source)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError("not a talkerviz recording") from error
     metadata = reader.schema.metadata or {}
     if b"talkerviz.log" not in metadata:
         raise ValueError("an Arrow stream, but not a talkerviz recording")
     header = json.loads(metadata[b"talkerviz.log"])
-    names = Names()
-    batches = []
-    while True:
-        try:
-            batch, extra = reader.read_next_batch_with_custom_metadata()
-        except (StopIteration, pa.ArrowInvalid, OSError):
-            break
-        said = json.loads(extra[b"names"])
-        tensors, marks, errors, peers = said["first"]
-        names.tensors[tensors:] = [
-            tuple(TensorInfo(n, tuple(s), t, d) for n, s, t, d in one) for one in said["tensors"]
-        ]
-        names.marks[marks:] = [Mark(*mark) for mark in said["marks"]]
-        names.errors[errors:] = said["errors"]
-        names.peers[peers:] = said["peers"]
-        batches.append((said["thread"], batch))
-    return Log(module_infos(header["modules"]), header["facts"], header["origin_ns"], header["timed"], names, batches)
+    names, threads = Names(), set()
+    tensors = TensorLists(names.parts, names.kinds)
+    for said, batch in _batches(reader):
+        for name, first in zip(NAMES, said["first"], strict=True):
+            new = said[name]
+            if name == "kinds":
+                new = [(dtype, device) for dtype, device in new]
+            elif name == "joined":
+                new = module_infos(new)
+            getattr(names, name)[first:] = new
+        tensors.add(unpack_rows(said["rows"]))
+        if len(batch):
+            threads.add(said["thread"])
+    modules = (*module_infos(header["modules"]), *names.joined)
+    return Log(
+        source,
+        modules,
+        header["facts"],
+        header["origin_ns"],
+        header["timed"],
+        names,
+        tensors,
+        tuple(sorted(threads)),
+    )
+
+
+def pack_rows(rows: bytes) -> bytes:
+    """Descriptions of tensors as they are written: the size of what follows, and it, compressed."""
+    compressed: bytes = pa.compress(rows, codec="zstd", asbytes=True) if rows else b""
+    return len(rows).to_bytes(8, "little") + compressed
+
+
+def unpack_rows(packed: bytes) -> bytes:
+    """What `pack_rows` was given."""
+    size = int.from_bytes(packed[:8], "little")
+    rows: bytes = pa.decompress(packed[8:], size, codec="zstd", asbytes=True) if size else b""
+    return rows
 
 
 @dataclass(frozen=True)
@@ -136,8 +211,11 @@ class _Open:
     module: np.ndarray
     start: np.ndarray
     edge: np.ndarray
-    inside: np.ndarray  # nanoseconds in calls that they made
-    mark: int = 0
+    inside: np.ndarray  # nanoseconds in calls that they made, and in garbage collections
+    phase: int = 0
+    place: int = 0
+    named: int = -1
+    run: int = 0
     paused: int = 0
     next_number: int = 0
     last_time: int = 0
@@ -148,28 +226,36 @@ _NONE = np.empty(0, dtype=np.int64)
 _NOTHING_OPEN = _Open(_NONE, _NONE, _NONE, _NONE, _NONE)
 
 
-def call_rows(log: Log) -> Iterator[Rows]:
+def call_rows(log: Log, collections: list[Rows] | None = None) -> Iterator[Rows]:
     """The log's calls as columns of numbers, some thousands of rows at a time, in the order in which they began.
 
-    `parent` is -1 at the top, as is `caller`, the number of its module. `module`, `inputs`, `outputs`, `mark` are the
-    log's numbers, `peers` and `error` too, -1 for none and -2 for a call that never ended. Times are nanoseconds; -1
-    without a clock. `begin_edge` and `end_edge` count the beginnings and ends of the thread's calls: what else was
-    noted at each of them has that place. `paused` is how long the recorder had held the thread up by then.
+    `parent` is -1 at the top, as is `caller`, the number of its module. `module`, `inputs`, `outputs`, `phase` are the
+    log's numbers, `peers` and `error` too, -1 for none and -2 for a call that never ended. `frame` and `step` are -1
+    for none. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` count the beginnings and ends of
+    the thread's calls: what else was noted at each of them has that place. `paused` is how long the recorder had held
+    the thread up by then.
+
+    Args:
+        log: the log.
+        collections: where garbage collections are put, as rows of the columns of `COLLECTIONS`.
     """
-    threads = sorted({thread for thread, _ in log.batches})
-    if len(threads) == 1:
-        yield from _thread_rows(log, threads[0])
-    elif threads:
-        yield _in_order_of_start([list(_thread_rows(log, thread)) for thread in threads], log.timed)
+    found: list[Rows] = [] if collections is None else collections
+    if len(log.threads) == 1:
+        yield from _thread_rows(log, log.threads[0], found)
+    elif log.threads:
+        seen: list[list[Rows]] = [[] for _ in log.threads]
+        parts = [list(_thread_rows(log, thread, of)) for thread, of in zip(log.threads, seen, strict=True)]
+        yield _in_order_of_start(parts, seen, log.timed)
+        found += [rows for of in seen for rows in of]
 
 
-def _thread_rows(log: Log, thread: int) -> Iterator[Rows]:
+def _thread_rows(log: Log, thread: int, collections: list[Rows]) -> Iterator[Rows]:
     """Twice over the thread's batches: calls that end in a later batch than they began in are known after the first."""
-    late = [part for _, part, _ in _steps(log, thread)]
+    late = [part for _, part, _ in _steps(log, thread, collections)]
     ends = {name: np.concatenate([part[name] for part in late]) for name in ("call", *_LATE)}
     order = np.argsort(ends["call"], kind="stable")
     ends = {name: values[order] for name, values in ends.items()}
-    for rows, _, closed in _steps(log, thread):
+    for rows, _, closed in _steps(log, thread, []):
         missing = np.flatnonzero(~closed)
         found = np.searchsorted(ends["call"], rows["call"][missing])
         for name in _LATE:
@@ -186,15 +272,17 @@ def _thread_rows(log: Log, thread: int) -> Iterator[Rows]:
 _LATE = ("end", "end_edge", "inside", "outputs", "error")
 
 
-def _steps(log: Log, thread: int) -> Iterator[tuple[Rows, Rows, np.ndarray]]:
+def _steps(log: Log, thread: int, collections: list[Rows]) -> Iterator[tuple[Rows, Rows, np.ndarray]]:
     """For each batch: the calls that begin in it, those of earlier batches that end in it, which of the first ended."""
     state = _NOTHING_OPEN
-    for of_thread, batch in log.batches:
-        if of_thread != thread:
-            continue
-        what, tensors, time = (batch.column(name).to_numpy().astype(np.int64) for name in EVENTS.names)
-        rows, late, closed, state = _step(state, what, tensors, time, log.origin_ns)
+    # Ranks wait for each other, and a device goes on, also while the recorder is at work: what it takes stays on a line
+    # that they have in common.
+    counts_own = "process" not in log.facts and log.facts.get("clock") != "cuda"
+    for events in log.batches(thread):
+        rows, late, closed, garbage, state = _step(state, *events, log.origin_ns, counts_own)
         rows["thread"] = np.full(len(rows["call"]), thread)
+        if len(garbage["call"]):
+            collections.append({**garbage, "thread": np.full(len(garbage["call"]), thread)})
         yield rows, late, closed
     never = dict.fromkeys(("module", "thread", *_ROW), _NONE)
     stopped = np.full(len(state.number), state.last_time)
@@ -212,38 +300,58 @@ def _steps(log: Log, thread: int) -> Iterator[tuple[Rows, Rows, np.ndarray]]:
     )
 
 
-_BEGUN = ("call", "parent", "caller", "depth", "inputs", "mark", "peers", "collective", "begin_edge", "paused")
+_MARKS = ("phase", "frame", "step", "run")
+_BEGUN = ("call", "parent", "caller", "depth", "inputs", *_MARKS, "peers", "collective", "begin_edge", "paused")
 _ROW = (*_BEGUN, "host_start_ns", *_LATE)
 
 
+def _latest(here: np.ndarray, values: np.ndarray, before: int) -> np.ndarray:
+    """Of each event the value of the last one up to it that is `here`."""
+    at = np.maximum.accumulate(np.where(here, np.arange(len(here)), -1))
+    found: np.ndarray = np.where(at >= 0, values[at], before)
+    return found
+
+
 def _step(
-    state: _Open, what: np.ndarray, tensors: np.ndarray, time: np.ndarray, origin_ns: int
-) -> tuple[Rows, Rows, np.ndarray, _Open]:
-    pauses, marks = what == PAUSE, what == MARK
-    paused = state.paused + np.cumsum(np.where(pauses, time, 0))
-    latest = np.maximum.accumulate(np.where(marks, np.arange(len(what)), -1))
-    mark = np.where(latest >= 0, tensors[latest], state.mark)
-    last_mark = int(mark[-1]) if len(mark) else state.mark
-    noted = what == COLLECTIVE
-    calls = ~(pauses | marks | noted)
+    state: _Open,
+    what: np.ndarray,
+    tensors: np.ndarray,
+    time: np.ndarray,
+    value: np.ndarray,
+    origin_ns: int,
+    counts_own: bool,
+) -> tuple[Rows, Rows, np.ndarray, Rows, _Open]:
+    marks, noted, collected = what == MARK, what == COLLECTIVE, what == GARBAGE
+    calls = what < MARK
+    own = np.where(calls & counts_own, value, 0)
+    held_up = np.cumsum(own + np.where(what == PAUSE, value, 0)) + state.paused
+    # What the recorder takes comes before the time of a beginning, and after that of an end.
+    paused = held_up - np.where(what < 0, own, 0)
+    phase, place = _latest(marks, tensors, state.phase), _latest(marks, value, state.place)
+    named = _latest(what == NAMED, tensors, state.named)
+    run = _latest(what == RUN, tensors, state.run)
     begun_before = np.cumsum(calls)[noted] - 1
     peers, collective = np.full((2, int(calls.sum())), -1)
-    peers[begun_before], collective[begun_before] = tensors[noted], time[noted]
-    time = (time - paused - origin_ns)[calls]
+    peers[begun_before], collective[begun_before] = tensors[noted], value[noted]
+    line = time - paused - origin_ns
+    after = np.cumsum(calls)[collected]  # so many of the calls' events were before each collection
+    mark = {"phase": np.where(named >= 0, named, phase), "place": place, "run": run}
+    time = line[calls]
 
     # The calls that are still open begin again, as it were, before all others.
     carried = len(state.number)
     module = np.concatenate([state.module, what[calls]])
     tensor = np.concatenate([np.full(carried, NO_TENSORS), tensors[calls]])
     times = np.concatenate([state.start, time])
-    mark = np.concatenate([np.zeros(carried, dtype=np.int64), mark[calls]])
     edge = np.concatenate([state.edge, state.edges + np.arange(len(time))])
-    pause = np.concatenate([np.zeros(carried, dtype=np.int64), paused[calls]])
+    zeros = np.zeros(carried, dtype=np.int64)
+    pause, *of_mark = (np.concatenate([zeros, values[calls]]) for values in (paused, *mark.values()))
     peers, collective = (np.concatenate([np.full(carried, -1), values]) for values in (peers, collective))
+    position = np.arange(len(module))
     pairs = _pairs(module)
     if pairs is None:
-        module, tensor, times, mark, edge, pause, peers, collective = _with_missing_ends(
-            module, tensor, times, mark, edge, pause, peers, collective
+        module, tensor, times, edge, pause, peers, collective, position, *of_mark = _with_missing_ends(
+            module, tensor, times, edge, pause, peers, collective, position, *of_mark
         )
         pairs = _pairs(module)
         assert pairs is not None
@@ -255,9 +363,13 @@ def _step(
     nested = closed & (parent >= 0)
     np.add.at(inside, parent[nested], (end - start)[nested])
     inside[:carried] += state.inside
+    # A garbage collection is in the innermost call that was open.
+    around = _open_at(np.searchsorted(position, after + carried), begin_at, end_at, depth)
+    np.add.at(inside, around[around >= 0], value[collected][around >= 0])
     result = np.where(closed, tensor[end_at], NO_TENSORS)
     raised = closed & (result < 0)
     number = np.concatenate([state.number, state.next_number + np.arange(len(begin_at) - carried)])
+    phase_of, place_of, run_of = of_mark
     columns = {
         "call": number,
         "parent": np.where(parent >= 0, number[parent], -1),
@@ -265,7 +377,10 @@ def _step(
         "depth": depth,
         "module": module[begin_at],
         "inputs": tensor[begin_at],
-        "mark": mark[begin_at],
+        "phase": phase_of[begin_at],
+        "frame": (place_of[begin_at] >> _STEP_BITS) - 1,
+        "step": (place_of[begin_at] & (1 << _STEP_BITS) - 1) - 1,
+        "run": run_of[begin_at],
         "peers": peers[begin_at],
         "collective": collective[begin_at],
         "begin_edge": edge[begin_at],
@@ -286,13 +401,36 @@ def _step(
         start=start[is_open],
         edge=edge[begin_at][is_open],
         inside=inside[is_open],
-        mark=last_mark,
-        paused=int(paused[-1]) if len(paused) else state.paused,
+        phase=int(phase[-1]),
+        place=int(place[-1]),
+        named=int(named[-1]),
+        run=int(run[-1]),
+        paused=int(held_up[-1]),
         next_number=state.next_number + int(begun.sum()),
         last_time=int(time[-1]) if len(time) else state.last_time,
         edges=state.edges + len(time),
     )
-    return {name: values[begun] for name, values in columns.items()}, late, closed[begun], following_state
+    garbage = {
+        "call": np.where(around >= 0, number[around] if len(number) else -1, -1),
+        "generation": tensors[collected],
+        "host_start_ns": line[collected] - value[collected],
+        "host_ns": value[collected],
+    }
+    return {name: values[begun] for name, values in columns.items()}, late, closed[begun], garbage, following_state
+
+
+def _open_at(positions: np.ndarray, begin_at: np.ndarray, end_at: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """The innermost call that is open at each position among the events of calls; -1 for none."""
+    found = np.full(len(positions), -1)
+    if not len(positions) or not len(begin_at):
+        return found
+    end = np.where(end_at >= 0, end_at, np.iinfo(np.int64).max)
+    for level in range(int(depth.max()) + 1):
+        rows = np.flatnonzero(depth == level)
+        last = np.searchsorted(begin_at[rows], positions) - 1
+        row = rows[np.maximum(last, 0)]
+        found = np.where((last >= 0) & (end[row] >= positions), row, found)
+    return found
 
 
 def _pairs(module: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
@@ -344,10 +482,12 @@ def _parents(depth: np.ndarray) -> np.ndarray:
     return parent
 
 
-def _in_order_of_start(threads: list[list[Rows]], timed: bool) -> Rows:
-    """The calls of several threads as those of one run."""
+def _in_order_of_start(threads: list[list[Rows]], collections: list[list[Rows]], timed: bool) -> Rows:
+    """The calls of several threads as those of one run; garbage collections are told the calls' new numbers."""
     before = 0
-    for parts in threads:
+    for parts, garbage in zip(threads, collections, strict=True):
+        for rows in garbage:
+            rows["call"][rows["call"] >= 0] += before
         calls = sum(len(rows["call"]) for rows in parts)
         for rows in parts:
             rows["call"] += before
@@ -363,6 +503,9 @@ def _in_order_of_start(threads: list[list[Rows]], timed: bool) -> Rows:
         nested = whole["parent"] >= 0
         whole["parent"][nested] = place[whole["parent"][nested]]
         whole["call"] = np.arange(before)
+        for rows in (rows for garbage in collections for rows in garbage):
+            inside = rows["call"] >= 0
+            rows["call"][inside] = place[rows["call"][inside]]
     return whole
 
 

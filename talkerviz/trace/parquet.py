@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,10 +17,13 @@ import pyarrow.parquet as pq
 
 from talkerviz.disk import writing
 from talkerviz.trace.flow import Flow
-from talkerviz.trace.frame import NULLABLE, calls_frame
-from talkerviz.trace.schema import CALLS, ModuleInfo, TensorInfo, Tensors, module_infos
+from talkerviz.trace.frame import NULLABLE, calls_frame, collections_frame, lists_array, log_tables
+from talkerviz.trace.log import Log, Rows, pack_rows, unpack_rows
+from talkerviz.trace.schema import CALLS, ModuleInfo, Tensors, module_infos, tensor_infos
+from talkerviz.trace.tensor_rows import TensorLists
 
-FORMAT = "1"
+FORMAT = "2"
+_ROWS_EACH = 1 << 16
 
 
 OTHER_FORMATS = {
@@ -40,28 +44,91 @@ def check_name(path: Path) -> None:
 
 def write_trace(
     target: Path | BinaryIO,
-    frames: Iterable[pd.DataFrame],
+    calls: pd.DataFrame,
     modules: tuple[ModuleInfo, ...],
     facts: Mapping[str, Any],
     flow: Flow | None = None,
+    collections: pd.DataFrame | None = None,
 ) -> None:
-    """Write calls, a frame after the other; a file is finished atomically: readers never see half of it."""
-    schema = CALLS.with_metadata(
-        {
+    """Write a trace; a file is finished atomically: readers never see half of it."""
+    lists: dict[str, np.ndarray] = {}
+    numbers = _Numbers()
+    for name in ("inputs", "outputs"):
+        lists[name] = numbers.of(calls[name])
+    every = numbers.lists()
+    with _writer(target) as write:
+        for begin in range(0, len(calls), _ROWS_EACH):
+            rows = slice(begin, begin + _ROWS_EACH)
+            write.table(_to_arrow(calls.iloc[rows], {name: ids[rows] for name, ids in lists.items()}, every))
+        write.end(modules, facts, dict(enumerate(every)), flow, collections)
+
+
+def write_log(target: Path, log: Log, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any]) -> None:
+    """Write a log as a trace, some thousands of calls at a time; finished atomically, as `write_trace` does it."""
+    garbage: list[Rows] = []
+    with _writer(target) as write:
+        for table in log_tables(log, garbage):
+            write.table(table)
+        write.end(modules, facts, log.tensors, None, collections_frame(garbage))
+
+
+class _Writer:
+    def __init__(self, file: Path | BinaryIO) -> None:
+        self._file = pq.ParquetWriter(file, CALLS, compression="zstd")
+        self._in_use: set[int] = set()
+
+    def table(self, table: pa.Table) -> None:
+        for name in ("inputs_id", "outputs_id"):
+            self._in_use.update(np.unique(table.column(name).to_numpy()).tolist())
+        self._file.write_table(table)
+
+    def end(
+        self,
+        modules: tuple[ModuleInfo, ...],
+        facts: Mapping[str, Any],
+        tensors: TensorLists | Mapping[int, Tensors],
+        flow: Flow | None,
+        collections: pd.DataFrame | None,
+    ) -> None:
+        # Every row has its list of tensors, for whoever reads the file; here each different one is once more, so that
+        # a trace is read without looking at rows.
+        lists = [(number, tensors[number]) for number in sorted(self._in_use)]
+        said = {
             "talkerviz": FORMAT,
             "talkerviz.modules": json.dumps(modules),
             "talkerviz.facts": json.dumps(dict(facts)),
-            **({} if flow is None else {"talkerviz.flow": flow.to_text()}),
+            "talkerviz.tensors": _packed(json.dumps(lists)),
         }
-    )
-    numbers = _Numbers()
-    with _finished_at_once(target) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for calls in frames:
-            writer.write_table(_to_arrow(calls, numbers))
+        if flow is not None:
+            said["talkerviz.flow"] = flow.to_text().decode()
+        if collections is not None and len(collections):
+            said["talkerviz.collections"] = json.dumps({name: collections[name].tolist() for name in collections})
+        self._file.add_key_value_metadata(said)
+        self._file.close()
 
 
-def read_trace(path: Path) -> tuple[pd.DataFrame, tuple[ModuleInfo, ...], dict[str, Any], Flow | None]:
-    """Calls, modules, facts and flow of a trace's file.
+@contextmanager
+def _writer(target: Path | BinaryIO) -> Iterator[_Writer]:
+    with _finished_at_once(target) as file:
+        write = _Writer(file)
+        try:
+            yield write
+        finally:
+            write._file.close()
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(pack_rows(text.encode())).decode()
+
+
+def _unpacked(text: bytes) -> Any:
+    return json.loads(unpack_rows(base64.b64decode(text, validate=True)))
+
+
+def read_trace(
+    path: Path,
+) -> tuple[pd.DataFrame, tuple[ModuleInfo, ...], dict[str, Any], Flow | None, pd.DataFrame]:
+    """Calls, modules, facts, flow and garbage collections of a trace's file.
 
     Raises:
         ValueError: what is wrong with the file, without its name.
@@ -70,14 +137,17 @@ def read_trace(path: Path) -> tuple[pd.DataFrame, tuple[ModuleInfo, ...], dict[s
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError("a trace that is cut short or damaged; record it again") from error
-    metadata = file.schema_arrow.metadata or {}
+    metadata = file.metadata.metadata or {}
     if metadata.get(b"talkerviz") != FORMAT.encode():
         raise ValueError("a Parquet file, but not a talkerviz trace; record one with `talkerviz trace`")
     try:
         modules = module_infos(json.loads(metadata[b"talkerviz.modules"]))
         text = metadata.get(b"talkerviz.flow")
         flow = None if text is None else Flow.from_text(text)
-        return _to_pandas(file), modules, json.loads(metadata[b"talkerviz.facts"]), flow
+        garbage = metadata.get(b"talkerviz.collections")
+        collections = collections_frame([] if garbage is None else [json.loads(garbage)])
+        calls = _to_pandas(file, _unpacked(metadata[b"talkerviz.tensors"]))
+        return calls, modules, json.loads(metadata[b"talkerviz.facts"]), flow, collections
     except (KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
         raise ValueError(f"a damaged talkerviz trace ({error}); record it again") from error
 
@@ -116,26 +186,39 @@ class _Numbers:
         self._by_identity[id(tensors)] = (number, tensors)
         return number
 
+    def lists(self) -> list[Tensors]:
+        """The lists, by number."""
+        return list(self._by_list)
 
-def _to_arrow(calls: pd.DataFrame, numbers: _Numbers) -> pa.Table:
+
+def _to_arrow(calls: pd.DataFrame, ids: Mapping[str, np.ndarray], lists: Sequence[Tensors]) -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for name in ("inputs", "outputs"):
-        ids = numbers.of(calls[name])
-        _, first, places = np.unique(ids, return_index=True, return_inverse=True)
-        lists = pa.array([[t._asdict() for t in calls[name].iloc[row]] for row in first], CALLS.field(name).type)
-        columns[name] = lists.take(pa.array(places)) if len(first) else lists
-        columns[f"{name}_id"] = pa.array(ids, pa.int32())
+        different, places = np.unique(ids[name], return_inverse=True)
+        columns[name] = lists_array([lists[number] for number in different]).take(pa.array(places))
+        columns[f"{name}_id"] = pa.array(ids[name], pa.int32())
     for field in CALLS:
         if field.name not in columns:
             columns[field.name] = pa.array(calls[field.name], from_pandas=True).cast(field.type)
     return pa.table([columns[name] for name in CALLS.names], schema=CALLS)
 
 
-def _to_pandas(file: pq.ParquetFile) -> pd.DataFrame:
+def _to_pandas(file: pq.ParquetFile, lists: Sequence[tuple[int, Any]]) -> pd.DataFrame:
     plain = file.read([name for name in CALLS.names if name not in ("inputs", "outputs")])
-    columns: dict[str, Any] = {name: _lists(file, name, plain) for name in ("inputs", "outputs")}
+    numbers = np.array([number for number, _ in lists], dtype=np.int64)
+    objects = np.empty(len(lists), dtype=object)
+    for place, (_, one) in enumerate(lists):
+        objects[place] = tensor_infos(one)
+    columns: dict[str, Any] = {}
     for field in CALLS:
-        if field.name in columns or field.name.endswith("_id"):
+        if field.name in ("inputs", "outputs"):
+            ids = plain.column(f"{field.name}_id").to_numpy()
+            places = np.searchsorted(numbers, ids)
+            if len(ids) and (places.max() >= len(numbers) or (numbers[places] != ids).any()):
+                raise ValueError("descriptions of tensors are missing")
+            columns[field.name] = objects[places]
+            continue
+        if field.name.endswith("_id"):
             continue
         column = plain.column(field.name)
         if field.name in NULLABLE:
@@ -145,20 +228,3 @@ def _to_pandas(file: pq.ParquetFile) -> pd.DataFrame:
         else:
             columns[field.name] = column.to_pandas()
     return calls_frame(columns)
-
-
-def _lists(file: pq.ParquetFile, name: str, plain: pa.Table) -> np.ndarray:
-    """Every row's list of tensors. Each different one is read once, where it first stands."""
-    ids = plain.column(f"{name}_id").to_numpy()
-    _, first, places = np.unique(ids, return_index=True, return_inverse=True)
-    lists = np.empty(len(first), dtype=object)
-    begin = 0
-    for group in range(file.num_row_groups):
-        end = begin + file.metadata.row_group(group).num_rows
-        here = np.flatnonzero((first >= begin) & (first < end))
-        if len(here):
-            column = file.read_row_group(group, columns=[name]).column(name)
-            for place, row in zip(here, column.take(pa.array(first[here] - begin)).to_pylist(), strict=True):
-                lists[place] = tuple(TensorInfo(t["name"], tuple(t["shape"]), t["dtype"], t["device"]) for t in row)
-        begin = end
-    return lists[places]

@@ -17,12 +17,14 @@ class TensorInfo(NamedTuple):
         shape: its sizes, outermost first; -1 for one that is no number, in a nested tensor or an exported model.
         dtype: torch's name without the prefix, `float32`.
         device: torch's name, `cpu` or `cuda:0`.
+        count: how many equal ones stand there, as in a cache of 28 layers: `cache.layers.0-27.keys`.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     device: str
+    count: int = 1
 
     @property
     def shape_text(self) -> str:
@@ -53,6 +55,11 @@ class ModuleInfo(NamedTuple):
     aliases: tuple[str, ...] = ()
 
 
+def tensor_infos(rows: Iterable[Sequence[Any]]) -> Tensors:
+    """Make a list of tensors of what JSON gives back: lists for tuples."""
+    return tuple(TensorInfo(name, tuple(shape), *rest) for name, shape, *rest in rows)
+
+
 def module_infos(rows: Iterable[Sequence[Any]]) -> tuple[ModuleInfo, ...]:
     """Modules as JSON gives them back: lists for tuples."""
     return tuple(ModuleInfo._make((*row, tuple(aliases))) for *row, aliases in rows)
@@ -65,6 +72,7 @@ _TENSORS = pa.list_(
             pa.field("shape", pa.list_(pa.int64()), nullable=False),
             pa.field("dtype", pa.string(), nullable=False),
             pa.field("device", pa.string(), nullable=False),
+            pa.field("count", pa.int32(), nullable=False),
         ]
     )
 )
@@ -94,7 +102,7 @@ CALLS = pa.schema(
         pa.field("outputs_id", pa.int32(), nullable=False),
         pa.field("host_start_ns", pa.int64()),  # since the recording began; null under `--clock none`
         pa.field("host_ns", pa.int64()),
-        pa.field("host_self_ns", pa.int64()),
+        pa.field("host_self_ns", pa.int64()),  # without the calls it made and garbage collections
         pa.field("device_start_ns", pa.int64()),  # on the host's time line; null but under `--clock cuda`
         pa.field("device_ns", pa.int64()),  # between the call's events on its stream
         pa.field("device_self_ns", pa.int64()),
@@ -108,3 +116,14 @@ CALLS = pa.schema(
     ]
 )
 """The columns of the Parquet file, a row a call, in the order in which calls began."""
+
+COLLECTIONS = pa.schema(
+    [
+        pa.field("call", pa.int64(), nullable=False),  # the innermost call that it ran in; -1 outside of all
+        pa.field("thread", pa.int32(), nullable=False),
+        pa.field("generation", pa.int32(), nullable=False),  # 0, 1 or 2, the whole heap
+        pa.field("host_start_ns", pa.int64(), nullable=False),  # on the time line of the calls
+        pa.field("host_ns", pa.int64(), nullable=False),
+    ]
+)
+"""Python's garbage collections in a run, in the order in which they began. No module's self time holds them."""

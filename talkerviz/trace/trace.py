@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,7 +13,7 @@ import pandas as pd
 
 from talkerviz.trace.counted import counted
 from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
-from talkerviz.trace.frame import log_frame
+from talkerviz.trace.frame import collections_frame, log_frame
 from talkerviz.trace.log import read_log
 from talkerviz.trace.nesting import callers
 from talkerviz.trace.parquet import check_name, read_trace, write_trace
@@ -42,12 +42,15 @@ class Trace:
         modules: every module of the traced tree, whether it was called or not, in registration order.
         facts: what the run was: versions, device, threads, command, scenario, clock. JSON values only.
         flow: where the run's tensors went; None where that was not recorded.
+        collections: Python's garbage collections, of which no module's self time holds any: see
+            [`schema.COLLECTIONS`][talkerviz.trace.schema.COLLECTIONS].
     """
 
     calls: pd.DataFrame
     modules: tuple[ModuleInfo, ...]
     facts: Mapping[str, Any]
     flow: Flow | None = None
+    collections: pd.DataFrame = field(default_factory=collections_frame)
 
     if TYPE_CHECKING:  # a trace knows nothing of what draws it: the package's root gives it these
         render = draw
@@ -72,6 +75,7 @@ class Trace:
             and dict(self.facts) == dict(other.facts)
             and self.calls.equals(other.calls)
             and self.flow == other.flow
+            and self.collections.equals(other.collections)
         )
 
     __hash__ = None  # type: ignore[assignment]  # holds a DataFrame
@@ -198,7 +202,7 @@ class Trace:
         target = Path(file) if isinstance(file, str) else file
         if isinstance(target, Path):
             check_name(target)
-        write_trace(target, [self.calls], self.modules, self.facts, self.flow)
+        write_trace(target, self.calls, self.modules, self.facts, self.flow, self.collections)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -225,7 +229,8 @@ class Trace:
                 return cls(*read_trace(path))
             if head == b"\xff\xff\xff\xff":  # how an Arrow stream begins
                 log = read_log(path)
-                return cls(log_frame(log), log.modules, {**log.facts, "unfinished": True})
+                calls, collections = log_frame(log)
+                return cls(calls, log.modules, {**log.facts, "unfinished": True}, collections=collections)
         except ValueError as error:
             raise TraceError(f"{path}: {error}") from error
         raise TraceError(

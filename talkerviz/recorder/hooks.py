@@ -1,0 +1,110 @@
+"""Forward hooks on every module of a model, as a way in."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+Begin = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
+End = Callable[[nn.Module, Any], None]
+Fail = Callable[[nn.Module, type[BaseException]], None]
+
+
+class ForwardHooks:
+    """A pre-hook and a hook on each module, which tell a log of both ends of its calls.
+
+    They are the outermost of a module's hooks, so that what others take counts as the module's, as it does for the tap.
+
+    Args:
+        begin: (module, args, kwargs).
+        end: (module, output).
+        fail: (module, type of the exception).
+    """
+
+    def __init__(self, begin: Begin, end: End, fail: Fail) -> None:
+        self._begin, self._end, self._fail = begin, end, fail
+        self._of_thread = threading.local()
+        self._handles: list[Any] = []
+
+    def add(self, module: nn.Module) -> None:
+        """Put the hooks on a module.
+
+        Raises:
+            RuntimeError: it takes none, as a scripted one.
+        """
+        self._handles.append(module.register_forward_pre_hook(_Before(self, module), prepend=True, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(_After(self, module), with_kwargs=True, always_call=True))
+
+    def remove(self) -> None:
+        """Take the hooks off again."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is about to be called."""
+        handled = getattr(self._of_thread, "handled", None)
+        if handled is None:
+            handled = self._of_thread.handled = []
+        # An exception that the code around the call handles is none of the call's.
+        handled.append((id(module), sys.exc_info()[1]))
+        self._begin(module, args, kwargs)
+
+    def end(self, module: nn.Module, output: Any) -> None:
+        """A module has been called; where it raised, torch gives None as its output and handles the exception."""
+        handled = getattr(self._of_thread, "handled", [])
+        around = None
+        while handled:  # after a call that Ctrl-C ended no hook was called
+            of, around = handled.pop()
+            if of == id(module):
+                break
+        error = sys.exc_info()[1] if output is None else None
+        if error is None or error is around:
+            self._end(module, output)
+        else:
+            self._fail(module, type(error))
+
+
+class _Hook:
+    def __init__(self, hooks: ForwardHooks, module: nn.Module) -> None:
+        self._hooks, self._module = hooks, module
+
+    def _counted_as(self, module: nn.Module) -> nn.Module:
+        # Replicas of DataParallel share the hooks of what they are of; a copy is another module.
+        return self._module if getattr(module, "_is_replica", False) else module
+
+    def __deepcopy__(self, memo: Any) -> _Hook:
+        return self  # it says nothing of a copy, whose module is not watched
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()  # a model that is pickled takes no recording along
+
+
+class _Before(_Hook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():  # compiled code is as it would be without
+            self._hooks.begin(self._counted_as(module), args, kwargs)
+
+
+class _After(_Hook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._hooks.end(self._counted_as(module), output)
+
+
+class _Nothing:
+    def __call__(self, *args: Any) -> None:
+        """Do nothing."""
+
+
+def _nothing() -> _Nothing:
+    return _Nothing()
+
+
+# Dynamo, at work between the pieces of a compiled region, would take the hooks themselves for code to compile.
+for _hook in (_Before, _After):
+    torch._dynamo.eval_frame.skip_code(_hook.__call__.__code__)

@@ -1,0 +1,673 @@
+/* The tap: what every call of a watched module goes through. docs/recorder.md says how it works.
+
+   Written in C against the interpreter's own interface, since the way in must be a vectorcall that binds as a method:
+   then a call that goes on costs one more C function and no Python object. Cython, nanobind and PyO3 all put a tuple and
+   a dict of arguments in between. There are four files, each for one thing; the rules that keep them safe are few:
+   whatever is looked at while Python code may run is owned (Py_INCREF), exceptions of the recorder's own are cleared
+   (`must_go_on`), and nothing is kept alive after `close`. tests/test_tap_fuzz.py holds it to them under AddressSanitizer.
+
+   Where it is not built, python_events.py does the same by way of forward hooks. */
+
+#include "describe.h"
+
+#include <stddef.h>
+#include <string.h>
+#include <structmember.h>
+
+#ifdef Py_GIL_DISABLED
+#error "the tables are guarded by the interpreter's lock"
+#endif
+
+/* trace/log.py has the same numbers. */
+enum { MARK = 1 << 30, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED };
+enum { NO_LANDMARK, FRAME_LANDMARK, RULE_LANDMARK };
+enum { LANDMARK_ONLY = -1, NOT_RECORDED = -2 };
+#define FLUSH_NS 500000000
+#define UNUSUAL_NS 50000
+#define COARSE_CLOCK_EVENTS 256 /* so often an untimed recording looks at the clock */
+#define MOST_STRANGERS 64
+
+typedef struct {
+  PyObject *module; /* NULL where it is not kept alive */
+  int32_t number, layer, landmark;
+} Watched;
+
+typedef struct {
+  int32_t what, tensors;
+  int64_t time, value;
+} Event;
+
+typedef struct {
+  Event *events;
+  Py_ssize_t used, room;
+  uint64_t thread;    /* its serial number */
+  int64_t flushed_ns; /* when its events were last written away */
+  int64_t garbage_ns; /* in garbage collections so far */
+  int64_t own_ns, usual_ns, calls, passed_by;
+  int32_t named;      /* the phase that its code has named; -1 for none */
+  int depth, frames_deep, excluded;
+} Log;
+
+typedef struct {
+  PyObject_HEAD vectorcallfunc vectorcall;
+  PyObject *below, *entered, *left, *failed, *joins, *full, *stranger, *stamp, *phase;
+  Describer describer;
+  int timed, names_phases;
+  Py_ssize_t limit;
+  PointerTable places; /* module -> index in `watched` */
+  Watched *watched;
+  Py_ssize_t watched_count;
+  Log **logs;
+  Py_ssize_t log_count;
+  uint64_t name; /* of this tap for as long as the process lives, as its address is not */
+  int32_t mark_phase, frame_phase, first_named;
+  int64_t mark_place, frame, run;
+  int64_t strange_calls;
+  int strangers_asked;
+} Tap;
+
+/* The log of this thread in the tap that it met last. A thread begins with zeroes, whatever number the system gives it. */
+static THREAD_LOCAL struct {
+  uint64_t serial, tap;
+  Log *log;
+} this_thread;
+static uint64_t taps_made, threads_met;
+
+/* ---- Logs. */
+
+static inline int64_t now_ns(const Tap *tap) { return tap->timed ? clock_ns() : -1; }
+
+static int push(Log *log, int32_t what, int32_t tensors, int64_t time, int64_t value) {
+  if (log->used == log->room) {
+    Py_ssize_t room = log->room ? log->room * 2 : 1024;
+    Event *events = realloc(log->events, (size_t)room * sizeof(Event));
+    if (events == NULL) {
+      PyErr_NoMemory();
+      return -1;
+    }
+    log->events = events;
+    log->room = room;
+  }
+  Event *event = &log->events[log->used++];
+  event->what = what;
+  event->tensors = tensors;
+  event->time = time;
+  event->value = value;
+  return 0;
+}
+
+static int push_mark(Tap *tap, Log *log) {
+  return push(log, MARK, tap->mark_phase, now_ns(tap), tap->mark_place);
+}
+
+/* The log of the thread that runs this, whether it is excluded or not; NULL with an exception set. */
+static Log *log_of_thread(Tap *tap) {
+  if (this_thread.tap == tap->name) return this_thread.log;
+  if (this_thread.serial == 0) this_thread.serial = ++threads_met;
+  Log *log = NULL;
+  for (Py_ssize_t i = 0; i < tap->log_count; i++)
+    if (tap->logs[i]->thread == this_thread.serial) log = tap->logs[i];
+  if (log == NULL) {
+    int joins = 1;
+    if (tap->log_count > 0) { /* the first is the one that began to record */
+      PyObject *answer = PyObject_CallNoArgs(tap->joins);
+      joins = answer == NULL ? 1 : PyObject_IsTrue(answer);
+      Py_XDECREF(answer);
+      if (must_go_on()) return NULL;
+    }
+    Log **logs = realloc(tap->logs, (size_t)(tap->log_count + 1) * sizeof(Log *));
+    if (logs != NULL) tap->logs = logs;
+    if (logs == NULL || (log = calloc(1, sizeof(Log))) == NULL) {
+      PyErr_NoMemory();
+      return NULL;
+    }
+    log->thread = this_thread.serial;
+    log->flushed_ns = clock_ns();
+    log->named = -1;
+    log->excluded = !joins;
+    tap->logs[tap->log_count++] = log;
+    if (push(log, RUN, (int32_t)tap->run, now_ns(tap), 0) < 0 || push_mark(tap, log) < 0) return NULL;
+  }
+  this_thread.tap = tap->name;
+  this_thread.log = log;
+  return log;
+}
+
+/* Write away what is due, by number or by time. */
+static int flush_if_due(Tap *tap, Log *log, int64_t time) {
+  if (log->used < tap->limit) {
+    if (!tap->timed) {
+      if (log->used % COARSE_CLOCK_EVENTS) return 0;
+      time = clock_ns();
+    }
+    if (time - log->flushed_ns < FLUSH_NS) return 0;
+  }
+  log->flushed_ns = clock_ns();
+  PyObject *answer = PyObject_CallNoArgs(tap->full);
+  Py_XDECREF(answer);
+  return must_go_on() ? -1 : 0;
+}
+
+/* What the recorder took at one end of a call. In the usual cost a thread that was held up meanwhile counts little. */
+static inline void count_own(Log *log, int64_t own) {
+  log->own_ns += own;
+  log->usual_ns += own < UNUSUAL_NS ? own : UNUSUAL_NS;
+}
+
+/* ---- The two ends of a call. All return -1 only with an exception that must go on. */
+
+static int stamp(Tap *tap, PyObject *beginning) {
+  if (tap->stamp == Py_None) return 0;
+  PyObject *answer = PyObject_CallOneArg(tap->stamp, beginning);
+  Py_XDECREF(answer);
+  return must_go_on() ? -1 : 0;
+}
+
+/* The phase that the code around a call has named, which goes with its context: a task's, a thread's. */
+static int push_named(Tap *tap, Log *log) {
+  PyObject *value = NULL;
+  /* The first thread's own code has named what it has, or nothing. */
+  int32_t named = log == tap->logs[0] ? -1 : tap->first_named;
+  if (PyContextVar_Get(tap->phase, NULL, &value) < 0) return must_go_on() ? -1 : 0;
+  if (value != NULL && PyLong_Check(value) && PyLong_AsLong(value) >= 0) named = (int32_t)PyLong_AsLong(value);
+  Py_XDECREF(value);
+  if (named == log->named) return 0;
+  log->named = named;
+  return push(log, NAMED, named, now_ns(tap), 0);
+}
+
+/* A landmark is about to be called. */
+static int pass_landmark(Tap *tap, Log *log, const Watched *watched, PyObject *module, PyObject *const *args,
+                         Py_ssize_t count, PyObject *names, PyObject *keywords) {
+  if (watched->landmark == FRAME_LANDMARK) {
+    if (log->frames_deep++ > 0) return 0;
+    tap->mark_phase = tap->frame_phase;
+    tap->mark_place = (++tap->frame + 1) << 24;
+    return push_mark(tap, log);
+  }
+  PyObject *positional = PyTuple_New(count), *named = keywords == NULL ? PyDict_New() : Py_NewRef(keywords);
+  int bad = positional == NULL || named == NULL;
+  for (Py_ssize_t i = 0; !bad && i < count; i++) PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
+  for (Py_ssize_t i = 0; !bad && names != NULL && i < PyTuple_GET_SIZE(names); i++)
+    bad = PyDict_SetItem(named, PyTuple_GET_ITEM(names, i), args[count + i]) < 0;
+  if (!bad) Py_XDECREF(PyObject_CallFunctionObjArgs(tap->entered, module, positional, named, NULL));
+  Py_XDECREF(positional);
+  Py_XDECREF(named);
+  return must_go_on() ? -1 : 0;
+}
+
+static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *module, PyObject *const *args,
+                      Py_ssize_t count, PyObject *names, PyObject *keywords) {
+  int64_t entered = now_ns(tap), garbage = log->garbage_ns;
+  if (watched->landmark && pass_landmark(tap, log, watched, module, args, count, names, keywords) < 0) return -1;
+  if (watched->number >= 0) {
+    if (tap->names_phases && push_named(tap, log) < 0) return -1;
+    int64_t inputs = describe_inputs(&tap->describer, args, count, names, keywords, watched->layer);
+    if (inputs < 0 || stamp(tap, Py_True) < 0) return -1;
+    /* Device times belong here, beside the host's: what follows is the call's own. */
+    int64_t time = now_ns(tap), own = time - entered - (log->garbage_ns - garbage);
+    if (push(log, watched->number, (int32_t)inputs, time, own) < 0) return -1;
+    count_own(log, own);
+    log->calls++;
+    if (flush_if_due(tap, log, time) < 0) {
+      /* Ctrl-C: the call does not go on, but it has begun. */
+      PyObject *type, *value, *traceback;
+      PyErr_Fetch(&type, &value, &traceback);
+      push(log, -1 - watched->number, NO_TENSORS, now_ns(tap), 0);
+      PyErr_Restore(type, value, traceback);
+      return -1;
+    }
+  }
+  log->depth++;
+  return 0;
+}
+
+/* After an end: the mark of a landmark, and room in the log. */
+static int leave(Tap *tap, Log *log, const Watched *watched, PyObject *module, int64_t time) {
+  if (watched->landmark == FRAME_LANDMARK) log->frames_deep--;
+  if (watched->landmark == RULE_LANDMARK) {
+    Py_XDECREF(PyObject_CallOneArg(tap->left, module));
+    if (must_go_on()) return -1;
+  }
+  return flush_if_due(tap, log, time);
+}
+
+static int end_call(Tap *tap, Log *log, const Watched *watched, PyObject *module, PyObject *output, int64_t time) {
+  int failed = 0;
+  log->depth--;
+  if (watched->number >= 0) {
+    int64_t garbage = log->garbage_ns;
+    failed = stamp(tap, Py_False);
+    int64_t outputs = failed ? -1 : describe_output(&tap->describer, output, watched->layer);
+    failed = outputs < 0; /* Ctrl-C, most likely; the call has an end all the same */
+    int64_t own = now_ns(tap) - time - (log->garbage_ns - garbage);
+    count_own(log, own);
+    failed |= push(log, -1 - watched->number, failed ? NO_TENSORS : (int32_t)outputs, time, own) < 0;
+  }
+  return failed || leave(tap, log, watched, module, time) < 0 ? -1 : 0;
+}
+
+/* A call has raised, and the exception goes on, unless Ctrl-C comes in its place. */
+static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *module, int64_t time) {
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyObject *answer = PyObject_CallOneArg(tap->failed, type == NULL ? Py_None : type);
+  long error = answer == NULL ? NO_TENSORS : PyLong_AsLong(answer);
+  Py_XDECREF(answer);
+  int stopped = must_go_on();
+  log->depth--;
+  if (watched->number >= 0) {
+    PyObject *held[3] = {NULL, NULL, NULL};
+    if (stopped) PyErr_Fetch(&held[0], &held[1], &held[2]);
+    int stopped_again = stamp(tap, Py_False) < 0;
+    if (stopped) PyErr_Restore(held[0], held[1], held[2]);
+    stopped |= stopped_again;
+    if (push(log, -1 - watched->number, (int32_t)error, time, 0) < 0 && !stopped) PyErr_Clear();
+  }
+  if (!stopped) stopped = leave(tap, log, watched, module, time) < 0;
+  else if (watched->landmark == FRAME_LANDMARK) log->frames_deep--;
+  if (stopped) {
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+  } else {
+    PyErr_Restore(type, value, traceback);
+  }
+}
+
+/* A module that is not watched: one that the model has not told torch of, or another model's. */
+static int meet_stranger(Tap *tap, PyObject *module) {
+  if (this_thread.tap == tap->name && this_thread.log->depth > 0) tap->strange_calls++;
+  if (tap->strangers_asked >= MOST_STRANGERS) return 0;
+  tap->strangers_asked++;
+  int inside = this_thread.tap == tap->name && this_thread.log->depth > 0;
+  Py_XDECREF(PyObject_CallFunctionObjArgs(tap->stranger, module, inside ? Py_True : Py_False, NULL));
+  return must_go_on() ? -1 : 0;
+}
+
+/* ---- The way in that stands at nn.Module.__call__. */
+
+static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *names) {
+  Tap *tap = (Tap *)self;
+  Py_ssize_t count = PyVectorcall_NARGS(nargsf);
+  int32_t place = count ? pointer_get(&tap->places, args[0]) : -1;
+  if (place < 0) {
+    if (count && tap->places.slots != NULL && meet_stranger(tap, args[0]) < 0) return NULL;
+    return PyObject_Vectorcall(tap->below, args, nargsf, names);
+  }
+  /* By value: a module that joins meanwhile may move the array. */
+  Watched watched = tap->watched[place];
+  if (watched.number == NOT_RECORDED) return PyObject_Vectorcall(tap->below, args, nargsf, names);
+  Log *log = log_of_thread(tap);
+  if (log == NULL) return NULL;
+  if (log->excluded) {
+    log->passed_by++;
+    return PyObject_Vectorcall(tap->below, args, nargsf, names);
+  }
+  Py_INCREF(self); /* the recording may end inside */
+  PyObject *output = NULL;
+  if (begin_call(tap, log, &watched, args[0], args + 1, count - 1, names, NULL) == 0) {
+    output = PyObject_Vectorcall(tap->below, args, nargsf, names);
+    int64_t time = now_ns(tap);
+    if (output == NULL) fail_call(tap, log, &watched, args[0], time);
+    else if (end_call(tap, log, &watched, args[0], output, time) < 0) Py_CLEAR(output);
+  }
+  Py_DECREF(self);
+  return output;
+}
+
+/* ---- The same from forward hooks, which call the two ends apart. */
+
+static Log *watched_log(Tap *tap, PyObject *module, Watched *watched) {
+  int32_t place = pointer_get(&tap->places, module);
+  if (place < 0) return NULL;
+  *watched = tap->watched[place];
+  if (watched->number == NOT_RECORDED) return NULL;
+  Log *log = log_of_thread(tap);
+  if (log != NULL && log->excluded) log->passed_by++;
+  return log != NULL && log->excluded ? NULL : log;
+}
+
+static PyObject *none_or_error(void) {
+  if (PyErr_Occurred()) return NULL;
+  Py_RETURN_NONE;
+}
+
+static PyObject *tap_begin(Tap *tap, PyObject *args) {
+  PyObject *module, *positional, *keywords;
+  Watched watched;
+  if (!PyArg_ParseTuple(args, "OO!O!", &module, &PyTuple_Type, &positional, &PyDict_Type, &keywords)) return NULL;
+  Log *log = watched_log(tap, module, &watched);
+  if (log != NULL)
+    begin_call(tap, log, &watched, module, &PyTuple_GET_ITEM(positional, 0), PyTuple_GET_SIZE(positional), NULL,
+               keywords);
+  return none_or_error();
+}
+
+static PyObject *tap_end(Tap *tap, PyObject *args) {
+  PyObject *module, *output;
+  Watched watched;
+  int64_t time = now_ns(tap);
+  if (!PyArg_ParseTuple(args, "OO", &module, &output)) return NULL;
+  Log *log = watched_log(tap, module, &watched);
+  if (log != NULL) end_call(tap, log, &watched, module, output, time);
+  return none_or_error();
+}
+
+static PyObject *tap_fail(Tap *tap, PyObject *args) {
+  PyObject *module, *error;
+  Watched watched;
+  int64_t time = now_ns(tap);
+  if (!PyArg_ParseTuple(args, "OO", &module, &error)) return NULL;
+  Log *log = watched_log(tap, module, &watched);
+  if (log == NULL) return none_or_error();
+  PyErr_SetNone(error);
+  fail_call(tap, log, &watched, module, time);
+  if (PyErr_ExceptionMatches(error)) PyErr_Clear();
+  return none_or_error();
+}
+
+/* ---- What Python tells it, and takes from it. */
+
+static PyObject *tap_watch(Tap *tap, PyObject *args) {
+  Watched made;
+  int keep;
+  if (!PyArg_ParseTuple(args, "Oiiip", &made.module, &made.number, &made.layer, &made.landmark, &keep)) return NULL;
+  Watched *watched = realloc(tap->watched, (size_t)(tap->watched_count + 1) * sizeof(Watched));
+  if (watched == NULL) return PyErr_NoMemory();
+  tap->watched = watched;
+  if (pointer_put(&tap->places, made.module, (int32_t)tap->watched_count) < 0) return PyErr_NoMemory();
+  if (keep) Py_INCREF(made.module);
+  else made.module = NULL;
+  watched[tap->watched_count++] = made;
+  Py_RETURN_NONE;
+}
+
+static PyObject *tap_unwatch(Tap *tap, PyObject *identity) {
+  void *module = PyLong_AsVoidPtr(identity);
+  if (module == NULL && PyErr_Occurred()) return NULL;
+  /* Its place stays; should another object get the address and be watched, it gets the place. */
+  if (pointer_get(&tap->places, module) >= 0) pointer_put(&tap->places, module, -1);
+  Py_RETURN_NONE;
+}
+
+static PyObject *tap_put(Tap *tap, PyObject *args) {
+  int what, tensors;
+  long long time, value;
+  if (!PyArg_ParseTuple(args, "iiLL", &what, &tensors, &time, &value)) return NULL;
+  Log *log = log_of_thread(tap);
+  if (log == NULL || push(log, what, tensors, time, value) < 0) return NULL;
+  Py_RETURN_NONE;
+}
+
+/* A garbage collection is over. What it took while the recorder was at work is not the recorder's. */
+static PyObject *tap_garbage(Tap *tap, PyObject *args) {
+  int generation;
+  long long took;
+  if (!PyArg_ParseTuple(args, "iL", &generation, &took)) return NULL;
+  if (this_thread.tap == tap->name && !this_thread.log->excluded) {
+    this_thread.log->garbage_ns += took;
+    if (push(this_thread.log, GARBAGE, generation, now_ns(tap), took) < 0) return NULL;
+  }
+  Py_RETURN_NONE;
+}
+
+static PyObject *tap_mark(Tap *tap, PyObject *args) {
+  int phase;
+  long long frame, step;
+  if (!PyArg_ParseTuple(args, "iLL", &phase, &frame, &step)) return NULL;
+  Log *log = log_of_thread(tap);
+  if (log == NULL) return NULL;
+  tap->mark_phase = phase;
+  tap->mark_place = (frame + 1) << 24 | (step + 1);
+  return push_mark(tap, log) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *tap_latest(Tap *tap, PyObject *Py_UNUSED(ignored)) {
+  int32_t named = this_thread.tap == tap->name ? this_thread.log->named : tap->first_named;
+  return Py_BuildValue("iLLLi", tap->mark_phase, (long long)(tap->mark_place >> 24) - 1,
+                       (long long)(tap->mark_place & 0xffffff) - 1, (long long)tap->run, named);
+}
+
+static PyObject *tap_begin_run(Tap *tap, PyObject *args) {
+  long long run;
+  int phase;
+  if (!PyArg_ParseTuple(args, "Li", &run, &phase)) return NULL;
+  Log *log = log_of_thread(tap);
+  if (log == NULL) return NULL;
+  tap->run = run;
+  tap->frame = -1;
+  tap->mark_phase = phase;
+  tap->mark_place = 0;
+  for (Py_ssize_t i = 0; i < tap->log_count; i++)
+    if (push(tap->logs[i], RUN, (int32_t)run, now_ns(tap), 0) < 0 || push_mark(tap, tap->logs[i]) < 0) return NULL;
+  Py_RETURN_NONE;
+}
+
+/* Calls have the phase that their context names from here on; those that name none have `first`, that of the thread
+   that began to record, -1 for none. */
+static PyObject *tap_name_phases(Tap *tap, PyObject *first) {
+  long named = PyLong_AsLong(first);
+  if (named == -1 && PyErr_Occurred()) return NULL;
+  tap->names_phases = 1;
+  tap->first_named = (int32_t)named;
+  Py_RETURN_NONE;
+}
+
+/* Whether calls of this thread are recorded. */
+static PyObject *tap_exclude(Tap *tap, PyObject *excluded) {
+  Log *log = log_of_thread(tap);
+  if (log == NULL) return NULL;
+  log->excluded = PyObject_IsTrue(excluded);
+  Py_RETURN_NONE;
+}
+
+static PyObject *tap_describe(Tap *tap, PyObject *args) {
+  PyObject *positional, *keywords;
+  if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &positional, &PyDict_Type, &keywords)) return NULL;
+  int64_t number = describe_inputs(&tap->describer, &PyTuple_GET_ITEM(positional, 0), PyTuple_GET_SIZE(positional),
+                                   NULL, keywords, -1);
+  return number < 0 ? NULL : PyLong_FromLongLong(number);
+}
+
+static PyObject *tap_describe_output(Tap *tap, PyObject *output) {
+  int64_t number = describe_output(&tap->describer, output, -1);
+  return number < 0 ? NULL : PyLong_FromLongLong(number);
+}
+
+static PyObject *tap_take(Tap *tap, PyObject *thread) {
+  Py_ssize_t number = PyLong_AsSsize_t(thread);
+  if (number < 0 || number >= tap->log_count) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_IndexError, "no such thread");
+    return NULL;
+  }
+  Log *log = tap->logs[number];
+  PyObject *taken = PyBytes_FromStringAndSize((char *)log->events, log->used * (Py_ssize_t)sizeof(Event));
+  if (taken != NULL) log->used = 0;
+  return taken;
+}
+
+static PyObject *tap_take_rows(Tap *tap, PyObject *Py_UNUSED(ignored)) { return describer_take(&tap->describer); }
+
+static PyObject *tap_thread(Tap *tap, PyObject *Py_UNUSED(ignored)) {
+  Log *log = log_of_thread(tap);
+  for (Py_ssize_t number = 0; log != NULL && number < tap->log_count; number++)
+    if (tap->logs[number] == log) return PyLong_FromSsize_t(number);
+  return NULL;
+}
+
+static PyObject *tap_threads(Tap *tap, PyObject *Py_UNUSED(ignored)) { return PyLong_FromSsize_t(tap->log_count); }
+
+static PyObject *tap_totals(Tap *tap, PyObject *Py_UNUSED(ignored)) {
+  int64_t calls = 0, own = 0, passed_by = 0;
+  for (Py_ssize_t i = 0; i < tap->log_count; i++) {
+    calls += tap->logs[i]->calls;
+    own += tap->logs[i]->usual_ns;
+    passed_by += tap->logs[i]->passed_by;
+  }
+  return Py_BuildValue("LLLL", (long long)calls, (long long)own, (long long)passed_by, (long long)tap->strange_calls);
+}
+
+static PyObject *tap_own_ns(Tap *tap, PyObject *Py_UNUSED(ignored)) {
+  Log *log = log_of_thread(tap);
+  return log == NULL ? NULL : PyLong_FromLongLong(log->own_ns);
+}
+
+/* From here on every call goes straight on, and no module is kept alive. Calls may be inside: logs and callables stay. */
+static PyObject *tap_close(Tap *tap, PyObject *Py_UNUSED(ignored)) {
+  pointer_clear(&tap->places);
+  Py_ssize_t count = tap->watched_count;
+  Watched *watched = tap->watched;
+  tap->watched_count = 0;
+  tap->watched = NULL;
+  for (Py_ssize_t i = 0; i < count; i++) Py_XDECREF(watched[i].module);
+  free(watched);
+  Py_RETURN_NONE;
+}
+
+/* ---- Its life. */
+
+static PyObject **callables(Tap *tap, int at) {
+  PyObject **all[] = {&tap->below, &tap->entered,  &tap->left,  &tap->failed, &tap->joins,
+                      &tap->full,  &tap->stranger, &tap->stamp, &tap->phase};
+  return at < (int)(sizeof(all) / sizeof(*all)) ? all[at] : NULL;
+}
+
+static int tap_traverse(Tap *tap, visitproc visit, void *arg) {
+  for (int i = 0; callables(tap, i) != NULL; i++) Py_VISIT(*callables(tap, i));
+  for (Py_ssize_t i = 0; i < tap->watched_count; i++) Py_VISIT(tap->watched[i].module);
+  Py_VISIT(Py_TYPE(tap));
+  return describer_traverse(&tap->describer, visit, arg);
+}
+
+static int tap_clear(Tap *tap) {
+  for (int i = 0; callables(tap, i) != NULL; i++) Py_CLEAR(*callables(tap, i));
+  Py_XDECREF(tap_close(tap, NULL));
+  describer_clear(&tap->describer);
+  return 0;
+}
+
+static void tap_dealloc(Tap *tap) {
+  PyObject_GC_UnTrack(tap);
+  tap_clear(tap);
+  describer_free(&tap->describer);
+  for (Py_ssize_t i = 0; i < tap->log_count; i++) {
+    free(tap->logs[i]->events);
+    free(tap->logs[i]);
+  }
+  free(tap->logs);
+  PyTypeObject *type = Py_TYPE(tap);
+  type->tp_free((PyObject *)tap);
+  Py_DECREF(type);
+}
+
+static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+  static char *names[] = {"tensor", "parameter", "kind_of", "unpack",   "tensor_row", "tensor_kind", "names",
+                          "below",  "entered",   "left",    "failed",   "joins",      "full",        "stranger",
+                          "stamp",  "phase",     "start",   "frame",    "timed",      "limit",       NULL};
+  PyObject *tensor, *parameter, *described[5], *given[9];
+  int start, frame, timed;
+  Py_ssize_t limit;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!OOOOO!OOOOOOOOOiipn", names, &PyType_Type, &tensor,
+                                   &PyType_Type, &parameter, &described[0], &described[1], &described[2],
+                                   &described[3], &PyDict_Type, &described[4], &given[0], &given[1], &given[2],
+                                   &given[3], &given[4], &given[5], &given[6], &given[7], &given[8], &start, &frame,
+                                   &timed, &limit))
+    return NULL;
+  Tap *tap = (Tap *)type->tp_alloc(type, 0);
+  if (tap == NULL) return NULL;
+  tap->name = ++taps_made;
+  tap->vectorcall = tap_call;
+  for (int i = 0; callables(tap, i) != NULL; i++) *callables(tap, i) = Py_NewRef(given[i]);
+  Describer *describer = &tap->describer;
+  describer->tensor_type = (PyTypeObject *)Py_NewRef(tensor);
+  describer->parameter_type = (PyTypeObject *)Py_NewRef(parameter);
+  describer->kind_of = Py_NewRef(described[0]);
+  describer->unpack = Py_NewRef(described[1]);
+  describer->tensor_row = Py_NewRef(described[2]);
+  describer->tensor_kind = Py_NewRef(described[3]);
+  describer->names = Py_NewRef(described[4]);
+  tap->mark_phase = start;
+  tap->frame_phase = frame;
+  tap->frame = -1;
+  tap->first_named = -1;
+  tap->timed = timed;
+  tap->limit = limit;
+  if (describer_init(describer) < 0) {
+    Py_DECREF(tap);
+    return NULL;
+  }
+  return (PyObject *)tap;
+}
+
+/* Bound like a function, so that `module(...)` and `super().__call__(...)` bring the module along. */
+static PyObject *tap_get(PyObject *self, PyObject *module, PyObject *Py_UNUSED(type)) {
+  return module == NULL || module == Py_None ? Py_NewRef(self) : PyMethod_New(self, module);
+}
+
+static PyObject *tap_self(PyObject *self, void *Py_UNUSED(closure)) { return Py_NewRef(self); }
+
+/* A module compiled during a recording keeps its bound `__call__`. Dynamo knows torch's own by its name alone, and would
+   compile a frame more around any other. */
+static PyObject *tap_of_below(PyObject *self, void *name) { return PyObject_GetAttrString(((Tap *)self)->below, name); }
+
+static PyGetSetDef tap_getters[] = {{"call", tap_self, NULL, "what stands in for nn.Module.__call__", NULL},
+                                    {"__name__", tap_of_below, NULL, "that of what it stands in for", "__name__"},
+                                    {"__code__", tap_of_below, NULL, "that of what it stands in for", "__code__"},
+                                    {NULL, NULL, NULL, NULL, NULL}};
+
+static PyMethodDef tap_methods[] = {
+    {"watch", (PyCFunction)tap_watch, METH_VARARGS, "watch(module, number, layer, landmark, keep)"},
+    {"unwatch", (PyCFunction)tap_unwatch, METH_O, "unwatch(id): forget a module that is not kept"},
+    {"begin", (PyCFunction)tap_begin, METH_VARARGS, "begin(module, args, kwargs): a call begins"},
+    {"end", (PyCFunction)tap_end, METH_VARARGS, "end(module, output): it returns"},
+    {"fail", (PyCFunction)tap_fail, METH_VARARGS, "fail(module, exception type): it raises"},
+    {"put", (PyCFunction)tap_put, METH_VARARGS, "put(what, tensors, time, value): an event in this thread's log"},
+    {"garbage", (PyCFunction)tap_garbage, METH_VARARGS, "garbage(generation, ns): a garbage collection is over"},
+    {"mark", (PyCFunction)tap_mark, METH_VARARGS, "mark(phase, frame, step): what calls belong to from here on"},
+    {"latest", (PyCFunction)tap_latest, METH_NOARGS, "latest() -> (phase, frame, step, run, named phase), -1 for none"},
+    {"begin_run", (PyCFunction)tap_begin_run, METH_VARARGS, "begin_run(run, phase): frames begin anew"},
+    {"name_phases", (PyCFunction)tap_name_phases, METH_O, "name_phases(first): calls have the phase of their context"},
+    {"exclude", (PyCFunction)tap_exclude, METH_O, "exclude(whether): record no calls of this thread"},
+    {"describe", (PyCFunction)tap_describe, METH_VARARGS, "describe(args, kwargs) -> the number of their tensors"},
+    {"describe_output", (PyCFunction)tap_describe_output, METH_O, "describe_output(value) -> the number of its tensors"},
+    {"take", (PyCFunction)tap_take, METH_O, "take(thread) -> bytes: the events of a thread, which are let go"},
+    {"take_rows", (PyCFunction)tap_take_rows, METH_NOARGS, "take_rows() -> bytes: new descriptions of tensors"},
+    {"thread", (PyCFunction)tap_thread, METH_NOARGS, "the number of this thread"},
+    {"threads", (PyCFunction)tap_threads, METH_NOARGS, "how many threads there are"},
+    {"totals", (PyCFunction)tap_totals, METH_NOARGS, "totals() -> (calls, ns they usually cost, passed by, strange)"},
+    {"own_ns", (PyCFunction)tap_own_ns, METH_NOARGS, "own_ns() -> nanoseconds that the recorder took on this thread"},
+    {"close", (PyCFunction)tap_close, METH_NOARGS, "watch nothing any more"},
+    {NULL, NULL, 0, NULL}};
+
+static PyMemberDef tap_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Tap, vectorcall), READONLY, NULL}, {NULL, 0, 0, 0, NULL}};
+
+static PyType_Slot tap_slots[] = {{Py_tp_new, tap_new},
+                                  {Py_tp_dealloc, tap_dealloc},
+                                  {Py_tp_traverse, tap_traverse},
+                                  {Py_tp_clear, tap_clear},
+                                  {Py_tp_call, PyVectorcall_Call},
+                                  {Py_tp_descr_get, tap_get},
+                                  {Py_tp_methods, tap_methods},
+                                  {Py_tp_getset, tap_getters},
+                                  {Py_tp_members, tap_members},
+                                  {0, NULL}};
+
+static PyType_Spec tap_spec = {"talkerviz.recorder._tap.Tap", sizeof(Tap), 0,
+                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL |
+                                   Py_TPFLAGS_METHOD_DESCRIPTOR,
+                               tap_slots};
+
+static int prepare(PyObject *module) {
+  PyObject *type = PyType_FromSpec(&tap_spec);
+  if (type == NULL) return -1;
+  int failed = PyModule_AddObjectRef(module, "Tap", type);
+  Py_DECREF(type);
+  return failed;
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)prepare}, {0, NULL}};
+static struct PyModuleDef tap_module = {PyModuleDef_HEAD_INIT, "_tap", NULL, 0, NULL, module_slots, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__tap(void) { return PyModuleDef_Init(&tap_module); }

@@ -1,0 +1,266 @@
+"""Log the two ends of calls in Python: what `native/tap.c` does, where that could not be built.
+
+It has no way in of its own: forward hooks call `begin`, `end` and `fail`.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import perf_counter_ns
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from talkerviz.recorder.tensors import Describer, TensorKinds
+from talkerviz.trace.log import GARBAGE, MARK, NAMED, RUN, WIDTH
+
+NO_LANDMARK, FRAME_LANDMARK, RULE_LANDMARK = range(3)
+LANDMARK_ONLY, NOT_RECORDED = -1, -2
+_FLUSH_NS = 500_000_000
+
+
+class _Watched(NamedTuple):
+    module: nn.Module | None
+    number: int
+    layer: int
+    landmark: int
+
+
+@dataclass
+class _Log:
+    number: int
+    events: array[int] = field(default_factory=lambda: array("q"))
+    flushed_ns: int = field(default_factory=perf_counter_ns)
+    garbage_ns: int = 0
+    own_ns: int = 0
+    calls: int = 0
+    passed_by: int = 0
+    named: int = -1
+    frames_deep: int = 0
+    excluded: bool = False
+
+    def push(self, what: int, tensors: int, time: int, value: int) -> None:
+        # Two of 32 bits in one of 64, as the native tap has them.
+        self.events.extend((what & 0xFFFFFFFF | tensors << 32, time, value))
+
+
+class PythonEvents:
+    """What `_tap.Tap` is, but for its way in; see `tap.py` for the arguments."""
+
+    def __init__(
+        self,
+        names: dict[str, int],
+        kinds: TensorKinds,
+        entered: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None],
+        left: Callable[[nn.Module], None],
+        failed: Callable[[type[BaseException]], int],
+        joins: Callable[[], bool],
+        full: Callable[[], None],
+        stamp: Callable[[bool], None] | None,
+        phase: ContextVar[int],
+        start: int,
+        frame: int,
+        timed: bool,
+        limit: int,
+    ) -> None:
+        self._describer = Describer(names, kinds)
+        self._entered, self._left, self._failed, self._joins, self._full = entered, left, failed, joins, full
+        self._stamp, self._phase = stamp, phase
+        self._frame_phase, self._frame, self._run = frame, -1, 0
+        self._latest_mark = (start, -1, -1)
+        self._names_phases, self._first_named = False, -1
+        self._limit = limit
+        self._now = perf_counter_ns if timed else lambda: -1
+        self._watched: dict[int, _Watched] = {}
+        self._logs: list[_Log] = []
+        self._of_thread = threading.local()
+
+    def watch(self, module: nn.Module, number: int, layer: int, landmark: int, keep: bool) -> None:
+        """Log the module's calls under a number from here on; `layer` is the one of a cache that it is in, or -1.
+
+        What is not to be kept alive must be unwatched when it dies.
+        """
+        self._watched[id(module)] = _Watched(module if keep else None, number, layer, landmark)
+
+    def unwatch(self, identity: int) -> None:
+        """Forget the module of this `id`."""
+        self._watched.pop(identity, None)
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A call begins."""
+        entered = self._now()
+        watched, log = self._of(module)
+        if log is None:
+            return
+        garbage = log.garbage_ns
+        if watched.landmark == FRAME_LANDMARK:
+            log.frames_deep += 1
+            if log.frames_deep == 1:
+                self._frame += 1
+                self.mark(self._frame_phase, self._frame, -1)
+        elif watched.landmark == RULE_LANDMARK:
+            self._entered(module, args, kwargs)
+        if watched.number < 0:
+            return
+        if self._names_phases and (named := self._named(log)) != log.named:
+            log.named = named
+            log.push(NAMED, named, self._now(), 0)
+        inputs = self._describer.of_inputs(args, kwargs, watched.layer)
+        if self._stamp is not None:
+            self._stamp(True)
+        time = self._now()
+        own = time - entered - (log.garbage_ns - garbage)
+        log.push(watched.number, inputs, time, own)
+        log.own_ns += own
+        log.calls += 1
+        self._flush_if_due(log)
+
+    def _named(self, log: _Log) -> int:
+        named = self._phase.get()
+        return named if named >= 0 or log.number == 0 else self._first_named
+
+    def end(self, module: nn.Module, output: Any) -> None:
+        """It returns."""
+        time = self._now()
+        watched, log = self._of(module)
+        if log is None:
+            return
+        if watched.number >= 0:
+            garbage = log.garbage_ns
+            if self._stamp is not None:
+                self._stamp(False)
+            outputs = self._describer.of_output(output, watched.layer)
+            own = self._now() - time - (log.garbage_ns - garbage)
+            log.own_ns += own
+            log.push(-1 - watched.number, outputs, time, own)
+        self._leave(log, watched, module)
+
+    def fail(self, module: nn.Module, error: type[BaseException]) -> None:
+        """It raises."""
+        time = self._now()
+        watched, log = self._of(module)
+        if log is None:
+            return
+        if watched.number >= 0:
+            if self._stamp is not None:
+                self._stamp(False)
+            log.push(-1 - watched.number, self._failed(error), time, 0)
+        self._leave(log, watched, module)
+
+    def _leave(self, log: _Log, watched: _Watched, module: nn.Module) -> None:
+        if watched.landmark == FRAME_LANDMARK:
+            log.frames_deep -= 1
+        elif watched.landmark == RULE_LANDMARK:
+            self._left(module)
+        self._flush_if_due(log)
+
+    def _of(self, module: nn.Module) -> tuple[_Watched, _Log | None]:
+        watched = self._watched.get(id(module), _Watched(None, NOT_RECORDED, -1, NO_LANDMARK))
+        if watched.number == NOT_RECORDED:
+            return watched, None
+        log = self._log()
+        if log.excluded:
+            log.passed_by += 1
+            return watched, None
+        return watched, log
+
+    def _log(self) -> _Log:
+        log: _Log | None = getattr(self._of_thread, "log", None)
+        if log is None:
+            excluded = bool(self._logs) and not self._joins()
+            log = self._of_thread.log = _Log(len(self._logs), excluded=excluded)
+            self._logs.append(log)
+            log.push(RUN, self._run, self._now(), 0)
+            self._push_mark(log)
+        return log
+
+    def _push_mark(self, log: _Log) -> None:
+        phase, frame, step = self._latest_mark
+        log.push(MARK, phase, self._now(), (frame + 1) << 24 | (step + 1))
+
+    def _flush_if_due(self, log: _Log) -> None:
+        now = perf_counter_ns()
+        if len(log.events) >= self._limit * WIDTH or now - log.flushed_ns >= _FLUSH_NS:
+            log.flushed_ns = now
+            self._full()
+
+    def put(self, what: int, tensors: int, time: int, value: int) -> None:
+        """Add an event to this thread's log."""
+        self._log().push(what, tensors, time, value)
+
+    def garbage(self, generation: int, took_ns: int) -> None:
+        """A garbage collection is over."""
+        log = getattr(self._of_thread, "log", None)
+        if log is not None and not log.excluded:
+            log.garbage_ns += took_ns
+            log.push(GARBAGE, generation, self._now(), took_ns)
+
+    def mark(self, phase: int, frame: int, step: int) -> None:
+        """What calls belong to from here on; -1 for no frame and no step."""
+        self._latest_mark = (phase, frame, step)
+        self._push_mark(self._log())
+
+    def latest(self) -> tuple[int, int, int, int, int]:
+        """The phase, frame, step, run and named phase that hold on this thread, -1 for none."""
+        log = getattr(self._of_thread, "log", None)
+        return *self._latest_mark, self._run, self._first_named if log is None else log.named
+
+    def begin_run(self, run: int, phase: int) -> None:
+        """Begin a run: frames count anew."""
+        self._log()
+        self._run, self._frame, self._latest_mark = run, -1, (phase, -1, -1)
+        for log in self._logs:
+            log.push(RUN, run, self._now(), 0)
+            self._push_mark(log)
+
+    def name_phases(self, first: int) -> None:
+        """Calls have the phase that their context names from here on, or else `first`, -1 for none."""
+        self._names_phases, self._first_named = True, first
+
+    def exclude(self, excluded: bool) -> None:
+        """Record no calls of this thread, or do again."""
+        self._log().excluded = excluded
+
+    def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """The number of arguments' tensors."""
+        return self._describer.of_inputs(args, kwargs)
+
+    def describe_output(self, output: Any) -> int:
+        """The number of a result's tensors."""
+        return self._describer.of_output(output)
+
+    def take(self, thread: int) -> bytes:
+        """A thread's events, which are let go."""
+        events = self._logs[thread].events
+        taken = events[:]
+        del events[: len(taken)]
+        return taken.tobytes()
+
+    def take_rows(self) -> bytes:
+        """New descriptions of tensors."""
+        return self._describer.take()
+
+    def thread(self) -> int:
+        """The number of this thread."""
+        return self._log().number
+
+    def threads(self) -> int:
+        """How many threads there are."""
+        return len(self._logs)
+
+    def totals(self) -> tuple[int, int, int, int]:
+        """Calls, the recorder's nanoseconds, calls of excluded threads, and calls of modules that nobody told of."""
+        sums = [sum(getattr(log, name) for log in self._logs) for name in ("calls", "own_ns", "passed_by")]
+        return sums[0], sums[1], sums[2], 0
+
+    def own_ns(self) -> int:
+        """Nanoseconds that the recorder took on this thread."""
+        return self._log().own_ns
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._watched.clear()
