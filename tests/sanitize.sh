@@ -9,7 +9,8 @@
 # 1 after any sanitizer report, 77 where nothing could be run.
 #
 # Environment:
-#   PYTHON  interpreter with the `dev` dependencies installed (default: python)
+#   PYTHON  interpreter with the `dev` dependencies installed (default: python). A debug interpreter works too, such as
+#           Debian's python3.11-dbg with PYTHONPATH naming the site-packages of a virtual environment of Python 3.11.
 #   CC      gcc or clang (default: the first one found)
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -88,7 +89,8 @@ else
     for name in fuzz record record_calls record_values record_several record_property record_failures; do
       set -- "$@" "$root/tests/test_${name/#fuzz/tap_fuzz}.py"
     done
-    set -- -n 2 --hypothesis-profile=ci -k 'not python] and not hooks] and not each_moment_of_a_call[4-' "$@"
+    # After a crash xdist may wait for its new workers for ever.
+    set -- -n 2 --max-worker-restart 0 --hypothesis-profile=ci -k 'not python] and not hooks] and not each_moment_of_a_call[4-' "$@"
     set -- "$@" "$root/tests/test_record_compilers.py::test_functional_transforms"
     set -- "$@" "$root/tests/test_record_compilers.py::test_torch_s_own_tracers_make_the_same_of_a_watched_model"
   fi
