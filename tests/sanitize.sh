@@ -72,11 +72,13 @@ export ASAN_OPTIONS="detect_leaks=0:halt_on_error=1:handle_segv=2:handle_abort=2
 export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1:log_path=$work/reports/ubsan"
 export LD_PRELOAD="$runtime:$stdcxx"
 
+# Without torch, which takes seconds to import under ASan.
 "$python" -c '
-import sys
-from talkerviz.recorder import _tap, tap
-assert _tap.__file__.startswith(sys.argv[1]) and tap.Tap is _tap.Tap, _tap.__file__
-' "$work/source"
+import importlib.util, sys
+assert importlib.util.find_spec("talkerviz").origin.startswith(sys.argv[1])
+spec = importlib.util.spec_from_file_location("talkerviz.recorder._tap", sys.argv[2])
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+' "$work/source" "$work"/source/talkerviz/recorder/_tap.*.so
 
 status=0
 if [ "${1:-}" = python ]; then
