@@ -24,9 +24,13 @@ skip() {
 [ "$(uname -s)" = Linux ] || skip "needs Linux for LD_PRELOAD"
 cc=${CC:-$(command -v gcc || command -v clang || true)}
 command -v "${cc%% *}" >/dev/null || skip "no C compiler"
-# The linker script libasan.so of clang has another name; both print their argument where they have no such file.
-for name in libasan.so libclang_rt.asan-x86_64.so libclang_rt.asan-aarch64.so libclang_rt.asan.so; do
-  runtime=$($cc -print-file-name=$name)
+# clang finds gcc's runtime as well, which lacks some of what it calls. Each prints the bare name of a file it does not have.
+names=(libasan.so) link=()
+if $cc --version | grep -qi clang; then
+  names=(libclang_rt.asan-"$(uname -m)".so libclang_rt.asan.so) link=(-shared-libasan)
+fi
+for name in "${names[@]}"; do
+  runtime=$($cc -print-file-name="$name")
   [ -f "$runtime" ] && break
 done
 [ -f "$runtime" ] || skip "$cc has no AddressSanitizer runtime"
@@ -59,8 +63,6 @@ flags = [*extension.get("extra-compile-args", []), *(f"-I{path}" for path in ext
 output = Path(*extension["name"].split(".")).with_suffix(sysconfig.get_config_var("EXT_SUFFIX"))
 print(shlex.join([*include, *flags, *extension["sources"], "-o", str(output)]))
 PYTHON
-link=()
-case $(basename "$runtime") in libclang*) link=(-shared-libasan) ;; esac
 eval "$cc -shared -fPIC -std=c11 -g -O1 -fwrapv -fno-omit-frame-pointer -Wall -Wextra -Wno-unused-parameter \
   -Wno-missing-field-initializers -Wno-cast-function-type -fsanitize=address,undefined -fno-sanitize-recover=all ${link[*]:-} $(cat "$work/build")"
 
