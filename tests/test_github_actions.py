@@ -1,8 +1,10 @@
-"""The example workflow: its commands are ours, and do what they are there for."""
+"""Workflows: the commands of the example do what they are there for; our own name files and texts that exist."""
 
 from __future__ import annotations
 
+import re
 import shlex
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +16,11 @@ import yaml
 
 from talkerviz.cli import main
 from talkerviz.trace import Trace
+from talkerviz.version import __version__
 
-FILE = Path(__file__).parents[1] / "examples" / "github-actions.yml"
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "examples" / "github-actions.yml"
+OWN = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 BENCH = """
 import torch
 from torch import nn
@@ -88,3 +93,53 @@ def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_every_command_is_tried() -> None:
     commands = [line for step in steps() for line in step.get("run", "").splitlines() if "talkerviz" in line]
     assert [shlex.split(line)[0] for line in commands] == ["pip", "talkerviz", "talkerviz", "talkerviz"]
+
+
+def jobs(file: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text())["jobs"]
+    return found
+
+
+def scripts(file: Path) -> list[str]:
+    return [step["run"] for job in jobs(file).values() for step in job["steps"] if "run" in step]
+
+
+@pytest.mark.parametrize("file", OWN, ids=lambda file: file.name)
+def test_own_workflows(file: Path) -> None:
+    workflow = yaml.safe_load(file.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in jobs(file).values():
+        needs = job.get("needs", [])
+        assert {*([needs] if isinstance(needs, str) else needs)} <= set(jobs(file))
+        for step in job["steps"]:
+            assert ("uses" in step) != ("run" in step)
+            # A major version, or the branch that an action names for this.
+            assert re.fullmatch(r"[\w./-]+@(v\d+|release/v\d+)", step.get("uses", "a/b@v1"))
+            # Each value that a matrix is asked for, it has in each row.
+            asked = set(re.findall(r"matrix\.(\w+)", str({**job, "strategy": None})))
+            matrix = job.get("strategy", {}).get("matrix", {})
+            assert asked <= {*matrix, *(key for row in matrix.get("include", []) for key in row)}
+    for named in re.findall(r"(?:tests|\.ci|talkerviz)/[\w./*]*\w", file.read_text()):
+        assert list(ROOT.glob(named)), named
+
+
+@pytest.mark.parametrize("file", OWN, ids=lambda file: file.name)
+def test_scripts_of_own_workflows_are_bash(file: Path) -> None:
+    for script in scripts(file):
+        plain = re.sub(r"\$\{\{.*?\}\}", "x", script)
+        subprocess.run(["bash", "-n"], input=plain, text=True, check=True)
+
+
+def test_doctor_says_what_the_free_threaded_job_looks_for() -> None:
+    (text,) = re.findall(r'grep -q "(.*?)"', "\n".join(scripts(ROOT / ".github" / "workflows" / "ci.yml")))
+    assert text in (ROOT / "talkerviz" / "doctor.py").read_text()
+
+
+def test_the_release_finds_the_version() -> None:
+    found = re.findall(
+        r"\$\((sed .*?version\.py)\)", "\n".join(scripts(ROOT / ".github" / "workflows" / "release.yml"))
+    )
+    assert len(found) == 2
+    for command in found:
+        printed = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert printed.strip() == __version__
