@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from math import ceil
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter, process_time
@@ -43,9 +44,10 @@ GOAL_RATIO, GOAL_US, GOAL_GROWTH = 1.10, 1.5, 1.10
 SAMPLE_SECONDS = 0.35  # of CPU time: shorter runs are repeated within a sample
 ROW_SECONDS = 18  # of wall time, after which a row has no further round
 FEWEST_ROUNDS = 3
-LIMIT_SECONDS = 600  # of wall time, after which a row has failed
-PROFILER_EVERY = 5  # rounds; its samples have a quarter of the runs, since stopping it takes longer than the run
-PROFILER_SECONDS = 8
+LIMIT_SECONDS = 900  # of wall time, after which a row has failed
+PROFILER_EVERY = 5  # rounds
+PROFILER_PART = 0.25  # of the runs of a sample, since stopping it takes longer than the run
+PROFILER_SECONDS = 8  # after which a row has no further sample of it
 SEED = 0  # of the order within the rounds
 
 PLAIN, AGAIN, OURS, HOOKS, VIA_HOOKS, PROFILER = (
@@ -63,7 +65,7 @@ Enter = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds of several runs under a tool, and CPU seconds of taking the tool away."""
+    """Seconds of several runs under a tool, and CPU seconds of taking the tool away, all recordings together."""
 
     runs: int
     cpu: float
@@ -140,15 +142,20 @@ class Tools:
         self.calls[HOOKS] = len(log) // 2
 
 
-def take_sample(enter: Enter, run: Callable[[], object], runs: int) -> Sample:
-    gc.collect()
-    with enter():
-        wall, cpu = perf_counter(), process_time()
-        for _ in range(runs):
-            run()
-        cpu, wall = process_time() - cpu, perf_counter() - wall
-        ending = process_time()
-    return Sample(runs, cpu, wall, process_time() - ending)
+def take_sample(enter: Enter, run: Callable[[], object], runs: int = 1, recordings: int = 1) -> Sample:
+    """Time so many runs in each of so many recordings, or whatever the tool has in their place."""
+    cpu = wall = after = 0.0
+    for _ in range(recordings):
+        gc.collect()
+        with enter():
+            started_wall, started = perf_counter(), process_time()
+            for _ in range(runs):
+                run()
+            ended, ended_wall = process_time(), perf_counter()
+        after += process_time() - ended
+        cpu += ended - started
+        wall += ended_wall - started_wall
+    return Sample(runs * recordings, cpu, wall, after)
 
 
 def measure_row(name: str, rounds: int) -> Measured:
@@ -162,11 +169,12 @@ def measure_row(name: str, rounds: int) -> Measured:
         del tools.enter[PROFILER]
     for tool, enter in list(tools.enter.items()):
         try:
-            take_sample(enter, warm_up, 1)
+            take_sample(enter, warm_up)
         except Exception as error:
             measured.failures[tool] = reason(error)
             del tools.enter[tool]
-    runs = max(1, round(SAMPLE_SECONDS / take_sample(nullcontext, workload.run, 1).cpu + 0.5))
+    repeats = ceil(SAMPLE_SECONDS / take_sample(nullcontext, workload.run).cpu)
+    runs, recordings = (1, repeats) if workload.anew else (repeats, 1)
     order, profiler_seconds = random.Random(SEED), 0.0
     for number in range(rounds):
         started = perf_counter()
@@ -179,15 +187,15 @@ def measure_row(name: str, rounds: int) -> Measured:
         order.shuffle(chosen)
         for tool in chosen:
             started = perf_counter()
-            samples[tool] = take_sample(
-                tools.enter[tool], workload.run, max(1, runs // 4) if tool == PROFILER else runs
-            )
+            part = PROFILER_PART if tool == PROFILER else 1
+            sizes = ceil(runs * part), ceil(recordings * part)
+            samples[tool] = take_sample(tools.enter[tool], workload.run, *sizes)
             profiler_seconds += perf_counter() - started if tool == PROFILER else 0.0
         measured.rounds.append(samples)
     measured.calls = tools.calls.get(OURS, tools.calls[HOOKS]) // runs
     if len(set(tools.calls.values())) > 1:
         counted = ", ".join(f"{tool} {count:,}" for tool, count in tools.calls.items())
-        measured.notes.append(f"calls seen in {runs} runs differ: {counted}")
+        measured.notes.append(f"calls seen in {runs} run{'s' if runs > 1 else ''} differ: {counted}")
     return measured
 
 
@@ -305,7 +313,7 @@ def _generate_in_turns(pipe: Connection, workload: Workload, tool: str) -> None:
         return torch.zeros(len(tokens), dtype=torch.bool)
 
     assert workload.warm_up is not None
-    take_sample(enter, workload.warm_up, 1)
+    take_sample(enter, workload.warm_up)
     gc.collect()
     pipe.send(None)
     pipe.recv()
@@ -401,8 +409,8 @@ def verdict(rows: Sequence[tuple[str, Measured | str]]) -> str:
     else:
         parts.append(f"None of {len(fine)} measured rows meets all three goals: {goals}.")
     if missed:
-        listed = "; ".join(f"{ROWS[name].title}: {', '.join(misses)}" for name, misses in missed.items())
-        parts.append(f"Missed by {listed}.")
+        listed = "; ".join(f"{ROWS[name].title} ({', '.join(misses)})" for name, misses in missed.items())
+        parts.append(f"Missed by: {listed}.")
     if len(fine) < len(rows):
         parts.append(f"{len(rows) - len(fine)} of {len(rows)} rows could not be measured.")
     return " ".join(parts)
@@ -454,7 +462,8 @@ def growth_plot(growth: Growth) -> str:
 HOW = f"""\
 Each row is a process of its own, with torch on one thread. A round takes one sample of every tool and two of the
 untraced run, in shuffled order; garbage is collected before each sample, and the garbage collector is on during it,
-over all objects of the process. A sample repeats runs of less than {SAMPLE_SECONDS} s of CPU time: `calls`, the
+over all objects of the process. A sample repeats runs of less than {SAMPLE_SECONDS} s of CPU time: in one recording,
+or, where shapes grow from call to call, each in a recording of its own that has seen none of them before. `calls`, the
 untraced times and `after` are of the whole sample. A ratio is a tool's time over the mean of the two untraced samples
 of its round: the median of the rounds, and beside talkerviz's the middle half of them. `µs a call` is the median
 difference over the number of calls. `untraced twice` is one untraced sample over the other, the middle half: the noise

@@ -39,12 +39,14 @@ class Workload:
         run: one run.
         warm_up: a shorter run that takes the same code paths, for runs of many seconds.
         options: further arguments of `talkerviz.recording`.
+        anew: record each run anew, since a recording that has seen a run's growing shapes finds them again in the next.
     """
 
     model: nn.Module
     run: Run
     warm_up: Run | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def talker(impl: str, frames: int = 12) -> Workload:
 
     target = talker_target(talker_of("tiny", impl, "cpu", None, Scenario(frames=frames)))
     options = {"name": target.name, "phases": target.phases}
-    return Workload(target.model, lambda: target.run(lambda frame: None), options=options)
+    return Workload(target.model, lambda: target.run(lambda frame: None), options=options, anew=True)
 
 
 # Generation with transformers
@@ -95,7 +97,7 @@ def causal_lm(
     config = getattr(transformers, config_name)(**sizes)
     model = getattr(transformers, class_name)(config).eval()
     run, warm_up = (generator(model, count, **(generation or {})) for count in (tokens, 4))
-    return Workload(model, run, warm_up)
+    return Workload(model, run, warm_up, anew=True)
 
 
 def qwen3(tokens: int, **generation: Any) -> Workload:
@@ -221,7 +223,7 @@ def whisper(tokens: int = 64) -> Workload:
     model = WhisperForConditionalGeneration(config).eval()
     model.generation_config.suppress_tokens = model.generation_config.begin_suppress_tokens = None
     inputs = {"input_features": torch.randn(1, 80, 200)}
-    return Workload(model, generator(model, tokens, inputs), generator(model, 4, inputs))
+    return Workload(model, generator(model, tokens, inputs), generator(model, 4, inputs), anew=True)
 
 
 def t5(tokens: int = 64) -> Workload:
@@ -229,7 +231,7 @@ def t5(tokens: int = 64) -> Workload:
 
     sizes = {"d_model": WIDTH, "d_kv": 16, "d_ff": 2 * WIDTH, "num_layers": 6, "num_heads": 4}
     model = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **sizes)).eval()
-    return Workload(model, generator(model, tokens), generator(model, 4))
+    return Workload(model, generator(model, tokens), generator(model, 4), anew=True)
 
 
 # Pictures
@@ -310,14 +312,18 @@ def unet(steps: int = 10) -> Workload:
 
 
 class PastStates(nn.Module):
-    """A cell that reads the list of all its past states."""
+    """A cell that attends to the list of all its past states."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.query = nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(2 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor, past: Sequence[Tensor]) -> Tensor:
-        return torch.tanh(self.inner(x + past[-1]))
+        states = torch.stack(list(past), dim=1)  # [B, T, W]
+        weights = (states @ self.query(x)[:, :, None]).softmax(dim=1)  # [B, T, 1]
+        read = (weights * states).sum(dim=1)
+        return torch.tanh(self.out(torch.cat([x, read], dim=-1)))
 
 
 class Unrolled(nn.Module):
@@ -334,8 +340,17 @@ class Unrolled(nn.Module):
         return states[-1]
 
 
-def list_of_states(steps: int = 150) -> Workload:
-    return forward(Unrolled(), torch.randn(steps, 1, WIDTH))
+def list_of_states(steps: int = 150, sequences: int = 20) -> Workload:
+    """Unroll sequences of another batch size each."""
+    model = Unrolled().eval()
+    batches = [torch.randn(steps, 1 + number, WIDTH) for number in range(sequences)]
+    run, warm_up = (torch.no_grad()(partial(unroll, model, some)) for some in (batches, batches[:1]))
+    return Workload(model, run, warm_up, anew=True)
+
+
+def unroll(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    for xs in batches:
+        model(xs)
 
 
 class LstmLM(nn.Module):
@@ -428,7 +443,9 @@ ROWS: dict[str, Row] = {
     "moe": Row("mixture of experts, 64 tokens", "transformers Qwen3-MoE, 12 layers", mixture_of_experts),
     "vit": Row("ViT", "timm VisionTransformer, 12 layers", vit),
     "densenet": Row("DenseNet, a list that grows", "timm DenseNet-121, growth 8", densenet),
-    "list-of-states": Row("a cell handed the list of its past states, 150 steps", "torch, by hand", list_of_states),
+    "list-of-states": Row(
+        "a cell handed the list of its past states, 20 times 150 steps", "torch, by hand", list_of_states
+    ),
     "lstm": Row("LSTM LM, 64 tokens", "torch nn.LSTM, 2 layers", lstm_lm),
     "resnet": Row("ResNet", "timm ResNet-50, narrow", resnet),
     "unet": Row("diffusion UNet, 10 steps", "diffusers UNet2DConditionModel and DDIMScheduler", unet),
