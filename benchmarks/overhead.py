@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import platform
 import random
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -404,10 +405,7 @@ def verdict(rows: Sequence[tuple[str, Measured | str]]) -> str:
         )
     missed = {name: misses for name, row in fine if (misses := row.misses())}
     goals = f"at most {GOAL_RATIO:.2f} times, at most {GOAL_US} µs a call, and less than plain hooks"
-    if len(fine) > len(missed):
-        parts.append(f"{len(fine) - len(missed)} of {len(fine)} measured rows meet all three goals: {goals}.")
-    else:
-        parts.append(f"None of {len(fine)} measured rows meets all three goals: {goals}.")
+    parts.append(f"All three goals are met by {len(fine) - len(missed)} of {len(fine)} measured rows: {goals}.")
     if missed:
         listed = "; ".join(f"{ROWS[name].title} ({', '.join(misses)})" for name, misses in missed.items())
         parts.append(f"Missed by: {listed}.")
@@ -446,10 +444,10 @@ def growth_text(growth: Growth, image: str) -> list[str]:
         f"at {first} and {digits(plain[-1])} ms at {last:,}.",
         f"![Cost a token over the token's position]({image})",
         "\n".join(f"| {' | '.join(cells)} |" for cells in lines),
-        f"Points are medians of {rounds} rounds, each the mean of {WINDOW} tokens; the table is read off straight "
-        "lines through all windows of all rounds, its last column off those of one round each. Each tool generates in "
-        f"a process of its own, forked from one parent; processes take turns of {TURN} tokens, so that tools are "
-        "compared within a second or so.",
+        f"Points are medians of {rounds} round{'s' if rounds > 1 else ''}, each the mean of {WINDOW} tokens; the table "
+        "is read off straight lines through all windows of all rounds, its last column off those of one round each. "
+        f"Each tool generates in a process of its own, forked from one parent; processes take turns of {TURN} tokens, "
+        "so that tools are compared within a second or so.",
     ]
 
 
@@ -559,7 +557,7 @@ def main() -> None:
         print(f"{name}: {said} ({perf_counter() - started:.0f} s)", file=sys.stderr, flush=True)
     rows.sort(key=lambda row: badness(row[1]), reverse=True)
     image = options.o.with_name(f"{options.o.stem}-tokens.svg")
-    command = " ".join(["python benchmarks/overhead.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/overhead.py", *sys.argv[1:]])
     text = report(rows, growth, command, image.name)
     options.o.parent.mkdir(parents=True, exist_ok=True)
     options.o.write_text(text, encoding="utf-8")
