@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from overhead import Result, Sample, Tool, Work, measure, processor, reason, timed_call, untraced_tool, version_of
+from interleaved import Result, Sample, Tool, Work, measure, processor, reason, timed_call, untraced_tool, version_of
 from torch import nn
 
 import talkerviz as tv
