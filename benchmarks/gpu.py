@@ -24,7 +24,7 @@ from speaking import need_cuda
 import talkerviz as tv
 from talkerviz.recorder.gauges import MEASURES
 from talkerviz.recorder.phases import TalkerPhases
-from talkerviz.recorder.tap import NativeTap
+from talkerviz.recorder.tap import Tap
 from talkerviz.render.notes import notes_on
 from talkerviz.render.table import render_table
 from talkerviz.talker.config import default_dtype, preset
@@ -113,7 +113,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     head = (
         f"{date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, recorder in "
-        f"{'Python' if NativeTap is None else 'C'}; made by `python benchmarks/gpu.py`."
+        f"{'Python' if Tap is None else 'C'}; made by `python benchmarks/gpu.py`."
     )
     rows: list[str] = []
     for name in options.presets:

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from talkerviz.recorder.tap import HOOKS_COST, NativeTap, why_not
+from talkerviz.recorder.tap import HOOKS_COST, Tap, why_not
 from talkerviz.render.text import amount_text
 from talkerviz.talker.compiled import check_compiler
 from talkerviz.talker.config import preset
@@ -60,7 +60,7 @@ def _faster() -> Iterator[str]:
 
 
 def _recorder() -> str:
-    return f"forward hooks, {HOOKS_COST}: the tap is not built ({why_not})" if NativeTap is None else "compiled tap"
+    return f"forward hooks, {HOOKS_COST}: the tap is not built ({why_not})" if Tap is None else "compiled tap"
 
 
 def _version(package: str) -> str:

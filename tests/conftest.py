@@ -34,12 +34,12 @@ def pytest_sessionstart() -> None:
 @pytest.fixture
 def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have recordings see calls in the way that `taps.every_way` names."""
-    from talkerviz.recorder import recorder, tap
+    from talkerviz.recorder import recorder
 
     way = "tap" if request.param == "tap" else "hooks"
     monkeypatch.setattr(recorder, "choose_way", lambda via: way)
     if request.param == "python":
-        monkeypatch.setattr(tap, "NativeTap", None)
+        monkeypatch.setattr(recorder, "Tap", None)
     return str(request.param)
 
 

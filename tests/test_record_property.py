@@ -76,7 +76,7 @@ class Plan:
 class Acting(nn.Module):
     def __init__(self, plan: Plan, children: list[nn.Module], log: list[Any]) -> None:
         super().__init__()
-        self.inner = nn.ModuleList(children)
+        self.inner = nn.Sequential(*children)
         self.plan = plan
         self.log = log
         self.path = "model"

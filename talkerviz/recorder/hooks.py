@@ -57,8 +57,9 @@ class ForwardHooks:
     def end(self, module: nn.Module, output: Any) -> None:
         """A module has been called; where it raised, torch gives None as its output and handles the exception."""
         handled = getattr(self._of_thread, "handled", [])
-        around = None
-        while handled:  # after a call that Ctrl-C ended no hook was called
+        if not any(of == id(module) for of, _ in handled):
+            return  # it was called before there were hooks
+        while True:  # after a call that Ctrl-C ended no hook was called
             of, around = handled.pop()
             if of == id(module):
                 break
@@ -85,15 +86,16 @@ class _Hook:
 
 
 class _Before(_Hook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # Another thread may call a hook before torch has noted that it takes keyword arguments.
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if not torch.compiler.is_compiling():  # compiled code is as it would be without
-            self._hooks.begin(self._counted_as(module), args, kwargs)
+            self._hooks.begin(self._counted_as(module), args, kwargs or {})
 
 
 class _After(_Hook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(self, module: nn.Module, *args_and_output: Any) -> None:
         if not torch.compiler.is_compiling():
-            self._hooks.end(self._counted_as(module), output)
+            self._hooks.end(self._counted_as(module), args_and_output[-1])
 
 
 class _Nothing:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from talkerviz.recorder.tensors import Describer, TensorKinds
-from talkerviz.trace.log import GARBAGE, MARK, NAMED, RUN, WIDTH
+from talkerviz.trace.log import GARBAGE, MARK, NAMED, PAUSE, RUN, WIDTH
 
 NO_LANDMARK, FRAME_LANDMARK, RULE_LANDMARK = range(3)
 LANDMARK_ONLY, NOT_RECORDED = -1, -2
@@ -42,6 +42,7 @@ class _Log:
     named: int = -1
     frames_deep: int = 0
     excluded: bool = False
+    taken: int = 0
 
     def push(self, what: int, tensors: int, time: int, value: int) -> None:
         # Two of 32 bits in one of 64, as the native tap has them.
@@ -59,7 +60,7 @@ class PythonEvents:
         left: Callable[[nn.Module], None],
         failed: Callable[[type[BaseException]], int],
         joins: Callable[[], bool],
-        full: Callable[[], None],
+        full: Callable[[], bool],
         stamp: Callable[[bool], None] | None,
         phase: ContextVar[int],
         start: int,
@@ -129,15 +130,21 @@ class PythonEvents:
         watched, log = self._of(module)
         if log is None:
             return
+        garbage, place, taken = log.garbage_ns, len(log.events), log.taken
+        outputs = 0
         if watched.number >= 0:
-            garbage = log.garbage_ns
+            # The end comes first in the log: what the recorder does from here on is no part of the call.
+            log.push(-1 - watched.number, 0, time, 0)
             if self._stamp is not None:
                 self._stamp(False)
             outputs = self._describer.of_output(output, watched.layer)
-            own = self._now() - time - (log.garbage_ns - garbage)
-            log.own_ns += own
-            log.push(-1 - watched.number, outputs, time, own)
-        self._leave(log, watched, module)
+        self._leave_landmark(log, watched, module)
+        own = self._now() - time - (log.garbage_ns - garbage)
+        log.own_ns += own
+        if watched.number >= 0 and log.taken == taken:
+            log.events[place] |= outputs << 32
+            log.events[place + 2] = own
+        self._flush_if_due(log)
 
     def fail(self, module: nn.Module, error: type[BaseException]) -> None:
         """It raises."""
@@ -149,14 +156,14 @@ class PythonEvents:
             if self._stamp is not None:
                 self._stamp(False)
             log.push(-1 - watched.number, self._failed(error), time, 0)
-        self._leave(log, watched, module)
+        self._leave_landmark(log, watched, module)
+        self._flush_if_due(log)
 
-    def _leave(self, log: _Log, watched: _Watched, module: nn.Module) -> None:
+    def _leave_landmark(self, log: _Log, watched: _Watched, module: nn.Module) -> None:
         if watched.landmark == FRAME_LANDMARK:
             log.frames_deep -= 1
         elif watched.landmark == RULE_LANDMARK:
             self._left(module)
-        self._flush_if_due(log)
 
     def _of(self, module: nn.Module) -> tuple[_Watched, _Log | None]:
         watched = self._watched.get(id(module), _Watched(None, NOT_RECORDED, -1, NO_LANDMARK))
@@ -185,8 +192,11 @@ class PythonEvents:
     def _flush_if_due(self, log: _Log) -> None:
         now = perf_counter_ns()
         if len(log.events) >= self._limit * WIDTH or now - log.flushed_ns >= _FLUSH_NS:
-            log.flushed_ns = now
-            self._full()
+            log.flushed_ns, garbage = now, log.garbage_ns
+            if not self._full() and self._now() >= 0:
+                took = perf_counter_ns() - now - (log.garbage_ns - garbage)
+                log.own_ns += took
+                log.push(PAUSE, 0, 0, took)
 
     def put(self, what: int, tensors: int, time: int, value: int) -> None:
         """Add an event to this thread's log."""
@@ -236,6 +246,7 @@ class PythonEvents:
     def take(self, thread: int) -> bytes:
         """A thread's events, which are let go."""
         events = self._logs[thread].events
+        self._logs[thread].taken += 1
         taken = events[:]
         del events[: len(taken)]
         return taken.tobytes()

@@ -51,10 +51,10 @@ from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.process import file_of_rank, process_facts, this_process
 from talkerviz.recorder.python_events import FRAME_LANDMARK, LANDMARK_ONLY, NO_LANDMARK, NOT_RECORDED, RULE_LANDMARK
 from talkerviz.recorder.spool import Spool
-from talkerviz.recorder.tap import choose_way, make_events, not_compiled
+from talkerviz.recorder.tap import Tap, choose_way, make_events, not_compiled
 from talkerviz.recorder.tensors import TensorKinds
 from talkerviz.trace.frame import log_edges, log_frame
-from talkerviz.trace.log import PAUSE, Log, Mark, Names, read_log
+from talkerviz.trace.log import Log, Mark, Names, read_log
 from talkerviz.trace.parquet import check_name, write_log
 from talkerviz.trace.trace import Trace
 from talkerviz.version import __version__
@@ -127,7 +127,6 @@ class Recording:
         numbered = {id(module): p for p, module in self._modules.items() if watched(p)}
         self._ranges = NvtxRanges(numbered, self._rule.start) if nvtx else None
         self._lock = threading.RLock()
-        self._paused_ns: Counter[int] = Counter()  # by thread
         self._process = os.getpid()
         self._forks = 0
         self._earlier_threads = _threads_of_others()
@@ -186,8 +185,8 @@ class Recording:
 
     def _end_of_run(self) -> dict[str, int | None]:
         # On the time line of the calls, of which what the recorder takes is no part.
-        own = 0 if self._collectives is not None or self._cuda is not None else self._events.own_ns()
-        ns = perf_counter_ns() - self._origin_ns - self._paused_ns[self._thread()] - own
+        own = 0 if self._collectives is not None else self._events.own_ns()
+        ns = perf_counter_ns() - self._origin_ns - own
         frame = self._events.latest()[1]
         return {"frame": frame if self._counts_frames and frame >= 0 else self._last_frame, "ns": ns}
 
@@ -295,6 +294,7 @@ class Recording:
 
     def _make_events(self, below: Callable[..., Any] | None) -> None:
         self._events = make_events(
+            Tap,
             below,
             self._parts,
             TensorKinds(self._names.kinds),
@@ -420,12 +420,16 @@ class Recording:
             self._other_module_of_model = True
 
     def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        names = self._arguments[id(module)]
+        names = self._arguments.get(id(module))
+        if names is None or self._ended:
+            return  # a thread that is still inside a call
         named = {names[place] if place < len(names) else str(place): one for place, one in enumerate(args)}
         self._set_mark(self._rule.entered(self._paths[id(module)], {**named, **kwargs}))
 
     def _left(self, module: nn.Module) -> None:
-        self._set_mark(self._rule.left(self._paths[id(module)]))
+        path = self._paths.get(id(module))
+        if path is not None and not self._ended:
+            self._set_mark(self._rule.left(path))
 
     def _set_mark(self, mark: Mark | None) -> None:
         if mark is None:
@@ -475,22 +479,18 @@ class Recording:
                 errors.append(name)
             return -1 - errors.index(name)
 
-    def _write(self) -> None:
-        """Write this thread's events away, and note how long that took: it is no call's time."""
+    def _write(self) -> bool:
+        """Write this thread's events away; whether it is logged already how long that took."""
         began = perf_counter_ns()
         with self._lock:
             if self._ended or os.getpid() != self._process:
-                return  # a thread that is still inside a call; a forked process, which shares the file
-            thread = self._events.thread()
-            self._keep(thread)
+                return True  # a thread that is still inside a call; a forked process, which shares the file
+            self._keep(self._events.thread())
             if self._cuda is not None:
                 self._cuda.harvest()
         if self._timed and self._collectives is not None:
             self._collectives.hold_up(began)
-        elif self._timed:
-            pause = perf_counter_ns() - began
-            self._events.put(PAUSE, 0, 0, pause)
-            self._paused_ns[thread] += pause
+        return self._collectives is not None
 
     def _keep(self, thread: int) -> None:
         """Write a thread's events away. A full disk ends the record, but not the run that it is of."""
@@ -568,8 +568,7 @@ class Recording:
         if self._timed and (peak := peak_bytes()) is not None:
             facts["host_peak_bytes"] = peak
         if self._timed and self._way == "tap" and calls >= _CALLS_THAT_TELL:
-            pauses = 0 if self._collectives is not None else sum(self._paused_ns.values())
-            facts["own_cost_ns"] = max(1, round((own_ns + pauses) / calls))
+            facts["own_cost_ns"] = max(1, round(own_ns / calls))
         if self._names.joined:
             facts["joined_modules"] = len(self._names.joined)
         if strange:

@@ -30,10 +30,10 @@ WAYS = ("auto", "tap", "hooks")
 HOOKS_COST = "5 to 15 µs a call, where the tap takes 1"
 
 try:
-    NativeTap: Any = importlib.import_module("talkerviz.recorder._tap").Tap
+    Tap: Any = importlib.import_module("talkerviz.recorder._tap").Tap
     why_not = ""
 except ImportError as error:
-    NativeTap, why_not = None, str(error)
+    Tap, why_not = None, str(error)
 
 
 def choose_way(via: str) -> str:
@@ -44,11 +44,11 @@ def choose_way(via: str) -> str:
     """
     if via not in WAYS:
         raise ValueError(f"unknown via {via!r}: choose from {', '.join(WAYS)}")
-    if via == "tap" and NativeTap is None:
+    if via == "tap" and Tap is None:
         raise ValueError(f"via 'tap': it is not built here ({why_not}); use 'hooks', or install with a C compiler")
-    if via == "auto" and NativeTap is None:
+    if via == "auto" and Tap is None:
         _say_that_it_is_slow()
-    return "hooks" if via == "hooks" or NativeTap is None else "tap"
+    return "hooks" if via == "hooks" or Tap is None else "tap"
 
 
 @functools.cache
@@ -58,6 +58,7 @@ def _say_that_it_is_slow() -> None:
 
 
 def make_events(
+    native: Any,
     below: Callable[..., Any] | None,
     names: dict[str, int],
     kinds: TensorKinds,
@@ -65,7 +66,7 @@ def make_events(
     left: Callable[[nn.Module], None],
     failed: Callable[[type[BaseException]], int],
     joins: Callable[[], bool],
-    full: Callable[[], None],
+    full: Callable[[], bool],
     stranger: Callable[[nn.Module, bool], None],
     stamp: Callable[[bool], None] | None,
     phase: ContextVar[int],
@@ -74,9 +75,10 @@ def make_events(
     timed: bool,
     limit: int,
 ) -> Any:
-    """The log that calls go to, in C where that is built.
+    """The log that calls go to.
 
     Args:
+        native: the compiled class, or None to log in Python.
         below: what stood at `nn.Module.__call__` before: where calls go on; None for hooks.
         names: names of places in containers -> their numbers; new ones are added.
         kinds: dtypes and devices.
@@ -84,7 +86,7 @@ def make_events(
         left: (module) of one that has returned or raised.
         failed: the type of an exception -> -1 less its number.
         joins: () -> whether calls of the thread that runs it are recorded; asked once a thread.
-        full: (), called on a thread that has events to write away.
+        full: () -> whether it has logged itself what it took; called on a thread that has events to write away.
         stranger: (module, whether inside a watched call) of some that are not watched.
         stamp: (whether the call begins) called just outside the two times of a call, or None.
         phase: the number of the phase that code has named.
@@ -93,7 +95,7 @@ def make_events(
         timed: whether events hold times; -1 otherwise.
         limit: events after which `full` is called.
     """
-    common = {
+    common: dict[str, Any] = {
         "names": names,
         "entered": not_compiled(entered),
         "left": not_compiled(left),
@@ -107,9 +109,9 @@ def make_events(
         "timed": timed,
         "limit": limit,
     }
-    if NativeTap is None:
+    if native is None:
         return PythonEvents(kinds=kinds, **common)
-    return NativeTap(
+    return native(
         tensor=Tensor,
         parameter=nn.Parameter,
         kind_of=not_compiled(kind_of),

@@ -74,7 +74,7 @@ def kind_of(kind: type) -> Kind:
 
 
 def _slots(kind: type) -> dict[str, MemberDescriptorType]:
-    found = {}
+    found: dict[str, MemberDescriptorType] = {}
     for owner in reversed(kind.__mro__):
         if "__slots__" in vars(owner):
             found |= {name: value for name, value in vars(owner).items() if isinstance(value, MemberDescriptorType)}

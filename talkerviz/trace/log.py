@@ -119,7 +119,7 @@ class Log:
     tensors: TensorLists
     threads: tuple[int, ...]
 
-    def batches(self, thread: int) -> Iterator[tuple[np.ndarray, ...]]:
+    def batches(self, thread: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """The columns of `EVENTS`, with whole times, of each batch of a thread."""
         for said, batch in _batches(_open(self.source)):
             if said["thread"] == thread and len(batch):
@@ -278,8 +278,8 @@ def _steps(log: Log, thread: int, collections: list[Rows]) -> Iterator[tuple[Row
     # Ranks wait for each other, and a device goes on, also while the recorder is at work: what it takes stays on a line
     # that they have in common.
     counts_own = "process" not in log.facts and log.facts.get("clock") != "cuda"
-    for events in log.batches(thread):
-        rows, late, closed, garbage, state = _step(state, *events, log.origin_ns, counts_own)
+    for what, tensors, time, value in log.batches(thread):
+        rows, late, closed, garbage, state = _step(state, what, tensors, time, value, log.origin_ns, counts_own)
         rows["thread"] = np.full(len(rows["call"]), thread)
         if len(garbage["call"]):
             collections.append({**garbage, "thread": np.full(len(garbage["call"]), thread)})

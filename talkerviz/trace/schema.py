@@ -17,14 +17,14 @@ class TensorInfo(NamedTuple):
         shape: its sizes, outermost first; -1 for one that is no number, in a nested tensor or an exported model.
         dtype: torch's name without the prefix, `float32`.
         device: torch's name, `cpu` or `cuda:0`.
-        count: how many equal ones stand there, as in a cache of 28 layers: `cache.layers.0-27.keys`.
+        copies: how many equal ones stand there, as in a cache of 28 layers: `cache.layers.0-27.keys`.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     device: str
-    count: int = 1
+    copies: int = 1
 
     @property
     def shape_text(self) -> str:
@@ -72,7 +72,7 @@ _TENSORS = pa.list_(
             pa.field("shape", pa.list_(pa.int64()), nullable=False),
             pa.field("dtype", pa.string(), nullable=False),
             pa.field("device", pa.string(), nullable=False),
-            pa.field("count", pa.int32(), nullable=False),
+            pa.field("copies", pa.int32(), nullable=False),
         ]
     )
 )

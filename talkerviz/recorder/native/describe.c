@@ -417,7 +417,6 @@ int64_t describe_inputs(Describer *d, PyObject *const *args, Py_ssize_t count, P
   if (row.length > start) add_end(&row);
   if (keywords != NULL && add_entries(d, keywords, &row, 0, 0) < 0) return -1;
   if (row.length == 3 && row.tokens[1] == 0) return NO_TENSORS;
-  if (row.length == start) add_end(&row);
   return number_of_row(d, &row);
 }
 

@@ -44,6 +44,7 @@ typedef struct {
   int64_t flushed_ns; /* when its events were last written away */
   int64_t garbage_ns; /* in garbage collections so far */
   int64_t own_ns, usual_ns, calls, passed_by;
+  int64_t taken;      /* how often its events were taken: where one was is not known after that */
   int32_t named;      /* the phase that its code has named; -1 for none */
   int depth, frames_deep, excluded;
 } Log;
@@ -142,10 +143,16 @@ static int flush_if_due(Tap *tap, Log *log, int64_t time) {
     }
     if (time - log->flushed_ns < FLUSH_NS) return 0;
   }
-  log->flushed_ns = clock_ns();
+  int64_t began = log->flushed_ns = clock_ns(), garbage = log->garbage_ns;
   PyObject *answer = PyObject_CallNoArgs(tap->full);
+  int accounted = answer == Py_True;
   Py_XDECREF(answer);
-  return must_go_on() ? -1 : 0;
+  if (must_go_on()) return -1;
+  int64_t took = clock_ns() - began - (log->garbage_ns - garbage);
+  if (accounted || !tap->timed) return 0;
+  log->own_ns += took;
+  log->usual_ns += took;
+  return push(log, PAUSE, 0, 0, took);
 }
 
 /* What the recorder took at one end of a call. In the usual cost a thread that was held up meanwhile counts little. */
@@ -222,29 +229,37 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
   return 0;
 }
 
-/* After an end: the mark of a landmark, and room in the log. */
-static int leave(Tap *tap, Log *log, const Watched *watched, PyObject *module, int64_t time) {
+/* A landmark is over. */
+static int leave_landmark(Tap *tap, Log *log, const Watched *watched, PyObject *module) {
   if (watched->landmark == FRAME_LANDMARK) log->frames_deep--;
-  if (watched->landmark == RULE_LANDMARK) {
-    Py_XDECREF(PyObject_CallOneArg(tap->left, module));
-    if (must_go_on()) return -1;
-  }
-  return flush_if_due(tap, log, time);
+  if (watched->landmark != RULE_LANDMARK) return 0;
+  Py_XDECREF(PyObject_CallOneArg(tap->left, module));
+  return must_go_on() ? -1 : 0;
 }
 
 static int end_call(Tap *tap, Log *log, const Watched *watched, PyObject *module, PyObject *output, int64_t time) {
   int failed = 0;
+  int64_t garbage = log->garbage_ns;
   log->depth--;
   if (watched->number >= 0) {
-    int64_t garbage = log->garbage_ns;
+    /* The end comes first in the log: what the recorder does from here on is no part of the call. */
+    if (push(log, -1 - watched->number, NO_TENSORS, time, 0) < 0) return -1;
+    Py_ssize_t place = log->used - 1;
+    int64_t taken = log->taken;
     failed = stamp(tap, Py_False);
     int64_t outputs = failed ? -1 : describe_output(&tap->describer, output, watched->layer);
     failed = outputs < 0; /* Ctrl-C, most likely; the call has an end all the same */
+    if (!failed) failed = leave_landmark(tap, log, watched, module);
     int64_t own = now_ns(tap) - time - (log->garbage_ns - garbage);
     count_own(log, own);
-    failed |= push(log, -1 - watched->number, failed ? NO_TENSORS : (int32_t)outputs, time, own) < 0;
+    if (log->taken == taken) {
+      log->events[place].value = own;
+      if (outputs > 0) log->events[place].tensors = (int32_t)outputs;
+    }
+  } else {
+    failed = leave_landmark(tap, log, watched, module);
   }
-  return failed || leave(tap, log, watched, module, time) < 0 ? -1 : 0;
+  return failed || flush_if_due(tap, log, time) < 0 ? -1 : 0;
 }
 
 /* A call has raised, and the exception goes on, unless Ctrl-C comes in its place. */
@@ -264,7 +279,7 @@ static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
     stopped |= stopped_again;
     if (push(log, -1 - watched->number, (int32_t)error, time, 0) < 0 && !stopped) PyErr_Clear();
   }
-  if (!stopped) stopped = leave(tap, log, watched, module, time) < 0;
+  if (!stopped) stopped = leave_landmark(tap, log, watched, module) < 0 || flush_if_due(tap, log, time) < 0;
   else if (watched->landmark == FRAME_LANDMARK) log->frames_deep--;
   if (stopped) {
     Py_XDECREF(type);
@@ -483,7 +498,10 @@ static PyObject *tap_take(Tap *tap, PyObject *thread) {
   }
   Log *log = tap->logs[number];
   PyObject *taken = PyBytes_FromStringAndSize((char *)log->events, log->used * (Py_ssize_t)sizeof(Event));
-  if (taken != NULL) log->used = 0;
+  if (taken != NULL) {
+    log->used = 0;
+    log->taken++;
+  }
   return taken;
 }
 
