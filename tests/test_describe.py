@@ -95,8 +95,8 @@ def test_a_layer_s_call_reads_its_part_of_a_cache(native: bool) -> None:
     cache = Cache([3] * 20 + [4] * 10)
     _, (inputs, _) = described(native, (), {"cache": cache}, layer=7)
     assert [(one.name, one.shape, one.copies) for one in inputs] == [
-        ("cache.layers.7.keys", (1, 3), 1),
-        ("cache.layers.7.values", (2, 3), 1),
+        ("cache.layers.*.keys", (1, 3), 1),
+        ("cache.layers.*.values", (2, 3), 1),
     ]
     _, (inputs, _) = described(native, (), {"cache": cache})
     assert [(one.name, one.shape, one.copies) for one in inputs] == [

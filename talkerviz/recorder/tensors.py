@@ -289,7 +289,7 @@ class _Looking:
         half = most // 2
         if only >= 0:
             inside = self.value(get(values, only), False)
-            return [-1 - only, 1, *inside, END] if inside else []
+            return [-1, 1, *inside, END] if inside else []
         different: list[tuple[int, list[int]]] = []
         for bit in range(min(count, most)):
             if self._looks <= 0:
@@ -312,7 +312,7 @@ class _Looking:
     def entries(self, values: Mapping[Any, Any], of_cache: bool, of_layers: bool) -> list[int]:
         items: Any = dict.items(values) if isinstance(values, dict) else values.items()
         if of_layers and self._layer >= 0 and type(values) is dict and len(values) > 1 and self._layer in values:
-            items = [(self._layer, values[self._layer])]
+            items = [("*", values[self._layer])]
         found: list[int] = []
         for looked, (key, value) in enumerate(items):
             if looked >= MAX_ENTRIES or self._looks <= 0:

@@ -73,8 +73,10 @@ def collections_frame(parts: Sequence[Mapping[str, Any]] = ()) -> pd.DataFrame:
     return frame
 
 
-def log_tables(log: Log, collections: list[Rows], rows_each: int = 1 << 16) -> Iterator[pa.Table]:
-    """All calls of a log as tables of the columns of `CALLS`, about so many rows each.
+def log_tables(
+    log: Log, collections: list[Rows], rows_each: int = 1 << 16
+) -> Iterator[tuple[pa.Table, dict[int, Tensors]]]:
+    """All calls of a log as tables of the columns of `CALLS`, each with its lists of tensors by number.
 
     Args:
         log: the log.
@@ -121,15 +123,18 @@ def _columns(log: Log, rows: Rows) -> dict[str, Any]:
     }
 
 
-def _table(log: Log, rows: Rows) -> pa.Table:
+def _table(log: Log, rows: Rows) -> tuple[pa.Table, dict[int, Tensors]]:
     columns = _columns(log, rows)
+    lists: dict[int, Tensors] = {}
     for name in ("inputs", "outputs"):
         different, places = np.unique(rows[name], return_inverse=True)
-        columns[name] = lists_array([log.tensors[number] for number in different.tolist()]).take(pa.array(places))
+        here = {number: log.tensors[number] for number in different.tolist()}
+        columns[name] = lists_array(list(here.values())).take(pa.array(places))
         columns[f"{name}_id"] = rows[name]
+        lists |= here
     log.tensors.forget()
     length = len(rows["call"])
-    return pa.table(
+    table = pa.table(
         [
             columns[field.name]
             if isinstance(columns.get(field.name), pa.Array)
@@ -140,6 +145,7 @@ def _table(log: Log, rows: Rows) -> pa.Table:
         ],
         schema=CALLS,
     )
+    return table, lists
 
 
 def _frame(log: Log, rows: Rows) -> pd.DataFrame:

@@ -20,7 +20,6 @@ from talkerviz.trace.flow import Flow
 from talkerviz.trace.frame import NULLABLE, calls_frame, collections_frame, lists_array, log_tables
 from talkerviz.trace.log import Log, Rows, pack_rows, unpack_rows
 from talkerviz.trace.schema import CALLS, ModuleInfo, Tensors, module_infos, tensor_infos
-from talkerviz.trace.tensor_rows import TensorLists
 
 FORMAT = "2"
 _ROWS_EACH = 1 << 16
@@ -60,44 +59,47 @@ def write_trace(
         for begin in range(0, len(calls), _ROWS_EACH):
             rows = slice(begin, begin + _ROWS_EACH)
             write.table(_to_arrow(calls.iloc[rows], {name: ids[rows] for name, ids in lists.items()}, every))
-        write.end(modules, facts, dict(enumerate(every)), flow, collections)
+        write.lists(dict(enumerate(every)))
+        write.end(modules, facts, flow, collections)
 
 
 def write_log(target: Path, log: Log, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any]) -> None:
     """Write a log as a trace, some thousands of calls at a time; finished atomically, as `write_trace` does it."""
     garbage: list[Rows] = []
     with _writer(target) as write:
-        for table in log_tables(log, garbage):
+        for table, lists in log_tables(log, garbage):
             write.table(table)
-        write.end(modules, facts, log.tensors, None, collections_frame(garbage))
+            write.lists(lists)
+        write.end(modules, facts, None, collections_frame(garbage))
 
 
 class _Writer:
     def __init__(self, file: Path | BinaryIO) -> None:
         self._file = pq.ParquetWriter(file, CALLS, compression="zstd")
-        self._in_use: set[int] = set()
+        self._lists: dict[int, str] = {}
 
     def table(self, table: pa.Table) -> None:
-        for name in ("inputs_id", "outputs_id"):
-            self._in_use.update(np.unique(table.column(name).to_numpy()).tolist())
         self._file.write_table(table)
+
+    def lists(self, lists: Mapping[int, Tensors]) -> None:
+        # As text: of a long run they are many, and objects would be many more.
+        self._lists.update((number, json.dumps(one)) for number, one in lists.items() if number not in self._lists)
 
     def end(
         self,
         modules: tuple[ModuleInfo, ...],
         facts: Mapping[str, Any],
-        tensors: TensorLists | Mapping[int, Tensors],
         flow: Flow | None,
         collections: pd.DataFrame | None,
     ) -> None:
         # Every row has its list of tensors, for whoever reads the file; here each different one is once more, so that
         # a trace is read without looking at rows.
-        lists = [(number, tensors[number]) for number in sorted(self._in_use)]
+        lists = ",".join(f"[{number},{self._lists[number]}]" for number in sorted(self._lists))
         said = {
             "talkerviz": FORMAT,
             "talkerviz.modules": json.dumps(modules),
             "talkerviz.facts": json.dumps(dict(facts)),
-            "talkerviz.tensors": _packed(json.dumps(lists)),
+            "talkerviz.tensors": _packed(f"[{lists}]"),
         }
         if flow is not None:
             said["talkerviz.flow"] = flow.to_text().decode()

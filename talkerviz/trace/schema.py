@@ -13,7 +13,8 @@ class TensorInfo(NamedTuple):
 
     Attributes:
         name: where it was found: `0` for the first positional argument, `inputs_embeds` for a keyword,
-            `output` for a bare result; nested places are joined with dots (`0.1`, `cache.layers.3.keys`).
+            `output` for a bare result; nested places are joined with dots (`0.1`, `cache.layers.0-27.keys`). In a call
+            inside a layer `cache.layers.*.keys` is what the cache has for that layer.
         shape: its sizes, outermost first; -1 for one that is no number, in a nested tensor or an exported model.
         dtype: torch's name without the prefix, `float32`.
         device: torch's name, `cpu` or `cuda:0`.

@@ -17,6 +17,9 @@ END, TENSOR, SEQUENCE, MAPPING, INPUTS, OUTPUT = range(6)
 MAX_ITEMS, MAX_LISTED = 32, 8
 """Of a longer sequence the first and the last half of so many are looked at; of a list of tensors the second."""
 
+OWN_LAYER = "*"
+"""The place in a cache of the layer that a call is in: `cache.layers.*.keys`. So layers' calls are alike."""
+
 Row = Sequence[int]
 TensorKind = tuple[str, str]
 """A dtype and a device, as torch writes them."""
@@ -111,8 +114,8 @@ class _Reader:
     def _items(self, place: tuple[str, ...], count: int) -> Iterator[TensorInfo]:
         length = self._next()
         while (mask := self._next()) != END:
-            places = [-1 - length] if length < 0 else _places(mask, length)
-            yield from self.value((*place, _ranges(places)), count * len(places))
+            places = _places(mask, length) if length >= 0 else [0]
+            yield from self.value((*place, _ranges(places) if length >= 0 else OWN_LAYER), count * len(places))
 
     def _entries(self, place: tuple[str, ...], count: int) -> Iterator[TensorInfo]:
         while (name := self._next()) != END:

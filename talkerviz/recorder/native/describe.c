@@ -134,7 +134,7 @@ static int add_items(Describer *d, PyObject *sequence, PyObject *const *args, Py
   int few = sequence != NULL && PyList_CheckExact(sequence) && Py_TYPE(PyList_GET_ITEM(sequence, 0)) == d->tensor_type;
   Py_ssize_t most = few ? MAX_LISTED : MAX_ITEMS, half = most / 2, looked = count > most ? most : count;
   int starts[MAX_ITEMS], kept = 0;
-  add(row, only >= 0 ? -1 - only : count > most ? 2 * count + few : 0);
+  add(row, only >= 0 ? -1 : count > most ? 2 * count + few : 0);
   for (Py_ssize_t i = only >= 0 ? looked - 1 : 0; i < looked && !row->full && row->looks > 0; i++) {
     Py_ssize_t place = only >= 0 ? only : i < half || count <= most ? i : count - most + i;
     /* A list may have been changed by what was looked at before. */
@@ -245,10 +245,11 @@ static int add_entries(Describer *d, PyObject *dict, Row *row, int of_cache, int
   Py_ssize_t size = PyDict_GET_SIZE(dict), position = 0, looked = 0;
   PyObject *key, *value;
   if (of_layers && size > 1 && row->layer >= 0 && PyDict_CheckExact(dict)) {
-    PyObject *layer = PyLong_FromLong(row->layer);
-    value = layer == NULL ? NULL : Py_XNewRef(PyDict_GetItemWithError(dict, layer));
-    if (value != NULL) failed = add_entry(d, layer, value, row, 0);
+    PyObject *layer = PyLong_FromLong(row->layer), *own = PyUnicode_FromString("*");
+    value = layer == NULL || own == NULL ? NULL : Py_XNewRef(PyDict_GetItemWithError(dict, layer));
+    if (value != NULL) failed = add_entry(d, own, value, row, 0);
     Py_XDECREF(layer);
+    Py_XDECREF(own);
     int known = value != NULL;
     Py_XDECREF(value);
     if (failed || (!known && must_go_on())) return -1;

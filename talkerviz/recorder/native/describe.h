@@ -9,8 +9,8 @@
    and a value that holds none leaves nothing. Items are
        0 where all are looked at, else twice the length, and 1 more where few are; for each different item a mask of the
        places looked at that hold it, and the value; then END;
-   or, of a list with one item for each layer, the one of the layer at hand:
-       -1 - place, 1, the value, END.
+   or, of a list with one item for each layer, the one of the layer that the call is in, whichever that is:
+       -1, 1, the value, END.
    Entries are for each name: 1 + number of the name, the value; then END.
 
    Python is asked only for what it alone knows, once for each type, name, and pair of dtype and device, and for each
