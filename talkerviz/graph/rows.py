@@ -224,7 +224,7 @@ def _signatures(inputs: pd.Series, outputs: pd.Series, known: dict[Lists, int], 
     """A number for each row's tensors in and out; equal lists have equal numbers."""
     which, first = distinct_pairs(inputs, outputs)
     numbers = np.empty(len(first), dtype=np.int64)
-    for place, pair in enumerate(zip(inputs.array[first], outputs.array[first], strict=True)):
+    for place, pair in enumerate(zip(inputs.to_numpy()[first], outputs.to_numpy()[first], strict=True)):
         number = known.setdefault(pair, len(known))
         if number == len(lists):
             lists.append(pair)
@@ -238,7 +238,7 @@ def _forms_of_operations(ops: pd.DataFrame) -> np.ndarray:
     numbers: dict[object, int] = {}
     which, first = distinct_pairs(ops["inputs"], ops["outputs"])
     of_pair = np.empty(len(first), dtype=np.int64)
-    for place, lists in enumerate(zip(ops["inputs"].array[first], ops["outputs"].array[first], strict=True)):
+    for place, lists in enumerate(zip(ops["inputs"].to_numpy()[first], ops["outputs"].to_numpy()[first], strict=True)):
         forms = tuple(frozenset((tensor.dtype, len(tensor.shape)) for tensor in tensors) for tensors in lists)
         of_pair[place] = numbers.setdefault(forms, len(numbers))
     found: np.ndarray = of_pair[which] * len(ops["kind"].cat.categories) + ops["kind"].cat.codes.to_numpy()

@@ -28,7 +28,7 @@ def _first(tensors: Tensors, more: bool) -> str:
 def shapes_of_calls(calls: pd.DataFrame, more: bool = False) -> np.ndarray:
     """`shapes_text` of each row of a trace's calls, an array of objects."""
     which, first = distinct_pairs(calls["inputs"], calls["outputs"])
-    pairs = zip(calls["inputs"].array[first], calls["outputs"].array[first], strict=True)
+    pairs = zip(calls["inputs"].to_numpy()[first], calls["outputs"].to_numpy()[first], strict=True)
     texts = np.array([shapes_text(inputs, outputs, more) for inputs, outputs in pairs], dtype=object)
     found: np.ndarray = texts[which]
     return found
@@ -40,7 +40,8 @@ def distinct_pairs(inputs: pd.Series, outputs: pd.Series) -> tuple[np.ndarray, n
     Returns:
         The number of each row's pair, and the first row of each pair, in the order of their numbers.
     """
-    codes = [pd.factorize(np.fromiter(map(id, column.array), np.int64, len(column)))[0] for column in (inputs, outputs)]
+    columns = (inputs.to_numpy(), outputs.to_numpy())
+    codes = [pd.factorize(np.fromiter(map(id, column), np.int64, len(column)))[0] for column in columns]
     both = codes[0] * (int(codes[1].max(initial=0)) + 1) + codes[1]
     which, pairs = pd.factorize(both)
     first = np.empty(len(pairs), dtype=np.int64)
