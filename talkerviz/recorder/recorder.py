@@ -105,7 +105,14 @@ class Recording:
         self._collectives: CollectiveLog | None = None
         devices = {p.device.index for p in model.parameters() if p.is_cuda}
         self._gauges = make_gauges(
-            clock, measure, self._thread, self._origin_ns, tuple(sorted(devices)), model, lambda: self._latest
+            clock,
+            measure,
+            self._thread,
+            self._origin_ns,
+            tuple(sorted(devices)),
+            model,
+            lambda: self._latest,
+            self._names.marks,
         )
         cuda = next((gauge for gauge in self._gauges if isinstance(gauge, CudaClock)), None)
         self._cuda, self._graphs = cuda, GraphReplays(cuda, lambda: self._latest) if cuda else None
