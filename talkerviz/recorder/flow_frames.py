@@ -1,0 +1,233 @@
+"""The flow of a run of which some frames were followed: their operations, and which frames are made like them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.recorder.flow_notes import INPUT, FlowNotes
+from talkerviz.recorder.followed_frames import FollowedFrames, Frame, Settled
+from talkerviz.trace.flow import Flow, edges_frame, frames_frame, rows_of_ops
+from talkerviz.trace.log import Mark
+
+
+@dataclass(frozen=True)
+class _Made:
+    """How a frame is made: like the second of a settled pair, but for its last calls."""
+
+    like: Settled
+    rows: int  # the operations of it that there are
+
+
+class FlowOfFrames:
+    """Makes a `Flow` of notes.
+
+    Args:
+        notes: the operations of the frames that were followed.
+        frames: all frames.
+        edges: at which edge each call of the watched thread began.
+        calls: those calls.
+    """
+
+    def __init__(self, notes: FlowNotes, frames: FollowedFrames, edges: np.ndarray, calls: pd.DataFrame) -> None:
+        self._notes = notes
+        self._known = frames
+        self._frames = frames.frames
+        starts = np.array([frame.edge for frame in self._frames], dtype=np.int64)
+        self._call = np.append(np.searchsorted(edges, starts), len(edges))  # the first of each frame, and the end
+        module, depth = calls["path"].cat.codes.to_numpy(), calls["depth"].to_numpy()
+        self._made_of = np.stack([module, depth], axis=1)
+        _, kind, call = notes.operations(0, len(notes))
+        order = notes.order()
+        self._is_input, self._edge, self._order = (kind == INPUT)[order], call[order], order
+
+    def flow(self, begun: np.ndarray, marks: Sequence[Mark]) -> Flow:
+        """The flow; its calls are numbered as the watched thread made them.
+
+        Args:
+            begun: edges -> the calls that begin there; its last place is that of -1, for no call.
+            marks: the recording's.
+        """
+        whole = self._notes.flow(begun, marks)
+        if all(frame.followed for frame in self._frames):
+            return whole
+        self._after = whole.ops["after"].to_numpy()
+        self._ends = np.stack([whole.edges["source"].to_numpy(), whole.edges["target"].to_numpy()]).astype(np.int64)
+        made = [self._made(frame) for frame in self._frames]
+        # The operations that are kept: of a frame that is made like another, those at the places of that one's.
+        rows: list[np.ndarray] = []
+        at: list[int] = []
+        place = np.full(len(whole.ops), -1)
+        count = 0
+        for frame, like in zip(self._frames, made, strict=True):
+            here = np.arange(frame.first, frame.last)
+            if like is not None:
+                here = self._aligned(frame, like.like.second) if frame.followed else here[:0]
+            own = (here >= frame.first) & (here < frame.last)
+            place[here[own]] = count + np.flatnonzero(own)
+            at.append(count)
+            rows.append(here)
+            count += len(here)
+        kept = np.concatenate(rows)
+        source, target, state, back = self._edges(whole, place, made)
+        table = self._table(marks, made, at, rows)
+        return Flow(rows_of_ops(whole.ops, kept), edges_frame(source, target, state, back), table)
+
+    def _made(self, frame: Frame) -> _Made | None:
+        """What a frame is made like; None for one that is kept as it was seen, and where nothing is known."""
+        of_kind = self._known.settled.get(frame.key, [])
+        if not frame.followed:
+            return self._made_unseen(frame, of_kind)
+        if any(frame in (one.first, one.second) for one in of_kind):
+            return None
+        # What the next frame reads may link operations of this one.
+        closed = frame.number + 1 == len(self._frames) or self._frames[frame.number + 1].followed
+        if frame.complete and closed:
+            return None
+        for one in reversed(of_kind):
+            if rows := self._rows_in_common(frame, one.second):
+                return _Made(one, rows)
+        return None
+
+    def _made_unseen(self, frame: Frame, of_kind: Sequence[Settled]) -> _Made | None:
+        if of_kind:
+            before = [one for one in of_kind if one.second.number < frame.number]
+            like = (before or of_kind)[-1 if before else 0]
+            common = self._common_calls(frame, like.second)
+        else:
+            of_loop = [one for key, known in self._known.settled.items() if key[:2] == frame.loop for one in known]
+            if not of_loop:
+                return None
+            lengths = [self._common_calls(frame, one.second) for one in of_loop]
+            best = int(np.argmax(lengths))
+            like, common = of_loop[best], lengths[best]
+        rows = self._rows_until(like.second, common)
+        following = self._frames[frame.number + 1].loop if frame.number + 1 < len(self._frames) else None
+        if following != self._frames[like.second.number + 1].loop:
+            rows = self._without_preparation(like.second, rows)
+        return _Made(like, rows)
+
+    def _rows_in_common(self, frame: Frame, like: Frame) -> int:
+        """How many operations of one frame another has that has no others; 0 where it has others.
+
+        The last of a loop lacks those that prepare the next.
+        """
+        seen = []
+        for one in (frame, like):
+            name, kind, call = self._notes.operations(one.first, one.last)
+            seen.append(np.stack([name, kind, np.maximum(call - one.edge, -1)])[:, kind != INPUT])
+        length = seen[0].shape[1]
+        if not length or length > seen[1].shape[1] or (seen[0] != seen[1][:, :length]).any():
+            return 0
+        if length == seen[1].shape[1]:
+            return like.last - like.first
+        core = np.flatnonzero(~self._is_input[like.first : like.last])
+        return int(core[length - 1]) + 1
+
+    def _without_preparation(self, frame: Frame, rows: int) -> int:
+        """How many of the first operations of a frame there are without those at the end that prepare the next.
+
+        Those ran outside of calls, on nothing that came from the frame's calls.
+        """
+        inside = self._edge[frame.first : frame.first + rows] >= frame.edge
+        from_calls = inside.copy()
+        for source, target in self._links_inside(frame, rows):
+            from_calls[target] |= from_calls[source]
+        kept = np.flatnonzero(from_calls)
+        return int(kept[-1]) + 1 if len(kept) else rows
+
+    def _links_inside(self, frame: Frame, rows: int) -> list[tuple[int, int]]:
+        ends = self._ends - frame.first
+        here = (ends >= 0).all(axis=0) & (ends < rows).all(axis=0)
+        return [(a, b) for a, b in ends[:, here].T.tolist()]
+
+    def _common_calls(self, one: Frame, two: Frame) -> int:
+        """How many calls two frames have in common from their beginning."""
+        calls = [self._made_of[self._call[f.number] : self._call[f.number + 1]] for f in (one, two)]
+        length = min(map(len, calls))
+        differs = (calls[0][:length] != calls[1][:length]).any(axis=1)
+        return int(differs.argmax()) if differs.any() else length
+
+    def _rows_until(self, frame: Frame, calls: int) -> int:
+        """How many of a frame's operations there are where it has only some of its calls."""
+        first = int(self._call[frame.number])
+        if calls == self._call[frame.number + 1] - first:
+            return frame.last - frame.first
+        rows = int((self._after[frame.first : frame.last] < first + calls).cumprod().sum())
+        # What follows the last call outside of it may be what leads to the next.
+        while rows and self._edge[frame.first + rows - 1] < frame.edge:
+            rows -= 1
+        return rows
+
+    def _aligned(self, frame: Frame, like: Frame) -> np.ndarray:
+        """For each operation of a frame that of another one that is made like it; its own where there is none."""
+        rows = np.arange(like.first, like.last)
+        own = np.flatnonzero(~self._is_input[frame.first : frame.last]) + frame.first
+        core = np.flatnonzero(~self._is_input[like.first : like.last])
+        rows[core[: len(own)]] = own
+        return rows
+
+    def _edges(
+        self, whole: Flow, place: np.ndarray, made: Sequence[_Made | None]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        source, target, state = (whole.edges[name].to_numpy() for name in ("source", "target", "state"))
+        back = np.zeros(len(source), dtype=np.int64)
+        ends = {(a, b): row for row, (a, b) in enumerate(zip(source.tolist(), target.tolist(), strict=True))}
+        to = np.empty(len(self._order), dtype=np.int64)
+        to[self._order] = np.arange(len(self._order))
+        likes = {id(one.like): one.like for one in made if one is not None}
+        for like in likes.values():
+            for (a, b), frames in (self._known.links_back(like.first, like.second) or {}).items():
+                back[ends[int(to[a]), int(to[b])]] = frames
+        # Where those of a frame came from is only known of frames that are kept as they were seen.
+        seen = np.ones(len(place), dtype=bool)
+        for frame, like_ in zip(self._frames, made, strict=True):
+            if like_ is not None:
+                seen[frame.first : frame.last] = False
+        kept = seen[target] & (place[source] >= 0)
+        return place[source[kept]], place[target[kept]], state[kept], back[kept]
+
+    def _table(
+        self, marks: Sequence[Mark], made: Sequence[_Made | None], at: Sequence[int], rows: Sequence[np.ndarray]
+    ) -> pd.DataFrame:
+        """Where each frame's operations are, see `trace.flow.FRAMES`."""
+        sized: dict[int, list[int]] = {}  # by what frames are made like, those of which sizes are known
+        for frame, like in zip(self._frames, made, strict=True):
+            if frame.followed and like is not None:
+                sized.setdefault(id(like.like), []).append(frame.number)
+            elif frame.followed:
+                for one in self._known.settled.get(frame.key, ()):
+                    if frame.ops == one.second.ops:
+                        sized.setdefault(id(one), []).append(frame.number)
+        table = []
+        for frame, like in zip(self._frames, made, strict=True):
+            begin, until = at[frame.number], at[frame.number] + len(rows[frame.number])
+            end, low, high, ratio = until, begin, begin, 0.0
+            if like is not None:
+                second = like.like.second
+                begin = at[second.number]
+                end = begin + like.rows
+                a, b = _around(sized[id(like.like)], frame.number)
+                low, high, ratio = at[a], at[b], (frame.number - a) / (b - a) if a != b else 0.0
+                calls = self._call[frame.number] - self._call[second.number]
+            else:
+                calls = 0
+            table.append((at[frame.number], until, begin, end, low, high, ratio, marks[frame.mark].frame, int(calls)))
+        return frames_frame(table)
+
+
+def _around(known: Sequence[int], number: int) -> tuple[int, int]:
+    """Two of some frames, in order, between which another lies, or else the last two that follow each other."""
+    if number in known:
+        return number, number
+    after = [one for one in known if one > number]
+    before = [one for one in known if one < number]
+    if after and before:
+        return before[-1], after[0]
+    some = after or before
+    pairs = [(a, b) for a, b in pairwise(some) if b == a + 1] or [(some[0], some[-1])]
+    return pairs[0] if after else pairs[-1]

@@ -1,0 +1,233 @@
+"""Which frames of a run have their tensors followed: as long as they differ, and again when one differs.
+
+Following is several times slower than the run. Frames of a loop are made alike, so a few of them are followed, and the
+`Flow` says of each other frame which of those it is made like.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from talkerviz.recorder.flow_notes import INPUT, FlowNotes
+from talkerviz.trace.log import Mark
+
+_FIRST_SAMPLE = 16  # a power of 4
+_FORGET_AFTER = 16  # frames of a loop: what has not come again by then was an exception
+
+Key = tuple[str, str, int]
+"""A kind of frame: its loop, see `Frame.loop`, and a hash of the modules that it called."""
+
+_Ends = tuple[int, int, int, int, int]
+
+
+@dataclass
+class Frame:
+    """A frame, or a stretch of the run outside of frames.
+
+    Attributes:
+        number: its place among all of the run.
+        mark: the mark that it began with.
+        loop: the phase of the frame before it, and its own.
+        edge: the call edge at which it begins.
+        first, last: its first operation, and the one after its last.
+        link: its first link between operations.
+        followed: whether its tensors were followed.
+        complete: whether those of the frame before it were as well, so that all of its sources are known.
+        calls: a hash of the modules that it called, in order.
+        ops: a hash of its operations and of the links between them.
+        core: the same without inputs.
+    """
+
+    number: int
+    mark: int
+    loop: tuple[str, str]
+    edge: int
+    first: int
+    link: int
+    followed: bool
+    complete: bool
+    last: int = -1
+    calls: int = 0
+    ops: bytes = b""
+    core: bytes = b""
+
+    @property
+    def key(self) -> Key:
+        """What kind of frame it is."""
+        return (*self.loop, self.calls)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Two frames of a kind that were made alike, the links from other frames included.
+
+    Attributes:
+        first, second: the two; other frames are made like the second.
+    """
+
+    first: Frame
+    second: Frame
+
+
+@dataclass
+class _Loop:
+    """Frames of one phase after another.
+
+    Attributes:
+        frames: how many began.
+        waiting: kinds that are not settled -> how many frames there were when one of the kind ended last.
+    """
+
+    frames: int = 0
+    waiting: dict[Key, int] = field(default_factory=dict)
+
+
+class FollowedFrames:
+    """The frames of a run, and which of them are followed.
+
+    A kind of frame is settled once three in a row were made alike: in the modules that they called, in operations, and
+    in where those had their tensors from. Frames are followed until all kinds that come up in their loop are settled,
+    and then two of them now and then, to see how sizes grow.
+
+    Args:
+        notes: what is noted of the frames that are followed.
+        marks: the marks of the recording, which adds to them.
+
+    Attributes:
+        frames: those that have begun.
+        settled: the settled states of each kind, in the order in which they were found.
+    """
+
+    def __init__(self, notes: FlowNotes, marks: Sequence[Mark]) -> None:
+        self._notes = notes
+        self._marks = marks
+        self.frames: list[Frame] = []
+        self.settled: dict[Key, list[Settled]] = {}
+        self._loops: dict[tuple[str, str], _Loop] = {}
+        self._recent: dict[Key, list[Frame]] = {}
+
+    def is_new(self, mark: int) -> bool:
+        """Whether a mark belongs to another frame than the last one."""
+        before, now = self._marks[self.frames[-1].mark], self._marks[mark]
+        return (before.run, before.frame) != (now.run, now.frame)
+
+    def begin(self, mark: int, edge: int) -> Frame:
+        """Begin a frame; `followed` is whether it should be, and is to be corrected where it cannot."""
+        before = self.frames[-1] if self.frames else None
+        said = self._marks[mark]
+        loop = (self._marks[before.mark].phase if before else "", said.phase)
+        follow = said.frame is None or self._is_to_follow(loop)
+        complete = before is None or before.followed
+        links = self._notes.links_noted
+        frame = Frame(len(self.frames), mark, loop, edge, len(self._notes), links, follow, complete)
+        self.frames.append(frame)
+        return frame
+
+    def _is_to_follow(self, loop: tuple[str, str]) -> bool:
+        known = self._loops.setdefault(loop, _Loop())
+        number = known.frames
+        known.frames += 1
+        return number == 0 or bool(known.waiting) or _is_sample(number)
+
+    def end(self, calls: int) -> None:
+        """End the frame; `calls` is a hash of the modules that it called."""
+        frame = self.frames[-1]
+        frame.calls, frame.last = calls, len(self._notes)
+        if frame.followed:
+            frame.ops, frame.core = self._hashes(frame)
+        if self._marks[frame.mark].frame is None:
+            return
+        loop = self._loops[frame.loop]
+        if self._is_settled(frame):
+            loop.waiting.pop(frame.key, None)
+        else:
+            loop.waiting[frame.key] = loop.frames
+        for key, seen in list(loop.waiting.items()):
+            if loop.frames - seen > _FORGET_AFTER:
+                del loop.waiting[key]
+
+    def _is_settled(self, frame: Frame) -> bool:
+        known = self.settled.get(frame.key)
+        if not frame.followed:
+            return known is not None
+        if known is not None and any(frame.core == one.second.core for one in known):
+            return True
+        recent = [*self._recent.get(frame.key, ()), frame][-3:]
+        self._recent[frame.key] = recent
+        if len(recent) < 3 or len({one.ops for one in recent}) > 1 or not all(one.complete for one in recent):
+            return False
+        first, second, _ = recent
+        # What reads a part of a tensor may link earlier operations: they are known once the next frame is over.
+        if not all(self.frames[one.number + 1].followed for one in (first, second)):
+            return False
+        if self.links_back(first, second) is None:
+            return False
+        self.settled.setdefault(frame.key, []).append(Settled(first, second))
+        return True
+
+    def _hashes(self, frame: Frame) -> tuple[bytes, bytes]:
+        name, kind, call = self._notes.operations(frame.first, frame.last)
+        inside = np.where(call >= frame.edge, call - frame.edge, -1)
+        links = self._links_to(frame)
+        links = links[:, links[0] >= frame.first]
+        links[:2] -= frame.first
+        links = links[:, np.lexsort(links)]
+        whole = hashlib.blake2b(np.stack([name, kind, inside]).tobytes(), digest_size=16)
+        whole.update(links.tobytes())
+        whole.update(repr(self._notes.late(frame.first, frame.last)).encode())
+        kept = kind != INPUT
+        place = np.cumsum(kept) - 1
+        core = hashlib.blake2b(np.stack([name, kind, inside])[:, kept].tobytes(), digest_size=16)
+        between = links[:, kept[links[0]] & kept[links[1]]]
+        between[:2] = place[between[:2]]
+        core.update(between.tobytes())
+        return whole.digest(), core.digest()
+
+    def _links_to(self, frame: Frame) -> np.ndarray:
+        """Rows `source`, `target` and `state` of the links whose target is in a frame."""
+        links = self._notes.links(frame.link)
+        found: np.ndarray = links[:, (links[1] >= frame.first) & (links[1] < frame.last)]
+        return np.unique(found, axis=1)
+
+    def _ends(self, frame: Frame) -> dict[tuple[int, int], tuple[_Ends, _Ends]]:
+        """Links to a frame from others, by their ends: how far back they come from, and from where at all."""
+        links = self._links_to(frame)
+        starts = np.array([one.first for one in self.frames])
+        found: dict[tuple[int, int], tuple[_Ends, _Ends]] = {}
+        for source, target, state in links[:, links[0] < frame.first].T.tolist():
+            of = self.frames[int(np.searchsorted(starts, source, side="right")) - 1]
+            place = target - frame.first
+            back = (place, state, frame.number - of.number, source - of.first, hash(of.key))
+            found.setdefault((source, target), (back, (place, state, 0, source, 0)))
+        return found
+
+    def links_back(self, first: Frame, second: Frame) -> dict[tuple[int, int], int] | None:
+        """How the links of two frames from earlier ones go on; None where they are not alike.
+
+        Returns:
+            The ends of each link to the second -> how many frames it goes back, 0 where it comes from the same place
+            whatever the frame.
+        """
+        before, after = self._ends(first), self._ends(second)
+        if len(before) != len(after):
+            return None
+        known = {end for ends in before.values() for end in ends}
+        found = {}
+        for link, (back, fixed) in after.items():
+            if fixed in known:
+                found[link] = 0
+            elif back in known:
+                found[link] = back[2]
+            else:
+                return None
+        return found
+
+
+def _is_sample(number: int) -> bool:
+    """16 and 17, 64 and 65, 256 and 257, ..."""
+    even = number & ~1
+    return even >= _FIRST_SAMPLE and even & (even - 1) == 0 and even.bit_length() % 2 == 1
