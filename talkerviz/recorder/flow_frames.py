@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
 from talkerviz.recorder.flow_notes import INPUT, FlowNotes
 from talkerviz.recorder.followed_frames import FollowedFrames, Frame, Settled
-from talkerviz.trace.flow import Flow, edges_frame, frames_frame, rows_of_ops
+from talkerviz.trace.flow import Flow, between, edges_frame, frames_frame, rows_of_ops
 from talkerviz.trace.log import Mark
 
 
@@ -44,6 +43,7 @@ class FlowOfFrames:
         _, kind, call = notes.operations(0, len(notes))
         order = notes.order()
         self._is_input, self._edge, self._order = (kind == INPUT)[order], call[order], order
+        self._straight: dict[tuple[int, int], bool] = {}
 
     def flow(self, begun: np.ndarray, marks: Sequence[Mark]) -> Flow:
         """The flow; its calls are numbered as the watched thread made them.
@@ -67,6 +67,9 @@ class FlowOfFrames:
             here = np.arange(frame.first, frame.last)
             if like is not None:
                 here = self._aligned(frame, like.like.second) if frame.followed else here[:0]
+            elif not frame.complete:
+                # What comes from frames that were not followed looks as if it came from outside.
+                here = here[~self._is_input[here]]
             own = (here >= frame.first) & (here < frame.last)
             place[here[own]] = count + np.flatnonzero(own)
             at.append(count)
@@ -74,6 +77,7 @@ class FlowOfFrames:
             count += len(here)
         kept = np.concatenate(rows)
         source, target, state, back = self._edges(whole, place, made)
+        self._shapes = [whole.ops[name].to_numpy()[kept] for name in ("inputs", "outputs")]
         table = self._table(marks, made, at, rows)
         return Flow(rows_of_ops(whole.ops, kept), edges_frame(source, target, state, back), table)
 
@@ -211,7 +215,7 @@ class FlowOfFrames:
                 second = like.like.second
                 begin = at[second.number]
                 end = begin + like.rows
-                a, b = _around(sized[id(like.like)], frame.number)
+                a, b = self._around(sized[id(like.like)], frame.number, at, second.last - second.first)
                 low, high, ratio = at[a], at[b], (frame.number - a) / (b - a) if a != b else 0.0
                 calls = self._call[frame.number] - self._call[second.number]
             else:
@@ -219,15 +223,40 @@ class FlowOfFrames:
             table.append((at[frame.number], until, begin, end, low, high, ratio, marks[frame.mark].frame, int(calls)))
         return frames_frame(table)
 
+    def _around(self, known: Sequence[int], number: int, at: Sequence[int], rows: int) -> tuple[int, int]:
+        """Two frames between which another lies, or the last two if sizes go on from them as they came to them.
 
-def _around(known: Sequence[int], number: int) -> tuple[int, int]:
-    """Two of some frames, in order, between which another lies, or else the last two that follow each other."""
-    if number in known:
-        return number, number
-    after = [one for one in known if one > number]
-    before = [one for one in known if one < number]
-    if after and before:
-        return before[-1], after[0]
-    some = after or before
-    pairs = [(a, b) for a, b in pairwise(some) if b == a + 1] or [(some[0], some[-1])]
-    return pairs[0] if after else pairs[-1]
+        The same frame twice where they do not.
+
+        Args:
+            known: frames of which sizes are known, in order.
+            number: the other frame.
+            at: where each frame's operations are.
+            rows: how many they are.
+        """
+        if number in known:
+            return number, number
+        after = [one for one in known if one > number]
+        before = [one for one in known if one < number]
+        if after and before:
+            return before[-1], after[0]
+        nearest, *others = after if after else before[::-1]
+        beside = next((one for one in others if abs(one - nearest) == 1), None)
+        if beside is None:
+            return nearest, nearest
+        key = nearest, beside
+        if key not in self._straight:
+            third = next((one for one in others if one != beside), None)
+            self._straight[key] = third is not None and self._is_straight((nearest, beside, third), at, rows)
+        return key if self._straight[key] else (nearest, nearest)
+
+    def _is_straight(self, frames: tuple[int, int, int], at: Sequence[int], rows: int) -> bool:
+        """Whether all sizes in three frames lie on lines."""
+        one, two, three = frames
+        ratio = (three - one) / (two - one)
+        for lists in self._shapes:
+            for row in range(rows):
+                a, b, c = (lists[at[frame] + row] for frame in frames)
+                if a is not b and [tensor.shape for tensor in between(a, b, ratio)] != [tensor.shape for tensor in c]:
+                    return False
+        return True

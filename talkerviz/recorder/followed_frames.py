@@ -7,14 +7,18 @@ Following is several times slower than the run. Frames of a loop are made alike,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from talkerviz.recorder.flow_notes import INPUT, FlowNotes
 from talkerviz.trace.log import Mark
 
+_CHANGES: ContextVar[frozenset[int]] = ContextVar("changes", default=frozenset())
 _FIRST_SAMPLE = 16  # a power of 4
 _FORGET_AFTER = 16  # frames of a loop: what has not come again by then was an exception
 
@@ -86,6 +90,39 @@ class _Loop:
     waiting: dict[Key, int] = field(default_factory=dict)
 
 
+@contextmanager
+def following_changes_of(calls: pd.DataFrame) -> Iterator[None]:
+    """Know, in recordings begun inside the block, which frames differ from those beside them in another run.
+
+    Those are followed, and the last, whatever is seen before them.
+
+    Args:
+        calls: those of a run of the same program.
+    """
+    token = _CHANGES.set(_changes(calls))
+    try:
+        yield
+    finally:
+        _CHANGES.reset(token)
+
+
+def _changes(calls: pd.DataFrame) -> frozenset[int]:
+    own = calls[((calls["thread"] == 0) & calls["frame"].notna() & calls["host_ns"].notna()).to_numpy()]
+    own = own[(own["run"] == own["run"].min()).to_numpy()]
+    if own.empty:
+        return frozenset()
+    frame = own["frame"].to_numpy(np.int64)
+    made_of = np.stack([own["path"].cat.codes, own["phase"].cat.codes, own["depth"]], axis=1)
+    begins = np.concatenate([[0], np.flatnonzero(np.diff(frame)) + 1])
+    parts = np.split(made_of, begins[1:])
+    numbers = frame[begins].tolist()
+    found = {numbers[-1]}
+    for place in range(1, len(parts)):
+        if not np.array_equal(parts[place - 1], parts[place]):
+            found.update(numbers[max(place - 1, 0) : place + 2])
+    return frozenset(found)
+
+
 class FollowedFrames:
     """The frames of a run, and which of them are followed.
 
@@ -109,6 +146,7 @@ class FollowedFrames:
         self.settled: dict[Key, list[Settled]] = {}
         self._loops: dict[tuple[str, str], _Loop] = {}
         self._recent: dict[Key, list[Frame]] = {}
+        self._changes = _CHANGES.get()
 
     def is_new(self, mark: int) -> bool:
         """Whether a mark belongs to another frame than the last one."""
@@ -120,7 +158,8 @@ class FollowedFrames:
         before = self.frames[-1] if self.frames else None
         said = self._marks[mark]
         loop = (self._marks[before.mark].phase if before else "", said.phase)
-        follow = said.frame is None or self._is_to_follow(loop)
+        follow = self._is_to_follow(loop) if said.frame is not None else True
+        follow |= said.run == 0 and said.frame in self._changes
         complete = before is None or before.followed
         links = self._notes.links_noted
         frame = Frame(len(self.frames), mark, loop, edge, len(self._notes), links, follow, complete)

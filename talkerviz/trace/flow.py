@@ -233,12 +233,13 @@ def _between(lists: np.ndarray, low: np.ndarray, high: np.ndarray, ratio: np.nda
         one, two, part = int(low[place]), int(high[place]), float(ratio[place])
         key = (int(identity[one]), int(identity[two]), part)
         if key not in known:
-            known[key] = _sized(lists[one], lists[two], part)
+            known[key] = between(lists[one], lists[two], part)
         found[place] = known[key]
     return found
 
 
-def _sized(low: Tensors, high: Tensors, ratio: float) -> Tensors:
+def between(low: Tensors, high: Tensors, ratio: float) -> Tensors:
+    """Tensors whose sizes lie between those of two lists of the same: low + ratio * (high - low)."""
     if [(one.name, len(one.shape)) for one in low] != [(one.name, len(one.shape)) for one in high]:
         return low
     return tuple(
