@@ -20,6 +20,7 @@ class _Made:
 
     like: Settled
     rows: int  # the operations of it that there are
+    tail: int | None = None  # the first of the frame's own that come after those
 
 
 class FlowOfFrames:
@@ -58,27 +59,34 @@ class FlowOfFrames:
         self._after = whole.ops["after"].to_numpy()
         self._ends = np.stack([whole.edges["source"].to_numpy(), whole.edges["target"].to_numpy()]).astype(np.int64)
         made = [self._made(frame) for frame in self._frames]
-        # The operations that are kept: of a frame that is made like another, those at the places of that one's.
+        # The operations that are kept: of a frame that is made like another, those at the places of that one's, and
+        # what comes after them.
         rows: list[np.ndarray] = []
+        tails: list[np.ndarray] = []
         at: list[int] = []
         place = np.full(len(whole.ops), -1)
         count = 0
         for frame, like in zip(self._frames, made, strict=True):
-            here = np.arange(frame.first, frame.last)
+            here, tail = np.arange(frame.first, frame.last), np.arange(0)
             if like is not None:
-                here = self._aligned(frame, like.like.second) if frame.followed else here[:0]
-            elif not frame.complete:
+                if like.tail is not None:
+                    tail = np.arange(like.tail, frame.last)
+                here = self._aligned(frame, like) if frame.followed else here[:0]
+            if like is not None or not frame.complete:
                 # What comes from frames that were not followed looks as if it came from outside.
-                here = here[~self._is_input[here]]
-            own = (here >= frame.first) & (here < frame.last)
-            place[here[own]] = count + np.flatnonzero(own)
-            at.append(count)
+                tail = tail[~self._is_input[tail]]
+                here = here if like is not None else here[~self._is_input[here]]
+            for part in (here, tail):
+                own = (part >= frame.first) & (part < frame.last)
+                place[part[own]] = count + np.flatnonzero(own)
+                count += len(part)
+            at.append(count - len(here) - len(tail))
             rows.append(here)
-            count += len(here)
-        kept = np.concatenate(rows)
+            tails.append(tail)
+        kept = np.concatenate([part for parts in zip(rows, tails, strict=True) for part in parts])
         source, target, state, back = self._edges(whole, place, made)
         self._shapes = [whole.ops[name].to_numpy()[kept] for name in ("inputs", "outputs")]
-        table = self._table(marks, made, at, rows)
+        table = self._table(marks, made, at, [len(part) for part in rows], [len(part) for part in tails])
         return Flow(rows_of_ops(whole.ops, kept), edges_frame(source, target, state, back), table)
 
     def _made(self, frame: Frame) -> _Made | None:
@@ -92,15 +100,11 @@ class FlowOfFrames:
         closed = frame.number + 1 == len(self._frames) or self._frames[frame.number + 1].followed
         if frame.complete and closed:
             return None
-        for one in reversed(of_kind):
-            if rows := self._rows_in_common(frame, one.second):
-                return _Made(one, rows)
-        return None
+        return next(filter(None, (self._in_common(frame, one) for one in _latest_first(of_kind, frame))), None)
 
     def _made_unseen(self, frame: Frame, of_kind: Sequence[Settled]) -> _Made | None:
         if of_kind:
-            before = [one for one in of_kind if one.second.number < frame.number]
-            like = (before or of_kind)[-1 if before else 0]
+            like = _latest_first(of_kind, frame)[0]
             common = self._common_calls(frame, like.second)
         else:
             of_loop = [one for key, known in self._known.settled.items() if key[:2] == frame.loop for one in known]
@@ -115,22 +119,24 @@ class FlowOfFrames:
             rows = self._without_preparation(like.second, rows)
         return _Made(like, rows)
 
-    def _rows_in_common(self, frame: Frame, like: Frame) -> int:
-        """How many operations of one frame another has that has no others; 0 where it has others.
+    def _in_common(self, frame: Frame, settled: Settled) -> _Made | None:
+        """How a frame that was followed is made like others; None if it is not.
 
-        The last of a loop lacks those that prepare the next.
+        The last of a loop lacks the operations that prepare the next, and may have others in their place.
         """
-        seen = []
+        like = settled.second
+        seen, places = [], []
         for one in (frame, like):
             name, kind, call = self._notes.operations(one.first, one.last)
             seen.append(np.stack([name, kind, np.maximum(call - one.edge, -1)])[:, kind != INPUT])
-        length = seen[0].shape[1]
-        if not length or length > seen[1].shape[1] or (seen[0] != seen[1][:, :length]).any():
-            return 0
-        if length == seen[1].shape[1]:
-            return like.last - like.first
-        core = np.flatnonzero(~self._is_input[like.first : like.last])
-        return int(core[length - 1]) + 1
+            places.append(np.flatnonzero(~self._is_input[one.first : one.last]))
+        length = min(one.shape[1] for one in seen)
+        differs = (seen[0][:, :length] != seen[1][:, :length]).any(axis=0)
+        common = int(differs.argmax()) if differs.any() else length
+        if not common or any((one[2, common:] >= 0).any() for one in seen):
+            return None
+        rows = like.last - like.first if common == len(places[1]) else int(places[1][common - 1]) + 1
+        return _Made(settled, rows, None if common == len(places[0]) else frame.first + int(places[0][common]))
 
     def _without_preparation(self, frame: Frame, rows: int) -> int:
         """How many of the first operations of a frame there are without those at the end that prepare the next.
@@ -167,10 +173,11 @@ class FlowOfFrames:
             rows -= 1
         return rows
 
-    def _aligned(self, frame: Frame, like: Frame) -> np.ndarray:
-        """For each operation of a frame that of another one that is made like it; its own where there is none."""
+    def _aligned(self, frame: Frame, made: _Made) -> np.ndarray:
+        """For each operation of what a frame is made like, the frame's own; the other's where there is none."""
+        like = made.like.second
         rows = np.arange(like.first, like.last)
-        own = np.flatnonzero(~self._is_input[frame.first : frame.last]) + frame.first
+        own = np.flatnonzero(~self._is_input[frame.first : made.tail or frame.last]) + frame.first
         core = np.flatnonzero(~self._is_input[like.first : like.last])
         rows[core[: len(own)]] = own
         return rows
@@ -191,12 +198,17 @@ class FlowOfFrames:
         seen = np.ones(len(place), dtype=bool)
         for frame, like_ in zip(self._frames, made, strict=True):
             if like_ is not None:
-                seen[frame.first : frame.last] = False
+                seen[frame.first : like_.tail or frame.last] = False
         kept = seen[target] & (place[source] >= 0)
         return place[source[kept]], place[target[kept]], state[kept], back[kept]
 
     def _table(
-        self, marks: Sequence[Mark], made: Sequence[_Made | None], at: Sequence[int], rows: Sequence[np.ndarray]
+        self,
+        marks: Sequence[Mark],
+        made: Sequence[_Made | None],
+        at: Sequence[int],
+        rows: Sequence[int],
+        tails: Sequence[int],
     ) -> pd.DataFrame:
         """Where each frame's operations are, see `trace.flow.FRAMES`."""
         sized: dict[int, list[int]] = {}  # by what frames are made like, those of which sizes are known
@@ -209,7 +221,7 @@ class FlowOfFrames:
                         sized.setdefault(id(one), []).append(frame.number)
         table = []
         for frame, like in zip(self._frames, made, strict=True):
-            begin, until = at[frame.number], at[frame.number] + len(rows[frame.number])
+            begin, until = at[frame.number], at[frame.number] + rows[frame.number]
             end, low, high, ratio = until, begin, begin, 0.0
             if like is not None:
                 second = like.like.second
@@ -220,7 +232,10 @@ class FlowOfFrames:
                 calls = self._call[frame.number] - self._call[second.number]
             else:
                 calls = 0
-            table.append((at[frame.number], until, begin, end, low, high, ratio, marks[frame.mark].frame, int(calls)))
+            of = marks[frame.mark].frame
+            table.append((False, at[frame.number], until, begin, end, low, high, ratio, of, int(calls)))
+            if tail := tails[frame.number]:
+                table.append((True, until, until + tail, until, until + tail, until, until, 0.0, of, 0))
         return frames_frame(table)
 
     def _around(self, known: Sequence[int], number: int, at: Sequence[int], rows: int) -> tuple[int, int]:
@@ -260,3 +275,9 @@ class FlowOfFrames:
                 if a is not b and [tensor.shape for tensor in between(a, b, ratio)] != [tensor.shape for tensor in c]:
                     return False
         return True
+
+
+def _latest_first(settled: Sequence[Settled], frame: Frame) -> list[Settled]:
+    """Those found before a frame from the last back, then the others."""
+    before = [one for one in settled if one.second.number < frame.number]
+    return [*before[::-1], *settled[len(before) :]]

@@ -117,7 +117,8 @@ class FlowNotes:
         place[order] = np.arange(len(order))
 
         def column(values: Sequence[int]) -> np.ndarray:
-            return np.array(values, dtype=np.int64)[order]
+            ordered: np.ndarray = np.array(values, dtype=np.int64)[order]
+            return ordered
 
         mark = [marks[number] for number in column(self._mark)]
         names = np.array(list(self._names), dtype=object)

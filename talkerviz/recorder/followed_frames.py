@@ -20,6 +20,7 @@ from talkerviz.trace.log import Mark
 
 _CHANGES: ContextVar[frozenset[int]] = ContextVar("changes", default=frozenset())
 _FIRST_SAMPLE = 16  # a power of 4
+_TURNS = 4  # frames of so many kinds may take turns
 _FORGET_AFTER = 16  # frames of a loop: what has not come again by then was an exception
 
 Key = tuple[str, str, int]
@@ -118,7 +119,7 @@ def _changes(calls: pd.DataFrame) -> frozenset[int]:
     numbers = frame[begins].tolist()
     found = {numbers[-1]}
     for place in range(1, len(parts)):
-        if not np.array_equal(parts[place - 1], parts[place]):
+        if not any(np.array_equal(one, parts[place]) for one in parts[max(place - _TURNS, 0) : place]):
             found.update(numbers[max(place - 1, 0) : place + 2])
     return frozenset(found)
 
@@ -147,6 +148,7 @@ class FollowedFrames:
         self._loops: dict[tuple[str, str], _Loop] = {}
         self._recent: dict[Key, list[Frame]] = {}
         self._changes = _CHANGES.get()
+        self._stale: set[Key] = set()  # kinds whose tensors from before their loop may be others by now
 
     def is_new(self, mark: int) -> bool:
         """Whether a mark belongs to another frame than the last one."""
@@ -158,6 +160,8 @@ class FollowedFrames:
         before = self.frames[-1] if self.frames else None
         said = self._marks[mark]
         loop = (self._marks[before.mark].phase if before else "", said.phase)
+        if before and before.loop != loop and before.key not in self.settled:
+            self._distrust(loop)
         follow = self._is_to_follow(loop) if said.frame is not None else True
         follow |= said.run == 0 and said.frame in self._changes
         complete = before is None or before.followed
@@ -165,6 +169,14 @@ class FollowedFrames:
         frame = Frame(len(self.frames), mark, loop, edge, len(self._notes), links, follow, complete)
         self.frames.append(frame)
         return frame
+
+    def _distrust(self, loop: tuple[str, str]) -> None:
+        """Settle the kinds of a loop anew: it begins again after something else, as with another prompt."""
+        for key in self.settled:
+            if key[:2] == loop:
+                self._stale.add(key)
+                self._recent.pop(key, None)
+                self._loops[loop].waiting[key] = self._loops[loop].frames
 
     def _is_to_follow(self, loop: tuple[str, str]) -> bool:
         known = self._loops.setdefault(loop, _Loop())
@@ -191,9 +203,10 @@ class FollowedFrames:
 
     def _is_settled(self, frame: Frame) -> bool:
         known = self.settled.get(frame.key)
+        stale = frame.key in self._stale
         if not frame.followed:
-            return known is not None
-        if known is not None and any(frame.core == one.second.core for one in known):
+            return known is not None and not stale
+        if known is not None and not stale and any(frame.core == one.second.core for one in known):
             return True
         recent = [*self._recent.get(frame.key, ()), frame][-3:]
         self._recent[frame.key] = recent
@@ -206,6 +219,7 @@ class FollowedFrames:
         if self.links_back(first, second) is None:
             return False
         self.settled.setdefault(frame.key, []).append(Settled(first, second))
+        self._stale.discard(frame.key)
         return True
 
     def _hashes(self, frame: Frame) -> tuple[bytes, bytes]:

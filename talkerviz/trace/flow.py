@@ -51,6 +51,7 @@ EDGES = pa.schema(
 
 FRAMES = pa.schema(
     [
+        pa.field("tail", pa.bool_(), nullable=False),  # whether it is the rest of the frame before it in the table
         # Rows of the operations that are kept of it, from `at` to before `until`: all of them, or of a frame that is
         # made like another what tells their tensors' sizes, or none.
         pa.field("at", pa.int32(), nullable=False),
@@ -183,7 +184,7 @@ def frames_frame(rows: Sequence[tuple[object, ...]]) -> pd.DataFrame:
     """Rows of `FRAMES` -> the frame of them that a `Flow` is made with."""
     frame = pd.DataFrame(list(rows), columns=FRAMES.names)
     types = {field.name: "int32" if field.type == pa.int32() else "int64" for field in FRAMES}
-    typed: pd.DataFrame = frame.astype({**types, "ratio": "float64", "frame": "Int64"})
+    typed: pd.DataFrame = frame.astype({**types, "tail": "bool", "ratio": "float64", "frame": "Int64"})
     return typed
 
 
@@ -263,6 +264,8 @@ def _edges_of_all_frames(
 
     fixed = place(one, from_)
     parts = [(fixed, place(two, to), state)]
+    heads = np.flatnonzero(~frames["tail"].to_numpy())
+    count_of_heads = np.cumsum(~frames["tail"].to_numpy()) - 1
     order = np.argsort(two, kind="stable")
     groups = np.split(order, np.searchsorted(two[order], np.arange(1, len(frames))))
     for like in np.unique(begin[begin != at]).tolist():
@@ -270,7 +273,7 @@ def _edges_of_all_frames(
         here = groups[number]
         copies = np.flatnonzero((begin == like) & (at != like) & (count > 0))[:, None]
         inside = one[here] == number
-        earlier = np.maximum(copies - np.where(inside, 0, back[here]), 0)
+        earlier = heads[np.maximum(count_of_heads[copies] - np.where(inside, 0, back[here]), 0)]
         sources = place(earlier, from_[here] + np.zeros_like(earlier))
         # An earlier frame that is made otherwise has another operation there.
         there = np.minimum(begin[earlier] + from_[here], len(names) - 1)
