@@ -59,6 +59,7 @@ class FlowOfFrames:
         self._after = whole.ops["after"].to_numpy()
         self._ends = np.stack([whole.edges["source"].to_numpy(), whole.edges["target"].to_numpy()]).astype(np.int64)
         made = [self._made(frame) for frame in self._frames]
+        gathered, explained = self._gathered(made)
         # The operations that are kept: of a frame that is made like another, those at the places of that one's, and
         # what comes after them.
         rows: list[np.ndarray] = []
@@ -76,6 +77,7 @@ class FlowOfFrames:
                 # What comes from frames that were not followed looks as if it came from outside.
                 tail = tail[~self._is_input[tail]]
                 here = here if like is not None else here[~self._is_input[here]]
+            here, tail = here[~np.isin(here, explained)], tail[~np.isin(tail, explained)]
             for part in (here, tail):
                 own = (part >= frame.first) & (part < frame.last)
                 place[part[own]] = count + np.flatnonzero(own)
@@ -84,7 +86,7 @@ class FlowOfFrames:
             rows.append(here)
             tails.append(tail)
         kept = np.concatenate([part for parts in zip(rows, tails, strict=True) for part in parts])
-        source, target, state, back = self._edges(whole, place, made)
+        source, target, state, back = self._edges(whole, place, made, gathered)
         self._shapes = [whole.ops[name].to_numpy()[kept] for name in ("inputs", "outputs")]
         table = self._table(marks, made, at, [len(part) for part in rows], [len(part) for part in tails])
         return Flow(rows_of_ops(whole.ops, kept), edges_frame(source, target, state, back), table)
@@ -183,7 +185,7 @@ class FlowOfFrames:
         return rows
 
     def _edges(
-        self, whole: Flow, place: np.ndarray, made: Sequence[_Made | None]
+        self, whole: Flow, place: np.ndarray, made: Sequence[_Made | None], gathered: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         source, target, state = (whole.edges[name].to_numpy() for name in ("source", "target", "state"))
         back = np.zeros(len(source), dtype=np.int64)
@@ -200,7 +202,59 @@ class FlowOfFrames:
             if like_ is not None:
                 seen[frame.first : like_.tail or frame.last] = False
         kept = seen[target] & (place[source] >= 0)
-        return place[source[kept]], place[target[kept]], state[kept], back[kept]
+        columns = (place[source[kept]], place[target[kept]], state[kept], back[kept])
+        further = (place[gathered[0]], place[gathered[1]], np.zeros(gathered.shape[1], dtype=bool), gathered[2])
+        one, two, three, four = (np.concatenate(parts) for parts in zip(columns, further, strict=True))
+        return one, two, three, four
+
+    def _gathered(self, made: Sequence[_Made | None]) -> tuple[np.ndarray, np.ndarray]:
+        """What operations read of every frame, as those that put together what all frames gave.
+
+        What comes from the frames that were not followed was taken for inputs: where there is one for each of these,
+        and what else the operation reads comes from one place in the others, it comes from that place in these.
+
+        Returns:
+            Links, rows `source`, `target` and how many frames `source` lies back, if it were in the frame where that
+            is; and the inputs that they explain.
+        """
+        links: list[tuple[int, int, int]] = []
+        explained: list[int] = []
+        unseen = [frame.number for frame in self._frames if not frame.followed]
+        starts = np.array([frame.first for frame in self._frames])
+        sources, targets = self._ends
+        for frame, like in zip(self._frames[unseen[0] :], made[unseen[0] :], strict=True):
+            first = frame.first if like is None else like.tail
+            if not frame.followed or first is None:
+                continue
+            here = (targets >= first) & (targets < frame.last)
+            for target in np.unique(targets[here & self._is_input[sources] & (sources >= frame.first)]).tolist():
+                read = sources[targets == target]
+                foreign = read[self._is_input[read] & (read >= frame.first)]
+                places: dict[tuple[int, int], Settled] = {}
+                for source in read[read < frame.first].tolist():
+                    of = self._frames[int(np.searchsorted(starts, source, side="right")) - 1]
+                    if (found := self._place_in(of, source, made[of.number])) is not None:
+                        places[id(found[0]), found[1]] = found[0]
+                for (_, row), settled in places.items():
+                    missing = [number for number in unseen if self._has(made[number], settled, row)]
+                    if len(missing) == len(foreign) and not np.isin(sources[targets != target], foreign).any():
+                        links += [(settled.second.first + row, target, frame.number - number) for number in missing]
+                        explained += foreign.tolist()
+                        break
+        return np.array(links, dtype=np.int64).reshape(-1, 3).T, np.array(explained, dtype=np.int64)
+
+    def _has(self, made: _Made | None, settled: Settled, row: int) -> bool:
+        return made is not None and made.like is settled and row < made.rows
+
+    def _place_in(self, frame: Frame, operation: int, made: _Made | None) -> tuple[Settled, int] | None:
+        """Which operation of a settled kind one of a frame that was followed is."""
+        if made is not None:
+            place = np.flatnonzero(self._aligned(frame, made)[: made.rows] == operation)
+            return (made.like, int(place[0])) if len(place) else None
+        for settled in self._known.settled.get(frame.key, ()):
+            if frame.ops == settled.second.ops:
+                return settled, operation - frame.first
+        return None
 
     def _table(
         self,

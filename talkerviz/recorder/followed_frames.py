@@ -17,6 +17,7 @@ import pandas as pd
 
 from talkerviz.recorder.flow_notes import INPUT, FlowNotes
 from talkerviz.trace.log import Mark
+from talkerviz.trace.schema import Tensors
 
 _CHANGES: ContextVar[frozenset[int]] = ContextVar("changes", default=frozenset())
 _FIRST_SAMPLE = 16  # a power of 4
@@ -121,7 +122,44 @@ def _changes(calls: pd.DataFrame) -> frozenset[int]:
     for place in range(1, len(parts)):
         if not any(np.array_equal(one, parts[place]) for one in parts[max(place - _TURNS, 0) : place]):
             found.update(numbers[max(place - 1, 0) : place + 2])
+    growth = _growth_of_frames(own, begins, parts)
+    for place in range(1, len(growth)):
+        if growth[place] and growth[place] not in growth[max(place - _TURNS, 0) : place]:
+            found.update(numbers[place - 1 : place + 2])
     return frozenset(found)
+
+
+def _growth_of_frames(calls: pd.DataFrame, begins: np.ndarray, parts: Sequence[np.ndarray]) -> list[bytes]:
+    """For each frame, by how much the sizes of its tensors differ from the frame before, as bytes; none if in calls."""
+    known: dict[tuple[object, ...], int] = {}
+    steps: dict[tuple[int, int], int] = {}
+    columns = [calls[name].to_numpy() for name in ("inputs", "outputs")]
+    found = [b""]
+    for place in range(1, len(parts)):
+        if not np.array_equal(parts[place - 1], parts[place]):
+            found.append(b"")
+            continue
+        one, two, count = begins[place - 1], begins[place], len(parts[place])
+        of_frame = []
+        for column in columns:
+            for before, after in zip(column[one : one + count], column[two : two + count], strict=True):
+                if before is after:
+                    of_frame.append(-1)
+                    continue
+                pair = id(before), id(after)
+                if pair not in steps:
+                    steps[pair] = known.setdefault(_step(before, after), len(known))
+                of_frame.append(steps[pair])
+        found.append(np.array(of_frame, dtype=np.int64).tobytes())
+    return found
+
+
+def _step(before: Tensors, after: Tensors) -> tuple[object, ...]:
+    if len(before) != len(after):
+        return ()
+    return tuple(
+        tuple(b - a for a, b in zip(one.shape, two.shape, strict=False)) for one, two in zip(before, after, strict=True)
+    )
 
 
 class FollowedFrames:

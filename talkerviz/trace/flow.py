@@ -262,10 +262,10 @@ def _edges_of_all_frames(
         """The rows among all frames' operations; -1 for those that a frame does not have."""
         return np.where(offset < count[frame], start[frame] + offset, -1)
 
-    fixed = place(one, from_)
-    parts = [(fixed, place(two, to), state)]
     heads = np.flatnonzero(~frames["tail"].to_numpy())
     count_of_heads = np.cumsum(~frames["tail"].to_numpy()) - 1
+    fixed = place(one, from_)
+    parts = [(np.where(back > 0, place(heads[count_of_heads[two] - back], from_), fixed), place(two, to), state)]
     order = np.argsort(two, kind="stable")
     groups = np.split(order, np.searchsorted(two[order], np.arange(1, len(frames))))
     for like in np.unique(begin[begin != at]).tolist():
