@@ -57,6 +57,7 @@ class FlowOfFrames:
         if all(frame.followed for frame in self._frames):
             return whole
         self._after = whole.ops["after"].to_numpy()
+        self._unnamed = (whole.ops["name"] == "input").to_numpy()
         self._ends = np.stack([whole.edges["source"].to_numpy(), whole.edges["target"].to_numpy()]).astype(np.int64)
         made = [self._made(frame) for frame in self._frames]
         gathered, explained = self._gathered(made)
@@ -136,6 +137,8 @@ class FlowOfFrames:
         differs = (seen[0][:, :length] != seen[1][:, :length]).any(axis=0)
         common = int(differs.argmax()) if differs.any() else length
         if not common or any((one[2, common:] >= 0).any() for one in seen):
+            return None
+        if not self._known.reads_the_same(frame, settled, common):
             return None
         rows = like.last - like.first if common == len(places[1]) else int(places[1][common - 1]) + 1
         return _Made(settled, rows, None if common == len(places[0]) else frame.first + int(places[0][common]))
@@ -235,12 +238,19 @@ class FlowOfFrames:
                     of = self._frames[int(np.searchsorted(starts, source, side="right")) - 1]
                     if (found := self._place_in(of, source, made[of.number])) is not None:
                         places[id(found[0]), found[1]] = found[0]
-                for (_, row), settled in places.items():
-                    missing = [number for number in unseen if self._has(made[number], settled, row)]
-                    if len(missing) == len(foreign) and not np.isin(sources[targets != target], foreign).any():
-                        links += [(settled.second.first + row, target, frame.number - number) for number in missing]
-                        explained += foreign.tolist()
-                        break
+                missing = [
+                    (settled.second.first + row, target, frame.number - number)
+                    for (_, row), settled in places.items()
+                    for number in unseen
+                    if self._has(made[number], settled, row)
+                ]
+                if len(missing) == len(foreign) and not np.isin(sources[targets != target], foreign).any():
+                    links += missing
+                    explained += foreign.tolist()
+            if frame.key not in self._known.settled:
+                # What was met inside of calls was made in the meantime; arguments may come from outside.
+                inside = np.arange(first, frame.last)
+                explained += inside[self._is_input[inside] & self._unnamed[inside]].tolist()
         return np.array(links, dtype=np.int64).reshape(-1, 3).T, np.array(explained, dtype=np.int64)
 
     def _has(self, made: _Made | None, settled: Settled, row: int) -> bool:

@@ -186,6 +186,7 @@ class FollowedFrames:
         self._loops: dict[tuple[str, str], _Loop] = {}
         self._recent: dict[Key, list[Frame]] = {}
         self._changes = _CHANGES.get()
+        self._places: dict[int, np.ndarray] = {}
         self._stale: set[Key] = set()  # kinds whose tensors from before their loop may be others by now
 
     def is_new(self, mark: int) -> bool:
@@ -244,7 +245,7 @@ class FollowedFrames:
         stale = frame.key in self._stale
         if not frame.followed:
             return known is not None and not stale
-        if known is not None and not stale and any(frame.core == one.second.core for one in known):
+        if known is not None and not stale and any(self.is_alike(frame, one) for one in known):
             return True
         recent = [*self._recent.get(frame.key, ()), frame][-3:]
         self._recent[frame.key] = recent
@@ -259,6 +260,31 @@ class FollowedFrames:
         self.settled.setdefault(frame.key, []).append(Settled(first, second))
         self._stale.discard(frame.key)
         return True
+
+    def is_alike(self, frame: Frame, settled: Settled) -> bool:
+        """Whether a frame that was followed after others that were not is made like those of a kind."""
+        return frame.core == settled.second.core and self.reads_the_same(frame, settled)
+
+    def reads_the_same(self, frame: Frame, settled: Settled, operations: int | None = None) -> bool:
+        """Whether a frame reads what all frames of a kind read from one place, as the text of a prompt.
+
+        Args:
+            frame: a frame with the operations of that kind.
+            settled: the kind.
+            operations: so many of its first operations are looked at, inputs not counted; all by default.
+        """
+        second = settled.second
+        back = self.links_back(settled.first, second) or {}
+        wanted = {(source, self._core_place(second, target)) for (source, target), far in back.items() if not far}
+        links = self._links_to(frame)
+        known = {(source, self._core_place(frame, target)) for source, target, _ in links.T.tolist()}
+        return {link for link in wanted if operations is None or link[1] < operations} <= known
+
+    def _core_place(self, frame: Frame, operation: int) -> int:
+        if frame.number not in self._places:
+            _, kind, _ = self._notes.operations(frame.first, frame.last)
+            self._places[frame.number] = np.cumsum(kind != INPUT) - 1
+        return int(self._places[frame.number][operation - frame.first])
 
     def _hashes(self, frame: Frame) -> tuple[bytes, bytes]:
         name, kind, call = self._notes.operations(frame.first, frame.last)
