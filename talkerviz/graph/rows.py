@@ -211,13 +211,14 @@ def _add_phases(
     """Give what has no parent one: a row for its phase and frame, after all others, in the order they began in."""
     top = np.flatnonzero(parent < 0)
     top = top[np.argsort(time[top], kind="stable")]
-    pairs = np.stack([phase[top], frame[top]], axis=1)
-    unique, first, which = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    frames = int(frame[top].max(initial=-1)) + 2
+    unique, first, which = np.unique((phase[top] + 1) * frames + frame[top] + 1, return_index=True, return_inverse=True)
     order = np.argsort(first)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     parent[top] = len(parent) + place[which.reshape(-1)]
-    return [(int(code), None if at < 0 else int(at)) for code, at in unique[order]]
+    pairs = zip(*(values.tolist() for values in np.divmod(unique[order], frames)), strict=True)
+    return [(code - 1, at - 1 if at else None) for code, at in pairs]
 
 
 def _signatures(inputs: pd.Series, outputs: pd.Series, known: dict[Lists, int], lists: list[Lists]) -> np.ndarray:
