@@ -18,6 +18,7 @@ from talkerviz.trace import Trace
 from talkerviz.trace.parquet import OTHER_FORMATS
 
 if TYPE_CHECKING:
+    from talkerviz.graph.build import Prepared
     from talkerviz.graph.graph import Graph
 
 
@@ -142,7 +143,9 @@ def render(
         text = _FLAT["dot" if fmt in LAYOUTS else fmt](trace)
         return lay_out(text, fmt) if fmt in LAYOUTS else text.encode()
     if fmt == "mermaid" and view.max_nodes is None:
-        return _for_github(trace, view).encode()
+        from talkerviz.graph.build import prepare
+
+        return mermaid_for_github(prepare(trace, view.edges), view).encode()
     return render_graph(_graph(trace, view), fmt)
 
 
@@ -168,11 +171,10 @@ def _graph(trace: Trace, view: View) -> Graph:
     return build_graph(trace, view)
 
 
-def _for_github(trace: Trace, view: View) -> str:
+def mermaid_for_github(prepared: Prepared, view: View) -> str:
     """A nested Mermaid chart, folded further than usual where GitHub would not draw it else."""
-    from talkerviz.graph.build import draw_prepared, prepare
+    from talkerviz.graph.build import draw_prepared
 
-    prepared = prepare(trace, view.edges)
     while True:
         graph = draw_prepared(prepared, view).graph
         text = TEXTS["mermaid"](graph)

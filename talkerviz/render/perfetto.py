@@ -56,8 +56,17 @@ def render_perfetto(trace: Trace) -> bytes:
     Raises:
         RenderError: the trace has no times.
     """
+    return joined(perfetto_pieces(trace))
+
+
+def perfetto_pieces(trace: Trace) -> Iterator[str]:
+    """The text of `render_perfetto` in small pieces, as a file of a long run is too long to be held.
+
+    Raises:
+        RenderError: the trace has no times.
+    """
     check_timed(trace, "perfetto")
-    return joined(_pieces(trace))
+    return _pieces(trace)
 
 
 def _pieces(trace: Trace) -> Iterator[str]:
