@@ -41,6 +41,20 @@ class Attends(nn.Module):
         return nn.functional.scaled_dot_product_attention(self.q(x)[:, None], past[:, None], past[:, None])[:, 0], past
 
 
+class Keeps(nn.Module):
+    """What it gave last goes into the next, in another way from some frame on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor, both: bool = False) -> Tensor:
+        made = self.a(x) if self.last is None else self.a(x) + self.last
+        self.last = (self.b(made * self.last) if both and self.last is not None else made).tanh()
+        return self.last
+
+
 class TwoWays(nn.Module):
     """One of two layers, or both."""
 
@@ -105,10 +119,14 @@ PROGRAMS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], None]]] = {
     "a cache that is filled": (lambda: Attends(static=True), fills),
     "a change": (TwoWays, changes),
     "an exception": (TwoWays, has_an_exception),
+    "state across a change": (Keeps, changes),
+    "state across an exception": (Keeps, has_an_exception),
     "turns": (TwoWays, takes_turns),
     "training": (TwoWays, trains),
     "all are stacked": (TwoWays, stacks_all),
 }
+
+ALONE = [name for name in PROGRAMS if "exception" not in name and name != "all are stacked"]
 
 
 def recorded(make: Callable[[], nn.Module], run: Callable[[Any], None], measure: str | None = "flow") -> Trace:
@@ -147,7 +165,7 @@ def test_it_is_the_same_as_with_all_frames(name: str, monkeypatch: pytest.Monkey
     assert some.render("mermaid", frame=12) == whole.render("mermaid", frame=12)
 
 
-@pytest.mark.parametrize("name", ["a cache that grows", "a cache that is filled", "turns", "training"])
+@pytest.mark.parametrize("name", ALONE)
 def test_it_is_the_same_where_no_other_run_is_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, run = PROGRAMS[name]
     some = recorded(make, run)

@@ -275,9 +275,15 @@ def _edges_of_all_frames(
         inside = one[here] == number
         earlier = heads[np.maximum(count_of_heads[copies] - np.where(inside, 0, back[here]), 0)]
         sources = place(earlier, from_[here] + np.zeros_like(earlier))
-        # An earlier frame that is made otherwise has another operation there.
+        # A frame that is made otherwise has that operation elsewhere: it is told by its name, from the end.
         there = np.minimum(begin[earlier] + from_[here], len(names) - 1)
-        sources = np.where(names[there] == names[source[here]], sources, -1)
+        differs = ~inside & (back[here] > 0) & ((sources < 0) | (names[there] != names[source[here]]))
+        for copy, edge in np.argwhere(differs).tolist():
+            before = int(earlier[copy, edge])
+            row, whole = int(source[here[edge]]), int(one[here[edge]])
+            later = int((names[row + 1 : until[whole]] == names[row]).sum())
+            same = np.flatnonzero(names[begin[before] : begin[before] + count[before]] == names[row])
+            sources[copy, edge] = start[before] + same[-1 - later] if len(same) > later else -1
         sources = np.where(inside | (back[here] > 0), sources, fixed[here])
         targets = place(copies + np.zeros_like(earlier), to[here] + np.zeros_like(earlier))
         parts.append((sources.ravel(), targets.ravel(), np.broadcast_to(state[here], targets.shape).ravel()))
