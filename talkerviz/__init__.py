@@ -7,9 +7,8 @@
 from typing import TYPE_CHECKING, Any
 
 from talkerviz import drawing
-from talkerviz.notebook import explore
+from talkerviz.notebook import explore, mimebundle
 from talkerviz.notebook import load_ipython_extension as load_ipython_extension
-from talkerviz.notebook.display import mimebundle
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 from talkerviz.trace.merge import merge

@@ -8,16 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
 from talkerviz.disk import writing
+from talkerviz.graph.build import Prepared, draw_prepared, prepare
+from talkerviz.graph.view import View
 from talkerviz.render.figures import Figures, figures_of
-from talkerviz.render.formats import DATA, render
+from talkerviz.render.formats import mermaid_for_github, render_graph
 from talkerviz.render.html.charts import Chart, Charts
 from talkerviz.render.html.page import render_page
 from talkerviz.render.html.slices import Slicer
 from talkerviz.render.layout import LayoutError
+from talkerviz.render.perfetto import perfetto_pieces
 from talkerviz.render.report_markdown import render_report
 from talkerviz.trace import Trace
 from talkerviz.trace.flow import flow_between
@@ -29,6 +33,7 @@ _HELD_SLICES = 16_000
 """What the page itself holds; of a longer run it holds a few frames, and the others are in files beside it."""
 _MOST_SHOWN = 250_000
 """Calls that Perfetto still opens in no time; of a longer run it gets the beginning."""
+_ROWS_EACH = 1 << 16  # of `calls.csv`: what is in memory of it at a time
 
 
 def write_report(trace: Trace, folder: Path, on_file: Callable[[str], None] = lambda name: None) -> list[str]:
@@ -54,13 +59,14 @@ def _write_all(trace: Trace, folder: Path, on_file: Callable[[str], None]) -> li
         stale.unlink(missing_ok=True)  # of a report that was here before
     on_file("index.html")
     figures = figures_of(one)
-    _write_page(one, figures, folder, notes)
+    prepared = prepare(one, None)
+    _write_page(one, prepared, figures, folder, notes)
     on_file("flowchart.svg")
-    _write_picture(one, folder / "flowchart.svg", notes)
+    _write_picture(prepared, folder / "flowchart.svg", notes)
     on_file("flowchart.mmd")
-    chart = render(one, "mermaid")
-    (folder / "flowchart.mmd").write_bytes(chart)
-    _write_text(folder / "report.md", render_report(one, figures, chart.decode()))
+    chart = mermaid_for_github(prepared, View())
+    _write_text(folder / "flowchart.mmd", chart)
+    _write_text(folder / "report.md", render_report(one, figures, chart))
     on_file("calls.csv")
     _write_calls(trace, folder / "calls.csv")
     if trace.calls["host_ns"].notna().any():
@@ -74,11 +80,11 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="replace")
 
 
-def _write_page(trace: Trace, figures: Figures, folder: Path, notes: list[str]) -> None:
+def _write_page(trace: Trace, prepared: Prepared, figures: Figures, folder: Path, notes: list[str]) -> None:
     slicer = Slicer(trace)
     charts: list[Chart] = []
     try:
-        charts = list(Charts(trace).all())
+        charts = list(Charts(trace, prepared).all())
     except LayoutError as error:
         notes.append(f"the page's flowchart: {error}")
     held = slicer.held(_HELD_SLICES)
@@ -90,9 +96,9 @@ def _write_page(trace: Trace, figures: Figures, folder: Path, notes: list[str]) 
             _write_text(folder / "frames" / frame["file"], slicer.slices(frame["frame"]).script())
 
 
-def _write_picture(trace: Trace, path: Path, notes: list[str]) -> None:
+def _write_picture(prepared: Prepared, path: Path, notes: list[str]) -> None:
     try:
-        path.write_bytes(render(trace, "svg"))
+        path.write_bytes(render_graph(draw_prepared(prepared, View()).graph, "svg"))
     except LayoutError as error:
         path.with_suffix(".dot").write_text(error.dot, encoding="utf-8", errors="replace")
         notes.append(f"{path.name}: {error}; the DOT is in {path.with_suffix('.dot').name}")
@@ -100,18 +106,27 @@ def _write_picture(trace: Trace, path: Path, notes: list[str]) -> None:
 
 def _write_calls(trace: Trace, path: Path) -> None:
     """Every call and all of its numbers, its tensors as `1x20x1024 +2 → 1x20x2048`."""
-    columns = {}
-    for name in trace.calls.columns:
-        if name in ("inputs", "outputs"):
-            continue
-        columns[name] = pa.array(trace.calls[name], from_pandas=True)
-        if name == "error":
-            columns["shapes"] = pa.array(shapes_of_calls(trace.calls, more=True), pa.string())
-    plain = {
-        name: values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
-        for name, values in columns.items()
-    }
-    pyarrow.csv.write_csv(pa.table(plain), path)
+    calls = trace.calls
+    shapes = pd.Categorical(shapes_of_calls(calls, more=True))
+    writer = None
+    for first in range(0, max(len(calls), 1), _ROWS_EACH):
+        columns = {}
+        part = calls.iloc[first : first + _ROWS_EACH]
+        for name in calls.columns:
+            if name in ("inputs", "outputs"):
+                continue
+            columns[name] = _plain(pa.array(part[name], from_pandas=True))
+            if name == "error":
+                columns["shapes"] = _plain(pa.array(shapes[first : first + _ROWS_EACH], from_pandas=True))
+        table = pa.table(columns)
+        writer = writer or pyarrow.csv.CSVWriter(path, table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    return values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
 
 
 def _write_timeline(trace: Trace, path: Path, notes: list[str]) -> None:
@@ -124,4 +139,5 @@ def _write_timeline(trace: Trace, path: Path, notes: list[str]) -> None:
         flow = trace.flow and flow_between(trace.flow, int(numbers[0]), int(numbers[kept - 1]))
         notes.append(f"{path.name}: the first {kept:,} calls; `talkerviz render -f perfetto` writes all")
         trace = replace(trace, calls=calls.iloc[:kept], flow=flow)
-    path.write_bytes(DATA["perfetto"](trace))
+    with path.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+        file.writelines(perfetto_pieces(trace))

@@ -25,12 +25,10 @@ from talkerviz.cli.options import (
     table_asked_for,
 )
 from talkerviz.cli.output import check_folder, check_no_terminal, check_place, check_writable, console, write
-from talkerviz.graph.pages import FIRST, pages_of
 from talkerviz.graph.view import View
 from talkerviz.render.formats import CHARTS, DRAWN, PICTURES, Given, Style, check_options, render, render_graph
 from talkerviz.render.github import over_github_limits
-from talkerviz.render.markdown import render_page
-from talkerviz.render.tensorboard import SUFFIX
+from talkerviz.render.viewer_json import TENSORBOARD_SUFFIX
 from talkerviz.trace import Trace
 
 
@@ -85,11 +83,14 @@ def render_command(
     drawn = write(output, lambda: render(chosen, fmt, style, view, table_asked_for(by, across, sort, top)))
     if fmt == "mermaid" and (note := over_github_limits(drawn.decode())):
         print(f"talkerviz: {output}: {note}", file=sys.stderr)
-    if fmt == "tensorboard" and output != "-" and not output.endswith(SUFFIX):
-        print(f"talkerviz: {output}: TensorBoard finds only files that end in {SUFFIX}", file=sys.stderr)
+    if fmt == "tensorboard" and output != "-" and not output.endswith(TENSORBOARD_SUFFIX):
+        print(f"talkerviz: {output}: TensorBoard finds only files that end in {TENSORBOARD_SUFFIX}", file=sys.stderr)
 
 
 def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:
+    from talkerviz.graph.pages import FIRST, pages_of
+    from talkerviz.render.markdown import render_page
+
     suffix = ".md" if fmt == "mermaid" else f".{fmt}"
     folder.mkdir(exist_ok=True)
     count = 0

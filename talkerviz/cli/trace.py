@@ -34,6 +34,7 @@ from talkerviz.cli.model_options import (
 from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder import recording
+from talkerviz.recorder.followed_frames import following_changes_of
 from talkerviz.recorder.gauges import clock_for
 from talkerviz.recorder.process import this_process
 from talkerviz.render.table import render_table
@@ -281,6 +282,7 @@ def _with_measure(
     try:
         with (
             frame_progress(frames) as on_frame,
+            following_changes_of(recorded.calls),
             record(phases=target.phases, clock="none", measure=measure) as again,
         ):
             target.run(on_frame)

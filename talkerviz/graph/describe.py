@@ -214,14 +214,16 @@ def _range(low: int, high: int) -> str:
 
 def _details(lists: Sequence[tuple[Tensors, Tensors]]) -> tuple[str, ...]:
     """Each tensor in and out, where all calls have the same ones."""
-    lines = []
+    shown: list[tuple[str, list[Tensors], int]] = []
     for way, of_calls in (("in", [inputs for inputs, _ in lists]), ("out", [outputs for _, outputs in lists])):
-        if len({tuple(tensor.name for tensor in tensors) for tensors in of_calls}) > 1:
-            continue
-        for tensors in zip(*of_calls, strict=True):
-            lines.append(f"{way} {tensors[0].name}: {_shapes([(tensor,) for tensor in tensors])} {tensors[0].dtype}")
-    return tuple(
-        lines
-        if len(lines) <= _MOST_DETAILS
-        else [*lines[: _MOST_DETAILS - 1], f"… {len(lines) - _MOST_DETAILS + 1} more"]
-    )
+        of_calls = list({id(tensors): tensors for tensors in of_calls}.values())
+        if len({tuple([tensor.name for tensor in tensors]) for tensors in of_calls}) == 1:
+            shown += [(way, of_calls, place) for place in range(len(of_calls[0]))]
+    further = len(shown) - _MOST_DETAILS + 1 if len(shown) > _MOST_DETAILS else 0
+    lines = []
+    for way, of_calls, place in shown[: len(shown) - further]:
+        first = of_calls[0][place]
+        sizes = _shapes([tensors[place : place + 1] for tensors in of_calls])
+        several = f"{first.copies:,} of " if first.copies > 1 else ""
+        lines.append(f"{way} {first.name}: {several}{sizes} {first.dtype}")
+    return (*lines, f"… {further} more") if further else tuple(lines)

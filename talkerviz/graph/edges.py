@@ -46,15 +46,18 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
     carried = _carried(rows, top, source, target)
     drawn = (one != two) | (carried > 0)
     state, one, two, carried = (values[drawn] for values in (state, one, two, carried))
-    keys = np.stack([one, two, carried], axis=1)
-    unique, which, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    boxes = len(closed) + 2
+    keys = (one * boxes + two) * len(_WORDS) + carried
+    unique, which, count = np.unique(keys, return_inverse=True, return_counts=True)
+    between, word_of = np.divmod(unique, len(_WORDS))
+    arrows = zip(*(ends.tolist() for ends in np.divmod(between, boxes)), word_of.tolist(), strict=True)
     # An arrow is that of a kept state where nothing else goes the same way.
     only_state = np.ones(len(unique), dtype=bool)
-    np.logical_and.at(only_state, which.reshape(-1), state)
+    only_state[which[~state]] = False
     names = [ids[id(drawn)] for drawn in closed] + [BEFORE, AFTER]
     return tuple(
         Edge(names[a], names[b], _WORDS[word], bool(kept), int(times))
-        for (a, b, word), kept, times in zip(unique.tolist(), only_state, count, strict=True)
+        for (a, b, word), kept, times in zip(arrows, only_state, count, strict=True)
     )
 
 

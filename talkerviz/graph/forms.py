@@ -40,8 +40,12 @@ def forms_of(rows: Rows) -> Forms:
         calls = level[is_call[level]]
         np.add.at(exact, rows.parent[calls], mix(mix(exact[calls] ^ name[calls]) ^ order[calls]))
         key = mix(skeleton[calls] ^ name[calls])
-        pairs = np.unique(np.stack([rows.parent[calls].astype(np.uint64), key], axis=1), axis=0)
-        np.add.at(skeleton, pairs[:, 0].astype(np.int64), mix(pairs[:, 1]))
+        parent = rows.parent[calls]
+        order_of = np.lexsort((key, parent))
+        parent, key = parent[order_of], key[order_of]
+        new = np.ones(len(key), dtype=bool)
+        new[1:] = (np.diff(parent) != 0) | (key[1:] != key[:-1])
+        np.add.at(skeleton, parent[new], mix(key[new]))
     return Forms(exact, mix(skeleton ^ mix(loose)), skeleton)
 
 

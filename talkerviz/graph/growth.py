@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -12,10 +13,12 @@ from talkerviz.trace.schema import Tensors
 
 Lists = tuple[Tensors, Tensors]
 
-# `past_key_values.layers.3.keys`, `cache.keys`, `4.layers.0.values`: state that a call is handed whole.
-_CACHED = re.compile(r"(^|[._])(cache|past)|\.layers\.\d+\.")
+# `past_key_values.layers.*.keys`, `cache.keys`, `4.layers.0-27.values`: state that a call is handed whole.
+_CACHED = re.compile(r"(^|[._])(cache|past)|\.layers\.[\d,*-]+\.")
+_NAMES_KEPT = 1 << 16  # distinct tensor names: caches of thousands of layers have fewer
 
 
+@functools.lru_cache(_NAMES_KEPT)
 def is_cached(name: str) -> bool:
     """Whether the name of a tensor's place says that it is inside a cache."""
     return "." in name and bool(_CACHED.search(name))
@@ -70,16 +73,15 @@ def join_growing(calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray,
 
 def _without_caches(signature: np.ndarray, lists: Sequence[Lists]) -> tuple[np.ndarray, list[Lists]]:
     numbers: dict[Lists, int] = {}
-    of_list = [
-        numbers.setdefault(
-            (
-                tuple(tensor for tensor in inputs if not is_cached(tensor.name)),
-                tuple(tensor for tensor in outputs if not is_cached(tensor.name)),
-            ),
-            len(numbers),
-        )
-        for inputs, outputs in lists
-    ]
+    kept: dict[int, Tensors] = {}  # by identity: pairs share lists
+
+    def without(tensors: Tensors) -> Tensors:
+        known = kept.get(id(tensors))
+        if known is None:
+            known = kept[id(tensors)] = tuple(tensor for tensor in tensors if not is_cached(tensor.name))
+        return known
+
+    of_list = [numbers.setdefault((without(inputs), without(outputs)), len(numbers)) for inputs, outputs in lists]
     return np.array(of_list, dtype=np.int64)[signature], list(numbers)
 
 

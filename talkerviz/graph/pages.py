@@ -59,15 +59,16 @@ class Pages:
         trace: the whole trace, or what `Trace.select` left of it.
         views: by the names of their pages.
         suffix: the ending of the pages' files.
+        prepared: the trace as it is drawn from with edges by default, if that is there.
 
     Attributes:
         names: of the pages that are known so far: those of the views, then what can be opened in pages that were drawn.
     """
 
-    def __init__(self, trace: Trace, views: Mapping[str, View], suffix: str) -> None:
+    def __init__(self, trace: Trace, views: Mapping[str, View], suffix: str, prepared: Prepared | None = None) -> None:
         self._whole = as_one_run(trace)
         self._views, self._suffix = views, suffix
-        self._prepared: dict[str | None, Prepared] = {}  # by what edges are
+        self._prepared: dict[str | None, Prepared] = {} if prepared is None else {None: prepared}  # by what edges are
         self._insides: dict[str, tuple[Callable[[], Trace], View]] = {}
         self._of_calls: dict[bytes, str] = {}
         self.names = list(views)

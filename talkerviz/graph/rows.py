@@ -17,6 +17,7 @@ from talkerviz.graph.growth import join_growing
 from talkerviz.graph.phase import phase_title
 from talkerviz.trace import Trace
 from talkerviz.trace.schema import Tensors
+from talkerviz.trace.shapes import distinct_pairs
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a path that is a number: a place in a list of modules
 
@@ -210,44 +211,38 @@ def _add_phases(
     """Give what has no parent one: a row for its phase and frame, after all others, in the order they began in."""
     top = np.flatnonzero(parent < 0)
     top = top[np.argsort(time[top], kind="stable")]
-    pairs = np.stack([phase[top], frame[top]], axis=1)
-    unique, first, which = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    frames = int(frame[top].max(initial=-1)) + 2
+    unique, first, which = np.unique((phase[top] + 1) * frames + frame[top] + 1, return_index=True, return_inverse=True)
     order = np.argsort(first)
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     parent[top] = len(parent) + place[which.reshape(-1)]
-    return [(int(code), None if at < 0 else int(at)) for code, at in unique[order]]
+    pairs = zip(*(values.tolist() for values in np.divmod(unique[order], frames)), strict=True)
+    return [(code - 1, at - 1 if at else None) for code, at in pairs]
 
 
 def _signatures(inputs: pd.Series, outputs: pd.Series, known: dict[Lists, int], lists: list[Lists]) -> np.ndarray:
     """A number for each row's tensors in and out; equal lists have equal numbers."""
-    by_identity: dict[tuple[int, int], int] = {}
-    found = np.empty(len(inputs), dtype=np.int64)
-    for row, pair in enumerate(zip(inputs, outputs, strict=True)):
-        identity = (id(pair[0]), id(pair[1]))
-        number = by_identity.get(identity)
-        if number is None:
-            number = known.setdefault(pair, len(known))
-            if number == len(lists):
-                lists.append(pair)
-            by_identity[identity] = number
-        found[row] = number
+    which, first = distinct_pairs(inputs, outputs)
+    numbers = np.empty(len(first), dtype=np.int64)
+    for place, pair in enumerate(zip(inputs.to_numpy()[first], outputs.to_numpy()[first], strict=True)):
+        number = known.setdefault(pair, len(known))
+        if number == len(lists):
+            lists.append(pair)
+        numbers[place] = number
+    found: np.ndarray = numbers[which]
     return found
 
 
 def _forms_of_operations(ops: pd.DataFrame) -> np.ndarray:
     """A number for each operation's kind and what its tensors are, whatever their sizes and however many."""
     numbers: dict[object, int] = {}
-    by_identity: dict[tuple[object, int, int], int] = {}
-    found = np.empty(len(ops), dtype=np.int64)
-    for row, (kind, inputs, outputs) in enumerate(zip(ops["kind"], ops["inputs"], ops["outputs"], strict=True)):
-        identity = (kind, id(inputs), id(outputs))
-        if identity not in by_identity:
-            forms = (
-                frozenset((tensor.dtype, len(tensor.shape)) for tensor in tensors) for tensors in (inputs, outputs)
-            )
-            by_identity[identity] = numbers.setdefault((kind, *forms), len(numbers))
-        found[row] = by_identity[identity]
+    which, first = distinct_pairs(ops["inputs"], ops["outputs"])
+    of_pair = np.empty(len(first), dtype=np.int64)
+    for place, lists in enumerate(zip(ops["inputs"].to_numpy()[first], ops["outputs"].to_numpy()[first], strict=True)):
+        forms = tuple(frozenset((tensor.dtype, len(tensor.shape)) for tensor in tensors) for tensors in lists)
+        of_pair[place] = numbers.setdefault(forms, len(numbers))
+    found: np.ndarray = of_pair[which] * len(ops["kind"].cat.categories) + ops["kind"].cat.codes.to_numpy()
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from talkerviz.trace.trace import Trace
@@ -28,6 +29,15 @@ def explore(trace: Trace) -> Explorer:
     except ImportError as error:
         raise ValueError(f"explore: no module {error.name}; pip install 'talkerviz[notebook]'") from error
     return Explorer(trace)
+
+
+def mimebundle(
+    trace: Trace, include: Collection[str] | None = None, exclude: Collection[str] | None = None
+) -> dict[str, str]:
+    """What Jupyter shows of a trace, by MIME type: see `talkerviz.notebook.display.mimebundle`."""
+    from talkerviz.notebook.display import mimebundle as bundle
+
+    return bundle(trace, include, exclude)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -3,7 +3,7 @@
 Three things are watched on the thread that the recording was started on. Every function of torch that Python code
 calls: it is one operation, whatever it does inside. Every torch operator as it is dispatched: the tensors that it
 really gets and gives. And every call of a module, outermost, around the recorder's tap. This is several times slower
-than the run itself, so it is done in a run of its own.
+than the run itself, so it is done in a run of its own, and in a loop for a few of its frames: see `FollowedFrames`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from talkerviz.recorder.flow_frames import FlowOfFrames
 from talkerviz.recorder.flow_notes import INPUT, OP, PASS, FlowNotes
+from talkerviz.recorder.followed_frames import FollowedFrames
 from talkerviz.recorder.given import given_arguments
 from talkerviz.recorder.meta import MetaMemory
 from talkerviz.recorder.operations import Rule, name_of, rule_of, tensors_of
 from talkerviz.recorder.provenance import Provenance, Storage
 from talkerviz.recorder.tensors import is_tracing, named_tensors_in, tensors_in
 from talkerviz.recorder.watching import Watching
-from talkerviz.trace.flow import Flow
+from talkerviz.trace.flow import Flow, renumber_calls
 from talkerviz.trace.log import Mark
 
 _without_functions = torch._C.DisableTorchFunction
@@ -103,8 +105,10 @@ class FlowMeter(TorchDispatchMode):
 
     supports_higher_order_operators = True  # they come to `__torch_dispatch__` as well
 
-    def __init__(self, thread: Callable[[], int], model: nn.Module, mark: Callable[[], int]) -> None:
-        """`thread` gives the number of the calling thread, `mark` that of the mark in force."""
+    def __init__(
+        self, thread: Callable[[], int], model: nn.Module, mark: Callable[[], int], marks: Sequence[Mark]
+    ) -> None:
+        """`thread` gives the number of the calling thread, `mark` that of the mark in force, of the recording's."""
         super().__init__()
         self._thread = thread
         self._model = model
@@ -122,16 +126,23 @@ class FlowMeter(TorchDispatchMode):
         self._provenance = Provenance(self._met, lambda source, target: self._notes.link(source, target, True))
         self._meta = MetaMemory()
         self._notes = FlowNotes()
+        self._frames = FollowedFrames(self._notes, marks)
+        self._following = True
+        self._calls_hash = 0  # of the modules that the frame has called
+        self._other_modes: tuple[list[Any], list[Any]] = [], []  # in force when following was left off
 
     def start(self) -> None:
         """Watch this thread."""
         self._own_thread = self._thread()
         self._keep(self._model, recurse=True)
         self._ident = threading.get_ident()
+        self._frames.begin(self._mark(), 0)
         self._watching.begin()
 
     def stop(self) -> None:
         """Watch no more."""
+        if self._ident != -1:
+            self._frames.end(self._calls_hash)
         self._ident = -1
         self._watching.end()
 
@@ -145,8 +156,10 @@ class FlowMeter(TorchDispatchMode):
             if self._open:
                 self._open.pop()
             return
+        if not self._open and len(self._calls) == 1:
+            self._begin_outermost(edge, self._calls[0])
         # The module that was called last is the one whose call begins.
-        if self._calls and (call := self._calls[-1]).edge < 0 and not is_tracing():
+        if self._following and self._calls and (call := self._calls[-1]).edge < 0 and not is_tracing():
             if not self._open:
                 self._note_arguments(call)
             call.edge, call.mark, call.first = edge, self._mark(), len(self._notes)
@@ -161,6 +174,34 @@ class FlowMeter(TorchDispatchMode):
             self._edge_count += 1
         else:
             self.stamp(False)
+
+    def _begin_outermost(self, edge: int, call: _Call) -> None:
+        """A call begins inside no other: the only place where a frame may begin that is followed, or not."""
+        mark = self._mark()
+        if self._frames.is_new(mark):
+            self._frames.end(self._calls_hash)
+            self._calls_hash = 0
+            frame = self._frames.begin(mark, edge)
+            # Whether functions are seen inside of these was settled as the call came.
+            if frame.followed != self._following and not isinstance(call.module, _ASK_FOR_FUNCTIONS):
+                self._follow(frame.followed)
+            frame.followed = self._following
+        self._calls_hash = hash((self._calls_hash, id(call.module)))
+
+    def _follow(self, follow: bool) -> None:
+        """Take the modes out of force, or put them back, where no other modes have come or gone."""
+        functions, operators = _get_current_function_mode_stack(), _get_current_dispatch_mode_stack()
+        if follow:
+            if (functions, operators) == self._other_modes:
+                self.__enter__()
+                self._functions.__enter__()
+                self._following = True
+                self._keep(self._model, recurse=True)
+        elif functions[-1:] == [self._functions] and operators[-1:] == [self]:
+            self._following = False
+            self._other_modes = functions[:-1], operators[:-1]
+            self._functions.__exit__(None, None, None)
+            self.__exit__(None, None, None)
 
     def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
         """No columns."""
@@ -178,6 +219,10 @@ class FlowMeter(TorchDispatchMode):
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != meter._ident or is_tracing():
                 return below(self, *args, **kwargs)
+            if meter._calls:
+                meter._calls_hash = hash((meter._calls_hash, id(self)))
+                if not meter._following:
+                    return below(self, *args, **kwargs)
             return meter._around(below, _Call(self, args, kwargs))
 
         meter = self
@@ -189,8 +234,9 @@ class FlowMeter(TorchDispatchMode):
         self._group, self._hidden = None, self._is_to_hide_from(call.module)
         self._calls.append(call)
         try:
-            # They may be others for this call, as `functional_call` has it.
-            self._keep(call.module, recurse=False)
+            if self._following:
+                # They may be others for this call, as `functional_call` has it.
+                self._keep(call.module, recurse=False)
             with self._functions_from(outer[1]):
                 out = below(call.module, *call.args, **call.kwargs)
             if call.edge < 0:
@@ -391,10 +437,12 @@ class FlowMeter(TorchDispatchMode):
         """What was seen of a trace's calls; `edges` says of each which thread's stamps are its begin and end."""
         rows = np.flatnonzero(edges["thread"].to_numpy() == self._own_thread)
         begin = edges["begin"].to_numpy()[rows]
-        seen = begin < self._edge_count
+        rows, begin = rows[begin < self._edge_count], begin[begin < self._edge_count]
         begun = np.full(self._edge_count + 1, -1)
-        begun[begin[seen]] = calls["call"].to_numpy()[rows][seen]
-        return self._notes.flow(begun, marks)
+        begun[begin] = np.arange(len(rows))
+        own = calls.iloc[rows]
+        flow = FlowOfFrames(self._notes, self._frames, begin, own).flow(begun, marks)
+        return renumber_calls(flow, np.arange(len(rows)), own["call"].to_numpy())
 
 
 def _named(call: _Call) -> Iterator[tuple[str, Any]]:

@@ -75,6 +75,36 @@ class FlowNotes:
         self._targets.append(target)
         self._states.append(state)
 
+    @property
+    def links_noted(self) -> int:
+        """How many edges there are."""
+        return len(self._sources)
+
+    def links(self, first: int) -> np.ndarray:
+        """Rows `source`, `target` and `state` of the edges from a first one on."""
+        columns = (self._sources[first:], self._targets[first:], list(self._states[first:]))
+        found: np.ndarray = np.array(columns, dtype=np.int64).reshape(3, -1)
+        return found
+
+    def operations(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of the operations from a first to before a last: numbers of their names, their kinds, and their calls."""
+        name, kind, call = (
+            np.array(list(column[first:last]), dtype=np.int64) for column in (self._name, self._kind, self._call)
+        )
+        return name, kind, call
+
+    def late(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Of those operations the inputs that were met late, and in which operation, counted from the first."""
+        return [(one - first, of - first) for one, of in self._late.items() if first <= one < last]
+
+    def order(self) -> np.ndarray:
+        """The operations' numbers in the order of the flow: an input comes before the operation that it was met in."""
+        when = np.arange(len(self._kind), dtype=float)
+        for number, operation in self._late.items():
+            when[number] = operation - 0.5
+        found: np.ndarray = np.argsort(when, kind="stable")
+        return found
+
     def flow(self, begun: np.ndarray, marks: Sequence[Mark]) -> Flow:
         """All of it.
 
@@ -82,15 +112,13 @@ class FlowNotes:
             begun: edges -> the calls that begin there; its last place is that of -1, for no call.
             marks: the recording's.
         """
-        when = np.arange(len(self._kind), dtype=float)
-        for number, operation in self._late.items():
-            when[number] = operation - 0.5
-        order = np.argsort(when, kind="stable")
+        order = self.order()
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
 
         def column(values: Sequence[int]) -> np.ndarray:
-            return np.array(values, dtype=np.int64)[order]
+            ordered: np.ndarray = np.array(values, dtype=np.int64)[order]
+            return ordered
 
         mark = [marks[number] for number in column(self._mark)]
         names = np.array(list(self._names), dtype=object)

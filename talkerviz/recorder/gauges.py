@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from talkerviz.recorder.cuda_clock import CudaClock
 from talkerviz.recorder.cuda_memory import MemoryMeter
 from talkerviz.recorder.flow import FlowMeter
 from talkerviz.recorder.gauge import Gauge
+from talkerviz.trace.log import Mark
 
 CLOCKS = ("cpu", "cuda", "none")
 MEASURES = ("cost", "memory", "busy", "flow")
@@ -37,6 +38,7 @@ def make_gauges(
     devices: tuple[int, ...],
     model: nn.Module,
     mark: Callable[[], int],
+    marks: Sequence[Mark],
 ) -> list[Gauge]:
     """What a recording stamps at the edges of calls beside the host's time; see `recording` for the first two.
 
@@ -48,6 +50,7 @@ def make_gauges(
         devices: numbers of the CUDA devices that the model is on.
         model: the model.
         mark: gives the number of the mark in force.
+        marks: the recording's, by number; more are added to it.
 
     Raises:
         ValueError: unknown, or not possible here.
@@ -63,7 +66,7 @@ def make_gauges(
     if measure == "cost":
         gauges.append(CostMeter(thread))
     elif measure == "flow":
-        gauges.append(FlowMeter(thread, model, mark))
+        gauges.append(FlowMeter(thread, model, mark, marks))
     elif measure == "memory":
         if len(devices) > 1:
             raise ValueError(f"'memory' measures one device, and the model is on {len(devices)}")

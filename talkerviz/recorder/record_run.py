@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from talkerviz.recorder.followed_frames import following_changes_of
 from talkerviz.recorder.gauges import check_measure
 from talkerviz.recorder.modules import check_model
 from talkerviz.recorder.phases import PhaseRule
@@ -73,7 +74,7 @@ def record(
                 run()
     trace = rec.trace
     for one in joined:
-        with begin(clock="none", measure=one) as again:
+        with following_changes_of(trace.calls), begin(clock="none", measure=one) as again:
             run()
         try:
             trace = join(trace, again.trace)

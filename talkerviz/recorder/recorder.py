@@ -143,7 +143,14 @@ class Recording:
         self._collectives: CollectiveLog | None = None
         devices = {p.device.index for p in model.parameters() if p.is_cuda}
         self._gauges = make_gauges(
-            clock, measure, self._thread, self._origin_ns, tuple(sorted(devices)), model, self._mark_number
+            clock,
+            measure,
+            self._thread,
+            self._origin_ns,
+            tuple(sorted(devices)),
+            model,
+            self._mark_number,
+            self._marks,
         )
         cuda = next((gauge for gauge in self._gauges if isinstance(gauge, CudaClock)), None)
         self._cuda, self._graphs = cuda, GraphReplays(cuda, self._mark_number) if cuda else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-_BETWEEN = 3  # characters between two columns
+BETWEEN = 3
+"""Characters between two columns."""
 
 
 def fitting_columns(
@@ -13,6 +14,6 @@ def fitting_columns(
     """The columns that fit into `width` characters: while they do not, those of the next kind in `unneeded` go."""
     names = list(widths)
     for one in unneeded:
-        if sum(widths[name] + _BETWEEN for name in names) > width:
+        if sum(widths[name] + BETWEEN for name in names) > width:
             names = [name for name in names if kind(name) != one]
     return names

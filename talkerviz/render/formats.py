@@ -6,43 +6,42 @@ import enum
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from talkerviz.graph.build import build_graph
-from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import View
-from talkerviz.render.dot import render_dot
-from talkerviz.render.dot_flat import render_dot_flat
-from talkerviz.render.flamegraph import render_flamegraph
 from talkerviz.render.github import over_github_limits
-from talkerviz.render.headings import headings_on_top
 from talkerviz.render.layout import LAYOUTS, RenderError, lay_out
-from talkerviz.render.mermaid import render_mermaid
-from talkerviz.render.mermaid_flat import render_mermaid_flat
-from talkerviz.render.model_explorer import render_model_explorer
-from talkerviz.render.perfetto import render_perfetto
-from talkerviz.render.source import render_source
-from talkerviz.render.speedscope import render_speedscope
 from talkerviz.render.tables import TABLES, TableView, render_table_as
-from talkerviz.render.tensorboard import SUFFIX, render_tensorboard
-from talkerviz.render.timeline import render_timeline
+from talkerviz.render.viewer_json import TENSORBOARD_SUFFIX
 from talkerviz.trace import Trace
 from talkerviz.trace.parquet import OTHER_FORMATS
 
+if TYPE_CHECKING:
+    from talkerviz.graph.build import Prepared
+    from talkerviz.graph.graph import Graph
+
+
+def _on_demand(module: str) -> Callable[..., Any]:
+    """Import a renderer's module at its first use: a command needs one of them, and its start is a part of its time."""
+
+    def render_with(drawn: Any) -> Any:
+        return getattr(import_module(f"talkerviz.render.{module}"), f"render_{module}")(drawn)
+
+    return render_with
+
+
 TEXTS: Mapping[str, Callable[[Graph], str]] = {
-    "mermaid": render_mermaid,
-    "dot": render_dot,
-    "model-explorer": render_model_explorer,
+    "mermaid": _on_demand("mermaid"),
+    "dot": _on_demand("dot"),
+    "model-explorer": _on_demand("model_explorer"),
 }
 """Text formats -> what draws a graph in them; `LAYOUTS` are made of DOT."""
 
-_FLAT: Mapping[str, Callable[[Trace], str]] = {"mermaid": render_mermaid_flat, "dot": render_dot_flat}
+_FLAT: Mapping[str, Callable[[Trace], str]] = {"mermaid": _on_demand("mermaid_flat"), "dot": _on_demand("dot_flat")}
 
 DATA: Mapping[str, Callable[[Trace], bytes]] = {
-    "perfetto": render_perfetto,
-    "speedscope": render_speedscope,
-    "flamegraph": render_flamegraph,
-    "tensorboard": render_tensorboard,
-    "timeline": render_timeline,
+    name: _on_demand(name) for name in ("perfetto", "speedscope", "flamegraph", "tensorboard", "timeline")
 }
 """Formats that are neither charts nor tables -> what writes a trace in them."""
 
@@ -58,7 +57,7 @@ FORMATS = (*CHARTS, *TABLES, *DATA)
 _JSON = ("json", "perfetto", "speedscope", "tensorboard", "model-explorer")
 SUFFIXES: Mapping[str, Sequence[str]] = {
     ".speedscope.json": ("speedscope",),
-    SUFFIX: ("tensorboard",),
+    TENSORBOARD_SUFFIX: ("tensorboard",),
     **{ending: (fmt,) for ending, fmt in OTHER_FORMATS.items()},
     ".json": _JSON,
     ".parquet": ("parquet",),
@@ -135,17 +134,19 @@ def render(
     if style is Style.source:
         if fmt != "mermaid":
             raise RenderError(f"style source is Mermaid only, not {fmt}")
-        return render_source(trace).encode()
+        return str(_on_demand("source")(trace)).encode()
     if fmt not in DRAWN:
         if style is Style.flat:
             raise RenderError(f"style flat is for {', '.join(DRAWN)}, not {fmt}")
-        return render_graph(build_graph(trace, replace(view, max_nodes=view.max_nodes or sys.maxsize)), fmt)
+        return render_graph(_graph(trace, replace(view, max_nodes=view.max_nodes or sys.maxsize)), fmt)
     if style is Style.flat:
         text = _FLAT["dot" if fmt in LAYOUTS else fmt](trace)
         return lay_out(text, fmt) if fmt in LAYOUTS else text.encode()
     if fmt == "mermaid" and view.max_nodes is None:
-        return _for_github(trace, view).encode()
-    return render_graph(build_graph(trace, view), fmt)
+        from talkerviz.graph.build import prepare
+
+        return mermaid_for_github(prepare(trace, view.edges), view).encode()
+    return render_graph(_graph(trace, view), fmt)
 
 
 def render_graph(graph: Graph, fmt: str) -> bytes:
@@ -156,15 +157,27 @@ def render_graph(graph: Graph, fmt: str) -> bytes:
     """
     if fmt not in LAYOUTS:
         return TEXTS[fmt](graph).encode()
-    drawn = lay_out(render_dot(graph), fmt)
-    return headings_on_top(drawn) if fmt == "svg" else drawn
+    drawn = lay_out(TEXTS["dot"](graph), fmt)
+    if fmt != "svg":
+        return drawn
+    from talkerviz.render.headings import headings_on_top
+
+    return headings_on_top(drawn)
 
 
-def _for_github(trace: Trace, view: View) -> str:
+def _graph(trace: Trace, view: View) -> Graph:
+    from talkerviz.graph.build import build_graph
+
+    return build_graph(trace, view)
+
+
+def mermaid_for_github(prepared: Prepared, view: View) -> str:
     """A nested Mermaid chart, folded further than usual where GitHub would not draw it else."""
+    from talkerviz.graph.build import draw_prepared
+
     while True:
-        graph = build_graph(trace, view)
-        text = render_mermaid(graph)
+        graph = draw_prepared(prepared, view).graph
+        text = TEXTS["mermaid"](graph)
         fewer = len(graph.boxes) * 3 // 4
         if over_github_limits(text) is None or fewer < 1 or view.open:
             return text

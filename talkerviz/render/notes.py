@@ -11,6 +11,7 @@ from talkerviz.trace.counted import counted
 from talkerviz.trace.outside import time_outside
 
 _LEAST_OUTSIDE = 0.05
+_LEAST_COLLECTED = 0.001  # of the calls' time
 
 
 def notes_on(trace: Trace) -> list[str]:
@@ -21,6 +22,12 @@ def notes_on(trace: Trace) -> list[str]:
         notes.append(
             f"Of the {time_text(outside.span_ns)} since the first call began {time_text(outside.ns)} are in no row: "
             "backward, optimizers, sampling and all else that runs outside these modules."
+        )
+    collected = trace.collections_inside()["host_ns"]
+    if len(collected) and collected.sum() >= _LEAST_COLLECTED * trace.calls["host_self_ns"].sum():
+        notes.append(
+            f"Python's garbage collector ran {counted(len(collected), 'time')} inside these calls and took"
+            f" {time_text(int(collected.sum()))}, {time_text(int(collected.max()))} at most, in no module's self time."
         )
     return [*notes, *_on_facts(trace.facts)]
 

@@ -21,7 +21,7 @@ from talkerviz.render.viewer_json import check_timed, compact, joined, plain_val
 from talkerviz.trace import Trace
 from talkerviz.trace.collectives import held_up
 from talkerviz.trace.handed import handed_on
-from talkerviz.trace.schema import TensorInfo, Tensors
+from talkerviz.trace.schema import Tensors
 from talkerviz.trace.stretches import stretches
 
 _HOST, _DEVICE = 1, 2  # processes; those of each further rank have numbers higher by two
@@ -56,8 +56,17 @@ def render_perfetto(trace: Trace) -> bytes:
     Raises:
         RenderError: the trace has no times.
     """
+    return joined(perfetto_pieces(trace))
+
+
+def perfetto_pieces(trace: Trace) -> Iterator[str]:
+    """The text of `render_perfetto` in small pieces, as a file of a long run is too long to be held.
+
+    Raises:
+        RenderError: the trace has no times.
+    """
     check_timed(trace, "perfetto")
-    return joined(_pieces(trace))
+    return _pieces(trace)
 
 
 def _pieces(trace: Trace) -> Iterator[str]:
@@ -212,14 +221,10 @@ def _tensor_lists() -> Callable[[Tensors], str]:
     def text_of(tensors: Tensors) -> str:
         text = texts.get(id(tensors))
         if text is None:
-            text = texts[id(tensors)] = compact([_tensor(tensor) for tensor in tensors])
+            text = texts[id(tensors)] = compact([tensor.text for tensor in tensors])
         return text
 
     return text_of
-
-
-def _tensor(tensor: TensorInfo) -> str:
-    return f"{tensor.name}: {tensor.shape_text} {tensor.dtype} {tensor.device}"
 
 
 def _tensor_arrows(trace: Trace, to: _Processes) -> Iterator[str]:

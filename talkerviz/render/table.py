@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from talkerviz.render.fitting import fitting_columns
+from talkerviz.render.fitting import BETWEEN, fitting_columns
 from talkerviz.render.quantities import is_number, quantity, shown_columns
 from talkerviz.render.rich_table import plain_table
 
@@ -58,9 +61,23 @@ def render_table(
         table.add_column(
             _heading(name), justify="right" if numeric else "left", overflow="fold", no_wrap=name not in ("module", by)
         )
-    for row in zip(*(columns[name] for name in names), strict=True):
+    cells = [columns[name] for name in names]
+    if len(shown) and _fit_unfolded(names, cells, width):
+        # rich lays out each cell of each row by itself: hundreds of rows take a second.
+        cells = [[Text("\n").join(column)] for column in cells]
+    for row in zip(*cells, strict=True):
         table.add_row(*row)
     return table
+
+
+def _fit_unfolded(names: Sequence[str], columns: Sequence[Sequence[Text]], width: int) -> bool:
+    """Whether each cell is one line in a table of this width."""
+    headings = (_heading(name).split("\n") for name in names)
+    widest = (
+        max(*map(cell_len, heading), *(cell.cell_len for cell in column))
+        for heading, column in zip(headings, columns, strict=True)
+    )
+    return sum(widest) + BETWEEN * len(names) <= width and not any("\n" in cell.plain for cell in chain(*columns))
 
 
 def _side(name: str) -> str:

@@ -24,7 +24,6 @@ from talkerviz.trace.ranks import check_one_rank
 from talkerviz.trace.schema import Tensors
 from talkerviz.trace.stretches import stretches
 
-SUFFIX = ".pt.trace.json"
 _HOST = 1  # a process; devices have their own numbers
 _FRAMES, _PHASES, _CALLS = 11, 12, 13  # tracks, those of each further thread ten higher
 _FIRST_STREAM = 7

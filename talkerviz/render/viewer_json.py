@@ -12,6 +12,9 @@ import pandas as pd
 from talkerviz.render.layout import RenderError
 from talkerviz.trace import Trace
 
+TENSORBOARD_SUFFIX = ".pt.trace.json"
+"""How a file's name ends that TensorBoard finds."""
+
 
 def check_timed(trace: Trace, fmt: str) -> None:
     """Say so if a trace has no times to draw.

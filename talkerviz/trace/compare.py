@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,9 +166,12 @@ def _rows_of(trace: Trace, by: str, clock: str, last_frame: int, class_names: Ma
     calls = trace.calls[trace.calls["run"].isin(runs)].reset_index(drop=True)
     frame = calls["frame"].to_numpy(dtype=np.int64, na_value=-1)
     # In the order of the run: calls are in it, so frames are numbered as they come.
-    place = pd.factorize(pd.MultiIndex.from_arrays([calls["run"], frame]))[0]
-    phase = calls["phase"].astype(object).fillna("").to_numpy()
+    place = pd.factorize(calls["run"].to_numpy(np.int64) * (int(frame.max(initial=0)) + 2) + frame + 1)[0]
+    phase = pd.Categorical(
+        calls["phase"].astype(object).fillna(""), categories=_texts([*calls["phase"].cat.categories, "", WHOLE])
+    )
     name = _names(calls, by, class_names)
+    kinds = phase.codes.astype(np.int64) * (len(name.categories) + 1) + name.codes
     table = pd.DataFrame(
         {
             "phase": phase,
@@ -177,29 +180,32 @@ def _rows_of(trace: Trace, by: str, clock: str, last_frame: int, class_names: Ma
             "own": calls[f"{clock}_self_ns"].to_numpy(dtype=float, na_value=0.0),
             # What only was captured into a CUDA graph took no time on the device.
             "total": calls[f"{clock}_ns"].to_numpy(dtype=float, na_value=0.0),
-            "outer": outermost(calls, pd.factorize(pd.MultiIndex.from_arrays([phase, name]))[0]),
-            "class": calls["class"].astype(object),
-            "shapes": shapes_of_calls(calls) if by != "phase" else "",
+            "outer": outermost(calls, kinds),
+            "class": calls["class"],
+            "shapes": pd.Categorical(shapes_of_calls(calls) if by != "phase" else [""] * len(calls)),
             "seen": ((calls["run"] == runs[0]) & (frame <= last_frame)).to_numpy() if runs else True,
         }
     )
     if by == "phase":
         table = pd.concat([_whole_frames(table, frame, outermost(calls, np.zeros(len(calls)))), table])
     counted = _counted(table, warm="warmup_ns" in trace.facts)
-    sizes = counted.groupby("phase").size()
+    sizes = counted.groupby("phase", observed=True).size()
     # Rows of which all calls were left out have no time, but they are there.
     rows: dict[_Key, _Row] = {}
     inside = table.merge(counted, on=["phase", "place"])
-    sums = inside.groupby(["phase", "name", "place"], sort=False).agg(own=("own", "sum"), calls=("own", "size"))
-    own = sums["own"].groupby(["phase", "name"], sort=False).agg(list)
-    number = sums["calls"].groupby(["phase", "name"], sort=False).sum()
-    total = inside[inside["outer"]].groupby(["phase", "name"], sort=False)["total"].sum()
-    for (in_phase, row), part in table.groupby(["phase", "name"], sort=False):
+    sums = inside.groupby(["phase", "name", "place"], sort=False, observed=True).agg(
+        own=("own", "sum"), calls=("own", "size")
+    )
+    own = sums["own"].groupby(["phase", "name"], sort=False, observed=True).agg(list)
+    number = sums["calls"].groupby(["phase", "name"], sort=False, observed=True).sum()
+    total = inside[inside["outer"]].groupby(["phase", "name"], sort=False, observed=True)["total"].sum()
+    for (in_phase, row), part in table.groupby(["phase", "name"], sort=False, observed=True):
         key, size = (str(in_phase), str(row)), int(sizes[in_phase])
         values = np.zeros(size)
         there = own.get(key, [])
         values[: len(there)] = there  # frames without a call count as 0
-        shapes = Counter(part["shapes"][part["seen"]])
+        seen = part["shapes"].cat.codes.to_numpy()[part["seen"].to_numpy()]
+        shapes = Counter(dict(_commonest(seen, part["shapes"].cat.categories)))
         rows[key] = _Row(
             class_name=str(part["class"].iloc[0]),
             own=Sample(size, float(values.mean()), float(values.std(ddof=1)) if size > 1 else 0.0),
@@ -216,20 +222,31 @@ def _whole_frames(table: pd.DataFrame, frame: np.ndarray, top: np.ndarray) -> pd
     phases = {place: frozenset(column) for place, column in in_frames.groupby("place")["phase"]}
     usual = Counter(phases.values()).most_common(1)[0][0] if phases else frozenset()
     places = [place for place, found in phases.items() if found == usual and len(usual) > 1]
-    whole: pd.DataFrame = table.assign(phase=WHOLE, outer=top)[table["place"].isin(places)]
+    of_all = pd.Categorical([WHOLE] * len(table), categories=table["phase"].cat.categories)
+    whole: pd.DataFrame = table.assign(phase=of_all, outer=top)[table["place"].isin(places)]
     return whole
 
 
 def _counted(table: pd.DataFrame, warm: bool) -> pd.DataFrame:
     """The frames of each phase that its figures are of."""
     frames = table[["phase", "place"]].drop_duplicates().sort_values("place", kind="stable")
-    groups = frames.groupby("phase", sort=False)["place"]
+    groups = frames.groupby("phase", sort=False, observed=True)["place"]
     cold = (groups.cumcount() == 0) & (groups.transform("size") >= _FEWEST_FRAMES)
     counted: pd.DataFrame = frames if warm else frames[~cold]
     return counted
 
 
-def _names(calls: pd.DataFrame, by: str, class_names: Mapping[str, str]) -> pd.Series:
+def _commonest(codes: np.ndarray, texts: pd.Index) -> list[tuple[str, int]]:
+    """How often each text occurs, in the order of their first."""
+    number, first, count = np.unique(codes, return_index=True, return_counts=True)
+    return [(str(texts[number[place]]), int(count[place])) for place in np.argsort(first)]
+
+
+def _texts(names: Sequence[object]) -> list[str]:
+    return list(dict.fromkeys(map(str, names)))
+
+
+def _names(calls: pd.DataFrame, by: str, class_names: Mapping[str, str]) -> pd.Categorical:
     column = calls["class" if by == "class" else "path"]
     names = {
         name: {
@@ -240,8 +257,11 @@ def _names(calls: pd.DataFrame, by: str, class_names: Mapping[str, str]) -> pd.S
         }[by]
         for name in map(str, column.cat.categories)
     }
-    named: pd.Series = column.astype(object).map(names)
-    return named
+    of_category = [names[str(category)] for category in column.cat.categories]
+    different = _texts(of_category)
+    place = {text: number for number, text in enumerate(different)}
+    codes = np.array([place[text] for text in of_category], dtype=np.int64)[column.cat.codes.to_numpy()]
+    return pd.Categorical.from_codes(codes, pd.Index(different))
 
 
 def _class_names(before: Trace, after: Trace) -> tuple[dict[str, str], dict[str, str]]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -48,17 +49,64 @@ EDGES = pa.schema(
 """The columns of a flow's edges: `target` read what `source` made."""
 
 
-@dataclass(frozen=True, eq=False)
+FRAMES = pa.schema(
+    [
+        pa.field("tail", pa.bool_(), nullable=False),  # whether it is the rest of the frame before it in the table
+        # Rows of the operations that are kept of it, from `at` to before `until`: all of them, or of a frame that is
+        # made like another what tells their tensors' sizes, or none.
+        pa.field("at", pa.int32(), nullable=False),
+        pa.field("until", pa.int32(), nullable=False),
+        # Rows of the operations that it is made of, its own or another frame's.
+        pa.field("begin", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        # Its tensors' sizes lie between those of operations from a row `low` on and from `high` on, or beyond those:
+        # low + ratio * (high - low).
+        pa.field("low", pa.int32(), nullable=False),
+        pa.field("high", pa.int32(), nullable=False),
+        pa.field("ratio", pa.float64(), nullable=False),
+        pa.field("frame", pa.int64()),
+        pa.field("calls", pa.int64(), nullable=False),  # how much higher its calls' numbers are than the other frame's
+    ]
+)
+"""Where each frame's operations are, in the order of the run, of a flow of which only some frames were followed."""
+
+_BACK = pa.field("back", pa.int32(), nullable=False)  # how many frames before the target's the source lies; 0: as it is
+
+
 class Flow:
     """The operations of a run and their edges.
 
-    Attributes:
+    Of a long run some frames are followed, and the others are made like those: `ops` and `edges` have them all, put
+    together when they are first asked for.
+
+    Args:
         ops: the columns of `OPS`, but `inputs` and `outputs` in place of the two id columns: tuples of `TensorInfo`.
-        edges: the columns of `EDGES`.
+        edges: the columns of `EDGES`; with `frames` also `back`, see `_BACK`.
+        frames: the columns of `FRAMES`; None where `ops` and `edges` are all there is.
     """
 
-    ops: pd.DataFrame
-    edges: pd.DataFrame
+    def __init__(self, ops: pd.DataFrame, edges: pd.DataFrame, frames: pd.DataFrame | None = None) -> None:
+        self._kept = ops, edges, frames
+
+    @cached_property
+    def _whole(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        ops, edges, frames = self._kept
+        return (ops, edges) if frames is None else _with_all_frames(ops, edges, frames)
+
+    @property
+    def ops(self) -> pd.DataFrame:
+        """The columns of `OPS`, but `inputs` and `outputs` in place of the two id columns: tuples of `TensorInfo`."""
+        return self._whole[0]
+
+    @property
+    def edges(self) -> pd.DataFrame:
+        """The columns of `EDGES`."""
+        return self._whole[1]
+
+    @property
+    def followed(self) -> pd.DataFrame | None:
+        """How frames are made of the operations that were kept, as `FRAMES`; None where all were followed."""
+        return self._kept[2]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Flow) and self.ops.equals(other.ops) and self.edges.equals(other.edges)
@@ -67,19 +115,22 @@ class Flow:
 
     def to_text(self) -> bytes:
         """The flow as base64 text, for a file's metadata."""
+        kept, links, frames = self._kept
         numbers: dict[Tensors, int] = {}
-        columns = {name: self.ops[name] for name in OPS.names if not name.endswith("_id")}
+        columns = {name: kept[name] for name in OPS.names if not name.endswith("_id")}
         for name in ("inputs", "outputs"):
-            columns[f"{name}_id"] = pd.Series(
-                [numbers.setdefault(t, len(numbers)) for t in self.ops[name]], dtype="int32"
-            )
+            columns[f"{name}_id"] = pd.Series([numbers.setdefault(t, len(numbers)) for t in kept[name]], dtype="int32")
         ops = pa.table(
             {n: pa.array(columns[n], from_pandas=True).cast(OPS.field(n).type) for n in OPS.names}, schema=OPS
         )
-        edges = pa.table({n: pa.array(self.edges[n]) for n in EDGES.names}, schema=EDGES)
         ops = ops.replace_schema_metadata({"tensors": json.dumps(list(numbers))})
+        schema = EDGES if frames is None else EDGES.append(_BACK)
+        tables = [ops, pa.table({n: pa.array(links[n]) for n in schema.names}, schema=schema)]
+        if frames is not None:
+            columns = {n: pa.array(frames[n], from_pandas=True).cast(FRAMES.field(n).type) for n in FRAMES.names}
+            tables.append(pa.table(columns, schema=FRAMES))
         sink = io.BytesIO()
-        for table in (ops, edges):
+        for table in tables:
             with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
                 writer.write_table(table)
         return base64.b64encode(sink.getvalue())
@@ -93,11 +144,17 @@ class Flow:
         """
         source = io.BytesIO(base64.b64decode(text, validate=True))
         ops, edges = (pa.ipc.open_stream(source).read_all() for _ in range(2))
+        some = _BACK.name in edges.schema.names
+        frames = pa.ipc.open_stream(source).read_all() if some else None
         tensors = json.loads(ops.schema.metadata[b"tensors"])
         lists = [tensor_infos(one) for one in tensors]
         columns = {name: ops.column(name).to_pandas() for name in OPS.names if not name.endswith("_id")}
         columns |= {name: _placed(lists, ops.column(f"{name}_id").to_numpy()) for name in ("inputs", "outputs")}
-        return cls(ops_frame(columns), edges.to_pandas())
+        whole = None if frames is None else frames.to_pandas(types_mapper=_INTEGERS.get).astype({"calls": "int64"})
+        return cls(ops_frame(columns), edges.to_pandas(), whole)
+
+
+_INTEGERS = {pa.int64(): pd.Int64Dtype()}
 
 
 def ops_frame(columns: dict[str, object]) -> pd.DataFrame:
@@ -108,15 +165,132 @@ def ops_frame(columns: dict[str, object]) -> pd.DataFrame:
     return typed
 
 
-def edges_frame(source: npt.ArrayLike, target: npt.ArrayLike, state: npt.ArrayLike) -> pd.DataFrame:
+def edges_frame(
+    source: npt.ArrayLike, target: npt.ArrayLike, state: npt.ArrayLike, back: npt.ArrayLike | None = None
+) -> pd.DataFrame:
     """The frame of edges that a `Flow` holds."""
     columns = {
         "source": np.array(source, np.int32),
         "target": np.array(target, np.int32),
         "state": np.array(state, bool),
     }
+    if back is not None:
+        columns["back"] = np.array(back, np.int32)
     edges: pd.DataFrame = pd.DataFrame(columns)
     return edges
+
+
+def frames_frame(rows: Sequence[tuple[object, ...]]) -> pd.DataFrame:
+    """Rows of `FRAMES` -> the frame of them that a `Flow` is made with."""
+    frame = pd.DataFrame(list(rows), columns=FRAMES.names)
+    types = {field.name: "int32" if field.type == pa.int32() else "int64" for field in FRAMES}
+    typed: pd.DataFrame = frame.astype({**types, "tail": "bool", "ratio": "float64", "frame": "Int64"})
+    return typed
+
+
+def rows_of_ops(ops: pd.DataFrame, rows: np.ndarray, **changed: object) -> pd.DataFrame:
+    """Some operations, any of them more than once; with other values in some columns."""
+    names = {name: ops[name].cat for name in ("phase", "name", "kind")}
+    taken: dict[str, object] = {name: ops[name].to_numpy()[rows] for name in ops.columns if name not in names}
+    taken |= {name: ops[name].array.take(rows) for name in ("frame", "step")}
+    for name, categories in names.items():
+        codes = categories.codes.to_numpy()[rows]
+        used = np.unique(codes[codes >= 0])
+        place = np.full(len(categories.categories) + 1, -1)
+        place[used] = np.arange(len(used))
+        taken[name] = pd.Categorical.from_codes(place[codes], categories.categories[used])
+    return ops_frame({name: (taken | changed)[name] for name in ops.columns})
+
+
+def _with_all_frames(ops: pd.DataFrame, edges: pd.DataFrame, frames: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Operations and edges of all frames, of those that were followed and of those that are made like them."""
+    begin, low, high, calls = (frames[name].to_numpy(np.int64) for name in ("begin", "low", "high", "calls"))
+    count = frames["end"].to_numpy(np.int64) - begin
+    start = np.cumsum(count) - count
+    of = np.repeat(np.arange(len(frames)), count)
+    offset = np.arange(len(of)) - start[of]
+    rows = begin[of] + offset
+    call, after = (ops[name].to_numpy()[rows] for name in ("call", "after"))
+    own = (begin == frames["at"].to_numpy(np.int64))[of]
+    frame = ops["frame"].array.take(rows)
+    frame[~own] = frames["frame"].array.take(of[~own])
+    ratio = frames["ratio"].to_numpy()[of]
+    sizes = {
+        name: _between(ops[name].to_numpy(), low[of] + offset, high[of] + offset, ratio)
+        for name in ("inputs", "outputs")
+    }
+    whole = rows_of_ops(
+        ops, rows, call=np.where(call >= 0, call + calls[of], call), after=after + calls[of], frame=frame, **sizes
+    )
+    return whole, _edges_of_all_frames(ops["name"].cat.codes.to_numpy(), edges, frames, start, count)
+
+
+def _between(lists: np.ndarray, low: np.ndarray, high: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """Lists of tensors whose sizes lie between those of two others."""
+    identity = np.fromiter(map(id, lists), np.int64, len(lists))
+    found: np.ndarray = lists[low]
+    known: dict[tuple[int, int, float], Tensors] = {}
+    for place in np.flatnonzero((ratio != 0) & (identity[low] != identity[high])).tolist():
+        one, two, part = int(low[place]), int(high[place]), float(ratio[place])
+        key = (int(identity[one]), int(identity[two]), part)
+        if key not in known:
+            known[key] = between(lists[one], lists[two], part)
+        found[place] = known[key]
+    return found
+
+
+def between(low: Tensors, high: Tensors, ratio: float) -> Tensors:
+    """Tensors whose sizes lie between those of two lists of the same: low + ratio * (high - low)."""
+    if [(one.name, len(one.shape)) for one in low] != [(one.name, len(one.shape)) for one in high]:
+        return low
+    return tuple(
+        one._replace(shape=tuple(max(round(a + (b - a) * ratio), 0) for a, b in zip(one.shape, two.shape, strict=True)))
+        for one, two in zip(low, high, strict=True)
+    )
+
+
+def _edges_of_all_frames(
+    names: np.ndarray, edges: pd.DataFrame, frames: pd.DataFrame, start: np.ndarray, count: np.ndarray
+) -> pd.DataFrame:
+    at, until, begin = (frames[name].to_numpy(np.int64) for name in ("at", "until", "begin"))
+    source, target, state, back = (edges[name].to_numpy() for name in ("source", "target", "state", "back"))
+    of = np.repeat(np.arange(len(frames)), until - at)  # the frame of each row
+    one, two = of[source], of[target]
+    from_, to = source - at[one], target - at[two]  # places in those frames
+
+    def place(frame: np.ndarray, offset: np.ndarray) -> np.ndarray:
+        """The rows among all frames' operations; -1 for those that a frame does not have."""
+        return np.where(offset < count[frame], start[frame] + offset, -1)
+
+    heads = np.flatnonzero(~frames["tail"].to_numpy())
+    count_of_heads = np.cumsum(~frames["tail"].to_numpy()) - 1
+    fixed = place(one, from_)
+    parts = [(np.where(back > 0, place(heads[count_of_heads[two] - back], from_), fixed), place(two, to), state)]
+    order = np.argsort(two, kind="stable")
+    groups = np.split(order, np.searchsorted(two[order], np.arange(1, len(frames))))
+    for like in np.unique(begin[begin != at]).tolist():
+        number = int(np.flatnonzero((at == like) & (begin == like) & (until > at))[0])
+        here = groups[number]
+        copies = np.flatnonzero((begin == like) & (at != like) & (count > 0))[:, None]
+        inside = one[here] == number
+        earlier = heads[np.maximum(count_of_heads[copies] - np.where(inside, 0, back[here]), 0)]
+        sources = place(earlier, from_[here] + np.zeros_like(earlier))
+        # A frame that is made otherwise has that operation elsewhere: it is told by its name, from the end.
+        there = np.minimum(begin[earlier] + from_[here], len(names) - 1)
+        differs = ~inside & (back[here] > 0) & ((sources < 0) | (names[there] != names[source[here]]))
+        for copy, edge in np.argwhere(differs).tolist():
+            before = int(earlier[copy, edge])
+            row, whole = int(source[here[edge]]), int(one[here[edge]])
+            later = int((names[row + 1 : until[whole]] == names[row]).sum())
+            same = np.flatnonzero(names[begin[before] : begin[before] + count[before]] == names[row])
+            sources[copy, edge] = start[before] + same[-1 - later] if len(same) > later else -1
+        sources = np.where(inside | (back[here] > 0), sources, fixed[here])
+        targets = place(copies + np.zeros_like(earlier), to[here] + np.zeros_like(earlier))
+        parts.append((sources.ravel(), targets.ravel(), np.broadcast_to(state[here], targets.shape).ravel()))
+    source, target, state = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    kept = (source >= 0) & (target >= 0)
+    order = np.flatnonzero(kept)[np.lexsort((source[kept], target[kept]))]
+    return edges_frame(source[order], target[order], state[order])
 
 
 def select_flow(flow: Flow, calls: pd.DataFrame, keep: np.ndarray, phase: str | None, frame: int | None) -> Flow:
@@ -129,6 +303,8 @@ def select_flow(flow: Flow, calls: pd.DataFrame, keep: np.ndarray, phase: str | 
         phase: keep operations of this phase.
         frame: keep operations of this frame.
     """
+    if keep.all() and phase is None and frame is None:
+        return flow
     ops = flow.ops
     here = np.ones(len(ops), dtype=bool)
     if phase is not None:
@@ -151,7 +327,7 @@ def select_flow(flow: Flow, calls: pd.DataFrame, keep: np.ndarray, phase: str | 
     begun = np.concatenate([[-1], kept])
     after = begun[np.searchsorted(kept, ops["after"].to_numpy(), side="right")]
     call = ops["call"].map(moved).astype("int64")
-    return replace(selected, ops=ops.assign(call=call, after=after.astype(np.int64)))
+    return Flow(ops.assign(call=call, after=after.astype(np.int64)), selected.edges)
 
 
 def flow_inside(flow: Flow, kept: np.ndarray) -> Flow:
@@ -166,9 +342,7 @@ def flow_between(flow: Flow, first: int, last: int) -> Flow | None:
 
 
 def _flow_where(flow: Flow, here: np.ndarray) -> Flow:
-    names = {name: flow.ops.loc[here, name].astype(object) for name in ("phase", "name", "kind")}
-    ops = ops_frame(dict(flow.ops[here].assign(**names).reset_index(drop=True)))
-    return Flow(ops, _edges_between(flow.edges, here))
+    return Flow(rows_of_ops(flow.ops, np.flatnonzero(here)), _edges_between(flow.edges, here))
 
 
 def _edges_between(edges: pd.DataFrame, here: np.ndarray) -> pd.DataFrame:
@@ -181,11 +355,14 @@ def _edges_between(edges: pd.DataFrame, here: np.ndarray) -> pd.DataFrame:
     return different
 
 
-def renumber_calls(flow: Flow, before: pd.Series, now: pd.Series) -> Flow:
+def renumber_calls(flow: Flow, before: npt.ArrayLike, now: npt.ArrayLike) -> Flow:
     """The flow of the same calls under other numbers."""
-    number = dict(zip([-1, *before], [-1, *now], strict=True))
+    old, new = np.asarray(before), np.asarray(now)
+    if np.array_equal(old, new):
+        return flow
+    number = dict(zip([-1, *old.tolist()], [-1, *new.tolist()], strict=True))
     calls = {name: flow.ops[name].map(number) for name in ("call", "after")}
-    return replace(flow, ops=flow.ops.assign(**calls))
+    return Flow(flow.ops.assign(**calls), flow.edges)
 
 
 def _placed(lists: list[Tensors], places: np.ndarray) -> np.ndarray:

@@ -32,6 +32,12 @@ class TensorInfo(NamedTuple):
         """The shape as `1x20x1024`; `scalar` for a tensor without dimensions."""
         return "x".join(map(str, self.shape)) or "scalar"
 
+    @property
+    def text(self) -> str:
+        """All of it in a line, as `x: 1x20x1024 float32 cpu`; of several equal ones `28 of 1x2x16x64 float32 cpu`."""
+        several = f"{self.copies:,} of " if self.copies > 1 else ""
+        return f"{self.name}: {several}{self.shape_text} {self.dtype} {self.device}"
+
 
 Tensors = tuple[TensorInfo, ...]
 """All tensors of a call's inputs, or of its outputs."""

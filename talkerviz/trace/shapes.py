@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from talkerviz.trace.schema import Tensors
@@ -21,21 +22,32 @@ def shapes_text(inputs: Tensors, outputs: Tensors, more: bool = False) -> str:
 
 def _first(tensors: Tensors, more: bool) -> str:
     first = tensors[0].shape_text if tensors else ""
-    return f"{first} +{len(tensors) - 1:,}" if more and len(tensors) > 1 else first
+    others = sum(tensor.copies for tensor in tensors) - 1
+    return f"{first} +{others:,}" if more and others > 0 else first
 
 
-def shapes_of_calls(calls: pd.DataFrame, more: bool = False) -> list[str]:
-    """`shapes_text` of each row of a trace's calls."""
-    # A trace shares the few tuples it has between its calls, so their identity finds the text fast.
-    texts: dict[tuple[int, int], str] = {}
-    found = []
-    for inputs, outputs in zip(calls["inputs"], calls["outputs"], strict=True):
-        pair = (id(inputs), id(outputs))
-        text = texts.get(pair)
-        if text is None:
-            text = texts[pair] = shapes_text(inputs, outputs, more)
-        found.append(text)
+def shapes_of_calls(calls: pd.DataFrame, more: bool = False) -> np.ndarray:
+    """`shapes_text` of each row of a trace's calls, an array of objects."""
+    which, first = distinct_pairs(calls["inputs"], calls["outputs"])
+    pairs = zip(calls["inputs"].to_numpy()[first], calls["outputs"].to_numpy()[first], strict=True)
+    texts = np.array([shapes_text(inputs, outputs, more) for inputs, outputs in pairs], dtype=object)
+    found: np.ndarray = texts[which]
     return found
+
+
+def distinct_pairs(inputs: pd.Series, outputs: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Number the pairs of tensor lists by identity, which a trace's calls share.
+
+    Returns:
+        The number of each row's pair, and the first row of each pair, in the order of their numbers.
+    """
+    columns = (inputs.to_numpy(), outputs.to_numpy())
+    codes = [pd.factorize(np.fromiter(map(id, column), np.int64, len(column)))[0] for column in columns]
+    both = codes[0] * (int(codes[1].max(initial=0)) + 1) + codes[1]
+    which, pairs = pd.factorize(both)
+    first = np.empty(len(pairs), dtype=np.int64)
+    first[which[::-1]] = np.arange(len(which) - 1, -1, -1)
+    return which, first
 
 
 def and_others(texts: Sequence[str]) -> str:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 BY = ("module", "class", "phase", "part", "layer", "frame", "call")
 SORTS = ("self", "total", "calls")
 
+GARBAGE_COLLECTION = "garbage collection"
+"""The row of Python's garbage collections in tables by module and by class."""
+_LEAST_COLLECTED, _LEAST_COLLECTED_NS = 0.01, 1_000_000  # of all time, and in all: less is in a note alone
+
 _IN_ORDER = ("phase", "part", "frame")  # rows that stand in the run's order unless asked otherwise
 _LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 
@@ -42,7 +46,8 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
         device; `flops` and `bytes` read and written, of the same calls as `total_ns`; `intensity`, `of_peak` and
         `bound`, see `roofline`; `memory_peak_bytes`, the largest; `shapes`, the commonest and how many others there
         are, of a single call how many more tensors went in and out, `1x20x1024 +2 → 1x20x2048`. What was not measured
-        is `<NA>`, as is the frame of what runs outside of them.
+        is `<NA>`, as is the frame of what runs outside of them. By module and by class, Python's garbage collections
+        have a row where they took a hundredth of the time.
 
     Raises:
         ValueError: an unknown `by` or `sort`.
@@ -97,7 +102,34 @@ def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.D
     peak = pd.Series(calls["memory_peak_bytes"].array).groupby(codes).max()
     summary["memory_peak_bytes"] = pd.array(peak.to_numpy(), dtype="Int64")
     summary["shapes"] = _commonest_shapes(calls, codes, len(names), more=by == "call")
+    if by in ("module", "class") and timed:
+        summary = _with_collections(summary, trace, by)
     return _sorted(summary, by, sort, timed)
+
+
+def _with_collections(summary: pd.DataFrame, trace: Trace, by: str) -> pd.DataFrame:
+    """Add a row for Python's garbage collections inside the calls, where they took enough to matter."""
+    took = trace.collections_inside()["host_ns"]
+    whole = int(took.sum()) + int(summary["self_ns"].sum())
+    if took.sum() < max(_LEAST_COLLECTED_NS, _LEAST_COLLECTED * whole):
+        return summary
+    summary["share"] = (summary["self_ns"] / whole).astype("Float64")
+    quantiles = {f"p{part}_ns": round(float(took.quantile(part / 100))) for part in (50, 95, 99)}
+    row: dict[str, object] = {
+        by: GARBAGE_COLLECTION,
+        "calls": len(took),
+        "total_ns": int(took.sum()),
+        "self_ns": int(took.sum()),
+        "mean_ns": round(float(took.mean())),
+        **quantiles,
+        "share": took.sum() / whole,
+        "shapes": "",
+    }
+    if by == "module":
+        row |= {"class": "", "parameters": 0, "parameter_bytes": 0}
+    added = pd.DataFrame([{name: row.get(name, pd.NA) for name in summary}]).astype(summary.dtypes.to_dict())
+    every: pd.DataFrame = pd.concat([summary, added], ignore_index=True)
+    return every
 
 
 def check_sort(sort: str | None) -> None:

@@ -149,6 +149,11 @@ class Trace:
         flow = self.flow and flow_inside(self.flow, self.calls["call"].to_numpy()[keep])
         return replace(self, calls=self.calls[keep], flow=flow)
 
+    def collections_inside(self) -> pd.DataFrame:
+        """Return the garbage collections that ran inside these calls: those that took no part of their self times."""
+        inside: pd.DataFrame = self.collections[self.collections["call"].isin(self.calls["call"])]
+        return inside
+
     def fitting(self, pattern: str) -> list[str]:
         """The paths of called modules that fit a pattern, as in a shell.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from talkerviz.graph.build import Prepared
 from talkerviz.graph.graph import Graph, headings_in
 from talkerviz.graph.pages import FIRST, Page, Pages
 from talkerviz.graph.view import View
@@ -66,12 +67,13 @@ class Charts:
 
     Args:
         trace: what they are of, one run.
+        prepared: that run as it is drawn from, if that is there.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, prepared: Prepared | None = None) -> None:
         self._trace = trace
         self._views = {**{f"depth-{depth}": View(depth=depth) for depth in _DEPTHS}, FIRST: View()}
-        self._pages = Pages(trace, self._views, "")
+        self._pages = Pages(trace, self._views, "", prepared)
 
     def levels(self) -> Iterator[Chart]:
         """Those of the whole run, the most closed one first; none where there are no calls.
