@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from taps import every_way
+from taps import tap_alone
 from test_cli import talkerviz
 from torch import nn
 from torch._dynamo.utils import counters
@@ -87,7 +87,7 @@ def named(trace: Trace) -> list[tuple[int, str]]:
     return [(depth, f"{path} [{phase}]") for depth, path, phase in rows]
 
 
-@every_way
+@tap_alone
 def test_the_talker(
     any_tap: str,
     marker: Marker,
@@ -139,7 +139,7 @@ models = st.recursive(
 )  # fmt: skip
 
 
-@every_way
+@tap_alone
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=models, times=st.integers(1, 3))
 def test_ranges_are_closed_whatever_raises(any_tap: str, model: Acting, times: int) -> None:
@@ -264,7 +264,7 @@ def compiled_work(recorded: bool, inside: bool) -> list[Any]:
     return [len(graphs), *(dict(counters[name]) for name in ("stats", "frames", "graph_break"))]
 
 
-@every_way
+@tap_alone
 @pytest.mark.parametrize("inside", [False, True])
 def test_what_is_compiled_stays_so(any_tap: str, inside: bool, marker: Marker) -> None:
     try:

@@ -166,7 +166,7 @@ def test_the_recorders_own_pauses_are_no_time_of_a_run(monkeypatch: pytest.Monke
 
     write = Spool.write
     monkeypatch.setattr(Spool, "write", slow)
-    monkeypatch.setattr(recorder, "_MOST_NS_A_BATCH", 0)  # writes at each pass
+    monkeypatch.setattr(recorder, "_BATCH", 2)  # writes at each call
     with recording(net) as rec, rec.run():
         run_twice(net)
     (end,) = rec.trace.facts["run_ends"]

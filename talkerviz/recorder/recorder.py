@@ -121,7 +121,7 @@ class Recording:
         self._parts: dict[str, int] = {}
         self._phase_numbers: dict[str, int] = {}
         self._named: ContextVar[int] = ContextVar("phase", default=_NO_PHASE)
-        self._first_thread = threading.get_ident()
+        self._first_thread, self._first_named = threading.get_ident(), _NO_PHASE
         self._marks: list[Mark] = []
         self._mark_numbers: dict[Mark, int] = {}
         numbered = {id(module): p for p, module in self._modules.items() if watched(p)}
@@ -179,6 +179,8 @@ class Recording:
         self._rule, self._run, self._last_frame = self._divide(self._name), self._runs, None
         self._runs += 1
         self._events.begin_run(self._run, self._phase_number(self._rule.start.phase))
+        if self._ranges is not None:
+            self._ranges.to(self._mark())
         end = None
         try:
             yield
@@ -225,7 +227,8 @@ class Recording:
         if self._ended:
             return
         if threading.get_ident() == self._first_thread:
-            self._events.name_phases(number)
+            self._first_named = number
+        self._events.name_phases(self._first_named)
         if self._ranges is not None:
             self._ranges.to(self._mark())
 
@@ -662,7 +665,7 @@ def recording(
         nvtx: mark calls and frames as NVTX ranges, for Nsight Systems: see `NvtxRanges`.
         via: how calls are seen: `tap`, at `nn.Module.__call__`, with nothing on the modules; `hooks`, through torch's
             forward hooks, with nothing patched and at several times the cost; `auto` takes the tap where it is built.
-            `flow` and `nvtx` patch `__call__` either way.
+            `flow` patches `__call__` either way, and `nvtx` needs the tap.
 
     Collectives of torch.distributed are rows as well where there are several processes, see `trace.schema.CALLS`. All
     of them should begin to record at the same place in the program: their clocks are compared then.
@@ -677,6 +680,8 @@ def recording(
     if file is not None:
         check_name(Path(file))
     way = choose_way(via)
+    if nvtx and way == "hooks":
+        raise ValueError("nvtx: ranges stand around `nn.Module.__call__`, and hooks run inside it; use via 'tap'")
     watched = select_modules(model, name, include, exclude, depth)
     process = this_process()
     rec = Recording(

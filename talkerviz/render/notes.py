@@ -52,7 +52,7 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
         cost = time_text(facts["own_cost_ns"])
         notes.append(
             f"Recording took {cost} a call, in no call's time."
-            if not {"processes", "process"} & {*facts} and facts["clock"] != "cuda"
+            if not {"processes", "process"} & {*facts} and facts.get("clock") != "cuda"
             else f"Recording took {cost} a call, in its caller's self time: others went on, or waited, meanwhile."
         )
     notes += _on_what_is_not_there(facts)

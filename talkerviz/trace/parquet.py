@@ -55,27 +55,36 @@ def write_trace(
     for name in ("inputs", "outputs"):
         lists[name] = numbers.of(calls[name])
     every = numbers.lists()
-    with _writer(target) as write:
+    with _writer(target, modules, facts, flow) as write:
         for begin in range(0, len(calls), _ROWS_EACH):
             rows = slice(begin, begin + _ROWS_EACH)
             write.table(_to_arrow(calls.iloc[rows], {name: ids[rows] for name, ids in lists.items()}, every))
         write.lists(dict(enumerate(every)))
-        write.end(modules, facts, flow, collections)
+        write.end(collections)
 
 
 def write_log(target: Path, log: Log, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any]) -> None:
     """Write a log as a trace, some thousands of calls at a time; finished atomically, as `write_trace` does it."""
     garbage: list[Rows] = []
-    with _writer(target) as write:
+    with _writer(target, modules, facts, None) as write:
         for table, lists in log_tables(log, garbage):
             write.table(table)
             write.lists(lists)
-        write.end(modules, facts, None, collections_frame(garbage))
+        write.end(collections_frame(garbage))
 
 
 class _Writer:
-    def __init__(self, file: Path | BinaryIO) -> None:
-        self._file = pq.ParquetWriter(file, CALLS, compression="zstd")
+    def __init__(
+        self, file: Path | BinaryIO, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], flow: Flow | None
+    ) -> None:
+        # In the schema, it goes with the calls when somebody writes them anew with other columns.
+        said = {
+            "talkerviz": FORMAT,
+            "talkerviz.modules": json.dumps(modules),
+            "talkerviz.facts": json.dumps(dict(facts)),
+            **({} if flow is None else {"talkerviz.flow": flow.to_text()}),
+        }
+        self._file = pq.ParquetWriter(file, CALLS.with_metadata(said), compression="zstd")
         self._lists: dict[int, str] = {}
 
     def table(self, table: pa.Table) -> None:
@@ -85,24 +94,11 @@ class _Writer:
         # As text: of a long run they are many, and objects would be many more.
         self._lists.update((number, json.dumps(one)) for number, one in lists.items() if number not in self._lists)
 
-    def end(
-        self,
-        modules: tuple[ModuleInfo, ...],
-        facts: Mapping[str, Any],
-        flow: Flow | None,
-        collections: pd.DataFrame | None,
-    ) -> None:
+    def end(self, collections: pd.DataFrame | None) -> None:
         # Every row has its list of tensors, for whoever reads the file; here each different one is once more, so that
         # a trace is read without looking at rows.
         lists = ",".join(f"[{number},{self._lists[number]}]" for number in sorted(self._lists))
-        said = {
-            "talkerviz": FORMAT,
-            "talkerviz.modules": json.dumps(modules),
-            "talkerviz.facts": json.dumps(dict(facts)),
-            "talkerviz.tensors": _packed(f"[{lists}]"),
-        }
-        if flow is not None:
-            said["talkerviz.flow"] = flow.to_text().decode()
+        said = {"talkerviz.tensors": _packed(f"[{lists}]")}
         if collections is not None and len(collections):
             said["talkerviz.collections"] = json.dumps({name: collections[name].tolist() for name in collections})
         self._file.add_key_value_metadata(said)
@@ -110,9 +106,11 @@ class _Writer:
 
 
 @contextmanager
-def _writer(target: Path | BinaryIO) -> Iterator[_Writer]:
+def _writer(
+    target: Path | BinaryIO, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], flow: Flow | None
+) -> Iterator[_Writer]:
     with _finished_at_once(target) as file:
-        write = _Writer(file)
+        write = _Writer(file, modules, facts, flow)
         try:
             yield write
         finally:
@@ -139,7 +137,7 @@ def read_trace(
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError("a trace that is cut short or damaged; record it again") from error
-    metadata = file.metadata.metadata or {}
+    metadata = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
     if metadata.get(b"talkerviz") != FORMAT.encode():
         raise ValueError("a Parquet file, but not a talkerviz trace; record one with `talkerviz trace`")
     try:
@@ -148,7 +146,8 @@ def read_trace(
         flow = None if text is None else Flow.from_text(text)
         garbage = metadata.get(b"talkerviz.collections")
         collections = collections_frame([] if garbage is None else [json.loads(garbage)])
-        calls = _to_pandas(file, _unpacked(metadata[b"talkerviz.tensors"]))
+        tensors = metadata.get(b"talkerviz.tensors")
+        calls = _to_pandas(file, _lists_in_rows(file) if tensors is None else _unpacked(tensors))
         return calls, modules, json.loads(metadata[b"talkerviz.facts"]), flow, collections
     except (KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
         raise ValueError(f"a damaged talkerviz trace ({error}); record it again") from error
@@ -203,6 +202,17 @@ def _to_arrow(calls: pd.DataFrame, ids: Mapping[str, np.ndarray], lists: Sequenc
         if field.name not in columns:
             columns[field.name] = pa.array(calls[field.name], from_pandas=True).cast(field.type)
     return pa.table([columns[name] for name in CALLS.names], schema=CALLS)
+
+
+def _lists_in_rows(file: pq.ParquetFile) -> list[tuple[int, Any]]:
+    """The lists of tensors of a file that somebody has written anew: from the rows where each first stands."""
+    found: dict[int, Any] = {}
+    for name in ("inputs", "outputs"):
+        table = file.read([name, f"{name}_id"])
+        ids, first = np.unique(table.column(f"{name}_id").to_numpy(), return_index=True)
+        lists = table.column(name).take(pa.array(first)).to_pylist()
+        found |= {number: [list(t.values()) for t in one] for number, one in zip(ids.tolist(), lists, strict=True)}
+    return sorted(found.items())
 
 
 def _to_pandas(file: pq.ParquetFile, lists: Sequence[tuple[int, Any]]) -> pd.DataFrame:

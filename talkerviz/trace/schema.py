@@ -79,7 +79,7 @@ _TENSORS = pa.list_(
             pa.field("shape", pa.list_(pa.int64()), nullable=False),
             pa.field("dtype", pa.string(), nullable=False),
             pa.field("device", pa.string(), nullable=False),
-            pa.field("copies", pa.int32(), nullable=False),
+            pa.field("copies", pa.int64(), nullable=False),
         ]
     )
 )

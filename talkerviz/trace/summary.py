@@ -127,7 +127,7 @@ def _with_collections(summary: pd.DataFrame, trace: Trace, by: str) -> pd.DataFr
     }
     if by == "module":
         row |= {"class": "", "parameters": 0, "parameter_bytes": 0}
-    added = pd.DataFrame([{name: row.get(name, pd.NA) for name in summary}]).astype(summary.dtypes.to_dict())
+    added = pd.DataFrame([{name: row.get(str(name), pd.NA) for name in summary}]).astype(summary.dtypes.to_dict())
     every: pd.DataFrame = pd.concat([summary, added], ignore_index=True)
     return every
 
