@@ -23,6 +23,7 @@ tensors = st.lists(
         shape=st.lists(st.integers(0, 2**40), max_size=4).map(tuple),
         dtype=st.sampled_from(["float32", "bfloat16", "int64"]),
         device=st.sampled_from(["cpu", "cuda:1", "meta"]),
+        copies=st.integers(1, 2**40),
     ),
     max_size=3,
 ).map(tuple)

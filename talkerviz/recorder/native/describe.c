@@ -2,16 +2,6 @@
 
 #include <string.h>
 
-typedef struct {
-  int64_t tokens[MAX_TOKENS];
-  int length;
-  int full;   /* it did not fit: what is there is all there will be */
-  int looks;  /* that are left */
-  int layer;
-  int depth;
-  const void *above[MAX_NESTING + 1]; /* the containers around a value: it may be one of them */
-} Row;
-
 int must_go_on(void) {
   if (!PyErr_Occurred()) return 0;
   if (!PyErr_ExceptionMatches(PyExc_Exception)) return 1;
@@ -281,10 +271,10 @@ static int add_mapping(Describer *d, PyObject *dict, const void *container, Row 
 }
 
 static int kind_of(Describer *d, PyTypeObject *type) {
-  int32_t kind = pointer_get(&d->kinds, type);
+  int kind = (int)pointer_get(&d->kinds, type);
   if (kind >= 0) return kind;
   PyObject *answer = PyObject_CallOneArg(d->kind_of, (PyObject *)type);
-  kind = answer == NULL ? -1 : (int32_t)PyLong_AsLong(answer);
+  kind = answer == NULL ? -1 : (int)PyLong_AsLong(answer);
   Py_XDECREF(answer);
   if (kind < 0) return -1;
   if (PyList_GET_SIZE(d->types) < MAX_TYPES && PyList_Append(d->types, (PyObject *)type) == 0)
@@ -396,36 +386,45 @@ static int64_t number_of_row(Describer *d, const Row *row) {
 }
 
 static void begin_row(Row *row, int64_t what, int layer) {
+  row->in_use = 1;
   row->length = row->full = row->depth = 0;
   row->looks = MAX_LOOKS;
   row->layer = layer;
   add(row, what);
 }
 
-int64_t describe_inputs(Describer *d, PyObject *const *args, Py_ssize_t count, PyObject *names, PyObject *keywords,
-                        int layer) {
-  Row row;
-  begin_row(&row, INPUTS, layer);
-  if (add_items(d, NULL, args, count, &row, -1) < 0) return -1;
-  if (row.length == 1) { /* no tensor among them */
-    add(&row, 0);
-    add_end(&row);
+static int64_t inputs_into(Describer *d, Row *row, PyObject *const *args, Py_ssize_t count, PyObject *names,
+                           PyObject *keywords) {
+  if (add_items(d, NULL, args, count, row, -1) < 0) return -1;
+  if (row->length == 1) { /* no tensor among them */
+    add(row, 0);
+    add_end(row);
   }
   Py_ssize_t named = names == NULL ? 0 : PyTuple_GET_SIZE(names);
-  int start = row.length;
-  for (Py_ssize_t i = 0; i < named && !row.full; i++)
-    if (add_entry(d, PyTuple_GET_ITEM(names, i), args[count + i], &row, 0) < 0) return -1;
-  if (row.length > start) add_end(&row);
-  if (keywords != NULL && add_entries(d, keywords, &row, 0, 0) < 0) return -1;
-  if (row.length == 3 && row.tokens[1] == 0) return NO_TENSORS;
-  return number_of_row(d, &row);
+  int start = row->length;
+  for (Py_ssize_t i = 0; i < named && !row->full; i++)
+    if (add_entry(d, PyTuple_GET_ITEM(names, i), args[count + i], row, 0) < 0) return -1;
+  if (row->length > start) add_end(row);
+  if (keywords != NULL && add_entries(d, keywords, row, 0, 0) < 0) return -1;
+  if (row->length == 3 && row->tokens[1] == 0) return NO_TENSORS;
+  return number_of_row(d, row);
 }
 
-int64_t describe_output(Describer *d, PyObject *output, int layer) {
-  Row row;
-  begin_row(&row, OUTPUT, layer);
-  if (add_value(d, output, &row, 0) < 0) return -1;
-  return number_of_row(d, &row);
+int64_t describe_inputs(Describer *d, Row *row, PyObject *const *args, Py_ssize_t count, PyObject *names,
+                        PyObject *keywords, int layer) {
+  if (row->in_use) return NO_TENSORS;
+  begin_row(row, INPUTS, layer);
+  int64_t number = inputs_into(d, row, args, count, names, keywords);
+  row->in_use = 0;
+  return number;
+}
+
+int64_t describe_output(Describer *d, Row *row, PyObject *output, int layer) {
+  if (row->in_use) return NO_TENSORS;
+  begin_row(row, OUTPUT, layer);
+  int64_t number = add_value(d, output, row, 0) < 0 ? -1 : number_of_row(d, row);
+  row->in_use = 0;
+  return number;
 }
 
 PyObject *describer_take(Describer *d) {

@@ -101,6 +101,18 @@ typedef struct {
   int64_t next_number;
 } Describer;
 
+/* A row as it is written. One for each thread, kept: the few lines of memory that a call writes are the same each time. */
+typedef struct {
+  int in_use;
+  int length;
+  int full;  /* it did not fit: what is there is all there will be */
+  int looks; /* that are left */
+  int layer;
+  int depth;
+  const void *above[MAX_NESTING + 1]; /* the containers around a value: it may be one of them */
+  int64_t tokens[MAX_TOKENS];
+} Row;
+
 /* 0, or -1 with an exception set. */
 int describer_init(Describer *describer);
 int describer_traverse(Describer *describer, visitproc visit, void *arg);
@@ -109,12 +121,13 @@ void describer_free(Describer *describer);
 
 /* The number of a call's arguments: `count` positional ones, and keyword arguments as names behind them (as in a
    vectorcall) or else as a dict, either of which may be NULL. In a call inside layer `layer` only that layer's part of a
-   cache is described; -1 for none. Returns -1 only for an exception that must go on, such as Ctrl-C. */
-int64_t describe_inputs(Describer *describer, PyObject *const *args, Py_ssize_t count, PyObject *names,
+   cache is described; -1 for none. `row` is the thread's; one that is in use, since looking at a value has called a
+   module, leaves the call without a description. Returns -1 only for an exception that must go on, such as Ctrl-C. */
+int64_t describe_inputs(Describer *describer, Row *row, PyObject *const *args, Py_ssize_t count, PyObject *names,
                         PyObject *keywords, int layer);
 
 /* The number of what a call returned. */
-int64_t describe_output(Describer *describer, PyObject *output, int layer);
+int64_t describe_output(Describer *describer, Row *row, PyObject *output, int layer);
 
 /* New rows since the last time, as bytes of int64: number, length, tokens. */
 PyObject *describer_take(Describer *describer);

@@ -9,7 +9,7 @@
 
 typedef struct {
   const void *key;
-  int32_t value;
+  int64_t value; /* not negative */
 } PointerSlot;
 
 typedef struct {
@@ -22,7 +22,7 @@ static inline size_t pointer_hash(const void *pointer) {
 }
 
 /* The number of a pointer; -1 where it has none. */
-static inline int32_t pointer_get(const PointerTable *table, const void *key) {
+static inline int64_t pointer_get(const PointerTable *table, const void *key) {
   if (table->slots == NULL) return -1;
   for (size_t at = pointer_hash(key) & table->mask;; at = (at + 1) & table->mask) {
     if (table->slots[at].key == key) return table->slots[at].value;
@@ -31,7 +31,7 @@ static inline int32_t pointer_get(const PointerTable *table, const void *key) {
 }
 
 /* 0, or -1 without memory. */
-static inline int pointer_put(PointerTable *table, const void *key, int32_t value) {
+static inline int pointer_put(PointerTable *table, const void *key, int64_t value) {
   if (table->slots == NULL || table->used * 2 > table->mask) {
     size_t size = table->slots == NULL ? 64 : (table->mask + 1) * 2;
     PointerTable grown = {NULL, 0, 0};

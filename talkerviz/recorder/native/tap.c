@@ -28,9 +28,24 @@ enum { LANDMARK_ONLY = -1, NOT_RECORDED = -2 };
 #define MOST_STRANGERS 64
 
 typedef struct {
-  PyObject *module; /* NULL where it is not kept alive */
   int32_t number, layer, landmark;
 } Watched;
+
+/* In a table of pointers a module is one number, so that looking it up touches one line of memory. */
+enum { LAYER_BITS = 24, LANDMARK_BITS = 4 };
+
+static inline int64_t pack(Watched watched) {
+  return ((int64_t)watched.number - NOT_RECORDED) << (LAYER_BITS + LANDMARK_BITS) |
+         (int64_t)(watched.layer + 1) << LANDMARK_BITS | watched.landmark;
+}
+
+static inline Watched unpack(int64_t packed) {
+  Watched watched;
+  watched.number = (int32_t)(packed >> (LAYER_BITS + LANDMARK_BITS)) + NOT_RECORDED;
+  watched.layer = (int32_t)(packed >> LANDMARK_BITS & ((1 << LAYER_BITS) - 1)) - 1;
+  watched.landmark = (int32_t)(packed & ((1 << LANDMARK_BITS) - 1));
+  return watched;
+}
 
 typedef struct {
   int32_t what, tensors;
@@ -47,6 +62,7 @@ typedef struct {
   int64_t taken;      /* how often its events were taken: where one was is not known after that */
   int32_t named;      /* the phase that its code has named; -1 for none */
   int depth, frames_deep, excluded;
+  Row row;
 } Log;
 
 typedef struct {
@@ -55,9 +71,8 @@ typedef struct {
   Describer describer;
   int timed, names_phases;
   Py_ssize_t limit;
-  PointerTable places; /* module -> index in `watched` */
-  Watched *watched;
-  Py_ssize_t watched_count;
+  PointerTable watched; /* module -> a packed `Watched` */
+  PyObject *modules;    /* those that are kept alive, so that no other gets the address of one */
   Log **logs;
   Py_ssize_t log_count;
   uint64_t name; /* of this tap for as long as the process lives, as its address is not */
@@ -209,7 +224,7 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
   if (watched->landmark && pass_landmark(tap, log, watched, module, args, count, names, keywords) < 0) return -1;
   if (watched->number >= 0) {
     if (tap->names_phases && push_named(tap, log) < 0) return -1;
-    int64_t inputs = describe_inputs(&tap->describer, args, count, names, keywords, watched->layer);
+    int64_t inputs = describe_inputs(&tap->describer, &log->row, args, count, names, keywords, watched->layer);
     if (inputs < 0 || stamp(tap, Py_True) < 0) return -1;
     /* Device times belong here, beside the host's: what follows is the call's own. */
     int64_t time = now_ns(tap), own = time - entered - (log->garbage_ns - garbage);
@@ -247,7 +262,7 @@ static int end_call(Tap *tap, Log *log, const Watched *watched, PyObject *module
     Py_ssize_t place = log->used - 1;
     int64_t taken = log->taken;
     failed = stamp(tap, Py_False);
-    int64_t outputs = failed ? -1 : describe_output(&tap->describer, output, watched->layer);
+    int64_t outputs = failed ? -1 : describe_output(&tap->describer, &log->row, output, watched->layer);
     failed = outputs < 0; /* Ctrl-C, most likely; the call has an end all the same */
     if (!failed) failed = leave_landmark(tap, log, watched, module);
     int64_t own = now_ns(tap) - time - (log->garbage_ns - garbage);
@@ -305,13 +320,12 @@ static int meet_stranger(Tap *tap, PyObject *module) {
 static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *names) {
   Tap *tap = (Tap *)self;
   Py_ssize_t count = PyVectorcall_NARGS(nargsf);
-  int32_t place = count ? pointer_get(&tap->places, args[0]) : -1;
-  if (place < 0) {
-    if (count && tap->places.slots != NULL && meet_stranger(tap, args[0]) < 0) return NULL;
+  int64_t packed = count ? pointer_get(&tap->watched, args[0]) : -1;
+  if (packed < 0) {
+    if (count && tap->watched.slots != NULL && meet_stranger(tap, args[0]) < 0) return NULL;
     return PyObject_Vectorcall(tap->below, args, nargsf, names);
   }
-  /* By value: a module that joins meanwhile may move the array. */
-  Watched watched = tap->watched[place];
+  Watched watched = unpack(packed);
   if (watched.number == NOT_RECORDED) return PyObject_Vectorcall(tap->below, args, nargsf, names);
   Log *log = log_of_thread(tap);
   if (log == NULL) return NULL;
@@ -334,9 +348,9 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
 /* ---- The same from forward hooks, which call the two ends apart. */
 
 static Log *watched_log(Tap *tap, PyObject *module, Watched *watched) {
-  int32_t place = pointer_get(&tap->places, module);
-  if (place < 0) return NULL;
-  *watched = tap->watched[place];
+  int64_t packed = pointer_get(&tap->watched, module);
+  if (packed < 0) return NULL;
+  *watched = unpack(packed);
   if (watched->number == NOT_RECORDED) return NULL;
   Log *log = log_of_thread(tap);
   if (log != NULL && log->excluded) log->passed_by++;
@@ -385,24 +399,21 @@ static PyObject *tap_fail(Tap *tap, PyObject *args) {
 /* ---- What Python tells it, and takes from it. */
 
 static PyObject *tap_watch(Tap *tap, PyObject *args) {
-  Watched made;
+  PyObject *module;
+  Watched watched;
   int keep;
-  if (!PyArg_ParseTuple(args, "Oiiip", &made.module, &made.number, &made.layer, &made.landmark, &keep)) return NULL;
-  Watched *watched = realloc(tap->watched, (size_t)(tap->watched_count + 1) * sizeof(Watched));
-  if (watched == NULL) return PyErr_NoMemory();
-  tap->watched = watched;
-  if (pointer_put(&tap->places, made.module, (int32_t)tap->watched_count) < 0) return PyErr_NoMemory();
-  if (keep) Py_INCREF(made.module);
-  else made.module = NULL;
-  watched[tap->watched_count++] = made;
+  if (!PyArg_ParseTuple(args, "Oiiip", &module, &watched.number, &watched.layer, &watched.landmark, &keep)) return NULL;
+  if (watched.layer >= (1 << LAYER_BITS) - 1) watched.layer = -1;
+  if (keep && PyList_Append(tap->modules, module) < 0) return NULL;
+  if (pointer_put(&tap->watched, module, pack(watched)) < 0) return PyErr_NoMemory();
   Py_RETURN_NONE;
 }
 
 static PyObject *tap_unwatch(Tap *tap, PyObject *identity) {
   void *module = PyLong_AsVoidPtr(identity);
   if (module == NULL && PyErr_Occurred()) return NULL;
-  /* Its place stays; should another object get the address and be watched, it gets the place. */
-  if (pointer_get(&tap->places, module) >= 0) pointer_put(&tap->places, module, -1);
+  /* Its slot stays; should another object get the address and be watched, it gets the slot. */
+  if (pointer_get(&tap->watched, module) >= 0) pointer_put(&tap->watched, module, -1);
   Py_RETURN_NONE;
 }
 
@@ -480,13 +491,17 @@ static PyObject *tap_exclude(Tap *tap, PyObject *excluded) {
 static PyObject *tap_describe(Tap *tap, PyObject *args) {
   PyObject *positional, *keywords;
   if (!PyArg_ParseTuple(args, "O!O!", &PyTuple_Type, &positional, &PyDict_Type, &keywords)) return NULL;
-  int64_t number = describe_inputs(&tap->describer, &PyTuple_GET_ITEM(positional, 0), PyTuple_GET_SIZE(positional),
-                                   NULL, keywords, -1);
+  Log *log = log_of_thread(tap);
+  if (log == NULL) return NULL;
+  int64_t number = describe_inputs(&tap->describer, &log->row, &PyTuple_GET_ITEM(positional, 0),
+                                   PyTuple_GET_SIZE(positional), NULL, keywords, -1);
   return number < 0 ? NULL : PyLong_FromLongLong(number);
 }
 
 static PyObject *tap_describe_output(Tap *tap, PyObject *output) {
-  int64_t number = describe_output(&tap->describer, output, -1);
+  Log *log = log_of_thread(tap);
+  if (log == NULL) return NULL;
+  int64_t number = describe_output(&tap->describer, &log->row, output, -1);
   return number < 0 ? NULL : PyLong_FromLongLong(number);
 }
 
@@ -533,13 +548,8 @@ static PyObject *tap_own_ns(Tap *tap, PyObject *Py_UNUSED(ignored)) {
 
 /* From here on every call goes straight on, and no module is kept alive. Calls may be inside: logs and callables stay. */
 static PyObject *tap_close(Tap *tap, PyObject *Py_UNUSED(ignored)) {
-  pointer_clear(&tap->places);
-  Py_ssize_t count = tap->watched_count;
-  Watched *watched = tap->watched;
-  tap->watched_count = 0;
-  tap->watched = NULL;
-  for (Py_ssize_t i = 0; i < count; i++) Py_XDECREF(watched[i].module);
-  free(watched);
+  pointer_clear(&tap->watched);
+  if (tap->modules != NULL) PyList_SetSlice(tap->modules, 0, PyList_GET_SIZE(tap->modules), NULL);
   Py_RETURN_NONE;
 }
 
@@ -553,14 +563,15 @@ static PyObject **callables(Tap *tap, int at) {
 
 static int tap_traverse(Tap *tap, visitproc visit, void *arg) {
   for (int i = 0; callables(tap, i) != NULL; i++) Py_VISIT(*callables(tap, i));
-  for (Py_ssize_t i = 0; i < tap->watched_count; i++) Py_VISIT(tap->watched[i].module);
+  Py_VISIT(tap->modules);
   Py_VISIT(Py_TYPE(tap));
   return describer_traverse(&tap->describer, visit, arg);
 }
 
 static int tap_clear(Tap *tap) {
   for (int i = 0; callables(tap, i) != NULL; i++) Py_CLEAR(*callables(tap, i));
-  Py_XDECREF(tap_close(tap, NULL));
+  pointer_clear(&tap->watched);
+  Py_CLEAR(tap->modules);
   describer_clear(&tap->describer);
   return 0;
 }
@@ -611,7 +622,8 @@ static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
   tap->first_named = -1;
   tap->timed = timed;
   tap->limit = limit;
-  if (describer_init(describer) < 0) {
+  tap->modules = PyList_New(0);
+  if (tap->modules == NULL || describer_init(describer) < 0) {
     Py_DECREF(tap);
     return NULL;
   }
