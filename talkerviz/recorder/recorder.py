@@ -314,7 +314,9 @@ class Recording:
             joins=self._joins,
             full=self._write,
             stranger=self._met_stranger,
-            stamp=self._guarded(self._stamp) if self._gauges else None,
+            stamp=self._guarded(self._gauges[0].stamp if len(self._gauges) == 1 else self._stamp)
+            if self._gauges
+            else None,
             phase=self._named,
             start=self._phase_number(self._rule.start.phase),
             frame=self._phase_number("forward"),

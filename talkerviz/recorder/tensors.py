@@ -33,7 +33,7 @@ from talkerviz.trace.tensor_rows import (
     read_row,
 )
 
-is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+is_tracing: Callable[[], bool] = torch._C._is_tracing
 NO_LAYER = -1
 MERGED_ITEMS, MAX_ENTRIES, MAX_LOOKS, MAX_NESTING = 8, 256, 1024, 8
 _MOST_PLACES = 8
