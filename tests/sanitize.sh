@@ -88,13 +88,13 @@ if [ "${1:-}" = python ]; then
   "$python" "$@" || status=$?
 else
   if [ $# = 0 ]; then
-    # Whatever exercises the tap, except what takes long: compiled regions, killed processes and each moment of a call
-    # with small batches. Variants that go through Python alone are left out. Nothing is known not to run under ASan.
-    for name in fuzz record record_calls record_values record_several record_property record_failures; do
+    # Whatever exercises the tap, except what takes long: compiled regions, killed processes, random models and Ctrl-C at
+    # each moment of a call. Variants that go through Python alone are left out. Nothing is known not to run under ASan.
+    for name in fuzz describe record record_calls record_values record_several record_failures; do
       set -- "$@" "$root/tests/test_${name/#fuzz/tap_fuzz}.py"
     done
     # After a crash xdist may wait for its new workers for ever.
-    set -- -n 2 --max-worker-restart 0 --hypothesis-profile=ci -k 'not python] and not hooks] and not each_moment_of_a_call[4-' "$@"
+    set -- -n 2 --max-worker-restart 0 --hypothesis-profile=ci -k 'not python] and not hooks] and not ctrl_c' "$@"
     set -- "$@" "$root/tests/test_record_compilers.py::test_functional_transforms"
     set -- "$@" "$root/tests/test_record_compilers.py::test_torch_s_own_tracers_make_the_same_of_a_watched_model"
   fi

@@ -46,7 +46,7 @@ with tv.recording(model, file=sys.argv[1]):
         model(torch.zeros(2), calls, pause)
         print(frame * (calls + 1), time.monotonic(), flush=True)
 """
-EVENT_BYTES = 16  # of the three numbers, two take half the room
+EVENT_BYTES = 4  # as they are written, compressed
 COLUMNS = ["path", "parent", "depth", "thread", "phase", "frame", "inputs", "host_start_ns"]
 
 

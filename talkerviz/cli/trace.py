@@ -37,6 +37,7 @@ from talkerviz.recorder import recording
 from talkerviz.recorder.followed_frames import following_changes_of
 from talkerviz.recorder.gauges import clock_for
 from talkerviz.recorder.process import this_process
+from talkerviz.recorder.tap import choose_way
 from talkerviz.render.table import render_table
 from talkerviz.talker.codes_file import write_codes
 from talkerviz.talker.faster import Faster
@@ -64,6 +65,14 @@ class Impl(str, enum.Enum):
 
     native = "native"
     transformers = "transformers"
+
+
+class Via(str, enum.Enum):
+    """How calls are seen."""
+
+    auto = "auto"
+    tap = "tap"
+    hooks = "hooks"
 
 
 class Clock(str, enum.Enum):
@@ -110,6 +119,9 @@ def trace(
     warmup: Annotated[int, typer.Option(min=0, help="Run so often first, and record nothing of it.")] = 0,
     repeat: Annotated[int, typer.Option(min=1, help="Record so many runs: `show --runs` tells them apart.")] = 1,
     clock: Annotated[Clock, typer.Option(help="auto takes cuda on CUDA; none records shapes alone.")] = Clock.auto,
+    via: Annotated[
+        Via, typer.Option(help="See calls at nn.Module.__call__ (tap), or through forward hooks; auto takes the tap.")
+    ] = Via.auto,
     include: Annotated[
         list[str] | None, typer.Option(help="Record only modules that fit, such as '*.self_attn*'.")
     ] = None,
@@ -134,6 +146,7 @@ def trace(
     limits = load_peaks(peaks) if peaks else None
     if (busy or memory) and not torch.cuda.is_available():
         raise ValueError(f"--{'busy' if busy else 'memory'}: torch sees no CUDA device, and nothing else can tell")
+    _say_which_way(via)
     faster = Faster(compile_layers, fused, graphs)
     asked = {
         "preset": preset_name,
@@ -175,11 +188,20 @@ def trace(
     if warmup:
         facts["warmup_ns"] = [_warm_up(made, shown) for _ in range(warmup)]
     record = functools.partial(
-        recording, made.model, made.name, include=include or (), exclude=exclude or (), depth=depth, facts=facts
+        recording,
+        made.model,
+        made.name,
+        include=include or (),
+        exclude=exclude or (),
+        depth=depth,
+        facts=facts,
+        via=via.value,
     )
     on_meta = device is Device.meta
     failure: BaseException | None = None
-    warnings.filterwarnings("ignore", ".*what was recorded until then", RuntimeWarning)  # said below, as an error
+    # Said below, in a line each.
+    for said in (".*what was recorded until then", "no call of .* was recorded"):
+        warnings.filterwarnings("ignore", said, RuntimeWarning)
     with record(
         phases=made.phases,
         # Nothing is computed there, so there is nothing to time, and all the time to count.
@@ -273,6 +295,15 @@ def _refuse(target: str, given: Mapping[str, Any]) -> None:
             raise ValueError(f"{option_of(name)}: --inputs says how many tokens there are")
     if "preset" in given and "checkpoint" in given:
         raise ValueError("--preset: --checkpoint says which talker it is; give one of them")
+
+
+def _say_which_way(via: Via) -> None:
+    """Check the way in, and say where it is the slow one for want of the compiled tap."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        choose_way(via.value)
+    for warning in said:
+        print(f"talkerviz: {warning.message}", file=sys.stderr)
 
 
 def _with_measure(

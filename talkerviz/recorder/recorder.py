@@ -564,7 +564,8 @@ class Recording:
                 if Path.cwd() == self._folder:
                     self.file = self._given.with_name(self.file.name)
         if self.lost is not None:
-            where = f"what was recorded until then is in {self.file}" if self.file else "there is no trace"
+            there = self.file is not None and self.file.exists()
+            where = f"what was recorded until then is in {self.file}" if there else "there is no trace"
             warnings.warn(f"{wanted or 'recording'}: {self.lost}; {where}", RuntimeWarning, stacklevel=4)
 
     def _facts_of_run(self, raised: bool) -> dict[str, Any]:

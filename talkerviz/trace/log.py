@@ -21,7 +21,9 @@ time line: what is recorded looks as if nobody had recorded it.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,8 +156,11 @@ def read_log(source: Path | pa.Buffer) -> Log:
     """Read a log's stream; one that was cut short gives the whole batches that are there.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: not such a stream at all.
     """
+    if isinstance(source, Path) and not source.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
     try:
         reader = _open(source)
     except (pa.ArrowInvalid, OSError) as error:
