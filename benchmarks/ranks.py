@@ -16,8 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,18 +31,38 @@ from talkerviz.query import query
 from talkerviz.recorder.clock_exchange import exchange_clocks
 from talkerviz.recorder.collective_log import CollectiveLog
 from talkerviz.recorder.collectives import watch_collectives
-from talkerviz.recorder.tensors import Signatures
-from talkerviz.trace.log import Names
+from talkerviz.recorder.tap import Tap, make_events
+from talkerviz.recorder.tensors import TensorKinds
 
 ROUNDS, COLLECTIVES, EXCHANGES, FILES = 15, 2_000, 20, 1_000
 
 
+def events() -> Any:
+    """The log that collectives go to."""
+    return make_events(
+        Tap,
+        None,
+        {},
+        TensorKinds([]),
+        entered=lambda *call: None,
+        left=lambda module: None,
+        failed=lambda error: -1,
+        joins=lambda: True,
+        full=lambda: True,
+        stranger=lambda *call: None,
+        stamp=None,
+        phase=ContextVar("phase", default=-1),
+        start=0,
+        frame=0,
+        timed=True,
+        limit=1 << 30,
+    )
+
+
 def collective_rows() -> list[str]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    x, names = torch.ones(64), Names()
-    listener = CollectiveLog(
-        lambda *_: None, lambda _: None, lambda _: -1, 0, names, Signatures(names.tensors), timed=True
-    )
+    x = torch.ones(64)
+    listener = CollectiveLog(events(), lambda _: None, lambda _: -1, [], timed=True)
 
     def waited_for_later() -> None:
         work = dist.all_reduce(x, async_op=True)
