@@ -326,7 +326,7 @@ def test_tensors_in_objects_of_any_kind(any_tap: str) -> None:
 
 
 @every_way
-def test_values_that_must_not_be_looked_at(any_tap: str) -> None:
+def test_values_that_must_not_be_looked_at(any_tap: str, tmp_path: Path) -> None:
     class Lazy(collections.abc.Mapping[str, Any]):
         def __getitem__(self, key: str) -> Any:
             raise RuntimeError("not loaded")
@@ -355,11 +355,14 @@ def test_values_that_must_not_be_looked_at(any_tap: str) -> None:
         def forward(self, x: torch.Tensor, value: Any) -> Any:
             return x, value
 
-    model, x = Returns(), torch.zeros(2)
+    model, x, file = Returns(), torch.zeros(2), tmp_path / "run.parquet"
     for value in (Lazy(), Strange([1]), torch.zeros(1).as_subclass(Raises), {Key(): x}, {"a\udcff": x}, [0] * 10**6):
         for measure in (None, "flow", "cost"):
-            trace = tv.record(model, lambda value=value: model(x, value), measure=measure)
+            trace = tv.record(
+                model, lambda value=value: model(x, value), measure=measure, file=tmp_path / "run.parquet"
+            )
             assert trace.calls["inputs"][0][0].shape == (2,)
+            assert [found.name for found in tmp_path.iterdir()] == ["run.parquet"]
 
 
 def test_the_cost_that_is_stated_is_of_the_run() -> None:

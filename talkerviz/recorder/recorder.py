@@ -98,6 +98,7 @@ class Recording:
     ) -> None:
         self._modules, self._infos = tree_of(model, name)
         self._paths = {id(module): path for path, module in self._modules.items()}
+        self._numbered = [(path, module) for path, module in self._modules.items()]
         self._facts = facts
         self._name = name
         self._way = way
@@ -286,11 +287,11 @@ class Recording:
             self._running.append(gauge)
             gauge.start()
         for other in list(_going_on):
-            other._exclude(True, self._undo)
+            other._exclude_thread(self._undo)
         self._undo.append(lambda: _going_on.discard(self))
         _going_on.add(self)
 
-    def _exclude(self, excluded: bool, undo: list[Callable[[], None]]) -> None:
+    def _exclude_thread(self, undo: list[Callable[[], None]]) -> None:
         """A thread that begins a recording of its own records its calls there, and no longer here."""
         if threading.get_ident() == self._first_thread or self._ended or os.getpid() != self._process:
             return
@@ -367,8 +368,9 @@ class Recording:
                 number = len(self._infos)
                 self._infos = (*self._infos, info)
                 self._names.joined.append(info)
-                self._modules[f"{path}#{number}" if path in self._modules else path] = module
+                self._modules[path] = module  # in the place of one that was replaced
                 self._paths[id(module)] = path
+                self._numbered.append((path, module))
                 self._watch(module, path, number, layers[path])
                 if self._hooks is not None:
                     self._hooks.add(module)
@@ -494,9 +496,12 @@ class Recording:
     def _write(self) -> bool:
         """Write this thread's events away; whether it is logged already how long that took."""
         began = perf_counter_ns()
+        if os.getpid() != self._process:  # forked: the file, and whoever holds the lock, are the other process's
+            self._events.take(self._events.thread())
+            return True
         with self._lock:
-            if self._ended or os.getpid() != self._process:
-                return True  # a thread that is still inside a call; a forked process, which shares the file
+            if self._ended:
+                return True  # a thread that is still inside a call
             self._keep(self._events.thread())
             if self._cuda is not None:
                 self._cuda.harvest()
@@ -555,8 +560,7 @@ class Recording:
             self.lost = self.lost or _reason(error)
         finally:
             self._spool.let_go()
-            self._modules = {}
-            self._paths = {}
+            self._modules, self._paths, self._numbered = {}, {}, []
         if self.lost is not None:
             wanted, self.file = self._given, self._spool.path
         if self.file is not None and self._given is not None and not self._given.is_absolute():
@@ -571,10 +575,9 @@ class Recording:
     def _facts_of_run(self, raised: bool) -> dict[str, Any]:
         """What is known of a run when it is over."""
         # A lazy module, and one that was parametrized, has become another class; parameters have sizes now.
-        current = {path: info_of(path.partition("#")[0], module) for path, module in self._modules.items()}
         self._infos = tuple(
-            old if new is None else new._replace(aliases=old.aliases)
-            for old, new in zip(self._infos, self._in_order(current), strict=True)
+            info_of(path, module, info.aliases)
+            for info, (path, module) in zip(self._infos, self._numbered, strict=True)
         )
         calls, own_ns, passed_by, strange = self._events.totals()
         facts: dict[str, Any] = {}
@@ -599,10 +602,6 @@ class Recording:
             said = f"no call of {self._name!r} ({self._facts.get('model')}) was recorded: {why}"
             warnings.warn(said, RuntimeWarning, stacklevel=5)
         return facts
-
-    def _in_order(self, current: Mapping[str, Any]) -> list[Any]:
-        found = list(current.values())
-        return [*found, *[None] * (len(self._infos) - len(found))]
 
     def _save(self, file: Path) -> None:
         """Make a trace of what was written away, in its place."""

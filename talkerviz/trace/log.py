@@ -26,6 +26,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,10 +124,23 @@ class Log:
 
     def batches(self, thread: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """The columns of `EVENTS`, with whole times, of each batch of a thread."""
+        of_thread = (batch for number, batch in self._events() if number == thread)
+        for batch in of_thread if len(self.threads) == 1 else self._by_thread[thread]:
+            what, tensors, time, value = (batch.column(name).to_numpy() for name in EVENTS.names)
+            yield what.astype(np.int64), tensors.astype(np.int64), np.cumsum(time), value
+
+    def _events(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         for said, batch in _batches(_open(self.source)):
-            if said["thread"] == thread and len(batch):
-                what, tensors, time, value = (batch.column(name).to_numpy() for name in EVENTS.names)
-                yield what.astype(np.int64), tensors.astype(np.int64), np.cumsum(time), value
+            if len(batch):
+                yield said["thread"], batch
+
+    @cached_property
+    def _by_thread(self) -> dict[int, list[pa.RecordBatch]]:
+        # Calls of several threads are put in order in memory anyway; the stream is not read once for each of them.
+        found: dict[int, list[pa.RecordBatch]] = {thread: [] for thread in self.threads}
+        for thread, batch in self._events():
+            found[thread].append(batch)
+        return found
 
 
 def event_batch(events: bytes) -> pa.RecordBatch:

@@ -126,7 +126,9 @@ def _name(place: tuple[str, ...]) -> str:
     if not place:
         return "output"
     # What is private to a container is no part of where its users find a tensor.
-    return ".".join([*(part for part in place[:-1] if not part.startswith("_")), place[-1]])
+    name = ".".join([*(part for part in place[:-1] if not part.startswith("_")), place[-1]])
+    # A name of a file may be no text that a file can hold.
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _places(mask: int, said: int) -> list[int]:
