@@ -13,7 +13,6 @@ import dataclasses
 import gc
 import importlib
 import importlib.util
-import inspect
 import random
 import sys
 import threading
@@ -34,9 +33,8 @@ from torch import nn
 import talkerviz as tv
 from talkerviz.recorder import recorder
 
-HAS_VIA = "via" in inspect.signature(tv.recording).parameters
-VIAS = ["tap", "hooks"] if HAS_VIA else ["tap", "python"]
-"""Ways to record, values of `via`, of which "auto" is one or the other; before `recording` had it, the two taps."""
+VIAS = ["tap", "hooks"]
+"""Ways to record, values of `via`, of which "auto" is one or the other."""
 
 SECONDS = 0.2
 """Time that threads race for in one example."""
@@ -69,11 +67,9 @@ seeds = given(seed=st.integers(0, 2**32 - 1))
 
 
 @pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch, via: str) -> None:
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     # Logs are written away after few events, so between and inside many calls.
-    monkeypatch.setattr(recorder, "_BATCH", 16, raising=False)
-    if not HAS_VIA and via == "python":
-        monkeypatch.setattr(recorder, "Tap", importlib.import_module("talkerviz.recorder.tap").PythonTap)
+    monkeypatch.setattr(recorder, "_BATCH", 16)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +84,7 @@ def _nothing_is_left() -> Iterator[None]:
 
 
 def recording(model: nn.Module, via: str) -> Any:
-    return tv.recording(model, **({"via": via} if HAS_VIA else {}))
+    return tv.recording(model, via=via)
 
 
 # ---- Leaves.
