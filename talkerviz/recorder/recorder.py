@@ -62,11 +62,12 @@ from talkerviz.version import __version__
 _BATCH = 1 << 15  # events: 16,384 calls, 768 KiB
 _NO_PHASE = -1
 _CALLS_THAT_TELL = 100  # what a call costs: the first ones, of which all is new, cost many times more
-_going_on: weakref.WeakSet[Recording] = weakref.WeakSet()
+# By identity. A dictionary's values are copied in one step, so other threads may begin and end recordings meanwhile.
+_going_on: dict[int, Recording] = {}
 
 
 def _note_fork() -> None:
-    for recording in list(_going_on):
+    for recording in list(_going_on.values()):
         recording._forks += 1
 
 
@@ -286,10 +287,10 @@ class Recording:
                 step_in(nn.Module, "__call__", gauge.stand_in, self._undo)
             self._running.append(gauge)
             gauge.start()
-        for other in list(_going_on):
+        for other in list(_going_on.values()):
             other._exclude_thread(self._undo)
-        self._undo.append(lambda: _going_on.discard(self))
-        _going_on.add(self)
+        self._undo.append(lambda: _going_on.pop(id(self), None))
+        _going_on[id(self)] = self
 
     def _exclude_thread(self, undo: list[Callable[[], None]]) -> None:
         """A thread that begins a recording of its own records its calls there, and no longer here."""
@@ -423,7 +424,8 @@ class Recording:
         All of a program's do, but a recording that a thread of a server begins is of that thread's request: threads
         that ran before it serve others.
         """
-        if any(other is not self and other._first_thread == threading.get_ident() for other in list(_going_on)):
+        here = threading.get_ident()
+        if any(other is not self and other._first_thread == here for other in list(_going_on.values())):
             return False
         return threading.current_thread() not in self._earlier_threads
 
