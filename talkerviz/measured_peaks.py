@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -13,22 +14,27 @@ import torch
 from talkerviz.trace.peaks import Peaks
 
 _SECONDS_EACH = 0.5
+_SECONDS_A_PRODUCT = 0.02  # long enough to be timed, and for all cores to take part
 
 
 def measure_peaks(device: str) -> Peaks:
     """The best of many square matrix products in each dtype, and of many copies of memory that no cache holds."""
-    cuda = torch.device(device).type == "cuda"
-    size = 8192 if cuda else 2048
-    flops = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b, out = (torch.zeros(size, size, device=device, dtype=dtype) for _ in range(3))
-
-        def multiply(a: torch.Tensor = a, b: torch.Tensor = b, out: torch.Tensor = out) -> None:
-            torch.mm(a, b, out=out)
-
-        flops[str(dtype).removeprefix("torch.")] = 2 * size**3 / _best(multiply, cuda)
+    dtypes = (torch.float32, torch.bfloat16)
+    flops = {str(dtype).removeprefix("torch."): _measure_products(device, dtype) for dtype in dtypes}
     when = f"measured {datetime.date.today()} with torch {torch.__version__}, {torch.get_num_threads()} threads"
     return Peaks(device_name(device), flops, measure_bandwidth(device), when)
+
+
+def _measure_products(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of the largest product that does not take long: some CPUs emulate bfloat16."""
+    cuda = torch.device(device).type == "cuda"
+    size, most = 256, 8192 if cuda else 2048
+    while True:
+        a, b, out = (torch.zeros(size, size, device=device, dtype=dtype) for _ in range(3))
+        multiply = functools.partial(torch.mm, a, b, out=out)
+        if size == most or _best(multiply, cuda, 0) > _SECONDS_A_PRODUCT:
+            return 2 * size**3 / _best(multiply, cuda)
+        size *= 2
 
 
 def measure_bandwidth(device: str) -> float:
@@ -44,11 +50,11 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name()
 
 
-def _best(work: Callable[[], object], cuda: bool) -> float:
-    """The least seconds that the work took, over half a second of tries."""
+def _best(work: Callable[[], object], cuda: bool, seconds: float = _SECONDS_EACH) -> float:
+    """The least seconds that the work took, over so many seconds of tries."""
     best, began = float("inf"), perf_counter()
     tries = 0
-    while tries < 3 or perf_counter() - began < _SECONDS_EACH:
+    while tries < 3 or perf_counter() - began < seconds:
         at = perf_counter()
         work()
         if cuda:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
-import threading
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from talkerviz.recorder.requests import Request, Requests
 from talkerviz.trace.log import Mark
 
 # Where a pass finds what earlier ones left, and where its positions are, as transformers and most others call them.
@@ -51,10 +53,15 @@ def passes_of(model: nn.Module, root: str) -> Passes:
 class PassPhases:
     """Any model, by what goes into each pass.
 
-    Before the first pass it is `setup` for what can generate, and `forward` for all else. A pass that fills an empty
-    cache is `prefill`, as is one of several positions; one of a single position, on a cache that holds others, is
-    `decode`. Without a cache a pass is `forward`. Each outermost pass is a frame. What an encoder does before the first
-    of them, as an encoder-decoder's or a picture's does, is `encode`.
+    Before the first pass it is `setup` for what can generate, and `forward` for all else. Each outermost pass is a
+    frame. A pass without a cache is `forward`, one that fills an empty cache `prefill`. Of those on a cache that holds
+    positions `recorder.requests` tells further pieces of the prompt, which are `prefill` too, from `decode`, of one
+    token or several that were guessed. A pass of several packed sequences is `mixed` where some are at their prompt
+    and others are not. What an encoder does before the first pass, as an encoder-decoder's or a picture's does, is
+    `encode`.
+
+    A request begins with each prefill on an empty cache, and with each further turn of a conversation. Its frames are
+    those of the passes on its cache.
 
     Where several modules generate one after the other, phases have their names, as in `semantic.prefill`; where one
     does between the passes of the one that it is a part of, its passes are the steps of that one's frame.
@@ -65,11 +72,9 @@ class PassPhases:
         self.start = Mark("setup" if passes.generators else "forward")
         self._root = root
         self.landmarks = frozenset({root, *passes.generators, *passes.stacks, *passes.encoders})
-        self._thread = threading.local()
-        self._seen: set[str] = set()
-        self._frames = 0
-        self._step = 0
-        self._owner: str | None = None  # whose pass the frame is
+        self._here: ContextVar[_Here] = ContextVar("pass", default=_Here())
+        self._requests = Requests()
+        self._frames, self._request_numbers = itertools.count(), itertools.count()
 
     def is_plain(self, model: nn.Module) -> bool:
         """Whether each pass is a `forward`, whatever goes into it: the model has no part that may be handed a cache."""
@@ -85,36 +90,43 @@ class PassPhases:
 
     def entered(self, path: str, arguments: Mapping[str, Any]) -> Mark | None:
         """A pass begins, unless it is inside of another."""
-        depth = getattr(self._thread, "depth", 0)
-        self._thread.depth = depth + 1
-        if depth:
+        here = self._here.get()
+        self._here.set(here._replace(depth=here.depth + 1))
+        if here.depth:
             return None
         if path in self._passes.encoders:
             return Mark("encode")
-        kind = self._kind(path, arguments)
+        kind, request = self._kind(arguments, here)
         if kind == "forward" and path != self._root:
             return None  # a part that is called alone, and no pass of anything
-        if self._owner is not None and path.startswith(f"{self._owner}."):
-            self._step = 0 if kind == "prefill" else self._step + 1
-            return Mark(f"{path.rpartition('.')[2]}.{kind}", self._frames - 1, self._step)
-        self._owner = path
-        self._frames += 1
-        return Mark(f"{self._prefix(path)}{kind}", self._frames - 1)
+        if here.owner is not None and path.startswith(f"{here.owner}."):
+            step = 0 if kind == "prefill" else here.step + 1
+            self._here.set(here._replace(depth=1, step=step, parts=request))
+            return Mark(f"{path.rpartition('.')[2]}.{kind}", here.frame, step, request=_number(here.request))
+        if request is not None and request.number is None:
+            request.number = next(self._request_numbers)
+        frame = next(self._frames)
+        self._here.set(_Here(1, path, frame, here.step, request))
+        return Mark(f"{self._prefix(path)}{kind}", frame, request=_number(request))
 
     def left(self, path: str) -> Mark | None:
         """What runs between passes belongs to the one before."""
-        self._thread.depth -= 1
+        here = self._here.get()
+        self._here.set(here._replace(depth=here.depth - 1))
         return None
 
-    def _kind(self, path: str, arguments: Mapping[str, Any]) -> str:
+    def _kind(self, arguments: Mapping[str, Any], here: _Here) -> tuple[str, Request | None]:
         caches = [value for name, value in arguments.items() if _CACHE.match(name) and not isinstance(value, bool)]
         cache = next((cache for cache in caches if cache is not None), None)
         if cache is None:
-            return "prefill" if arguments.get("use_cache") is True else "forward"
-        filled = is_filled(cache)
-        filled = path in self._seen if filled is None else filled
-        self._seen.add(path)
-        return "decode" if filled and positions_in(arguments) == 1 else "prefill"
+            return ("prefill", Request()) if arguments.get("use_cache") is True else ("forward", None)
+        if (packed := _packed_kind(arguments)) is not None:
+            return packed, None
+        kept = arguments.get("logits_to_keep")
+        positions = positions_in(arguments)
+        # Of a part its own request goes on, of the model that of the last pass in this context.
+        last = here.parts or here.request
+        return self._requests.kind(cache, positions, kept if isinstance(kept, int) else None, last)
 
     def _prefix(self, path: str) -> str:
         """Nothing where there is only one that generates, else the name of the part of the root that it is in."""
@@ -125,6 +137,44 @@ class PassPhases:
         return path.removeprefix(f"{self._root}.").partition(".")[0]
 
 
+class _Here(NamedTuple):
+    """Where a thread or a task stands.
+
+    Attributes:
+        depth: landmarks that are being called.
+        owner: whose pass the last frame is.
+        frame: its number.
+        step: of a part's pass in it.
+        request: the request of that pass.
+        parts: that of the last pass of a part.
+    """
+
+    depth: int = 0
+    owner: str | None = None
+    frame: int = -1
+    step: int = 0
+    request: Request | None = None
+    parts: Request | None = None
+
+
+def _number(request: Request | None) -> int | None:
+    return None if request is None else request.number
+
+
+def _packed_kind(arguments: Mapping[str, Any]) -> str | None:
+    """The phase of a pass of several sequences in one row, as continuous batching makes them; None for any other."""
+    bounds, longest = arguments.get("cu_seq_lens_q"), arguments.get("max_length_q")
+    if not isinstance(bounds, Tensor) or not isinstance(longest, int):
+        return None
+    positions = positions_in(arguments)
+    if longest == 1 or positions == bounds.numel() - 1:
+        return "decode"
+    if bounds.device.type != "cpu":  # to look at it would be to wait for the device
+        return "prefill"
+    lengths = bounds.diff()
+    return "mixed" if bool((lengths == 1).any()) and bool((lengths > 1).any()) else "prefill"
+
+
 def positions_in(arguments: Mapping[str, Any]) -> int | None:
     """How many positions of a sequence go into a pass; None if nothing tells."""
     named = [arguments[name] for name in _POSITIONS if isinstance(arguments.get(name), Tensor)]
@@ -132,21 +182,6 @@ def positions_in(arguments: Mapping[str, Any]) -> int | None:
     if first is None:
         return None
     return int(first.shape[1] if first.ndim > 1 else first.numel())
-
-
-def is_filled(cache: Any) -> bool | None:
-    """Whether a cache holds anything; None if it does not tell, or only at the price of waiting for a device."""
-    for name in ("get_seq_length", "has_previous_state"):
-        tell = getattr(cache, name, None)
-        try:
-            told = tell() if callable(tell) else tell
-        except Exception:  # transformers' caches of layers without attention have no length, and others no state
-            continue
-        if isinstance(told, (bool, int)):
-            return bool(told)
-    if isinstance(cache, (list, tuple)) and all(one is None for one in cache):
-        return False
-    return None
 
 
 def _takes_cache(kind: type[nn.Module]) -> bool:

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from talkerviz.recorder.tensors import Describer, TensorKinds
-from talkerviz.trace.log import GARBAGE, MARK, NAMED, PAUSE, RUN, WIDTH
+from talkerviz.trace.log import GARBAGE, MARK, NAMED, PAUSE, REQUEST, RUN, WIDTH
 
 NO_LANDMARK, FRAME_LANDMARK, RULE_LANDMARK = range(3)
 LANDMARK_ONLY, NOT_RECORDED = -1, -2
+EXCLUDED, JOINS, JOINS_OTHERS = range(3)
+"""What `joins` answers: calls of a thread are not recorded; they are; and they are part of what other threads began."""
 _FLUSH_NS = 500_000_000
 
 
@@ -39,6 +41,8 @@ class _Log:
     own_ns: int = 0
     calls: int = 0
     passed_by: int = 0
+    mark: tuple[int, int, int, int] = (-1, -1, -1, -1)
+    placed: Any = None
     named: int = -1
     frames_deep: int = 0
     excluded: bool = False
@@ -59,10 +63,13 @@ class PythonEvents:
         entered: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None],
         left: Callable[[nn.Module], None],
         failed: Callable[[type[BaseException]], int],
-        joins: Callable[[], bool],
+        joins: Callable[[], int],
         full: Callable[[], bool],
         stamp: Callable[[bool], None] | None,
         phase: ContextVar[int],
+        placed: ContextVar[Any],
+        moved: Callable[[Any], None],
+        here: ContextVar[bool] | None,
         start: int,
         frame: int,
         timed: bool,
@@ -70,10 +77,12 @@ class PythonEvents:
     ) -> None:
         self._describer = Describer(names, kinds)
         self._entered, self._left, self._failed, self._joins, self._full = entered, left, failed, joins, full
-        self._stamp, self._phase = stamp, phase
+        self._stamp, self._phase, self._placed, self._moved, self._here = stamp, phase, placed, moved, here
         self._frame_phase, self._frame, self._run = frame, -1, 0
-        self._latest_mark = (start, -1, -1)
-        self._names_phases, self._first_named = False, -1
+        self._latest_mark = self._start = (start, -1, -1, -1)
+        self._passes = 0  # landmarks that are being called, on all threads
+        self._names_phases, self._first_named, self._follows_contexts = False, -1, False
+        self._named_where: Callable[[], int] = lambda: phase.get()
         self._limit = limit
         self._now = perf_counter_ns if timed else lambda: -1
         self._watched: dict[int, _Watched] = {}
@@ -96,17 +105,22 @@ class PythonEvents:
         entered = self._now()
         watched, log = self._of(module)
         if log is None:
+            self._count_passed_by(watched)
             return
         garbage = log.garbage_ns
+        self._passes += watched.landmark != NO_LANDMARK
         if watched.landmark == FRAME_LANDMARK:
             log.frames_deep += 1
             if log.frames_deep == 1:
                 self._frame += 1
-                self.mark(self._frame_phase, self._frame, -1)
+                self.mark(self._frame_phase, self._frame, -1, -1)
         elif watched.landmark == RULE_LANDMARK:
             self._entered(module, args, kwargs)
         if watched.number < 0:
             return
+        if self._follows_contexts and (placed := self._placed.get(None)) is not log.placed:
+            log.placed = placed
+            self._moved(placed)
         if self._names_phases and (named := self._named(log)) != log.named:
             log.named = named
             log.push(NAMED, named, self._now(), 0)
@@ -121,7 +135,7 @@ class PythonEvents:
         self._flush_if_due(log)
 
     def _named(self, log: _Log) -> int:
-        named = self._phase.get()
+        named = self._named_where()
         return named if named >= 0 or log.number == 0 else self._first_named
 
     def end(self, module: nn.Module, output: Any) -> None:
@@ -160,6 +174,7 @@ class PythonEvents:
         self._flush_if_due(log)
 
     def _leave_landmark(self, log: _Log, watched: _Watched, module: nn.Module) -> None:
+        self._passes -= watched.landmark != NO_LANDMARK
         if watched.landmark == FRAME_LANDMARK:
             log.frames_deep -= 1
         elif watched.landmark == RULE_LANDMARK:
@@ -170,23 +185,31 @@ class PythonEvents:
         if watched.number == NOT_RECORDED:
             return watched, None
         log = self._log()
-        if log.excluded:
-            log.passed_by += 1
-            return watched, None
-        return watched, log
+        return watched, None if log.excluded or not self._is_here() else log
+
+    def _is_here(self) -> bool:
+        return self._here is None or self._here.get(False)
+
+    def _count_passed_by(self, watched: _Watched) -> None:
+        if watched.number != NOT_RECORDED:
+            self._log().passed_by += 1
 
     def _log(self) -> _Log:
         log: _Log | None = getattr(self._of_thread, "log", None)
         if log is None:
-            excluded = bool(self._logs) and not self._joins()
-            log = self._of_thread.log = _Log(len(self._logs), excluded=excluded)
+            joins = self._joins() if self._logs else JOINS_OTHERS
+            log = self._of_thread.log = _Log(len(self._logs), excluded=joins == EXCLUDED)
             self._logs.append(log)
             log.push(RUN, self._run, self._now(), 0)
-            self._push_mark(log)
+            # What runs beside a pass is a part of it, as the threads of DataParallel are.
+            self._set_mark(log, self._latest_mark if joins == JOINS_OTHERS or self._passes else self._start)
         return log
 
-    def _push_mark(self, log: _Log) -> None:
-        phase, frame, step = self._latest_mark
+    def _set_mark(self, log: _Log, mark: tuple[int, int, int, int]) -> None:
+        phase, frame, step, request = mark
+        if request != log.mark[-1]:
+            log.push(REQUEST, request, self._now(), 0)
+        log.mark = mark
         log.push(MARK, phase, self._now(), (frame + 1) << 24 | (step + 1))
 
     def _flush_if_due(self, log: _Log) -> None:
@@ -209,27 +232,41 @@ class PythonEvents:
             log.garbage_ns += took_ns
             log.push(GARBAGE, generation, self._now(), took_ns)
 
-    def mark(self, phase: int, frame: int, step: int) -> None:
-        """What calls belong to from here on; -1 for no frame and no step."""
-        self._latest_mark = (phase, frame, step)
-        self._push_mark(self._log())
+    def mark(self, phase: int, frame: int, step: int, request: int) -> None:
+        """What calls of this thread belong to from here on; -1 for no frame, no step and no request."""
+        log = self._log()
+        log.placed = self._placed.get(None)
+        self._latest_mark = (phase, frame, step, request)
+        self._set_mark(log, self._latest_mark)
 
-    def latest(self) -> tuple[int, int, int, int, int]:
-        """The phase, frame, step, run and named phase that hold on this thread, -1 for none."""
+    def latest(self) -> tuple[int, int, int, int, int, int]:
+        """The phase, frame, step, request, run and named phase that hold on this thread, -1 for none."""
         log = getattr(self._of_thread, "log", None)
-        return *self._latest_mark, self._run, self._first_named if log is None else log.named
+        if log is None:
+            return *self._latest_mark, self._run, self._first_named
+        return *log.mark, self._run, log.named
+
+    def frames(self) -> int:
+        """How many frames were counted in this run."""
+        return self._frame + 1
 
     def begin_run(self, run: int, phase: int) -> None:
         """Begin a run: frames count anew."""
         self._log()
-        self._run, self._frame, self._latest_mark = run, -1, (phase, -1, -1)
+        self._run, self._frame, self._latest_mark = run, -1, (phase, -1, -1, -1)
+        self._start = self._latest_mark
         for log in self._logs:
             log.push(RUN, run, self._now(), 0)
-            self._push_mark(log)
+            self._set_mark(log, self._start)
 
-    def name_phases(self, first: int) -> None:
-        """Calls have the phase that their context names from here on, or else `first`, -1 for none."""
+    def name_phases(self, first: int, where: Callable[[], int] | None) -> None:
+        """Calls have the phase that their context names, or `where` tells, from here on, or else `first`; -1 for none."""
         self._names_phases, self._first_named = True, first
+        self._named_where = where or (lambda: self._phase.get())
+
+    def follow_contexts(self) -> None:
+        """What calls belong to goes with their context from here on."""
+        self._follows_contexts = True
 
     def exclude(self, excluded: bool) -> None:
         """Record no calls of this thread, or do again."""

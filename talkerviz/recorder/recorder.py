@@ -12,9 +12,10 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import replace
 from functools import cached_property
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import perf_counter_ns, time_ns
 from typing import Any
@@ -47,9 +48,19 @@ from talkerviz.recorder.modules import (
 from talkerviz.recorder.nvtx import NvtxRanges
 from talkerviz.recorder.passes import PassPhases, passes_of
 from talkerviz.recorder.patch import step_in
+from talkerviz.recorder.phase_blocks import NO_PHASE, PhaseBlocks
 from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.process import file_of_rank, process_facts, this_process
-from talkerviz.recorder.python_events import FRAME_LANDMARK, LANDMARK_ONLY, NO_LANDMARK, NOT_RECORDED, RULE_LANDMARK
+from talkerviz.recorder.python_events import (
+    EXCLUDED,
+    FRAME_LANDMARK,
+    JOINS,
+    JOINS_OTHERS,
+    LANDMARK_ONLY,
+    NO_LANDMARK,
+    NOT_RECORDED,
+    RULE_LANDMARK,
+)
 from talkerviz.recorder.spool import Spool
 from talkerviz.recorder.tap import Tap, choose_way, make_events, not_compiled
 from talkerviz.recorder.tensors import TensorKinds
@@ -60,7 +71,6 @@ from talkerviz.trace.trace import Trace
 from talkerviz.version import __version__
 
 _BATCH = 1 << 15  # events: 16,384 calls, 768 KiB
-_NO_PHASE = -1
 _CALLS_THAT_TELL = 100  # what a call costs: the first ones, of which all is new, cost many times more
 # By identity. A dictionary's values are copied in one step, so other threads may begin and end recordings meanwhile.
 _going_on: dict[int, Recording] = {}
@@ -68,7 +78,7 @@ _going_on: dict[int, Recording] = {}
 
 def _note_fork() -> None:
     for recording in list(_going_on.values()):
-        recording._forks += 1
+        recording._processes += 1
 
 
 if hasattr(os, "register_at_fork"):
@@ -96,6 +106,7 @@ class Recording:
         measure: str | None,
         nvtx: bool,
         way: str,
+        only: str | None,
     ) -> None:
         self._modules, self._infos = tree_of(model, name)
         self._paths = {id(module): path for path, module in self._modules.items()}
@@ -122,15 +133,20 @@ class Recording:
         self._names = Names()
         self._parts: dict[str, int] = {}
         self._phase_numbers: dict[str, int] = {}
-        self._named: ContextVar[int] = ContextVar("phase", default=_NO_PHASE)
-        self._first_thread, self._first_named = threading.get_ident(), _NO_PHASE
+        self._blocks = PhaseBlocks(self._phase_changed)
+        self._first_thread, self._first_named = threading.get_ident(), NO_PHASE
+        # What calls belong to goes with the context that made the last pass: that of a thread, or of a task.
+        self._placed: ContextVar[Mark | None] = ContextVar("placed", default=None)
+        self._here: ContextVar[bool] | None = ContextVar("here", default=False) if only else None
+        self._of_thread = threading.local()
+        self._tokens: list[tuple[ContextVar[Any], Token[Any]]] = []
         self._marks: list[Mark] = []
         self._mark_numbers: dict[Mark, int] = {}
         numbered = {id(module): p for p, module in self._modules.items() if watched(p)}
         self._ranges = NvtxRanges(numbered, self._rule.start) if nvtx else None
         self._lock = threading.RLock()
         self._process = os.getpid()
-        self._forks = 0
+        self._processes = 0  # that were forked or started in the run
         self._earlier_threads = _threads_of_others()
         self._strangers: Counter[str] = Counter()
         self._other_module_of_model = False
@@ -198,16 +214,16 @@ class Recording:
         # On the time line of the calls, of which what the recorder takes is no part.
         own = 0 if self._collectives is not None else self._events.own_ns()
         ns = perf_counter_ns() - self._origin_ns - own
-        frame = self._events.latest()[1]
-        return {"frame": frame if self._counts_frames and frame >= 0 else self._last_frame, "ns": ns}
+        frames = self._events.frames()
+        return {"frame": frames - 1 if self._counts_frames and frames else self._last_frame, "ns": ns}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Calls that begin inside have this phase: `with rec.phase("warmup"): ...`, or a function decorated with it.
 
         Frames and steps are what they would be without. Of phases inside each other the innermost holds. A task of
-        asyncio has its own; a thread that names none has that of the thread that began the recording. When the
-        recording has ended it does nothing, so that what is decorated with it can still be called.
+        asyncio has its own, as has a generator; a thread that names none has that of the thread that began the
+        recording. When the recording has ended it does nothing, so that what is decorated with it can still be called.
 
         Args:
             name: what to call the phase.
@@ -217,20 +233,15 @@ class Recording:
         """
         if not name.strip() or not name.isprintable():
             raise ValueError(f"phase {name!r}: give it a name that can be printed, such as 'warmup'")
-        before = self._named.get()
-        self._name_phase(self._phase_number(name))
-        try:
+        with self._blocks.block(self._phase_number(name)):
             yield
-        finally:
-            self._name_phase(before)
 
-    def _name_phase(self, number: int) -> None:
-        self._named.set(number)
+    def _phase_changed(self, where: Callable[[], int] | None) -> None:
         if self._ended:
             return
         if threading.get_ident() == self._first_thread:
-            self._first_named = number
-        self._events.name_phases(self._first_named)
+            self._first_named = self._blocks.of_context.get()
+        self._events.name_phases(self._first_named, where and not_compiled(where))
         if self._ranges is not None:
             self._ranges.to(self._mark())
 
@@ -270,6 +281,10 @@ class Recording:
             self._hooks = ForwardHooks(*told)
             self._undo.append(self._hooks.remove)
             self._hook_modules()
+        step_in(BaseProcess, "start", self._make_start, self._undo)
+        self._undo.append(self._reset_contexts)
+        if self._here is not None:
+            self._tokens.append((self._here, self._here.set(True)))
         self._undo.append(register_module_module_registration_hook(self._registered).remove)
         if self._timed:
             watch = GarbageWatch(self._events.garbage)
@@ -291,6 +306,13 @@ class Recording:
             other._exclude_thread(self._undo)
         self._undo.append(lambda: _going_on.pop(id(self), None))
         _going_on[id(self)] = self
+
+    def _reset_contexts(self) -> None:
+        """Leave nothing in the context that the recording began in."""
+        while self._tokens:
+            variable, token = self._tokens.pop()
+            with suppress(ValueError, RuntimeError):  # it ends in another
+                variable.reset(token)
 
     def _exclude_thread(self, undo: list[Callable[[], None]]) -> None:
         """A thread that begins a recording of its own records its calls there, and no longer here."""
@@ -319,7 +341,10 @@ class Recording:
             stamp=self._guarded(self._gauges[0].stamp if len(self._gauges) == 1 else self._stamp)
             if self._gauges
             else None,
-            phase=self._named,
+            phase=self._blocks.of_context,
+            placed=self._placed,
+            moved=self._guarded(self._moved),
+            here=self._here,
             start=self._phase_number(self._rule.start.phase),
             frame=self._phase_number("forward"),
             timed=self._timed,
@@ -393,6 +418,16 @@ class Recording:
 
         return replicate
 
+    def _make_start(self, below: Callable[..., Any]) -> Callable[..., Any]:
+        """A process that is forked is counted by `_note_fork`, any other here."""
+
+        def start(process: BaseProcess) -> Any:
+            if getattr(process, "_start_method", "fork") != "fork":
+                self._processes += 1
+            return below(process)
+
+        return start
+
     # While the run goes on. What fails here is a warning and an empty cell, never the user's run.
 
     def _guarded(self, function: Callable[..., None]) -> Callable[..., None]:
@@ -418,16 +453,21 @@ class Recording:
         for gauge in self._gauges:
             (gauge.stamp_beside if isinstance(gauge, FlowMeter) else gauge.stamp)(beginning)
 
-    def _joins(self) -> bool:
+    def _joins(self) -> int:
         """Whether calls of this thread belong to the recording.
 
         All of a program's do, but a recording that a thread of a server begins is of that thread's request: threads
-        that ran before it serve others.
+        that ran before it serve others. Threads that torch begins, as autograd's, do what others gave them.
         """
+        thread = threading.current_thread()
+        if isinstance(thread, threading._DummyThread):
+            return JOINS_OTHERS
+        if self._here is not None:
+            return JOINS  # contexts tell
         here = threading.get_ident()
         if any(other is not self and other._first_thread == here for other in list(_going_on.values())):
-            return False
-        return threading.current_thread() not in self._earlier_threads
+            return EXCLUDED
+        return EXCLUDED if thread in self._earlier_threads else JOINS
 
     def _met_stranger(self, module: nn.Module, inside: bool) -> None:
         if inside:
@@ -450,19 +490,33 @@ class Recording:
     def _set_mark(self, mark: Mark | None) -> None:
         if mark is None:
             return
-        frame, step = (-1 if number is None else number for number in (mark.frame, mark.step))
         if mark.frame is not None:
             self._last_frame = max(mark.frame, self._last_frame or 0)
-        self._events.mark(self._phase_number(mark.phase), frame, step)
+        if self._placed.get() is not getattr(self._of_thread, "mark", None):
+            self._events.follow_contexts()  # several take turns on this thread
+        self._of_thread.mark = mark = mark._replace(run=self._run)
+        token = self._placed.set(mark)
+        if threading.get_ident() == self._first_thread and token.old_value is Token.MISSING:
+            self._tokens.append((self._placed, token))
+        self._log_mark(mark)
+
+    def _moved(self, mark: Mark | None) -> None:
+        """A call of another context than the one before is about to begin on this thread."""
+        if not self._ended:
+            self._log_mark(self._rule.start if mark is None or mark.run != self._run else mark)
+
+    def _log_mark(self, mark: Mark) -> None:
+        frame, step, request = (-1 if number is None else number for number in (mark.frame, mark.step, mark.request))
+        self._events.mark(self._phase_number(mark.phase), frame, step, request)
         if self._ranges is not None:
             self._ranges.to(self._mark())
 
     def _mark(self) -> Mark:
         """What a call that begins now belongs to."""
-        phase, frame, step, run, named = self._events.latest()
-        of_context = self._named.get()
-        phase = next(one for one in (of_context, named, phase) if one >= 0)
-        return Mark(self._names.phases[phase], frame if frame >= 0 else None, step if step >= 0 else None, run)
+        phase, frame, step, request, run, named = self._events.latest()
+        phase = next(one for one in (self._blocks.find(), named, phase) if one >= 0)
+        frame, step, request = (None if number < 0 else number for number in (frame, step, request))
+        return Mark(self._names.phases[phase], frame, step, run, request)
 
     def _mark_number(self) -> int:
         """The same as a place in `_marks`."""
@@ -593,8 +647,8 @@ class Recording:
             facts["strange_calls"] = {"calls": strange, "classes": [name for name, _ in self._strangers.most_common(5)]}
         if passed_by:
             facts["calls_of_other_threads"] = passed_by
-        if self._forks:
-            facts["forks"] = self._forks
+        if self._processes:
+            facts["processes_begun"] = self._processes
         if not calls and not raised and not passed_by:
             why = (
                 "a module that torch.compile made of it was called instead: record that one"
@@ -643,6 +697,7 @@ def recording(
     file: str | Path | None = None,
     nvtx: bool = False,
     via: str = "auto",
+    only: str | None = None,
 ) -> Iterator[Recording]:
     """Record every call of the model's modules made inside the `with` block, on any thread.
 
@@ -670,6 +725,9 @@ def recording(
         via: how calls are seen: `tap`, at `nn.Module.__call__`, with nothing on the modules; `hooks`, through torch's
             forward hooks, with nothing patched and at several times the cost; `auto` takes the tap where it is built.
             `flow` patches `__call__` either way, and `nvtx` needs the tap.
+        only: `here` records the calls of this thread or task alone, and of what is run in a copy of its context, as
+            `asyncio.to_thread` does: one request of a server that is busy with others. Threads begun by
+            `threading.Thread` are left out, unless they run what they do by `contextvars.copy_context().run`.
 
     Collectives of torch.distributed are rows as well where there are several processes, see `trace.schema.CALLS`. All
     of them should begin to record at the same place in the program: their clocks are compared then.
@@ -683,6 +741,8 @@ def recording(
     check_model(model)
     if file is not None:
         check_name(Path(file))
+    if only not in (None, "here"):
+        raise ValueError(f"unknown only {only!r}: 'here' records the calls of this thread or task alone")
     way = choose_way(via)
     if nvtx and way == "hooks":
         raise ValueError("nvtx: ranges stand around `nn.Module.__call__`, and hooks run inside it; use via 'tap'")
@@ -704,6 +764,7 @@ def recording(
         measure,
         nvtx,
         way,
+        only,
     )
     raised = True
     try:

@@ -65,11 +65,14 @@ def make_events(
     entered: Callable[..., None],
     left: Callable[[nn.Module], None],
     failed: Callable[[type[BaseException]], int],
-    joins: Callable[[], bool],
+    joins: Callable[[], int],
     full: Callable[[], bool],
     stranger: Callable[[nn.Module, bool], None],
     stamp: Callable[[bool], None] | None,
     phase: ContextVar[int],
+    placed: ContextVar[Any],
+    moved: Callable[[Any], None],
+    here: ContextVar[bool] | None,
     start: int,
     frame: int,
     timed: bool,
@@ -85,11 +88,16 @@ def make_events(
         entered: (module, args, kwargs) of a landmark of the phases' rule about to be called.
         left: (module) of one that has returned or raised.
         failed: the type of an exception -> -1 less its number.
-        joins: () -> whether calls of the thread that runs it are recorded; asked once a thread.
+        joins: () -> whether calls of the thread that runs it are recorded: `EXCLUDED`, `JOINS` or `JOINS_OTHERS`; asked
+            once a thread.
         full: () -> whether it has logged itself what it took; called on a thread that has events to write away.
         stranger: (module, whether inside a watched call) of some that are not watched.
         stamp: (whether the call begins) called just outside the two times of a call, or None.
         phase: the number of the phase that code has named.
+        placed: what calls belong to in this context, of asyncio's tasks for instance.
+        moved: (value of `placed`) called before a call of another context than the one before on its thread, once
+            contexts are followed.
+        here: True in the contexts whose calls are recorded; None where all are.
         start: the number of the phase that the run begins with.
         frame: the number of the phase of frames that are counted here, those of `FRAME_LANDMARK`.
         timed: whether events hold times; -1 otherwise.
@@ -104,6 +112,9 @@ def make_events(
         "full": not_compiled(full),
         "stamp": stamp and not_compiled(stamp),
         "phase": phase,
+        "placed": placed,
+        "moved": not_compiled(moved),
+        "here": here,
         "start": start,
         "frame": frame,
         "timed": timed,

@@ -99,11 +99,11 @@ def _on_what_is_not_there(facts: Mapping[str, Any]) -> list[str]:
         notes.append(f"{counted(facts['joined_modules'], 'module')} joined the model while it was recorded.")
     if calls := facts.get("calls_of_other_threads"):
         notes.append(
-            f"{counted(calls, 'call')} of threads that ran before, or that record on their own, are in no row: a thread"
-            " other than the main one records what it begins."
+            f"{counted(calls, 'call')} of other threads and tasks are in no row: what a thread other than the main one"
+            ' records, and what is recorded with only="here", is its own.'
         )
-    if forks := facts.get("forks"):
-        notes.append(f"The process was forked {counted(forks, 'time')}: calls in forked processes are in no row.")
+    if processes := facts.get("processes_begun"):
+        notes.append(f"Processes that began meanwhile: {processes:,}. What they called is in no row.")
     return notes
 
 

@@ -113,7 +113,7 @@ def _columns(log: Log, rows: Rows) -> dict[str, Any]:
         "path": paths,
         "class": classes,
         "phase": pd.Categorical.from_codes(rows["phase"], pd.Index(names.phases, dtype=object)),
-        **{name: _present(rows[name], rows[name] >= 0) for name in ("frame", "step")},
+        **{name: _present(rows[name], rows[name] >= 0) for name in ("frame", "step", "request")},
         "rank": np.full(len(peers), log.facts.get("process", {}).get("rank", 0), dtype=np.int32),
         "peers": pd.Categorical.from_codes(peers, pd.Index(names.peers, dtype=object)),
         "collective": _present(rows["collective"], peers >= 0),
@@ -162,7 +162,7 @@ def _frame(log: Log, rows: Rows) -> pd.DataFrame:
     return calls_frame({**_columns(log, rows), **lists})
 
 
-_MARKS = ("phase", "frame", "step", "run")
+_MARKS = ("phase", "frame", "step", "run", "request")
 _RESULTS = ("inputs", "outputs", "error")
 _TIMES = ("host_start_ns", "host_ns", "host_self_ns")
 

@@ -36,12 +36,14 @@ _PARTS = {
 class FrameSummary:
     """How fast the frames of a run came. What there is no figure for is None.
 
-    Latencies are nanoseconds, and all but `first_ns` are of the frames after the first one, which waits for the prompt.
+    Latencies are nanoseconds, and all but `first_ns` are of the frames after each request's first one, which waits for
+    the prompt.
 
     Attributes:
         runs: how many runs they are of.
         frames: how many frames are whole, the first ones included.
-        first_ns: from a run's first call, so with setup and prefill, to the end of its first frame; the mean of runs.
+        first_ns: from a run's first call, so with setup and prefill, to the end of its first frame, or of the last
+            piece of its prompt; a further request's from its prefill on. The mean of all.
         mean_ns: of a frame's latency, as the next four.
         p50_ns: the median.
         p95_ns: 95 in a hundred take no longer.
@@ -97,8 +99,8 @@ def times_of_calls(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def frame_latencies(trace: Trace) -> pd.DataFrame:
     """A row for each frame that has calls, in order; of several runs, for each run's.
 
-    A frame lasts from the start of its first call, on whatever rank, to that of the next frame's. The talker's last
-    one lasts until its last call has ended, if all of its codes were chosen: a pass after the last frame, as
+    A frame lasts from the start of its first call, on whatever rank, to that of the next frame of the same request and
+    the same thread: the time between two requests is of no frame. The talker's last one lasts until its last call has ended, if all of its codes were chosen: a pass after the last frame, as
     transformers makes one, is thus no frame, and has no latency. Neither has a frame of which only the code predictor's
     calls were selected.
 
@@ -113,6 +115,12 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
         Where a device's times were measured, they are taken, as the host may be far ahead; else the host's. What was
         not measured is `<NA>`.
     """
+    return _frames(trace).drop(columns=["line", "prefill", "start_ns"])
+
+
+def _frames(trace: Trace) -> pd.DataFrame:
+    """The same, with the number of the `line` of frames that each is in, those of one request or one thread; whether
+    its first call is of a `prefill`; and its `start_ns`."""
     calls = trace.calls
     speech = makes_speech(trace)
     start, length = times_of_calls(calls)
@@ -125,6 +133,9 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
             "run": calls["run"],
             "frame": calls["frame"],
             "step": calls["step"],
+            # Requests have numbers from 0, what is of none goes by its thread.
+            "line": calls["request"].fillna(-1 - calls["thread"]).astype("int64"),
+            "prefill": calls["phase"].astype("string").str.endswith("prefill").fillna(False),
             "part": part,
             "start": start,
             "end": start + length,
@@ -137,13 +148,18 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
     found: pd.DataFrame = groups.size().index.to_frame(index=False)
     run, frame = found["run"].to_numpy(int), found["frame"].to_numpy(int)
     first, last = groups["start"].min().to_numpy(float), groups["end"].max().to_numpy(float)
-    followed = np.append((np.diff(run) == 0) & (np.diff(frame) == 1), [False] * bool(len(found)))
+    found["line"], found["prefill"] = groups["line"].first().to_numpy(), groups["prefill"].first().to_numpy()
+    found["start_ns"] = first
+    next_of_line = found.assign(place=np.arange(len(found)), frame=frame).groupby(["run", "line"])[["place", "frame"]]
+    behind = next_of_line.shift(-1).to_numpy(float)
+    # Frames between the two are of others: none is missing.
+    followed = behind[:, 0] - np.arange(len(found)) == behind[:, 1] - frame
     # What runs to capture a CUDA graph comes between frames, and is part of none.
-    behind = groups["row"].max().to_numpy(int) + 1
-    cut = np.append(rows["frame"].isna(), False)[behind] & (np.append(rows["run"], -1)[behind] == run)
-    followed = followed.astype(bool) & ~cut
+    next_row = rows.groupby(["run", calls["thread"]])["row"].shift(-1).to_numpy(float)[groups["row"].max().to_numpy(int)]
+    cut = np.append(rows["frame"].isna(), False)[np.nan_to_num(next_row, nan=len(rows)).astype(int)]
+    followed &= ~cut
     whole = ~groups["failed"].any().to_numpy()
-    following = np.append(first[1:], [np.nan] * bool(len(found)))
+    following = np.append(first, np.nan)[np.where(followed, np.nan_to_num(behind[:, 0]), len(found)).astype(int)]
     if speech:
         whole &= (groups["step"].max() == CODES - 2).to_numpy(bool, na_value=False)
     else:
@@ -179,19 +195,19 @@ def _without_next(trace: Trace, frames: pd.DataFrame) -> np.ndarray:
 
 def frame_summary(trace: Trace) -> FrameSummary | None:
     """How fast the frames of a run came, or of several; None where no whole frame was timed."""
-    frames = frame_latencies(trace).dropna(subset=["latency_ns"])
+    frames = _frames(trace).dropna(subset=["latency_ns"])
     if frames.empty:
         return None
     number = frames["frame"].to_numpy(int)
     latency = frames["latency_ns"].to_numpy(float)
-    later = latency[number > 0]
-    # A run's first frame is between the frames of two runs.
-    apart = np.abs(np.diff(latency))[(np.diff(number) == 1) & (number[:-1] > 0)]
+    # Each request waits for its prompt, which may be put in in pieces.
+    waits = ((number == 0) | (frames["prefill"] & (frames["line"] >= 0))).to_numpy(bool)
+    later = latency[~waits]
+    before = frames.assign(waits=waits).groupby(["run", "line"])[["latency_ns", "waits"]].shift(1)
+    apart = (frames["latency_ns"] - before["latency_ns"])[~waits & ~before["waits"].fillna(True).astype(bool)].abs()
     mean = float(later.mean()) if len(later) else None
     p50, p95, p99 = np.percentile(later, [50, 95, 99]).tolist() if len(later) else (None, None, None)
-    until = [
-        _until_first(trace, run) + ns for run, ns in zip(frames["run"][number == 0], latency[number == 0], strict=True)
-    ]
+    until = _until_first(trace, frames[waits])
     speech = makes_speech(trace)
     return FrameSummary(
         runs=frames["run"].nunique(),
@@ -208,9 +224,16 @@ def frame_summary(trace: Trace) -> FrameSummary | None:
     )
 
 
-def _until_first(trace: Trace, run: int) -> float:
-    """From a run's first call to that of its first frame."""
-    calls = trace.calls[trace.calls["run"] == run]
-    start, _ = times_of_calls(calls)
-    began = float(calls["host_start_ns"].fillna(calls["device_start_ns"]).min())
-    return float(np.nanmin(start[(calls["frame"] == 0).to_numpy(bool, na_value=False)])) - began
+def _until_first(trace: Trace, waits: pd.DataFrame) -> list[float]:
+    """How long each request waits for its first frame: a run's first one from the run's first call on."""
+    found = []
+    for (run, line), frames in waits.groupby(["run", "line"]):
+        begins = 0 in frames["frame"].to_numpy()
+        if not begins and line < 0:
+            continue
+        began = float(frames["start_ns"].iloc[0])
+        if begins:
+            calls = trace.calls[trace.calls["run"] == run]
+            began = float(calls["host_start_ns"].fillna(calls["device_start_ns"]).min())
+        found.append(float(frames["start_ns"].iloc[-1] + frames["latency_ns"].iloc[-1]) - began)
+    return found

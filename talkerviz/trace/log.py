@@ -11,6 +11,7 @@ An event is one of:
     MARK, number of a phase, time, place: what follows belongs to this phase, and to the frame and step of `place`;
     NAMED, number of a phase, time, 0: it has this phase instead, that its code has named; -1 for none any more;
     RUN, number of a run, time, 0: what follows belongs to this run;
+    REQUEST, number of a request, time, 0: what follows serves this request; -1 for none that is known;
     COLLECTIVE, number of its peers, 0, its number among theirs: the call that has just begun is this one;
     GARBAGE, generation, time, nanoseconds: a garbage collection is over that took so long;
     PAUSE, 0, 0, nanoseconds: the recorder itself held the run up for so long.
@@ -36,7 +37,7 @@ import pyarrow as pa
 from talkerviz.trace.schema import ModuleInfo, module_infos
 from talkerviz.trace.tensor_rows import TensorKind, TensorLists
 
-MARK, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED = range(1 << 30, (1 << 30) + 6)
+MARK, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED, REQUEST = range(1 << 30, (1 << 30) + 7)
 WIDTH = 3
 """Of an event in memory, in whole numbers of 64 bits: `what` and `tensors` share one."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "gather", "scatter")
@@ -65,12 +66,13 @@ Rows = dict[str, np.ndarray]
 
 
 class Mark(NamedTuple):
-    """From here on calls belong to this phase, frame, step and run, until the next mark."""
+    """From here on calls belong to this phase, frame, step, run and request, until the next mark."""
 
     phase: str
     frame: int | None = None
     step: int | None = None
     run: int = 0
+    request: int | None = None
 
 
 @dataclass
@@ -235,6 +237,7 @@ class _Open:
     place: int = 0
     named: int = -1
     run: int = 0
+    request: int = -1
     paused: int = 0
     next_number: int = 0
     last_time: int = 0
@@ -249,8 +252,8 @@ def call_rows(log: Log, collections: list[Rows] | None = None) -> Iterator[Rows]
     """The log's calls as columns of numbers, some thousands of rows at a time, in the order in which they began.
 
     `parent` is -1 at the top, as is `caller`, the number of its module. `module`, `inputs`, `outputs`, `phase` are the
-    log's numbers, `peers` and `error` too, -1 for none and -2 for a call that never ended. `frame` and `step` are -1
-    for none. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` count the beginnings and ends of
+    log's numbers, `peers` and `error` too, -1 for none and -2 for a call that never ended. `frame`, `step` and
+    `request` are -1 for none. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` count the beginnings and ends of
     the thread's calls: what else was noted at each of them has that place. `paused` is how long the recorder had held
     the thread up by then.
 
@@ -319,7 +322,7 @@ def _steps(log: Log, thread: int, collections: list[Rows]) -> Iterator[tuple[Row
     )
 
 
-_MARKS = ("phase", "frame", "step", "run")
+_MARKS = ("phase", "frame", "step", "run", "request")
 _BEGUN = ("call", "parent", "caller", "depth", "inputs", *_MARKS, "peers", "collective", "begin_edge", "paused")
 _ROW = (*_BEGUN, "host_start_ns", *_LATE)
 
@@ -349,12 +352,13 @@ def _step(
     phase, place = _latest(marks, tensors, state.phase), _latest(marks, value, state.place)
     named = _latest(what == NAMED, tensors, state.named)
     run = _latest(what == RUN, tensors, state.run)
+    request = _latest(what == REQUEST, tensors, state.request)
     begun_before = np.cumsum(calls)[noted] - 1
     peers, collective = np.full((2, int(calls.sum())), -1)
     peers[begun_before], collective[begun_before] = tensors[noted], value[noted]
     line = time - paused - origin_ns
     after = np.cumsum(calls)[collected]  # so many of the calls' events were before each collection
-    mark = {"phase": np.where(named >= 0, named, phase), "place": place, "run": run}
+    mark = {"phase": np.where(named >= 0, named, phase), "place": place, "run": run, "request": request}
     time = line[calls]
 
     # The calls that are still open begin again, as it were, before all others.
@@ -388,7 +392,7 @@ def _step(
     result = np.where(closed, tensor[end_at], NO_TENSORS)
     raised = closed & (result < 0)
     number = np.concatenate([state.number, state.next_number + np.arange(len(begin_at) - carried)])
-    phase_of, place_of, run_of = of_mark
+    phase_of, place_of, run_of, request_of = of_mark
     columns = {
         "call": number,
         "parent": np.where(parent >= 0, number[parent], -1),
@@ -400,6 +404,7 @@ def _step(
         "frame": (place_of[begin_at] >> _STEP_BITS) - 1,
         "step": (place_of[begin_at] & (1 << _STEP_BITS) - 1) - 1,
         "run": run_of[begin_at],
+        "request": request_of[begin_at],
         "peers": peers[begin_at],
         "collective": collective[begin_at],
         "begin_edge": edge[begin_at],
@@ -424,6 +429,7 @@ def _step(
         place=int(place[-1]),
         named=int(named[-1]),
         run=int(run[-1]),
+        request=int(request[-1]),
         paused=int(held_up[-1]),
         next_number=state.next_number + int(begun.sum()),
         last_time=int(time[-1]) if len(time) else state.last_time,

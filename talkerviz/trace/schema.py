@@ -96,6 +96,8 @@ CALLS = pa.schema(
         pa.field("phase", NAME),
         pa.field("frame", pa.int64()),  # null outside frames
         pa.field("step", pa.int64()),  # the code predictor's pass within its frame, 0 to 14; null elsewhere
+        # 0, 1, 2, ... from a prefill to the next one of the same thread or cache; null where nothing is generated.
+        pa.field("request", pa.int64()),
         pa.field("run", pa.int32(), nullable=False),  # 0, 1, 2, ... under `--repeat`; frames begin anew in each
         pa.field("rank", pa.int32(), nullable=False),  # the process's among several; 0 where there is but one
         # A collective, and the wait for one that was begun before: whom it is among, `0-3` or `0>1` for a message, and

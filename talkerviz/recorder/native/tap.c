@@ -19,7 +19,8 @@
 #endif
 
 /* trace/log.py has the same numbers. */
-enum { MARK = 1 << 30, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED };
+enum { MARK = 1 << 30, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED, REQUEST };
+enum { EXCLUDED, JOINS, JOINS_OTHERS }; /* what `joins` answers */
 enum { NO_LANDMARK, FRAME_LANDMARK, RULE_LANDMARK };
 enum { LANDMARK_ONLY = -1, NOT_RECORDED = -2 };
 #define FLUSH_NS 500000000
@@ -52,6 +53,12 @@ typedef struct {
   int64_t time, value;
 } Event;
 
+/* What calls belong to: a phase, a frame and a step in one, and a request, -1 for none. */
+typedef struct {
+  int32_t phase, request;
+  int64_t place;
+} Mark;
+
 typedef struct {
   Event *events;
   Py_ssize_t used, room;
@@ -60,24 +67,29 @@ typedef struct {
   int64_t garbage_ns; /* in garbage collections so far */
   int64_t own_ns, usual_ns, calls, passed_by;
   int64_t taken;      /* how often its events were taken: where one was is not known after that */
-  int32_t named;      /* the phase that its code has named; -1 for none */
+  Mark mark;
+  PyObject *placed; /* the value of `placed` in the context that the mark is of; NULL for none */
+  int32_t named;    /* the phase that its code has named; -1 for none */
   int depth, frames_deep, excluded;
   Row row;
 } Log;
 
 typedef struct {
   PyObject_HEAD vectorcallfunc vectorcall;
-  PyObject *below, *entered, *left, *failed, *joins, *full, *stranger, *stamp, *phase;
+  PyObject *below, *entered, *left, *failed, *joins, *full, *stranger, *stamp, *phase, *placed, *moved, *here;
   Describer describer;
-  int timed, names_phases;
+  PyObject *named_where; /* () -> the phase that the code around a call has named; NULL while contexts tell */
+  int timed, names_phases, follows_contexts;
   Py_ssize_t limit;
   PointerTable watched; /* module -> a packed `Watched` */
   PyObject *modules;    /* those that are kept alive, so that no other gets the address of one */
   Log **logs;
   Py_ssize_t log_count;
   uint64_t name; /* of this tap for as long as the process lives, as its address is not */
-  int32_t mark_phase, frame_phase, first_named;
-  int64_t mark_place, frame, run;
+  Mark mark, start; /* the latest of any thread; the one that a run begins with */
+  int32_t frame_phase, first_named;
+  int64_t frame, run;
+  int passes; /* landmarks that are being called, on all threads */
   int64_t strange_calls;
   int strangers_asked;
 } Tap;
@@ -112,8 +124,11 @@ static int push(Log *log, int32_t what, int32_t tensors, int64_t time, int64_t v
   return 0;
 }
 
-static int push_mark(Tap *tap, Log *log) {
-  return push(log, MARK, tap->mark_phase, now_ns(tap), tap->mark_place);
+/* From here on calls of this thread belong to this. */
+static int set_mark(Tap *tap, Log *log, Mark mark) {
+  if (mark.request != log->mark.request && push(log, REQUEST, mark.request, now_ns(tap), 0) < 0) return -1;
+  log->mark = mark;
+  return push(log, MARK, mark.phase, now_ns(tap), mark.place);
 }
 
 /* The log of the thread that runs this, whether it is excluded or not; NULL with an exception set. */
@@ -124,10 +139,10 @@ static Log *log_of_thread(Tap *tap) {
   for (Py_ssize_t i = 0; i < tap->log_count; i++)
     if (tap->logs[i]->thread == this_thread.serial) log = tap->logs[i];
   if (log == NULL) {
-    int joins = 1;
+    long joins = JOINS_OTHERS;
     if (tap->log_count > 0) { /* the first is the one that began to record */
       PyObject *answer = PyObject_CallNoArgs(tap->joins);
-      joins = answer == NULL ? 1 : PyObject_IsTrue(answer);
+      joins = answer == NULL ? JOINS : PyLong_AsLong(answer);
       Py_XDECREF(answer);
       if (must_go_on()) return NULL;
     }
@@ -139,10 +154,12 @@ static Log *log_of_thread(Tap *tap) {
     }
     log->thread = this_thread.serial;
     log->flushed_ns = clock_ns();
-    log->named = -1;
-    log->excluded = !joins;
+    log->named = log->mark.request = -1;
+    log->excluded = joins == EXCLUDED;
     tap->logs[tap->log_count++] = log;
-    if (push(log, RUN, (int32_t)tap->run, now_ns(tap), 0) < 0 || push_mark(tap, log) < 0) return NULL;
+    /* What runs beside a pass is a part of it, as the threads of DataParallel are. */
+    Mark mark = joins == JOINS_OTHERS || tap->passes > 0 ? tap->mark : tap->start;
+    if (push(log, RUN, (int32_t)tap->run, now_ns(tap), 0) < 0 || set_mark(tap, log, mark) < 0) return NULL;
   }
   this_thread.tap = tap->name;
   this_thread.log = log;
@@ -190,7 +207,9 @@ static int push_named(Tap *tap, Log *log) {
   PyObject *value = NULL;
   /* The first thread's own code has named what it has, or nothing. */
   int32_t named = log == tap->logs[0] ? -1 : tap->first_named;
-  if (PyContextVar_Get(tap->phase, NULL, &value) < 0) return must_go_on() ? -1 : 0;
+  if (tap->named_where != NULL) value = PyObject_CallNoArgs(tap->named_where);
+  else if (PyContextVar_Get(tap->phase, NULL, &value) < 0) value = NULL;
+  if (must_go_on()) return -1;
   if (value != NULL && PyLong_Check(value) && PyLong_AsLong(value) >= 0) named = (int32_t)PyLong_AsLong(value);
   Py_XDECREF(value);
   if (named == log->named) return 0;
@@ -198,14 +217,38 @@ static int push_named(Tap *tap, Log *log) {
   return push(log, NAMED, named, now_ns(tap), 0);
 }
 
+/* Tasks take turns on a thread: where another one's call comes, what calls belong to is what it was in that task. */
+static int follow_context(Tap *tap, Log *log) {
+  PyObject *placed = NULL;
+  if (PyContextVar_Get(tap->placed, NULL, &placed) < 0) return must_go_on() ? -1 : 0;
+  if (placed == log->placed) {
+    Py_XDECREF(placed);
+    return 0;
+  }
+  PyObject *before = log->placed;
+  log->placed = placed;
+  Py_XDECREF(before);
+  Py_XDECREF(PyObject_CallOneArg(tap->moved, placed == NULL ? Py_None : placed));
+  return must_go_on() ? -1 : 0;
+}
+
+/* Whether what runs now is of the thread or task that records itself alone. */
+static int is_here(Tap *tap) {
+  if (tap->here == Py_None) return 1;
+  PyObject *value = NULL;
+  if (PyContextVar_Get(tap->here, NULL, &value) < 0) PyErr_Clear();
+  Py_XDECREF(value);
+  return value == Py_True;
+}
+
 /* A landmark is about to be called. */
 static int pass_landmark(Tap *tap, Log *log, const Watched *watched, PyObject *module, PyObject *const *args,
                          Py_ssize_t count, PyObject *names, PyObject *keywords) {
+  tap->passes++;
   if (watched->landmark == FRAME_LANDMARK) {
     if (log->frames_deep++ > 0) return 0;
-    tap->mark_phase = tap->frame_phase;
-    tap->mark_place = (++tap->frame + 1) << 24;
-    return push_mark(tap, log);
+    tap->mark = (Mark){tap->frame_phase, -1, (++tap->frame + 1) << 24};
+    return set_mark(tap, log, tap->mark);
   }
   PyObject *positional = PyTuple_New(count), *named = keywords == NULL ? PyDict_New() : Py_NewRef(keywords);
   int bad = positional == NULL || named == NULL;
@@ -223,6 +266,7 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
   int64_t entered = now_ns(tap), garbage = log->garbage_ns;
   if (watched->landmark && pass_landmark(tap, log, watched, module, args, count, names, keywords) < 0) return -1;
   if (watched->number >= 0) {
+    if (tap->follows_contexts && follow_context(tap, log) < 0) return -1;
     if (tap->names_phases && push_named(tap, log) < 0) return -1;
     int64_t inputs = describe_inputs(&tap->describer, &log->row, args, count, names, keywords, watched->layer);
     if (inputs < 0 || stamp(tap, Py_True) < 0) return -1;
@@ -245,8 +289,13 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
 }
 
 /* A landmark is over. */
+static inline void close_landmark(Tap *tap, Log *log, const Watched *watched) {
+  tap->passes -= watched->landmark != NO_LANDMARK;
+  log->frames_deep -= watched->landmark == FRAME_LANDMARK;
+}
+
 static int leave_landmark(Tap *tap, Log *log, const Watched *watched, PyObject *module) {
-  if (watched->landmark == FRAME_LANDMARK) log->frames_deep--;
+  close_landmark(tap, log, watched);
   if (watched->landmark != RULE_LANDMARK) return 0;
   Py_XDECREF(PyObject_CallOneArg(tap->left, module));
   return must_go_on() ? -1 : 0;
@@ -295,7 +344,7 @@ static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
     if (push(log, -1 - watched->number, (int32_t)error, time, 0) < 0 && !stopped) PyErr_Clear();
   }
   if (!stopped) stopped = leave_landmark(tap, log, watched, module) < 0 || flush_if_due(tap, log, time) < 0;
-  else if (watched->landmark == FRAME_LANDMARK) log->frames_deep--;
+  else close_landmark(tap, log, watched);
   if (stopped) {
     Py_XDECREF(type);
     Py_XDECREF(value);
@@ -329,7 +378,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   if (watched.number == NOT_RECORDED) return PyObject_Vectorcall(tap->below, args, nargsf, names);
   Log *log = log_of_thread(tap);
   if (log == NULL) return NULL;
-  if (log->excluded) {
+  if (log->excluded || !is_here(tap)) {
     log->passed_by++;
     return PyObject_Vectorcall(tap->below, args, nargsf, names);
   }
@@ -340,6 +389,8 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
     int64_t time = now_ns(tap);
     if (output == NULL) fail_call(tap, log, &watched, args[0], time);
     else if (end_call(tap, log, &watched, args[0], output, time) < 0) Py_CLEAR(output);
+  } else {
+    close_landmark(tap, log, &watched); /* Ctrl-C */
   }
   Py_DECREF(self);
   return output;
@@ -347,14 +398,15 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
 
 /* ---- The same from forward hooks, which call the two ends apart. */
 
-static Log *watched_log(Tap *tap, PyObject *module, Watched *watched) {
+static Log *watched_log(Tap *tap, PyObject *module, Watched *watched, int begins) {
   int64_t packed = pointer_get(&tap->watched, module);
   if (packed < 0) return NULL;
   *watched = unpack(packed);
   if (watched->number == NOT_RECORDED) return NULL;
   Log *log = log_of_thread(tap);
-  if (log != NULL && log->excluded) log->passed_by++;
-  return log != NULL && log->excluded ? NULL : log;
+  if (log == NULL || (!log->excluded && is_here(tap))) return log;
+  log->passed_by += begins;
+  return NULL;
 }
 
 static PyObject *none_or_error(void) {
@@ -366,7 +418,7 @@ static PyObject *tap_begin(Tap *tap, PyObject *args) {
   PyObject *module, *positional, *keywords;
   Watched watched;
   if (!PyArg_ParseTuple(args, "OO!O!", &module, &PyTuple_Type, &positional, &PyDict_Type, &keywords)) return NULL;
-  Log *log = watched_log(tap, module, &watched);
+  Log *log = watched_log(tap, module, &watched, 1);
   if (log != NULL)
     begin_call(tap, log, &watched, module, &PyTuple_GET_ITEM(positional, 0), PyTuple_GET_SIZE(positional), NULL,
                keywords);
@@ -378,7 +430,7 @@ static PyObject *tap_end(Tap *tap, PyObject *args) {
   Watched watched;
   int64_t time = now_ns(tap);
   if (!PyArg_ParseTuple(args, "OO", &module, &output)) return NULL;
-  Log *log = watched_log(tap, module, &watched);
+  Log *log = watched_log(tap, module, &watched, 0);
   if (log != NULL) end_call(tap, log, &watched, module, output, time);
   return none_or_error();
 }
@@ -388,7 +440,7 @@ static PyObject *tap_fail(Tap *tap, PyObject *args) {
   Watched watched;
   int64_t time = now_ns(tap);
   if (!PyArg_ParseTuple(args, "OO", &module, &error)) return NULL;
-  Log *log = watched_log(tap, module, &watched);
+  Log *log = watched_log(tap, module, &watched, 0);
   if (log == NULL) return none_or_error();
   PyErr_SetNone(error);
   fail_call(tap, log, &watched, module, time);
@@ -439,21 +491,26 @@ static PyObject *tap_garbage(Tap *tap, PyObject *args) {
 }
 
 static PyObject *tap_mark(Tap *tap, PyObject *args) {
-  int phase;
+  int phase, request;
   long long frame, step;
-  if (!PyArg_ParseTuple(args, "iLL", &phase, &frame, &step)) return NULL;
+  if (!PyArg_ParseTuple(args, "iLLi", &phase, &frame, &step, &request)) return NULL;
   Log *log = log_of_thread(tap);
   if (log == NULL) return NULL;
-  tap->mark_phase = phase;
-  tap->mark_place = (frame + 1) << 24 | (step + 1);
-  return push_mark(tap, log) < 0 ? NULL : Py_NewRef(Py_None);
+  tap->mark = (Mark){phase, request, (frame + 1) << 24 | (step + 1)};
+  PyObject *before = log->placed;
+  if (PyContextVar_Get(tap->placed, NULL, &log->placed) < 0) return NULL;
+  Py_XDECREF(before);
+  return set_mark(tap, log, tap->mark) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *tap_latest(Tap *tap, PyObject *Py_UNUSED(ignored)) {
-  int32_t named = this_thread.tap == tap->name ? this_thread.log->named : tap->first_named;
-  return Py_BuildValue("iLLLi", tap->mark_phase, (long long)(tap->mark_place >> 24) - 1,
-                       (long long)(tap->mark_place & 0xffffff) - 1, (long long)tap->run, named);
+  int met = this_thread.tap == tap->name;
+  Mark mark = met ? this_thread.log->mark : tap->mark;
+  return Py_BuildValue("iLLiLi", mark.phase, (long long)(mark.place >> 24) - 1, (long long)(mark.place & 0xffffff) - 1,
+                       mark.request, (long long)tap->run, met ? this_thread.log->named : tap->first_named);
 }
+
+static PyObject *tap_frames(Tap *tap, PyObject *Py_UNUSED(ignored)) { return PyLong_FromLongLong(tap->frame + 1); }
 
 static PyObject *tap_begin_run(Tap *tap, PyObject *args) {
   long long run;
@@ -463,20 +520,28 @@ static PyObject *tap_begin_run(Tap *tap, PyObject *args) {
   if (log == NULL) return NULL;
   tap->run = run;
   tap->frame = -1;
-  tap->mark_phase = phase;
-  tap->mark_place = 0;
+  tap->mark = tap->start = (Mark){phase, -1, 0};
   for (Py_ssize_t i = 0; i < tap->log_count; i++)
-    if (push(tap->logs[i], RUN, (int32_t)run, now_ns(tap), 0) < 0 || push_mark(tap, tap->logs[i]) < 0) return NULL;
+    if (push(tap->logs[i], RUN, (int32_t)run, now_ns(tap), 0) < 0 || set_mark(tap, tap->logs[i], tap->mark) < 0)
+      return NULL;
   Py_RETURN_NONE;
 }
 
-/* Calls have the phase that their context names from here on; those that name none have `first`, that of the thread
-   that began to record, -1 for none. */
-static PyObject *tap_name_phases(Tap *tap, PyObject *first) {
-  long named = PyLong_AsLong(first);
-  if (named == -1 && PyErr_Occurred()) return NULL;
+/* Calls have the phase that their context names from here on, or `where` tells, unless it is None; those that name none
+   have `first`, that of the thread that began to record, -1 for none. */
+static PyObject *tap_name_phases(Tap *tap, PyObject *args) {
+  PyObject *where, *before = tap->named_where;
+  int first;
+  if (!PyArg_ParseTuple(args, "iO", &first, &where)) return NULL;
   tap->names_phases = 1;
-  tap->first_named = (int32_t)named;
+  tap->first_named = first;
+  tap->named_where = where == Py_None ? NULL : Py_NewRef(where);
+  Py_XDECREF(before);
+  Py_RETURN_NONE;
+}
+
+static PyObject *tap_follow_contexts(Tap *tap, PyObject *Py_UNUSED(ignored)) {
+  tap->follows_contexts = 1;
   Py_RETURN_NONE;
 }
 
@@ -557,13 +622,15 @@ static PyObject *tap_close(Tap *tap, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject **callables(Tap *tap, int at) {
   PyObject **all[] = {&tap->below, &tap->entered,  &tap->left,  &tap->failed, &tap->joins,
-                      &tap->full,  &tap->stranger, &tap->stamp, &tap->phase};
+                      &tap->full,  &tap->stranger, &tap->stamp, &tap->phase,  &tap->placed,
+                      &tap->moved, &tap->here};
   return at < (int)(sizeof(all) / sizeof(*all)) ? all[at] : NULL;
 }
 
 static int tap_traverse(Tap *tap, visitproc visit, void *arg) {
   for (int i = 0; callables(tap, i) != NULL; i++) Py_VISIT(*callables(tap, i));
   Py_VISIT(tap->modules);
+  Py_VISIT(tap->named_where);
   Py_VISIT(Py_TYPE(tap));
   return describer_traverse(&tap->describer, visit, arg);
 }
@@ -572,6 +639,7 @@ static int tap_clear(Tap *tap) {
   for (int i = 0; callables(tap, i) != NULL; i++) Py_CLEAR(*callables(tap, i));
   pointer_clear(&tap->watched);
   Py_CLEAR(tap->modules);
+  Py_CLEAR(tap->named_where);
   describer_clear(&tap->describer);
   return 0;
 }
@@ -581,6 +649,7 @@ static void tap_dealloc(Tap *tap) {
   tap_clear(tap);
   describer_free(&tap->describer);
   for (Py_ssize_t i = 0; i < tap->log_count; i++) {
+    Py_XDECREF(tap->logs[i]->placed);
     free(tap->logs[i]->events);
     free(tap->logs[i]);
   }
@@ -593,15 +662,16 @@ static void tap_dealloc(Tap *tap) {
 static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   static char *names[] = {"tensor", "parameter", "kind_of", "unpack",   "tensor_row", "tensor_kind", "names",
                           "below",  "entered",   "left",    "failed",   "joins",      "full",        "stranger",
-                          "stamp",  "phase",     "start",   "frame",    "timed",      "limit",       NULL};
-  PyObject *tensor, *parameter, *described[5], *given[9];
+                          "stamp",  "phase",     "placed",  "moved",    "here",       "start",       "frame",
+                          "timed",  "limit",     NULL};
+  PyObject *tensor, *parameter, *described[5], *given[12];
   int start, frame, timed;
   Py_ssize_t limit;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!OOOOO!OOOOOOOOOiipn", names, &PyType_Type, &tensor,
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!OOOOO!OOOOOOOOOOOOiipn", names, &PyType_Type, &tensor,
                                    &PyType_Type, &parameter, &described[0], &described[1], &described[2],
                                    &described[3], &PyDict_Type, &described[4], &given[0], &given[1], &given[2],
-                                   &given[3], &given[4], &given[5], &given[6], &given[7], &given[8], &start, &frame,
-                                   &timed, &limit))
+                                   &given[3], &given[4], &given[5], &given[6], &given[7], &given[8], &given[9],
+                                   &given[10], &given[11], &start, &frame, &timed, &limit))
     return NULL;
   Tap *tap = (Tap *)type->tp_alloc(type, 0);
   if (tap == NULL) return NULL;
@@ -616,7 +686,7 @@ static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
   describer->tensor_row = Py_NewRef(described[2]);
   describer->tensor_kind = Py_NewRef(described[3]);
   describer->names = Py_NewRef(described[4]);
-  tap->mark_phase = start;
+  tap->mark = tap->start = (Mark){start, -1, 0};
   tap->frame_phase = frame;
   tap->frame = -1;
   tap->first_named = -1;
@@ -654,10 +724,12 @@ static PyMethodDef tap_methods[] = {
     {"fail", (PyCFunction)tap_fail, METH_VARARGS, "fail(module, exception type): it raises"},
     {"put", (PyCFunction)tap_put, METH_VARARGS, "put(what, tensors, time, value): an event in this thread's log"},
     {"garbage", (PyCFunction)tap_garbage, METH_VARARGS, "garbage(generation, ns): a garbage collection is over"},
-    {"mark", (PyCFunction)tap_mark, METH_VARARGS, "mark(phase, frame, step): what calls belong to from here on"},
-    {"latest", (PyCFunction)tap_latest, METH_NOARGS, "latest() -> (phase, frame, step, run, named phase), -1 for none"},
+    {"mark", (PyCFunction)tap_mark, METH_VARARGS, "mark(phase, frame, step, request): what calls of this thread belong to"},
+    {"latest", (PyCFunction)tap_latest, METH_NOARGS, "latest() -> (phase, frame, step, request, run, named phase) here"},
+    {"frames", (PyCFunction)tap_frames, METH_NOARGS, "frames() -> how many were counted in this run"},
     {"begin_run", (PyCFunction)tap_begin_run, METH_VARARGS, "begin_run(run, phase): frames begin anew"},
-    {"name_phases", (PyCFunction)tap_name_phases, METH_O, "name_phases(first): calls have the phase of their context"},
+    {"name_phases", (PyCFunction)tap_name_phases, METH_VARARGS, "name_phases(first, where): those that code has named"},
+    {"follow_contexts", (PyCFunction)tap_follow_contexts, METH_NOARGS, "what calls belong to goes with their context"},
     {"exclude", (PyCFunction)tap_exclude, METH_O, "exclude(whether): record no calls of this thread"},
     {"describe", (PyCFunction)tap_describe, METH_VARARGS, "describe(args, kwargs) -> the number of their tensors"},
     {"describe_output", (PyCFunction)tap_describe_output, METH_O, "describe_output(value) -> the number of its tensors"},
