@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from taps import every_way
+from taps import every_way, tap_alone
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -289,12 +289,51 @@ def test_a_run_that_goes_elsewhere_and_a_folder_that_is_gone(tmp_path: Path, mon
     assert rec.lost is not None
 
 
-def test_a_compiled_model_beside_the_one_that_is_recorded() -> None:
+@pytest.mark.parametrize("met_before", [False, True])
+@tap_alone
+def test_what_is_compiled_of_a_model_is_recorded_as_the_model(any_tap: str, met_before: bool) -> None:
+    model, x = nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2)
+    compiled = torch.compile(model, backend="eager")
+    if met_before:
+        compiled(x)
+    others = [nn.ReLU() for _ in range(100)]
+
+    def run() -> None:
+        for other in others:
+            other(x)
+        for _ in range(3):
+            compiled(x)
+
+    trace = tv.record(model, run)
+    assert trace.calls["path"].tolist() == ["model"] * 3
+    assert trace.calls["frame"].tolist() == [0, 1, 2]
+    assert trace.facts["one_call"] == {"model": "compiled"}
+    assert tv.record(compiled, lambda: model(x)).calls["path"].tolist() == ["model._orig_mod", "model._orig_mod.0"]
+
+
+@tap_alone
+def test_a_part_that_was_compiled_on_its_own_is_recorded_as_the_part(any_tap: str) -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(2, 2)
+            self.compiled = [torch.compile(self.part, backend="eager")]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.compiled[0](x)
+            return out
+
+    model = Outer()
+    trace = tv.record(model, lambda: model(torch.zeros(1, 2)))
+    assert trace.calls["path"].tolist() == ["model", "model.part"]
+    assert "strange_calls" not in trace.facts
+
+
+def test_hooks_say_that_they_saw_nothing_of_what_is_compiled() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     compiled = torch.compile(model, backend="eager")
-    compiled(torch.zeros(1, 2))
-    with pytest.warns(RuntimeWarning, match="a module that torch.compile made of it was called instead"):
-        assert tv.record(model, lambda: compiled(torch.zeros(1, 2))).calls.empty
+    with pytest.warns(RuntimeWarning, match="it was not called, or in a function that is compiled as a whole"):
+        assert tv.record(model, lambda: compiled(torch.zeros(1, 2)), via="hooks").calls.empty
 
 
 @every_way

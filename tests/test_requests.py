@@ -84,7 +84,9 @@ def test_a_draft_model_has_phases_and_requests_of_its_own(model: Any) -> None:
             self.target, self.draft = model, lm(num_hidden_layers=1)
 
     both = Both()
-    found = passes(both, lambda: model.generate(IDS, assistant_model=both.draft, **GREEDY), "model.target", "model.draft")
+    found = passes(
+        both, lambda: model.generate(IDS, assistant_model=both.draft, **GREEDY), "model.target", "model.draft"
+    )
     assert {row[:2] for row in found} == {
         ("draft.prefill", 0),
         ("draft.decode", 0),
@@ -170,7 +172,9 @@ def test_packed_batches_say_what_they_hold() -> None:
     class Packed(nn.Module):
         def generate(self) -> None: ...
 
-        def forward(self, input_ids: torch.Tensor, cache: object, cu_seq_lens_q: torch.Tensor, max_length_q: int) -> None:
+        def forward(
+            self, input_ids: torch.Tensor, cache: object, cu_seq_lens_q: torch.Tensor, max_length_q: int
+        ) -> None:
             return None
 
     model, cache = Packed(), transformers.DynamicCache()

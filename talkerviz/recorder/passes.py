@@ -72,7 +72,7 @@ class PassPhases:
         self.start = Mark("setup" if passes.generators else "forward")
         self._root = root
         self.landmarks = frozenset({root, *passes.generators, *passes.stacks, *passes.encoders})
-        self._here: ContextVar[_Here] = ContextVar("pass", default=_Here())
+        self._here: ContextVar[_Here] = ContextVar("pass", default=_NOWHERE)
         self._requests = Requests()
         self._frames, self._request_numbers = itertools.count(), itertools.count()
 
@@ -155,6 +155,9 @@ class _Here(NamedTuple):
     step: int = 0
     request: Request | None = None
     parts: Request | None = None
+
+
+_NOWHERE = _Here()
 
 
 def _number(request: Request | None) -> int | None:

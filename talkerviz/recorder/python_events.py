@@ -260,7 +260,12 @@ class PythonEvents:
             self._set_mark(log, self._start)
 
     def name_phases(self, first: int, where: Callable[[], int] | None) -> None:
-        """Calls have the phase that their context names, or `where` tells, from here on, or else `first`; -1 for none."""
+        """Calls have the phase that their context names from here on, or `where` tells, or else `first`; -1 for none.
+
+        Args:
+            first: what the code around has named, of the thread that began to record.
+            where: finds it for the running code; None where contexts are enough.
+        """
         self._names_phases, self._first_named = True, first
         self._named_where = where or (lambda: self._phase.get())
 

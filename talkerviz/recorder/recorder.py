@@ -149,7 +149,6 @@ class Recording:
         self._processes = 0  # that were forked or started in the run
         self._earlier_threads = _threads_of_others()
         self._strangers: Counter[str] = Counter()
-        self._other_module_of_model = False
         self._said_fault = False
         partial = self.file and self.file.with_name(f"{self.file.name}.partial")
         self._origin_ns = perf_counter_ns()
@@ -304,8 +303,11 @@ class Recording:
             gauge.start()
         for other in list(_going_on.values()):
             other._exclude_thread(self._undo)
-        self._undo.append(lambda: _going_on.pop(id(self), None))
+        self._undo.append(self._leave)
         _going_on[id(self)] = self
+
+    def _leave(self) -> None:
+        _going_on.pop(id(self), None)
 
     def _reset_contexts(self) -> None:
         """Leave nothing in the context that the recording began in."""
@@ -470,10 +472,19 @@ class Recording:
         return EXCLUDED if thread in self._earlier_threads else JOINS
 
     def _met_stranger(self, module: nn.Module, inside: bool) -> None:
-        if inside:
+        if isinstance(module, torch._dynamo.OptimizedModule) and id(module._orig_mod) in self._paths:
+            self._watch_compiled(module, self._paths[id(module._orig_mod)])
+        elif inside:
             self._strangers[type(module).__name__] += 1
-        elif id(getattr(module, "_orig_mod", None)) in self._paths:
-            self._other_module_of_model = True
+
+    def _watch_compiled(self, module: nn.Module, path: str) -> None:
+        """What `torch.compile` made of a module is called in its place: each is a call of that module."""
+        with self._lock:
+            number = next(number for number, (one, _) in enumerate(self._numbered) if one == path)
+            self._paths[id(module)] = path
+            self._arguments[id(module)] = _names_of_arguments(self._modules[path])
+            self._watch(module, path, number, layers_of(self._modules)[path])
+            self._facts = {**self._facts, "one_call": {**self._facts.get("one_call", {}), path: "compiled"}}
 
     def _entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         names = self._arguments.get(id(module))
@@ -650,11 +661,7 @@ class Recording:
         if self._processes:
             facts["processes_begun"] = self._processes
         if not calls and not raised and not passed_by:
-            why = (
-                "a module that torch.compile made of it was called instead: record that one"
-                if self._other_module_of_model
-                else "it was not called, or in a function that is compiled as a whole"
-            )
+            why = "it was not called, or in a function that is compiled as a whole"
             said = f"no call of {self._name!r} ({self._facts.get('model')}) was recorded: {why}"
             warnings.warn(said, RuntimeWarning, stacklevel=5)
         return facts

@@ -113,9 +113,7 @@ class Requests:
     def __init__(self) -> None:
         self._of_cache: dict[int, tuple[weakref.ref[Any], Request]] = {}
 
-    def kind(
-        self, cache: Any, positions: int | None, kept: int | None, last: Request | None
-    ) -> tuple[str, Request]:
+    def kind(self, cache: Any, positions: int | None, kept: int | None, last: Request | None) -> tuple[str, Request]:
         """`prefill` or `decode` for a pass, and its request.
 
         Args:

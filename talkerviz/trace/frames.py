@@ -99,10 +99,10 @@ def times_of_calls(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def frame_latencies(trace: Trace) -> pd.DataFrame:
     """A row for each frame that has calls, in order; of several runs, for each run's.
 
-    A frame lasts from the start of its first call, on whatever rank, to that of the next frame of the same request and
-    the same thread: the time between two requests is of no frame. The talker's last one lasts until its last call has ended, if all of its codes were chosen: a pass after the last frame, as
-    transformers makes one, is thus no frame, and has no latency. Neither has a frame of which only the code predictor's
-    calls were selected.
+    A frame lasts from the start of its first call, on whatever rank, to that of the next frame of the same request, or
+    without requests of the same thread: the time between two requests is of no frame. The talker's last one lasts until
+    its last call has ended, if all of its codes were chosen: a pass after the last frame, as transformers makes one, is
+    thus no frame, and has no latency. Neither has a frame of which only the code predictor's calls were selected.
 
     Another model's last one lasts until the run has ended, where that is known: see `end_of_run`. Else it lasts until
     its last call has ended, as one does that calls of no frame come after; but such a frame has no latency where more
@@ -115,7 +115,8 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
         Where a device's times were measured, they are taken, as the host may be far ahead; else the host's. What was
         not measured is `<NA>`.
     """
-    return _frames(trace).drop(columns=["line", "prefill", "start_ns"])
+    found: pd.DataFrame = _frames(trace).drop(columns=["line", "prefill", "start_ns"])
+    return found
 
 
 def _frames(trace: Trace) -> pd.DataFrame:
@@ -146,7 +147,7 @@ def _frames(trace: Trace) -> pd.DataFrame:
     )
     groups = rows.groupby(["run", "frame"])
     found: pd.DataFrame = groups.size().index.to_frame(index=False)
-    run, frame = found["run"].to_numpy(int), found["frame"].to_numpy(int)
+    frame = found["frame"].to_numpy(int)
     first, last = groups["start"].min().to_numpy(float), groups["end"].max().to_numpy(float)
     found["line"], found["prefill"] = groups["line"].first().to_numpy(), groups["prefill"].first().to_numpy()
     found["start_ns"] = first
@@ -155,7 +156,9 @@ def _frames(trace: Trace) -> pd.DataFrame:
     # Frames between the two are of others: none is missing.
     followed = behind[:, 0] - np.arange(len(found)) == behind[:, 1] - frame
     # What runs to capture a CUDA graph comes between frames, and is part of none.
-    next_row = rows.groupby(["run", calls["thread"]])["row"].shift(-1).to_numpy(float)[groups["row"].max().to_numpy(int)]
+    next_row = (
+        rows.groupby(["run", calls["thread"]])["row"].shift(-1).to_numpy(float)[groups["row"].max().to_numpy(int)]
+    )
     cut = np.append(rows["frame"].isna(), False)[np.nan_to_num(next_row, nan=len(rows)).astype(int)]
     followed &= ~cut
     whole = ~groups["failed"].any().to_numpy()
@@ -227,13 +230,11 @@ def frame_summary(trace: Trace) -> FrameSummary | None:
 def _until_first(trace: Trace, waits: pd.DataFrame) -> list[float]:
     """How long each request waits for its first frame: a run's first one from the run's first call on."""
     found = []
-    for (run, line), frames in waits.groupby(["run", "line"]):
+    for _, frames in waits.groupby(["run", "line"]):
         begins = 0 in frames["frame"].to_numpy()
-        if not begins and line < 0:
-            continue
         began = float(frames["start_ns"].iloc[0])
         if begins:
-            calls = trace.calls[trace.calls["run"] == run]
+            calls = trace.calls[trace.calls["run"] == frames["run"].iloc[0]]
             began = float(calls["host_start_ns"].fillna(calls["device_start_ns"]).min())
         found.append(float(frames["start_ns"].iloc[-1] + frames["latency_ns"].iloc[-1]) - began)
     return found

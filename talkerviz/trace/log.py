@@ -253,9 +253,9 @@ def call_rows(log: Log, collections: list[Rows] | None = None) -> Iterator[Rows]
 
     `parent` is -1 at the top, as is `caller`, the number of its module. `module`, `inputs`, `outputs`, `phase` are the
     log's numbers, `peers` and `error` too, -1 for none and -2 for a call that never ended. `frame`, `step` and
-    `request` are -1 for none. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` count the beginnings and ends of
-    the thread's calls: what else was noted at each of them has that place. `paused` is how long the recorder had held
-    the thread up by then.
+    `request` are -1 for none. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` count the
+    beginnings and ends of the thread's calls: what else was noted at each of them has that place. `paused` is how long
+    the recorder had held the thread up by then.
 
     Args:
         log: the log.

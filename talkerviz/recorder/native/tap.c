@@ -354,14 +354,17 @@ static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
   }
 }
 
-/* A module that is not watched: one that the model has not told torch of, or another model's. */
+/* A module that is not watched: one that the model has not told torch of, what was compiled of one, or another model's. */
 static int meet_stranger(Tap *tap, PyObject *module) {
-  if (this_thread.tap == tap->name && this_thread.log->depth > 0) tap->strange_calls++;
-  if (tap->strangers_asked >= MOST_STRANGERS) return 0;
-  tap->strangers_asked++;
-  int inside = this_thread.tap == tap->name && this_thread.log->depth > 0;
-  Py_XDECREF(PyObject_CallFunctionObjArgs(tap->stranger, module, inside ? Py_True : Py_False, NULL));
-  return must_go_on() ? -1 : 0;
+  int compiled = strcmp(Py_TYPE(module)->tp_name, "OptimizedModule") == 0;
+  int inside = this_thread.tap == tap->name && this_thread.log->depth > 0, failed = 0;
+  if (tap->strangers_asked < MOST_STRANGERS || compiled) {
+    tap->strangers_asked++;
+    Py_XDECREF(PyObject_CallFunctionObjArgs(tap->stranger, module, inside ? Py_True : Py_False, NULL));
+    failed = must_go_on();
+  }
+  if (inside && (!compiled || pointer_get(&tap->watched, module) < 0)) tap->strange_calls++;
+  return failed ? -1 : 0;
 }
 
 /* ---- The way in that stands at nn.Module.__call__. */
@@ -372,7 +375,8 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   int64_t packed = count ? pointer_get(&tap->watched, args[0]) : -1;
   if (packed < 0) {
     if (count && tap->watched.slots != NULL && meet_stranger(tap, args[0]) < 0) return NULL;
-    return PyObject_Vectorcall(tap->below, args, nargsf, names);
+    packed = count ? pointer_get(&tap->watched, args[0]) : -1; /* it may be known now */
+    if (packed < 0) return PyObject_Vectorcall(tap->below, args, nargsf, names);
   }
   Watched watched = unpack(packed);
   if (watched.number == NOT_RECORDED) return PyObject_Vectorcall(tap->below, args, nargsf, names);
