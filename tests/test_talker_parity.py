@@ -47,17 +47,18 @@ def test_calls_and_numbers_equal_transformers(name: str, seed: int, frames: int)
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("tiny", torch.float32), ("tiny", torch.bfloat16), ("lite", torch.float32)]
+    ("name", "dtype", "frames"),
+    [("tiny", torch.float32, 12), ("tiny", torch.bfloat16, 12), ("lite", torch.float32, 5)],
 )
-def test_greedy_codes_are_equal_and_vary(name: str, dtype: torch.dtype, seed: int) -> None:
-    scenario = Scenario(frames=12, seed=seed)
+def test_greedy_codes_are_equal_and_vary(name: str, dtype: torch.dtype, frames: int, seed: int) -> None:
+    scenario = Scenario(frames=frames, seed=seed)
     config = preset(name)
     native, transformers = (
         run(build_talker(config, impl, dtype=dtype, seed=seed), impl, scenario, config)
         for impl in ("native", "transformers")
     )
-    assert native.shape == (12, 16)
+    assert native.shape == (frames, 16)
     assert native.dtype == torch.int64
     assert torch.equal(native, transformers)
-    assert len(native.unique(dim=0)) >= 6
+    assert len(native.unique(dim=0)) >= frames // 2
     assert all(len(native[:, group].unique()) > 1 for group in range(16))
