@@ -9,10 +9,12 @@ import threading
 import time
 import types
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -104,7 +106,15 @@ def test_shares_are_those_of_plain_hooks() -> None:
         model.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0)
 
     names = {id(part): type(part).__name__ for part in model.modules()}
-    own: collections.Counter[str] = collections.Counter()
+    run()
+    # The machine is shared, so one of several tries is enough; what is booked wrongly is wrong in all of them.
+    tries = (_largest_difference(model, names, run) for _ in range(6))
+    assert any(difference < 0.05 for difference in tries)
+
+
+def _largest_difference(model: nn.Module, names: dict[int, str], run: Callable[[], None]) -> float:
+    """By how much a class's share of all self time differs from what plain hooks say, at most."""
+    own: dict[str, list[int]] = collections.defaultdict(list)
     stack: list[list[int]] = []
 
     def before(module: nn.Module, args: Any) -> None:
@@ -113,11 +123,10 @@ def test_shares_are_those_of_plain_hooks() -> None:
     def after(module: nn.Module, args: Any, output: Any) -> None:
         began, inside = stack.pop()
         took = time.perf_counter_ns() - began
-        own[names[id(module)]] += took - inside
+        own[names[id(module)]].append(took - inside)
         if stack:
             stack[-1][1] += took
 
-    run()
     handles = [
         h for m in model.modules() for h in (m.register_forward_pre_hook(before), m.register_forward_hook(after))
     ]
@@ -125,10 +134,11 @@ def test_shares_are_those_of_plain_hooks() -> None:
     for handle in handles:
         handle.remove()
     trace = tv.record(model, run)
-    shares = trace.calls.groupby("class", observed=True)["host_self_ns"].sum() / trace.calls["host_self_ns"].sum()
-    for name, took in own.items():
-        # Ten points: the machine is shared, and hooks cost something themselves.
-        assert abs(shares[name] - took / own.total()) < 0.10, name
+    # Medians, as calls in which the machine did something else say nothing.
+    ours = trace.calls.groupby("class", observed=True)["host_self_ns"].agg(lambda ns: ns.median() * len(ns))
+    theirs = pd.Series({name: np.median(ns) * len(ns) for name, ns in own.items()})
+    difference: float = (ours / ours.sum() - theirs / theirs.sum()).abs().max()
+    return difference
 
 
 class Slow(dict):
