@@ -31,6 +31,7 @@ from talkerviz.query import query
 from talkerviz.recorder.clock_exchange import exchange_clocks
 from talkerviz.recorder.collective_log import CollectiveLog
 from talkerviz.recorder.collectives import watch_collectives
+from talkerviz.recorder.python_events import Callbacks, Contexts
 from talkerviz.recorder.tap import Tap, make_events
 from talkerviz.recorder.tensors import TensorKinds
 
@@ -44,17 +45,8 @@ def events() -> Any:
         None,
         {},
         TensorKinds([]),
-        entered=lambda *call: None,
-        left=lambda module: None,
-        failed=lambda error: -1,
-        joins=lambda: True,
-        full=lambda: True,
-        stranger=lambda *call: None,
-        stamp=None,
-        phase=ContextVar("phase", default=-1),
-        start=0,
-        frame=0,
-        timed=True,
+        Callbacks(),
+        Contexts(ContextVar("phase", default=-1), ContextVar("placed", default=None)),
         limit=1 << 30,
     )
 

@@ -14,6 +14,7 @@ from test_record_property import VALUES
 from torch import nn
 
 from talkerviz.recorder import tap
+from talkerviz.recorder.python_events import Callbacks, Contexts
 from talkerviz.recorder.tensors import TensorKinds
 from talkerviz.trace.tensor_rows import TensorLists
 
@@ -38,18 +39,9 @@ def events(native: bool) -> tuple[Any, dict[str, int], list[Any]]:
         None,
         names,
         TensorKinds(kinds),
-        entered=lambda *call: None,
-        left=lambda module: None,
-        failed=lambda error: -1,
-        joins=lambda: True,
-        full=lambda: True,
-        stranger=lambda *call: None,
-        stamp=None,
-        phase=ContextVar("phase", default=-1),
-        start=0,
-        frame=0,
+        Callbacks(),
+        Contexts(ContextVar("phase", default=-1), ContextVar("placed", default=None)),
         timed=False,
-        limit=1 << 15,
     )
     made.thread()
     return made, names, kinds

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter_ns
@@ -23,6 +23,48 @@ LANDMARK_ONLY, NOT_RECORDED = -1, -2
 EXCLUDED, JOINS, JOINS_OTHERS = range(3)
 """What `joins` answers: calls of a thread are not recorded; they are; and they are part of what other threads began."""
 _FLUSH_NS = 500_000_000
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a log tells and asks its recording; by default nobody listens.
+
+    Attributes:
+        entered: (module, args, kwargs) of a landmark of the phases' rule about to be called.
+        left: (module) of one that has returned or raised.
+        failed: the type of an exception -> -1 less its number.
+        joins: () -> whether calls of the thread that runs it are recorded: `EXCLUDED`, `JOINS` or `JOINS_OTHERS`; asked
+            once a thread.
+        full: () -> whether it has logged itself what it took; called on a thread that has events to write away.
+        stranger: (module, whether inside a watched call) of some that are not watched.
+        moved: (value of `Contexts.placed`) before a call of another context than the one before on its thread, once
+            contexts are followed.
+        stamp: (whether the call begins) just outside the two times of a call, or None.
+    """
+
+    entered: Callable[..., None] = lambda module, args, kwargs: None
+    left: Callable[[nn.Module], None] = lambda module: None
+    failed: Callable[[type[BaseException]], int] = lambda error: -1
+    joins: Callable[[], int] = lambda: JOINS
+    full: Callable[[], bool] = lambda: True
+    stranger: Callable[[nn.Module, bool], None] = lambda module, inside: None
+    moved: Callable[[Any], None] = lambda placed: None
+    stamp: Callable[[bool], None] | None = None
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What goes with the context of a call, that of a thread or of one of asyncio's tasks.
+
+    Attributes:
+        phase: the number of the phase that code has named.
+        placed: what calls belong to.
+        here: True in the contexts whose calls are recorded; None where all are.
+    """
+
+    phase: ContextVar[int]
+    placed: ContextVar[Any]
+    here: ContextVar[bool] | None = None
 
 
 class _Watched(NamedTuple):
@@ -60,29 +102,23 @@ class PythonEvents:
         self,
         names: dict[str, int],
         kinds: TensorKinds,
-        entered: Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None],
-        left: Callable[[nn.Module], None],
-        failed: Callable[[type[BaseException]], int],
-        joins: Callable[[], int],
-        full: Callable[[], bool],
-        stamp: Callable[[bool], None] | None,
-        phase: ContextVar[int],
-        placed: ContextVar[Any],
-        moved: Callable[[Any], None],
-        here: ContextVar[bool] | None,
+        callbacks: Callbacks,
+        contexts: Contexts,
         start: int,
         frame: int,
         timed: bool,
         limit: int,
     ) -> None:
         self._describer = Describer(names, kinds)
-        self._entered, self._left, self._failed, self._joins, self._full = entered, left, failed, joins, full
-        self._stamp, self._phase, self._placed, self._moved, self._here = stamp, phase, placed, moved, here
+        self._entered, self._left, self._failed = callbacks.entered, callbacks.left, callbacks.failed
+        self._joins, self._full, self._stamp = callbacks.joins, callbacks.full, callbacks.stamp
+        self._moved = callbacks.moved
+        self._phase, self._placed, self._here = contexts.phase, contexts.placed, contexts.here
         self._frame_phase, self._frame, self._run = frame, -1, 0
         self._latest_mark = self._start = (start, -1, -1, -1)
         self._passes = 0  # landmarks that are being called, on all threads
         self._names_phases, self._first_named, self._follows_contexts = False, -1, False
-        self._named_where: Callable[[], int] = lambda: phase.get()
+        self._named_where: Callable[[], int] = lambda: self._phase.get()
         self._limit = limit
         self._now = perf_counter_ns if timed else lambda: -1
         self._watched: dict[int, _Watched] = {}

@@ -60,6 +60,8 @@ from talkerviz.recorder.python_events import (
     NO_LANDMARK,
     NOT_RECORDED,
     RULE_LANDMARK,
+    Callbacks,
+    Contexts,
 )
 from talkerviz.recorder.spool import Spool
 from talkerviz.recorder.tap import Tap, choose_way, make_events, not_compiled
@@ -334,19 +336,19 @@ class Recording:
             below,
             self._parts,
             TensorKinds(self._names.kinds),
-            entered=self._guarded(self._entered),
-            left=self._guarded(self._left),
-            failed=self._failed,
-            joins=self._joins,
-            full=self._write,
-            stranger=self._met_stranger,
-            stamp=self._guarded(self._gauges[0].stamp if len(self._gauges) == 1 else self._stamp)
-            if self._gauges
-            else None,
-            phase=self._blocks.of_context,
-            placed=self._placed,
-            moved=self._guarded(self._moved),
-            here=self._here,
+            Callbacks(
+                entered=self._guarded(self._entered),
+                left=self._guarded(self._left),
+                failed=self._failed,
+                joins=self._joins,
+                full=self._write,
+                stranger=self._guarded(self._met_stranger),
+                moved=self._guarded(self._moved),
+                stamp=self._guarded(self._gauges[0].stamp if len(self._gauges) == 1 else self._stamp)
+                if self._gauges
+                else None,
+            ),
+            Contexts(self._blocks.of_context, self._placed, self._here),
             start=self._phase_number(self._rule.start.phase),
             frame=self._phase_number("forward"),
             timed=self._timed,

@@ -16,13 +16,12 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from talkerviz.recorder.python_events import PythonEvents
+from talkerviz.recorder.python_events import Callbacks, Contexts, PythonEvents
 from talkerviz.recorder.tensors import TensorKinds, kind_of, unpack
 
 WAYS = ("auto", "tap", "hooks")
@@ -62,21 +61,12 @@ def make_events(
     below: Callable[..., Any] | None,
     names: dict[str, int],
     kinds: TensorKinds,
-    entered: Callable[..., None],
-    left: Callable[[nn.Module], None],
-    failed: Callable[[type[BaseException]], int],
-    joins: Callable[[], int],
-    full: Callable[[], bool],
-    stranger: Callable[[nn.Module, bool], None],
-    stamp: Callable[[bool], None] | None,
-    phase: ContextVar[int],
-    placed: ContextVar[Any],
-    moved: Callable[[Any], None],
-    here: ContextVar[bool] | None,
-    start: int,
-    frame: int,
-    timed: bool,
-    limit: int,
+    callbacks: Callbacks,
+    contexts: Contexts,
+    start: int = 0,
+    frame: int = 0,
+    timed: bool = True,
+    limit: int = 1 << 15,
 ) -> Any:
     """The log that calls go to.
 
@@ -85,43 +75,17 @@ def make_events(
         below: what stood at `nn.Module.__call__` before: where calls go on; None for hooks.
         names: names of places in containers -> their numbers; new ones are added.
         kinds: dtypes and devices.
-        entered: (module, args, kwargs) of a landmark of the phases' rule about to be called.
-        left: (module) of one that has returned or raised.
-        failed: the type of an exception -> -1 less its number.
-        joins: () -> whether calls of the thread that runs it are recorded: `EXCLUDED`, `JOINS` or `JOINS_OTHERS`; asked
-            once a thread.
-        full: () -> whether it has logged itself what it took; called on a thread that has events to write away.
-        stranger: (module, whether inside a watched call) of some that are not watched.
-        stamp: (whether the call begins) called just outside the two times of a call, or None.
-        phase: the number of the phase that code has named.
-        placed: what calls belong to in this context, of asyncio's tasks for instance.
-        moved: (value of `placed`) called before a call of another context than the one before on its thread, once
-            contexts are followed.
-        here: True in the contexts whose calls are recorded; None where all are.
+        callbacks: what it tells and asks.
+        contexts: what goes with the context of a call.
         start: the number of the phase that the run begins with.
         frame: the number of the phase of frames that are counted here, those of `FRAME_LANDMARK`.
         timed: whether events hold times; -1 otherwise.
         limit: events after which `full` is called.
     """
-    common: dict[str, Any] = {
-        "names": names,
-        "entered": not_compiled(entered),
-        "left": not_compiled(left),
-        "failed": not_compiled(failed),
-        "joins": not_compiled(joins),
-        "full": not_compiled(full),
-        "stamp": stamp and not_compiled(stamp),
-        "phase": phase,
-        "placed": placed,
-        "moved": not_compiled(moved),
-        "here": here,
-        "start": start,
-        "frame": frame,
-        "timed": timed,
-        "limit": limit,
-    }
+    told = {name: function and not_compiled(function) for name, function in vars(callbacks).items()}
+    common: dict[str, Any] = {"names": names, "start": start, "frame": frame, "timed": timed, "limit": limit}
     if native is None:
-        return PythonEvents(kinds=kinds, **common)
+        return PythonEvents(kinds=kinds, callbacks=Callbacks(**told), contexts=contexts, **common)
     return native(
         tensor=Tensor,
         parameter=nn.Parameter,
@@ -130,7 +94,8 @@ def make_events(
         tensor_row=not_compiled(kinds.row),
         tensor_kind=not_compiled(kinds.number),
         below=below,
-        stranger=not_compiled(stranger),
+        **told,
+        **vars(contexts),
         **common,
     )
 
