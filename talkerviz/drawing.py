@@ -49,7 +49,7 @@ class Options(TypedDict, total=False):
     edges: Literal["flow", "calls"] | None
     fold: bool
     max_nodes: int | None
-    by: Literal["module", "class", "phase", "part", "layer", "frame", "call"] | None
+    by: Literal["module", "class", "phase", "part", "layer", "request", "frame", "call"] | None
     across: Literal["phase", "part", "rank"] | None
     sort: Literal["self", "total", "calls"] | None
     top: int | None

@@ -90,7 +90,7 @@ else
   if [ $# = 0 ]; then
     # Whatever exercises the tap, except what takes long: compiled regions, killed processes, random models and Ctrl-C at
     # each moment of a call. Variants that go through Python alone are left out. Nothing is known not to run under ASan.
-    for name in fuzz describe record record_calls record_values record_several record_failures; do
+    for name in fuzz contexts describe record record_calls record_values record_several record_failures; do
       set -- "$@" "$root/tests/test_${name/#fuzz/tap_fuzz}.py"
     done
     # After a crash xdist may wait for its new workers for ever.

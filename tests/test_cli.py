@@ -76,7 +76,7 @@ def test_phases_frames_and_steps(impl: str, tmp_path: Path, monkeypatch: pytest.
     assert roots["phase"].tolist()[:3] == ["prefill", "decode", "decode"]
 
 
-@pytest.mark.parametrize("by", ["module", "class", "phase", "part", "layer", "frame", "call"])
+@pytest.mark.parametrize("by", ["module", "class", "phase", "part", "layer", "request", "frame", "call"])
 def test_show(by: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert talkerviz(monkeypatch, "show", tiny, "--by", by, "--top", 3) == 0
     shown = capsys.readouterr().out

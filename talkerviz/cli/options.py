@@ -29,6 +29,7 @@ class By(str, enum.Enum):
     phase = "phase"
     part = "part"
     layer = "layer"
+    request = "request"
     frame = "frame"
     call = "call"
 

@@ -1,4 +1,4 @@
-"""Where the time went: calls grouped by module, class, phase, part, layer or frame."""
+"""Where the time went: calls grouped by module, class, phase, part, layer, request or frame."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from talkerviz.trace.shapes import shapes_of_calls, with_others
 if TYPE_CHECKING:
     from talkerviz.trace.trace import Trace
 
-BY = ("module", "class", "phase", "part", "layer", "frame", "call")
+BY = ("module", "class", "phase", "part", "layer", "request", "frame", "call")
 SORTS = ("self", "total", "calls")
 
 GARBAGE_COLLECTION = "garbage collection"
 """The row of Python's garbage collections in tables by module and by class."""
 _LEAST_COLLECTED, _LEAST_COLLECTED_NS = 0.01, 1_000_000  # of all time, and in all: less is in a note alone
 
-_IN_ORDER = ("phase", "part", "frame")  # rows that stand in the run's order unless asked otherwise
+_IN_ORDER = ("phase", "part", "request", "frame")  # rows that stand in the run's order unless asked otherwise
 _LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 
 
 def summarise(trace: Trace, by: str = "module", sort: str | None = None) -> pd.DataFrame:
-    """One row for each module, class, phase, part, layer, frame or call of a trace.
+    """One row for each module, class, phase, part, layer, request, frame or call of a trace.
 
     Args:
         trace: the whole trace, or what `Trace.select` left of it.
         by: what a row stands for. A part is the talker, its code predictor or the setup before both. A layer is a
             module down to the first number in its path, `talker.model.layers.3`; what is in none stands for itself.
-        sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts and
-            frames.
+        sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts,
+            requests and frames.
 
     Returns:
         Columns: the names of the row (`module` and `class`, or the one asked for; for calls also `call`, `phase`,

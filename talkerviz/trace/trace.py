@@ -175,7 +175,7 @@ class Trace:
     def table(
         self, by: str = "module", sort: str | None = None, top: int | None = None, across: str | None = None
     ) -> pd.DataFrame:
-        """Where the time went: a row for each module, class, phase, part, layer, frame or call.
+        """Where the time went: a row for each module, class, phase, part, layer, request, frame or call.
 
         Args:
             by: what a row stands for.
