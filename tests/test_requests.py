@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from talker_parity import talker, tiny_prompt
 from torch import nn
 
 import talkerviz as tv
+from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.talker import generate
 from talkerviz.trace.frames import frame_latencies, frame_summary
 
 transformers = pytest.importorskip("transformers")
@@ -230,3 +233,18 @@ def test_the_time_between_requests_is_of_no_frame(model: Any) -> None:
     assert summary is not None
     assert summary.max_ns is not None
     assert summary.max_ns < pause
+
+
+def test_a_talker_that_speaks_twice_has_two_requests() -> None:
+    model = talker("tiny", "native")
+    prompt = tiny_prompt(model, None, prompt_tokens=4, text_tokens=9, seed=0)
+
+    def speak() -> None:
+        for _ in range(2):
+            generate(model, prompt, 2, ignore_eos=True)
+
+    calls = tv.record(model, speak, name="talker", phases=TalkerPhases).calls
+    spoken = calls[calls["path"] == "talker"]
+    assert spoken["phase"].tolist() == ["prefill", "decode"] * 2
+    assert spoken["request"].tolist() == [0, 0, 1, 1]
+    assert spoken["frame"].tolist() == [0, 1, 2, 3]
