@@ -24,9 +24,9 @@ def at(number: int, start: float, length: float, phase: str, frame: int | None, 
     return call(number, None, 0, path, "X", host, host, phase=phase, frame=frame, host_start_ns=start_ns, **more)
 
 
-def frame(number: int, start: float, length: float) -> list[Any]:
+def frame(number: int, start: float, length: float, passes: int = 15) -> list[Any]:
     """A quarter of the time in the talker, half in the code predictor, the rest between its calls."""
-    passes, first = 15, number * 16 + 1
+    first = number * (passes + 1) + 1
     each = length / 2 / passes
     rows = [at(first, start, length / 4, "decode" if number else "prefill", number)]
     for step in range(passes):
@@ -52,6 +52,17 @@ def test_latencies() -> None:
     assert found["codes_per_second"].tolist() == pytest.approx([160, 400, 800, 16 / 0.03])
     assert found["talker_ns"].tolist() == [25 * MS, 10 * MS, 5 * MS, 7.5 * MS]
     assert found["predictor_ns"].tolist() == pytest.approx([50 * MS, 20 * MS, 10 * MS, 15 * MS], abs=15)
+
+
+def test_another_number_of_codes() -> None:
+    rows = [row for number in range(3) for row in frame(number, 20 * number, 20, passes=7)]
+    trace = make_trace(rows, root="talker", **TALKER, codes_a_frame=8)
+    found = frame_latencies(trace)
+    assert found["latency_ns"].tolist()[:2] == [20 * MS] * 2
+    assert found["codes_per_second"].tolist()[:2] == pytest.approx([400, 400])
+    summary = frame_summary(trace)
+    assert summary is not None
+    assert (summary.frames, summary.codes_per_second) == (3, pytest.approx(8 * 1e9 / summary.mean_ns))
 
 
 def test_summary() -> None:

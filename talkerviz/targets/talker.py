@@ -104,6 +104,7 @@ def talker_of(
         **facts_of(source),
         "impl": impl,
         "scenario": asdict(scenario) | lengths,
+        "codes_a_frame": config.num_code_groups,
         **({"inputs": str(inputs)} if inputs else {}),
         **dict.fromkeys(faster.ways(), True),
         **({"one_call": _fused_in(talker)} if faster.fused else {}),

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 FRAME_NS = 80_000_000
 """How long a frame of speech sounds: the codec has 12.5 of them a second."""
 
-CODES = 16
-"""A frame's codes: the talker's own, and one of each of the code predictor's passes 0 to 14."""
+_CODES = 16
+"""Codes of a published talker's frame, its own and one of each of the code predictor's passes; of another one the fact
+`codes_a_frame` says how many."""
 
 _MOST_AFTER_CALLS = 0.05
 """Of a frame's time: what is too little to matter where a frame is cut off at the end of its last call."""
@@ -73,6 +74,10 @@ def makes_speech(trace: Trace) -> bool:
     return "scenario" in trace.facts
 
 
+def _codes_of(trace: Trace) -> int:
+    return int(trace.facts.get("codes_a_frame", _CODES))
+
+
 def parts_of_calls(trace: Trace) -> pd.Series:
     """The part of the talker that each call serves, by its phase: `setup`, `talker` or `code predictor`.
 
@@ -110,8 +115,8 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
     Where its calls failed it has none either.
 
     Returns:
-        Columns: `run`; `frame`; `latency_ns`; `real_time_factor`, 80 ms of speech over it; `codes_per_second`, 16 over
-        it; `talker_ns` and `predictor_ns`, the time inside the calls of either part. The last four are of speech alone.
+        Columns: `run`; `frame`; `latency_ns`; `real_time_factor`, 80 ms of speech over it; `codes_per_second`, its
+        codes over it; `talker_ns` and `predictor_ns`, the time inside the calls of either part. The last four are of speech alone.
         Where a device's times were measured, they are taken, as the host may be far ahead; else the host's. What was
         not measured is `<NA>`.
     """
@@ -123,7 +128,7 @@ def _frames(trace: Trace) -> pd.DataFrame:
     """The same, with the number of the `line` of frames that each is in, those of one request or one thread; whether
     its first call is of a `prefill`; and its `start_ns`."""
     calls = trace.calls
-    speech = makes_speech(trace)
+    speech, codes = makes_speech(trace), _codes_of(trace)
     start, length = times_of_calls(calls)
     part = parts_of_calls(trace)
     outer = outermost(calls, pd.factorize(part)[0])
@@ -164,7 +169,7 @@ def _frames(trace: Trace) -> pd.DataFrame:
     whole = ~groups["failed"].any().to_numpy()
     following = np.append(first, np.nan)[np.where(followed, np.nan_to_num(behind[:, 0]), len(found)).astype(int)]
     if speech:
-        whole &= (groups["step"].max() == CODES - 2).to_numpy(bool, na_value=False)
+        whole &= (groups["step"].max() == codes - 2).to_numpy(bool, na_value=False)
     else:
         last = _without_next(trace, found.assign(first=first, last=last, next=following, followed=followed, cut=cut))
     end = np.where(followed, following, np.where(whole, last, np.nan))
@@ -173,7 +178,7 @@ def _frames(trace: Trace) -> pd.DataFrame:
     seconds = np.where(speech, latency / 1e9, np.nan)
     found["latency_ns"] = pd.array(latency, dtype="Int64")
     found["real_time_factor"] = pd.array(FRAME_NS / 1e9 / seconds, dtype="Float64")
-    found["codes_per_second"] = pd.array(CODES / seconds, dtype="Float64")
+    found["codes_per_second"] = pd.array(codes / seconds, dtype="Float64")
     found["talker_ns"] = pd.array(groups["talker"].sum(min_count=1), dtype="Int64")
     found["predictor_ns"] = pd.array(groups["predictor"].sum(min_count=1), dtype="Int64")
     return found
@@ -223,7 +228,7 @@ def frame_summary(trace: Trace) -> FrameSummary | None:
         max_ns=float(later.max()) if len(later) else None,
         jitter_ns=float(apart.mean()) if len(apart) else None,
         real_time_factor=FRAME_NS / mean if mean and speech else None,
-        codes_per_second=CODES * 1e9 / mean if mean and speech else None,
+        codes_per_second=_codes_of(trace) * 1e9 / mean if mean and speech else None,
     )
 
 
