@@ -33,7 +33,7 @@ MAGIC = b"TVB1"
 _HEAD = struct.Struct("<4sIIQI")
 _MAX_PARTS = 16
 # Of a file's blocks when they are decompressed: a hostile file must not take more memory than is in proportion to it.
-_MIN_BUDGET_BYTES, _MAX_RATIO, _MAX_BLOCK_BYTES = 1 << 27, 1 << 10, 1 << 29
+_MIN_BUDGET_BYTES, _MAX_RATIO, _MAX_BLOCK_BYTES = 1 << 28, 1 << 11, 1 << 29
 _ZEROS_READ = 1 << 16
 
 

@@ -21,7 +21,7 @@ from talkerviz.trace.flow import Flow
 from talkerviz.trace.schema import COLLECTIONS, ModuleInfo, Tensors
 
 MAX_DEPTH = 4096
-"""Deepest call that is read. Tables and charts take time by depth; Python's own limit allows about 300 nested modules."""
+"""Deepest call that is read: tables take time by depth, and Python's own limit allows about 300 nested modules."""
 MAX_NUMBER = 1 << 40
 """Largest call, frame, step, run, rank or collective number; keeps arithmetic on them within int64."""
 _MAX_SUM = float(1 << 62)  # of a column; two such sums still fit an int64
@@ -316,6 +316,7 @@ _MERGED_PROCESS = _with(
     {**_PROCESS_REQUIRED, "modules": _is_size, "differs": _dict_of(lambda value: True), "host": _is_text},
     _PROCESS_OPTIONAL,
 )
+_PEAKS = _with(dict.fromkeys(("flops", "bandwidth"), _is_rate), dict.fromkeys(("device", "source"), _is_text))
 _RUN_END = _or_null(_with({"frame": _or_null(_is_size), "ns": _is_ns}))
 
 # The facts that tables, charts and notes read. Others are the user's, of any kind.
@@ -345,7 +346,6 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
         {"shift_ns": _list_of(_is_ns)},
     ),
 }
-_PEAKS = _with(dict.fromkeys(("flops", "bandwidth"), _is_rate), dict.fromkeys(("device", "source"), _is_text))
 
 
 def check_facts(facts: Any) -> None:

@@ -96,13 +96,13 @@ class _Writer:
         self, file: Path | BinaryIO, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], flow: Flow | None
     ) -> None:
         # In the schema, it goes with the calls when somebody writes them anew with other columns.
-        said = {
+        said: dict[str, str | bytes] = {
             "talkerviz": FORMAT,
             "talkerviz.modules": json.dumps(modules),
             "talkerviz.facts": json.dumps(dict(facts)),
             **({} if flow is None else {"talkerviz.flow": flow.to_text()}),
         }
-        self._said: dict[str, str | bytes] = dict(said)
+        self._said = dict(said)
         self._file = pq.ParquetWriter(file, CALLS.with_metadata(said), compression="zstd", write_page_checksum=True)
         self._lists: dict[int, str] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,9 +49,14 @@ def render_page(trace: Trace, figures: Figures, charts: Sequence[Chart], slicer:
     return with_pieces(piece("template.html"), pieces)
 
 
+# Marks that change the direction of what follows, as JSON has them: the page shows their codes.
+_TURNS = re.compile(r"(?<!\\)((?:\\\\)*)\\u(061c|200[ef]|202[a-e]|206[6-9])")
+
+
 def _json(value: Any) -> str:
     # A name could end the script that it is in, or begin a comment that hides its end.
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    return _TURNS.sub(r"\1\\\\u\2", text)
 
 
 def _script(text: str) -> str:
