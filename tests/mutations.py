@@ -21,6 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def mutate_table(table: pa.Table, rng: random.Random) -> pa.Table:
     name = rng.choice(table.column_names)
     place = table.column_names.index(name)
     field, column = table.schema.field(place), table.column(place)
-    kind = rng.randrange(9)
+    kind = rng.randrange(20)
     if kind == 0:
         return table.remove_column(place)
     if kind == 1:
@@ -211,9 +212,9 @@ def mutate_columns(content: bytes, rng: random.Random) -> bytes:
         kind = rng.random()
         if kind < 0.45:
             table = mutate_table(table, rng)
-        elif kind < 0.5:
+        elif kind < 0.48:
             del metadata[name]
-        elif kind < 0.55:
+        elif kind < 0.52:
             metadata[name] = mutate_bytes(metadata[name], rng)
         elif name == b"talkerviz.flow":
             metadata[name] = mutate_flow(metadata[name], rng)
@@ -300,7 +301,7 @@ def mutate_blocks(content: bytes, rng: random.Random) -> bytes:
 def mutated(name: str, content: bytes, seed: int) -> bytes:
     """A mutation of a file, the same for a seed."""
     rng = random.Random(seed)
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         return mutate_bytes(content, rng)
     return mutate_blocks(content, rng) if name.endswith(".partial") else mutate_columns(content, rng)
 
@@ -358,7 +359,9 @@ def outcomes_of(path: Path, commands: tuple[list[str], ...] = COMMANDS) -> Itera
 WORST = ("fine", "one line, exit 2", "other", "traceback")
 
 
-def outcome_in_process(path: Path, seconds: int = CPU_SECONDS) -> tuple[str, str]:
+def outcome_in_process(
+    path: Path, commands: tuple[list[str], ...] = COMMANDS, seconds: int = CPU_SECONDS
+) -> tuple[str, str]:
     """The worst outcome of all commands, in a process with limits of its own."""
     read, write = os.pipe()
     child = os.fork()
@@ -367,7 +370,7 @@ def outcome_in_process(path: Path, seconds: int = CPU_SECONDS) -> tuple[str, str
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))
         worst = ("fine", "")
-        for number, outcome in enumerate(outcomes_of(path)):
+        for number, outcome in enumerate(outcomes_of(path, commands)):
             if outcome[0] == WORST[1]:
                 if number == 0:  # the file is refused; so it is by all others
                     worst = outcome
@@ -393,23 +396,32 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for the files that are not handled")
+    parser.add_argument("--report", action="store_true", help="write a report of each as well")
     parser.add_argument("--say", action="store_true", help="print what is said of each file")
     asked = parser.parse_args()
+    commands = COMMANDS
     counts: Counter[tuple[str, str]] = Counter()
     slowest = 0.0
+    for command in ("render", "show"):  # once, and not in each process
+        import_module(f"talkerviz.cli.{command}")
     with tempfile.TemporaryDirectory() as made:
         folder, contents = Path(made), {}
+        if asked.report:
+            commands = (*COMMANDS, ["report", "-o", str(folder / "report")])
+            import_module("talkerviz.cli.report")
         for name, make in BASES.items():
             make(folder / name)
             contents[name] = (folder / name).read_bytes()
             print(name, *outcome_in_process(folder / name))
+            # What commands import late is imported by now.
+            list(outcomes_of(folder / name))
         for number in range(asked.count):
             name = list(BASES)[number % len(BASES)]
             content = mutated(name, contents[name], asked.seed * 1_000_003 + number)
             path = folder / f"mutated.{name}"
             path.write_bytes(content)
             began = time.monotonic()
-            outcome, said = outcome_in_process(path)
+            outcome, said = outcome_in_process(path, commands)
             slowest = max(slowest, time.monotonic() - began)
             counts[name, outcome] += 1
             if asked.say:

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from talkerviz.trace.flow import Flow
-from talkerviz.trace.schema import COLLECTIONS, ModuleInfo, Tensors
+from talkerviz.trace.schema import COLLECTIONS, ModuleInfo, Tensors, module_infos, tensor_infos
 
 MAX_DEPTH = 4096
 """Deepest call that is read: tables take time by depth, and Python's own limit allows about 300 nested modules."""
@@ -83,6 +83,52 @@ def parse_json(text: bytes | str, name: str) -> Any:
         raise DamagedError(f"{name} are no JSON: {error}") from error
     _check_nesting(value, name)
     return value
+
+
+def modules_from_json(rows: Any) -> tuple[ModuleInfo, ...]:
+    """Make modules of what JSON gives.
+
+    Raises:
+        DamagedError: it is no list of modules.
+    """
+    if not isinstance(rows, list):
+        raise DamagedError(f"its modules are {_shown(rows)}, not a list")
+    for place, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != len(ModuleInfo._fields) or not isinstance(row[-1], list):
+            raise DamagedError(f"module {place} cannot be {_shown(row)}")
+    return module_infos(rows)
+
+
+def tensors_from_json(rows: Any) -> Tensors:
+    """Make one list of tensors of what JSON gives.
+
+    Raises:
+        DamagedError: it is no list of tensors.
+    """
+    if not isinstance(rows, list):
+        raise DamagedError(f"a list of tensors cannot be {_shown(rows)}")
+    for row in rows:
+        if not isinstance(row, list) or len(row) not in (4, 5) or not isinstance(row[1], list):
+            raise DamagedError(f"a tensor cannot be {_shown(row)}")
+    return tensor_infos(rows)
+
+
+def numbered_tensors(rows: Any) -> dict[int, Tensors]:
+    """Make lists of tensors, by number, of what JSON gives.
+
+    Raises:
+        DamagedError: it is no such list, or not in order.
+    """
+    if not isinstance(rows, list):
+        raise DamagedError(f"its descriptions of tensors are {_shown(rows)}, not a list")
+    lists: dict[int, Tensors] = {}
+    last = -1
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 2 or not _is_int(row[0]) or not last < row[0] < MAX_NUMBER:
+            raise DamagedError(f"a description of tensors cannot be {_shown(row)}")
+        last, lists[row[0]] = row[0], tensors_from_json(row[1])
+    check_tensors(lists.values())
+    return lists
 
 
 def checksum(parts: Mapping[str, str | bytes]) -> str:
@@ -448,5 +494,7 @@ def _check_op_calls(call: np.ndarray, after: np.ndarray, number: np.ndarray) -> 
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split()) if not isinstance(value, (dict, list)) or len(value) < 20 else "…"
+    if isinstance(value, (dict, list)) and len(value) > _SHOWN:
+        return f"a {type(value).__name__} of {len(value):,}"
+    text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

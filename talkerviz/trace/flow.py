@@ -154,6 +154,8 @@ class Flow:
         ops, edges = _read_table(source, OPS, budget), _read_table(source, EDGES, budget)
         frames = _read_table(source, FRAMES, budget) if _BACK.name in edges.schema.names else None
         tensors = json.loads((ops.schema.metadata or {})[b"tensors"])
+        if not isinstance(tensors, list) or not all(_are_tensors(one) for one in tensors):
+            raise ValueError("its flow has damaged descriptions of tensors")
         lists = [tensor_infos(one) for one in tensors]
         columns = {name: ops.column(name).to_pandas() for name in OPS.names if not name.endswith("_id")}
         for name in ("inputs", "outputs"):
@@ -168,6 +170,12 @@ class Flow:
         """Each different list of tensors of the operations, once."""
         ops = self._kept[0]
         return list({id(one): one for name in ("inputs", "outputs") for one in ops[name]}.values())
+
+
+def _are_tensors(rows: object) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) in (4, 5) and isinstance(row[1], list) for row in rows
+    )
 
 
 _MIN_BUDGET_BYTES, _MAX_RATIO = 1 << 26, 256  # of a table in memory against its compressed text

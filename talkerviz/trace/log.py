@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from talkerviz.trace.blocks import read_blocks
-from talkerviz.trace.check import MAX_DEPTH, DamagedError, parse_json
-from talkerviz.trace.schema import ModuleInfo, module_infos
+from talkerviz.trace.check import MAX_DEPTH, DamagedError, modules_from_json, parse_json
+from talkerviz.trace.schema import ModuleInfo
 from talkerviz.trace.tensor_rows import TensorKind, TensorLists
 
 MARK, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED = range(1 << 30, (1 << 30) + 6)
@@ -209,17 +209,23 @@ def _read_log(source: Path | bytes, size: int) -> Log:
     opening = parse_json(first[0], "its header")
     names, threads = Names(), set()
     tensors = TensorLists(names.parts, names.kinds)
-    known_modules = module_infos(opening["modules"])
+    known_modules = modules_from_json(opening["modules"])
     for block in _blocks_of(source, size):
         said = block.said
+        if missing := [name for name in (*NAMES, "first", "thread") if name not in said]:
+            raise DamagedError(f"a block has no {missing[0]}")
+        if not isinstance(said["first"], list) or len(said["first"]) != len(NAMES):
+            raise DamagedError(f"a block has {said['first']!r} for the numbers of its names")
         for name, begin in zip(NAMES, said["first"], strict=True):
             known, new = getattr(names, name), said[name]
             if not isinstance(begin, int) or not 0 <= begin <= len(known) or not isinstance(new, list):
                 raise DamagedError(f"some of its {name} are missing")
             if name == "kinds":
+                if not all(isinstance(kind, list) and [*map(type, kind)] == [str, str] for kind in new):
+                    raise DamagedError("one of its kinds of tensors is no dtype and device")
                 new = [(dtype, device) for dtype, device in new]
             elif name == "joined":
-                new = module_infos(new)
+                new = modules_from_json(new)
             elif not all(isinstance(one, str) for one in new):
                 raise DamagedError(f"one of its {name} is no text")
             known[begin:] = new

@@ -23,12 +23,14 @@ from talkerviz.trace.check import (
     check_trace,
     checksum,
     decompress,
+    modules_from_json,
+    numbered_tensors,
     parse_json,
 )
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.frame import NULLABLE, calls_frame, collections_frame, lists_array, log_tables
 from talkerviz.trace.log import Log, Rows
-from talkerviz.trace.schema import CALLS, NAME, ModuleInfo, Tensors, module_infos, tensor_infos
+from talkerviz.trace.schema import CALLS, NAME, ModuleInfo, Tensors
 
 FORMAT = "2"
 _ROWS_EACH = 1 << 16
@@ -193,7 +195,8 @@ def _open(path: Path, **options: Any) -> pq.ParquetFile:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, KeyError):
-        return f"it has no {error.args[0]!r}"
+        name = error.args[0]
+        return f"it has no {name.decode() if isinstance(name, bytes) else name}"
     return text if isinstance(error, (ValueError, OSError, pa.ArrowException)) and text else repr(error)
 
 
@@ -207,7 +210,7 @@ def _read(
     rows = file.metadata.num_rows
     if not 0 <= rows <= _MIN_ROWS + _ROWS_PER_BYTE * file_bytes:
         raise DamagedError(f"it claims {rows:,} calls in {file_bytes:,} bytes")
-    modules = module_infos(parse_json(metadata[b"talkerviz.modules"], "its modules"))
+    modules = modules_from_json(parse_json(metadata[b"talkerviz.modules"], "its modules"))
     facts = parse_json(metadata[b"talkerviz.facts"], "its facts")
     text = metadata.get(b"talkerviz.flow")
     flow = None if text is None else Flow.from_text(text)
@@ -219,10 +222,10 @@ def _read(
     )
     tensors = metadata.get(b"talkerviz.tensors")
     if tensors is None:
-        lists = _lists_in_rows(file)
+        lists = numbered_tensors(_lists_in_rows(file))
     else:
         content = _unpacked(tensors, _MIN_TENSORS_BYTES + _TENSORS_BYTES_PER_CALL * rows)
-        lists = parse_json(content, "its descriptions of tensors")
+        lists = numbered_tensors(parse_json(content, "its descriptions of tensors"))
     calls = _to_pandas(file, lists)
     if len(calls) != rows:
         raise DamagedError(f"it has {len(calls):,} calls, and claims {rows:,}")
@@ -300,7 +303,7 @@ def _to_arrow(calls: pd.DataFrame, ids: Mapping[str, np.ndarray], lists: Sequenc
     return pa.table([columns[name] for name in CALLS.names], schema=CALLS)
 
 
-def _lists_in_rows(file: pq.ParquetFile) -> list[tuple[int, Any]]:
+def _lists_in_rows(file: pq.ParquetFile) -> list[Any]:
     """The lists of tensors of a file that somebody has written anew: from the rows where each first stands."""
     found: dict[int, Any] = {}
     for name in ("inputs", "outputs"):
@@ -312,21 +315,18 @@ def _lists_in_rows(file: pq.ParquetFile) -> list[tuple[int, Any]]:
             found |= {
                 number: [list(t.values()) for t in one] for number, one in zip(ids[new].tolist(), lists, strict=True)
             }
-    return sorted(found.items())
+    return [[number, found[number]] for number in sorted(found)]
 
 
 _ROWS_OF_LISTS = 1 << 12
 
 
-def _to_pandas(file: pq.ParquetFile, lists: Any) -> pd.DataFrame:
+def _to_pandas(file: pq.ParquetFile, lists: Mapping[int, Tensors]) -> pd.DataFrame:
     plain = file.read([name for name in CALLS.names if name not in ("inputs", "outputs")])
-    numbers = np.array([number for number, _ in lists], dtype=np.int64)
+    numbers = np.array(list(lists), dtype=np.int64)
     objects = np.empty(len(lists), dtype=object)
-    for place, (_, one) in enumerate(lists):
-        objects[place] = tensor_infos(one)
-    check_tensors(objects)
-    if (np.diff(numbers) <= 0).any():
-        raise DamagedError("its descriptions of tensors are not in order")
+    for place, tensors in enumerate(lists.values()):
+        objects[place] = tensors
     columns: dict[str, Any] = {}
     for field in CALLS:
         if field.name in ("inputs", "outputs"):
