@@ -14,10 +14,11 @@ from torch import nn
 
 from talkerviz.render.text import size_text
 
-MAX_MODULES = 200_000
-"""The most modules that are built; models with an expert a module have up to 100,000."""
+MAX_MODULES = 100_000
+"""The most modules that are built; models with an expert a module have up to 60,000."""
 _MAX_SIZE = 1 << 31
-_MAX_COUNT = 1 << 20  # of layers, heads, experts, labels: transformers makes lists of these
+_MAX_LAYERS = 1 << 12
+_MAX_COUNT = 1 << 20  # of heads, experts, labels: transformers makes lists of these
 _MAX_DEPTH = 32
 
 # Code, or files from elsewhere: none of it is run or read, whatever the config asks for.
@@ -27,7 +28,8 @@ _SIZES = re.compile(
     r"|(num|n)_.*(layer|layers|heads|experts|labels|channels|groups|blocks|codebooks|head)|head_dim|embed_dim|hidden_dim"
     r"|dim|depth|num_layers|decoder_layers|encoder_layers"
 )
-_COUNTS = re.compile(r"(num|n)_.*|depth|.*_layers")
+_LAYERS = re.compile(r".*layers?|depth")
+_COUNTS = re.compile(r"(num|n)_.*")
 
 
 def checked_fields(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -69,7 +71,8 @@ def _checked(fields: Mapping[str, Any], source: str, where: str, depth: int) -> 
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{source}: {where}{name} is NaN")
         if _SIZES.fullmatch(name):
-            _check_size(value, source, f"{where}{name}", _MAX_COUNT if _COUNTS.fullmatch(name) else _MAX_SIZE)
+            most = _MAX_LAYERS if _LAYERS.fullmatch(name) else _MAX_COUNT if _COUNTS.fullmatch(name) else _MAX_SIZE
+            _check_size(value, source, f"{where}{name}", most)
         kept[name] = value
     return kept
 

@@ -207,6 +207,8 @@ def _read_log(source: Path | bytes, size: int) -> Log:
     if first is None:
         raise DamagedError("it is cut short before its first call")
     opening = parse_json(first[0], "its header")
+    if not isinstance(opening, dict) or not {"modules", "facts", "origin_ns", "timed"} <= set(opening):
+        raise DamagedError("its header lacks what a run begins with")
     names, threads = Names(), set()
     tensors = TensorLists(names.parts, names.kinds)
     known_modules = modules_from_json(opening["modules"])

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from talkerviz.render.escape import one_line
 from talkerviz.render.figures import Figures
 from talkerviz.render.html.charts import Chart
 from talkerviz.render.html.data import chart_data, frames_data, layers_data, shared_data, table_data, typical_frame
@@ -37,7 +38,7 @@ def render_page(trace: Trace, figures: Figures, charts: Sequence[Chart], slicer:
     data = _data(trace, figures, charts, slicer, held)
     pieces = {
         **controls(),
-        "title": html.escape(f"{data['title']} – talkerviz"),
+        "title": html.escape(one_line(f"{data['title']} – talkerviz")),
         "style": f"{vendored('tabulator.min.css')}\n{piece('page.css')}",
         "charts": "".join(
             f'<template id="chart-{number}"><svg>{chart.svg}</svg></template>\n' for number, chart in enumerate(charts)
