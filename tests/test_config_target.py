@@ -108,7 +108,7 @@ def test_what_a_model_wrote_into_it_is_given_anew() -> None:
             {**LLAMA, "quantization_config": {"quant_method": "x"}},
             "quantization_config: transformers has no method 'x'",
         ),
-        ({**VIT, "patch_size": 40000, "image_size": 40000, "hidden_size": 4}, "config.json: .*an input of"),
+        ({**VIT, "patch_size": 400, "image_size": 40000, "hidden_size": 4}, "config.json: .*an input of"),
     ],
 )
 def test_what_it_refuses(config: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_code_that_a_config_names_is_left_out(tmp_path: Path) -> None:
     code = {
         "auto_map": {"AutoModel": "evil.Evil"},
         "_attn_implementation": "someone/kernel",
-        "transformers_weights": "x",
+        "transformers_weights": "../elsewhere.safetensors",
     }
     trace, target = traced(tmp_path, {**LLAMA, **code})
     assert not any(hasattr(target.model.config, name) for name in ("auto_map", "transformers_weights"))

@@ -137,6 +137,7 @@ def edited(path: Path, column: str, values: list[Any]) -> None:
         ("host_ns", [-5] * 11, "call 0 has the host_ns -5"),
         ("host_self_ns", [2**63 - 1] * 11, "host_self_ns adds up to more"),
         ("frame", [2**60] * 11, f"call 0 has the frame {2**60}"),
+        ("host_start_ns", [None] * 11, "call 0 has only one of host_start_ns and host_ns"),
         ("run", [-1] * 11, "call 0 has the run -1"),
         ("inputs_id", [77] * 11, "descriptions of tensors are missing"),
     ],

@@ -27,7 +27,6 @@ tensors = st.lists(
     ),
     max_size=3,
 ).map(tuple)
-whole = st.none() | st.integers(0, 2**58)
 rows = st.lists(
     st.fixed_dictionaries(
         {
@@ -40,9 +39,7 @@ rows = st.lists(
             "step": st.none() | st.integers(0, 14),
             "inputs": tensors,
             "outputs": tensors,
-            "host_start_ns": whole,
-            "host_ns": whole,
-            "host_self_ns": whole,
+            "times": st.none() | st.tuples(*[st.integers(0, 2**58)] * 3),
             "error": st.none() | names,
         }
     ),
@@ -53,7 +50,8 @@ rows = st.lists(
 def trace_of(rows: list[dict]) -> Trace:
     """A trace of these rows; `up` says how many rows before each its parent stands, 0 for none."""
     for number, row in enumerate(rows):
-        up = row.pop("up")
+        up, times = row.pop("up"), row.pop("times")
+        row |= dict(zip(("host_start_ns", "host_ns", "host_self_ns"), times or (None,) * 3, strict=True))
         parent = number - up if 0 < up <= number else None
         row |= {"parent": parent, "depth": 0}
         if parent is not None:

@@ -34,6 +34,8 @@ _NON_NEGATIVE = (
     *("flops", "bytes_read", "bytes_written", "memory_peak_bytes"),
 )
 _ANY_SIGN = ("host_self_ns", "device_start_ns", "device_self_ns", "memory_delta_bytes")
+_TOGETHER = (("host_start_ns", "host_ns", "host_self_ns"), ("device_start_ns", "device_ns", "device_self_ns"))
+"""Columns that are missing in the same rows, where they are missing."""
 _NUMBERED = ("frame", "step", "collective")
 
 
@@ -210,6 +212,12 @@ def _check_calls(calls: pd.DataFrame) -> None:
 
     for name in ("thread", "run", "rank"):
         _check_range(name, number, calls[name].to_numpy(), 0, MAX_NUMBER)
+    for start, *others in _TOGETHER:
+        missing = calls[start].isna().to_numpy()
+        for name in others:
+            wrong = np.flatnonzero(calls[name].isna().to_numpy() != missing)
+            if len(wrong):
+                raise DamagedError(f"call {number[wrong[0]]} has only one of {start} and {name}")
     for name in (*_NUMBERED, *_NON_NEGATIVE, *_ANY_SIGN):
         values, missing = _ints(calls[name])
         if missing.all():
