@@ -16,6 +16,7 @@ from torch import nn
 from talkerviz.foreign.ask import parts_of
 from talkerviz.foreign.config_check import check_memory, checked_fields
 from talkerviz.foreign.quiet import quiet
+from talkerviz.render.escape import shortened
 from talkerviz.talker.checkpoint import weight_files
 from talkerviz.talker.json_file import read_json
 
@@ -187,9 +188,12 @@ def build(
     return Built(model.eval().requires_grad_(False), "safetensors" if stored else "random", note, names)
 
 
+_LONGEST_REASON = 400  # characters; validators list all that a field could have been
+
+
 def one_line(error: BaseException) -> str:
     """What went wrong, with its class where that says more."""
-    text = " ".join(str(error).split())
+    text = shortened(" ".join(str(error).split()), _LONGEST_REASON)
     return text if isinstance(error, (ValueError, OSError, ImportError)) and text else f"{type(error).__name__}: {text}"
 
 

@@ -57,6 +57,11 @@ class StoredModule:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
+    def file_names(self) -> list[str]:
+        """The names of the files that hold them."""
+        return sorted({tensor.file.name for tensor in self.tensors.values()})
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype they have; of several, one that holds the values of all."""
         return functools.reduce(torch.promote_types, {tensor.dtype for tensor in self.tensors.values()})

@@ -104,6 +104,7 @@ def talker_of(
         **facts_of(source),
         "impl": impl,
         "scenario": asdict(scenario) | lengths,
+        **({"files_read": ["config.json", *stored.file_names]} if stored else {}),
         **({"inputs": str(inputs)} if inputs else {}),
         **dict.fromkeys(faster.ways(), True),
         **({"one_call": _fused_in(talker)} if faster.fused else {}),

@@ -212,22 +212,21 @@ def _check_calls(calls: pd.DataFrame) -> None:
 
     for name in ("thread", "run", "rank"):
         _check_range(name, number, calls[name].to_numpy(), 0, MAX_NUMBER)
+    missing = {name: calls[name].isna().to_numpy() for name in (*_NUMBERED, *_NON_NEGATIVE, *_ANY_SIGN)}
     for start, *others in _TOGETHER:
-        missing = calls[start].isna().to_numpy()
         for name in others:
-            wrong = np.flatnonzero(calls[name].isna().to_numpy() != missing)
+            wrong = np.flatnonzero(missing[name] != missing[start])
             if len(wrong):
                 raise DamagedError(f"call {number[wrong[0]]} has only one of {start} and {name}")
-    for name in (*_NUMBERED, *_NON_NEGATIVE, *_ANY_SIGN):
-        values, missing = _ints(calls[name])
-        if missing.all():
+    for name, holes in missing.items():
+        if holes.all():
             continue
-        least = -MAX_NUMBER if name == "device_start_ns" else 0
+        values = calls[name].to_numpy(dtype=np.int64, na_value=0)
         if name not in _ANY_SIGN:
-            _check_range(
-                name, number, np.where(missing, least, values), least, MAX_NUMBER if name in _NUMBERED else None
-            )
-        if np.abs(np.where(missing, 0, values).astype(np.float64)).sum() > _MAX_SUM:
+            _check_range(name, number, values, 0, MAX_NUMBER if name in _NUMBERED else None)
+        largest = max(abs(int(values.min())), abs(int(values.max())))
+        # As floats, whose sums do not wrap around, but only where the sum could be too large.
+        if largest * len(values) > _MAX_SUM and np.abs(values.astype(np.float64)).sum() > _MAX_SUM:
             raise DamagedError(f"the column {name} adds up to more than a 64-bit number holds")
 
 
@@ -413,13 +412,17 @@ def check_facts(facts: Any) -> None:
     for name, value in facts.items():
         if name in _FACTS and not _FACTS[name](value):
             raise DamagedError(f"the fact {_shown(name)} cannot be {_shown(value)}")
-    if facts.get("host_peak_bytes") and "weights_bytes" not in facts:
-        raise DamagedError("it has the fact 'host_peak_bytes' without 'weights_bytes'")
-    if "processes" in facts:
-        if "clocks" not in facts:
-            raise DamagedError("it has the fact 'processes' without 'clocks'")
-        for process in facts["processes"]:
-            check_facts(process["differs"])
+    if "processes" not in facts:
+        if facts.get("host_peak_bytes") and "weights_bytes" not in facts:
+            raise DamagedError("it has the fact 'host_peak_bytes' without 'weights_bytes'")
+        return
+    if "clocks" not in facts:
+        raise DamagedError("it has the fact 'processes' without 'clocks'")
+    common = {name: value for name, value in facts.items() if name not in ("processes", "clocks")}
+    for process in facts["processes"]:
+        if "processes" in process["differs"]:
+            raise DamagedError("a rank of it has ranks")
+        check_facts({**common, **process["differs"]})
 
 
 def _check_ranks(calls: pd.DataFrame, modules: Sequence[ModuleInfo], facts: Mapping[str, Any]) -> None:
