@@ -334,7 +334,11 @@ DAMAGE: dict[str, tuple[Callable[[Small], object], str]] = {
     "an index without files": (lambda small: small.index.write_text("{}"), r"index\.json: 'weight_map' does not say"),
     "files elsewhere": (
         lambda small: small.list({"talker.a.weight": "../../etc/passwd"}),
-        r"index\.json: 'weight_map' does not say the file of each tensor",
+        r"index\.json: 'weight_map' leads out of the folder for 'talker.a.weight': '../../etc/passwd'; nothing is read",
+    ),
+    "a pickle in the index": (
+        lambda small: small.list({"talker.a.weight": "pytorch_model.bin"}),
+        r"index\.json: 'weight_map' names 'pytorch_model.bin' .* pickles are never opened",
     ),
 }
 

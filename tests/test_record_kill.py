@@ -157,8 +157,8 @@ def test_cut_at_many_bytes_of_a_small_file(tmp_path: Path, monkeypatch: pytest.M
                 model(torch.zeros(1), ArithmeticError())
         whole = Path(f"{path}.partial").read_bytes()
     calls, found = tv.Trace.load(path).calls, []
-    # The first message says what the run was: without all of it, nothing can be read.
-    body = 8 + int.from_bytes(whole[4:8], "little")
+    # The first block says what the run was: without all of it, nothing can be read.
+    body = 24 + int.from_bytes(whole[4:8], "little")
     rng = random.Random(0)
     within = sorted(rng.sample(range(body, len(whole)), 150))
     for size in [*range(9), *rng.sample(range(body), 20), body - 1, body, *within, len(whole)]:

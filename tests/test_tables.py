@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from sample_trace import call, make_trace, sample_trace
 
-from talkerviz.render.escape import one_line
+from talkerviz.render.escape import one_line, spreadsheet_cell
 from talkerviz.render.formats import render
 from talkerviz.render.table import render_table
 from talkerviz.render.tables import TABLES, TableView, table_of
@@ -284,7 +284,7 @@ def test_names_are_shown_as_they_are(paths: list[str]) -> None:
         assert [" ".join(row[0].split()) for row in cells] == shown
     assert [row["module"] for row in json.loads(render(trace, "json"))] == paths
     table = csv.DictReader(io.StringIO(render(trace, "csv").decode(), newline=""))
-    assert [row["module"] for row in table] == paths
+    assert [row["module"] for row in table] == [spreadsheet_cell(path) for path in paths]
 
 
 def test_a_long_table_may_break_over_pages() -> None:

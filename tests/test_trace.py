@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -27,12 +27,10 @@ tensors = st.lists(
     ),
     max_size=3,
 ).map(tuple)
-whole = st.none() | st.integers(0, 2**60)
 rows = st.lists(
     st.fixed_dictionaries(
         {
-            "parent": st.none() | st.integers(0, 50),
-            "depth": st.integers(0, 9),
+            "up": st.integers(0, 9),
             "thread": st.integers(0, 3),
             "path": names,
             "class": names,
@@ -41,9 +39,7 @@ rows = st.lists(
             "step": st.none() | st.integers(0, 14),
             "inputs": tensors,
             "outputs": tensors,
-            "host_start_ns": whole,
-            "host_ns": whole,
-            "host_self_ns": whole,
+            "times": st.none() | st.tuples(*[st.integers(0, 2**58)] * 3),
             "error": st.none() | names,
         }
     ),
@@ -52,10 +48,19 @@ rows = st.lists(
 
 
 def trace_of(rows: list[dict]) -> Trace:
+    """A trace of these rows; `up` says how many rows before each its parent stands, 0 for none."""
+    for number, row in enumerate(rows):
+        up, times = row.pop("up"), row.pop("times")
+        row |= dict(zip(("host_start_ns", "host_ns", "host_self_ns"), times or (None,) * 3, strict=True))
+        parent = number - up if 0 < up <= number else None
+        row |= {"parent": parent, "depth": 0}
+        if parent is not None:
+            row |= {"depth": rows[parent]["depth"] + 1, "thread": rows[parent]["thread"]}
     columns = {name: pd.Series([row[name] for row in rows], dtype=object) for name in rows[0]}
     return Trace(calls_frame({"call": range(len(rows)), **columns}), (), {"note": "made"})
 
 
+@settings(deadline=None)
 @given(rows.filter(bool))
 def test_any_trace_loads_back_equal(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("trace") / "run.parquet"

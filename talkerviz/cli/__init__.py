@@ -74,5 +74,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"talkerviz: {' '.join(message.split())}", file=sys.stderr)
+    from talkerviz.render.escape import visible
+
+    print(f"talkerviz: {visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)

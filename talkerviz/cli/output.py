@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.segment import Segment
 from rich.text import Text
 
 from talkerviz.disk import writing
+from talkerviz.render.escape import visible
 from talkerviz.render.headline import headline
 from talkerviz.render.layout import LayoutError
 from talkerviz.render.notes import notes_on
@@ -22,11 +24,35 @@ from talkerviz.trace.stragglers import stragglers
 _FILE_WIDTH = 240
 
 
+class _Visible(RenderHook):
+    """Escapes what models and files could send to the terminal, in all that is printed."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Escaped(one) for one in renderables]
+
+
+class _Escaped:
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, to: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for text, style, control in to.render(self._inner, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
 def console() -> Console:
-    """Where tables are printed."""
+    """Where tables are printed; escape sequences from models and files are shown, and not obeyed."""
     # rich takes 80 columns for a file or a pipe, too few for a table.
     found = Console()
-    return found if found.is_terminal or "COLUMNS" in os.environ else Console(width=_FILE_WIDTH)
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found = Console(width=_FILE_WIDTH)
+    found.push_render_hook(_Visible())
+    return found
+
+
+def say(text: str) -> None:
+    """Print a line of ours on stderr."""
+    print(f"talkerviz: {visible(text)}", file=sys.stderr)
 
 
 def print_headline(to: Console, trace: Trace) -> None:
@@ -95,6 +121,8 @@ def write(output: str, draw: Callable[[], bytes]) -> bytes:
         instead.write_text(error.dot, encoding="utf-8")
         raise ValueError(f"{error}; the DOT is in {instead}") from error
     if output == "-":
+        if sys.stdout.isatty():
+            drawn = visible(drawn.decode("utf-8", "backslashreplace")).encode()
         sys.stdout.buffer.write(drawn)
     else:
         with writing(Path(output)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,7 @@ from talkerviz.cli.options import (
     format_of,
     table_asked_for,
 )
-from talkerviz.cli.output import check_folder, check_no_terminal, check_place, check_writable, console, write
+from talkerviz.cli.output import check_folder, check_no_terminal, check_place, check_writable, console, say, write
 from talkerviz.graph.view import View
 from talkerviz.render.formats import CHARTS, DRAWN, PICTURES, Given, Style, check_options, render, render_graph
 from talkerviz.render.github import over_github_limits
@@ -82,9 +81,9 @@ def render_command(
         return
     drawn = write(output, lambda: render(chosen, fmt, style, view, table_asked_for(by, across, sort, top)))
     if fmt == "mermaid" and (note := over_github_limits(drawn.decode())):
-        print(f"talkerviz: {output}: {note}", file=sys.stderr)
+        say(f"{output}: {note}")
     if fmt == "tensorboard" and output != "-" and not output.endswith(TENSORBOARD_SUFFIX):
-        print(f"talkerviz: {output}: TensorBoard finds only files that end in {TENSORBOARD_SUFFIX}", file=sys.stderr)
+        say(f"{output}: TensorBoard finds only files that end in {TENSORBOARD_SUFFIX}")
 
 
 def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from talkerviz.cli.app import app
 from talkerviz.cli.options import Rank, TracePath
-from talkerviz.cli.output import check_folder, console
+from talkerviz.cli.output import check_folder, console, say
 from talkerviz.report import write_report
 from talkerviz.trace import Trace
 from talkerviz.trace.counted import counted
@@ -29,5 +28,5 @@ def report(
     with terminal.status("") as status:
         notes = write_report(trace, output, lambda name: status.update(f"writing {name}"))
     for note in notes:
-        print(f"talkerviz: {note}", file=sys.stderr)
+        say(note)
     terminal.print(f"{counted(len(trace.calls), 'call')} -> {output / 'index.html'}", highlight=False, soft_wrap=True)

@@ -31,7 +31,7 @@ from talkerviz.cli.model_options import (
     option_of,
     torch_dtype,
 )
-from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes
+from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes, say
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder import recording
 from talkerviz.recorder.followed_frames import following_changes_of
@@ -303,7 +303,7 @@ def _say_which_way(via: Via) -> None:
         warnings.simplefilter("always")
         choose_way(via.value)
     for warning in said:
-        print(f"talkerviz: {warning.message}", file=sys.stderr)
+        say(str(warning.message))
 
 
 def _with_measure(
@@ -321,7 +321,7 @@ def _with_measure(
     except Exception as error:
         reason = " ".join(f"{error or type(error).__name__}".split())
         without = ", and --no-flow saves the run" if measure == "flow" else ""
-        print(f"talkerviz: --{measure}: {reason}; what it measured is left out{without}", file=sys.stderr)
+        say(f"--{measure}: {reason}; what it measured is left out{without}")
         return recorded
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,12 @@ class Ask:
 
     def whole(self, low: int, high: int, *shape: int) -> Tensor:
         """Random whole numbers from low to below high, int64."""
+        _check_elements(shape)
         return torch.randint(low, max(high, low + 1), shape, generator=self.generator)
 
     def real(self, *shape: int) -> Tensor:
         """Random numbers of a standard normal distribution, float32."""
+        _check_elements(shape)
         return torch.randn(shape, generator=self.generator)
 
     def of(self, kinds: str, *names: str, default: Any = None) -> Any:
@@ -58,6 +61,14 @@ class Ask:
         while isinstance(value, (list, tuple)):
             value = value[0]
         return int(value)
+
+
+def _check_elements(shape: tuple[int, ...]) -> None:
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise ValueError(f"its config asks for an input of {'x'.join(map(str, shape))}")
+
+
+_MAX_ELEMENTS = 1 << 28  # 1 GiB of float32
 
 
 def ask_of(model: nn.Module, seed: int) -> Ask:

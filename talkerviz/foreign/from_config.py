@@ -14,7 +14,10 @@ import torch
 from torch import nn
 
 from talkerviz.foreign.ask import parts_of
+from talkerviz.foreign.config_check import check_memory, checked_fields
 from talkerviz.foreign.quiet import quiet
+from talkerviz.render.escape import shortened
+from talkerviz.talker.checkpoint import weight_files
 from talkerviz.talker.json_file import read_json
 
 # What a model is for, if its config does not name a class: to generate, else what comes first.
@@ -37,11 +40,13 @@ class Built:
         model: in eval mode, without gradients.
         weights: `random`, or the folder's `safetensors`.
         note: what to know of them, or empty.
+        files: the names of the files that weights were read from.
     """
 
     model: nn.Module
     weights: str
     note: str
+    files: tuple[str, ...] = ()
 
 
 def read_config(path: Path) -> Any:
@@ -54,6 +59,8 @@ def read_config(path: Path) -> Any:
         ValueError: there is none, or none of a model that transformers has.
     """
     file = path / "config.json" if path.is_dir() else path
+    if file.is_dir():
+        raise ValueError(f"{file}: a folder, not a config's file")
     if not file.is_file():
         raise ValueError(f"{path}: there is no config.json in it" if path.is_dir() else f"{path}: no such file")
     if (file.parent / "adapter_config.json").is_file():
@@ -68,14 +75,18 @@ def config_from(fields: dict[str, Any], source: str) -> Any:
     """A config from its fields, as they stand in a `config.json`; see `read_config`."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    known = checked_fields(fields, source)
+    if fields.get("architectures") and not _named_classes(fields):
+        raise ValueError(f"{source}: architectures: transformers has no model {', '.join(fields['architectures'])}")
     kind = fields.get("model_type") or next((made.config_class.model_type for made in _named_classes(fields)), None)
-    if not isinstance(kind, str):
+    if kind is not None and not isinstance(kind, str):
+        raise ValueError(f"{source}: model_type is {kind!r}, not a name")
+    if kind is None:
         raise ValueError(f"{source}: it has no model_type, so nothing says what model it is of")
     if kind not in CONFIG_MAPPING:
         own_code = " and the code that comes with it (auto_map) is never run" if fields.get("auto_map") else ""
         raise ValueError(f"{source}: transformers has no model_type {kind!r}{own_code and ','}{own_code}")
     # This one transformers has itself, whatever code came with the checkpoint.
-    known = {name: value for name, value in fields.items() if name != "auto_map"}
     try:
         with quiet():
             return CONFIG_MAPPING[kind].from_dict(known)
@@ -107,7 +118,12 @@ def model_class(config: Any) -> Any:
 
 
 def build(
-    config: Any, folder: Path | None = None, device: str = "cpu", dtype: torch.dtype | None = None, seed: int = 0
+    config: Any,
+    folder: Path | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    source: str = "",
 ) -> Built:
     """The model of a config.
 
@@ -117,17 +133,32 @@ def build(
         device: where to.
         dtype: of the weights; by default what the config says, else float32.
         seed: of what is drawn: the same weights for a seed.
+        source: the config's file, for messages.
 
     Raises:
         ValueError: transformers builds nothing from it, or cannot without some package or other weights.
     """
-    made = model_class(config)
+    source = source or str(folder or "config")
+    try:
+        made = model_class(config)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     # The class may be one part of the model: of what is for more than text, that for text.
     if not isinstance(config, made.config_class):
         config = next((part for part in parts_of(config) if isinstance(part, made.config_class)), config)
     dtype = dtype or config.dtype or torch.float32
     stored = folder is not None and any(folder.glob("*.safetensors"))
+    files: list[Path] = []
     note = ""
+    if folder is not None and stored:
+        files = weight_files(folder)
+        if (settings := folder / "generation_config.json").is_file():
+            if not isinstance(read_json(settings), dict):
+                raise ValueError(f"{settings}: is no JSON object")
+            files.append(settings)
+    if getattr(config, "quantization_config", None) is None:
+        with quiet():
+            check_memory(lambda: made._from_config(config, dtype=dtype), device, source)
     try:
         with quiet():
             if stored:
@@ -152,13 +183,17 @@ def build(
                 if folder is not None and any([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
                     note = f"weights are random: those in {folder} are pickles, which are never opened"
     except Exception as error:
-        raise ValueError(f"{made.__name__}: not built: {one_line(error)}") from error
-    return Built(model.eval().requires_grad_(False), "safetensors" if stored else "random", note)
+        raise ValueError(f"{source}: {made.__name__} is not built: {one_line(error)}") from error
+    names = tuple(file.name for file in files)
+    return Built(model.eval().requires_grad_(False), "safetensors" if stored else "random", note, names)
+
+
+_LONGEST_REASON = 400  # characters; validators list all that a field could have been
 
 
 def one_line(error: BaseException) -> str:
     """What went wrong, with its class where that says more."""
-    text = " ".join(str(error).split())
+    text = shortened(" ".join(str(error).split()), _LONGEST_REASON)
     return text if isinstance(error, (ValueError, OSError, ImportError)) and text else f"{type(error).__name__}: {text}"
 
 
@@ -167,4 +202,5 @@ def _named_classes(fields: dict[str, Any]) -> list[Any]:
 
     names = fields.get("architectures") or []
     found = [getattr(transformers, name, None) for name in names if isinstance(name, str)]
-    return [made for made in found if isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)]
+    models = [made for made in found if isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)]
+    return [made for made in models if getattr(made, "config_class", None) is not None]

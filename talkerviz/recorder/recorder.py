@@ -66,6 +66,7 @@ from talkerviz.recorder.python_events import (
 from talkerviz.recorder.spool import Spool
 from talkerviz.recorder.tap import Tap, choose_way, make_events, not_compiled
 from talkerviz.recorder.tensors import TensorKinds
+from talkerviz.trace.check import check_given_facts
 from talkerviz.trace.frame import log_edges, log_frame
 from talkerviz.trace.log import Log, Mark, Names, read_log
 from talkerviz.trace.parquet import check_name, write_log
@@ -742,8 +743,9 @@ def recording(
     of them should begin to record at the same place in the program: their clocks are compared then.
 
     Raises:
-        ValueError: an unknown clock, measure or via, or one that is not possible here, or NVTX that is not; no module
-            that fits; what is no module; a file whose name is that of another format.
+        ValueError: a fact that has a meaning here, with a value that it cannot have; an unknown clock, measure or via,
+            or one that is not possible here, or NVTX that is not; no module that fits; what is no module; a file whose
+            name is that of another format.
         OSError: the file cannot be written to. Where its disk fills later, the run goes on without being recorded, and
             there is a RuntimeWarning at the end: `Recording.lost` says why, and `Recording.file` is what was kept.
     """
@@ -752,6 +754,7 @@ def recording(
         check_name(Path(file))
     if only not in (None, "here"):
         raise ValueError(f"unknown only {only!r}: 'here' records the calls of this thread or task alone")
+    check_given_facts(facts or {})
     way = choose_way(via)
     if nvtx and way == "hooks":
         raise ValueError("nvtx: ranges stand around `nn.Module.__call__`, and hooks run inside it; use via 'tap'")

@@ -5,25 +5,23 @@ Memory stays bounded, and what has been written survives whatever ends the proce
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from talkerviz.recorder.file_lock import lock_file
-from talkerviz.trace.log import NAMES, Names, event_batch, header, pack_rows
+from talkerviz.trace.blocks import block
+from talkerviz.trace.log import NAMES, Names, event_columns, header
 from talkerviz.trace.schema import ModuleInfo
-
-_COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 class Spool:
-    """An append-only stream of whole batches of events; see `trace/log.py` for what is in them.
+    """An append-only file of whole batches of events; see `trace/log.py` for their content.
 
     Args:
-        path: the file; None keeps the stream in memory.
+        path: the file; None keeps the content in memory.
         modules: what modules' numbers stand for.
         facts: what is known of the run as it begins.
         origin_ns: the time that counts as 0.
@@ -45,8 +43,8 @@ class Spool:
         self.path = path
         self.let_go = (lambda: None) if path is None else lock_file(path)
         # Unbuffered: what is written has left the process.
-        self._sink = pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_stream(self._sink, header(modules, facts, origin_ns, timed), options=_COMPRESSED)
+        self._sink = io.BytesIO() if path is None else path.open("wb", buffering=0)
+        self._append(header(modules, facts, origin_ns, timed))
         self._told = (0,) * len(NAMES)
         self.write(0, b"", b"", Names())  # the header is there from the start
 
@@ -55,15 +53,19 @@ class Spool:
         every = [getattr(names, name) for name in NAMES]
         new = {name: values[first:] for name, values, first in zip(NAMES, every, self._told, strict=True)}
         said = json.dumps({"thread": thread, "first": self._told, **new})
-        self._writer.write_batch(event_batch(events), custom_metadata={"names": said, "rows": pack_rows(rows)})
+        self._append(said.encode(), rows, event_columns(events))
         # Counted in what was said: other threads may be adding names. If Ctrl-C comes before, they are said twice.
         self._told = tuple(first + len(values) for first, values in zip(self._told, new.values(), strict=True))
 
-    def close(self) -> Path | pa.Buffer:
-        """End the stream; gives where `read_log` finds it. Until `let_go` nobody else may write there."""
-        try:
-            self._writer.close()
-        finally:
-            if self.path is not None:
-                self._sink.close()
-        return self._sink.getvalue() if self.path is None else self.path
+    def _append(self, *parts: bytes) -> None:
+        left = memoryview(block(self._sink.tell(), parts))
+        while left:
+            left = left[self._sink.write(left) :]
+
+    def close(self) -> Path | bytes:
+        """End the file; gives where `read_log` finds it. Until `let_go` nobody else may write there."""
+        if isinstance(self._sink, io.BytesIO):
+            return self._sink.getvalue()
+        self._sink.close()
+        assert self.path is not None
+        return self.path

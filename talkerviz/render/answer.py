@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from rich.text import Text
 from talkerviz.render.escape import one_line
 from talkerviz.render.rich_table import plain_table
 from talkerviz.render.table_cells import TableCells
+from talkerviz.render.table_csv import write_csv
 from talkerviz.render.table_markdown import markdown_table
 
 MOST_ROWS = 200
@@ -54,9 +54,7 @@ def render_answer(answer: pa.Table, fmt: str, title: str) -> bytes:
 
 
 def _csv(answer: pa.Table, title: str) -> bytes:
-    written = io.BytesIO()
-    pyarrow.csv.write_csv(_plain(answer), written)
-    return written.getvalue()
+    return write_csv(_plain(answer))
 
 
 def _json(answer: pa.Table, title: str) -> bytes:

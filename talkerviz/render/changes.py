@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from talkerviz.graph.graph import Box
+from talkerviz.render.escape import visible
 from talkerviz.render.label import CHANGE_MARKS
 from talkerviz.render.rich_table import plain_table
 
@@ -26,8 +27,8 @@ def render_changes(changes: Sequence[Box]) -> Table:
         style = _STYLES[change.change]
         table.add_row(
             Text(CHANGE_MARKS[change.change], style=style),
-            Text(name, style=style),
-            Text(change.class_name),
-            Text(change.shapes, style="dim"),
+            Text(visible(name), style=style),
+            Text(visible(change.class_name)),
+            Text(visible(change.shapes), style="dim"),
         )
     return table

@@ -9,6 +9,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from talkerviz.render.escape import visible
 from talkerviz.render.fitting import fitting_columns
 from talkerviz.render.rich_table import plain_table
 from talkerviz.render.table_cells import TableCells
@@ -57,7 +58,7 @@ def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int, 
             no_wrap=number or name == "phase",
         )
     for (_, texts), (_, row) in zip(cells.iterrows(), compared.iterrows(), strict=True):
-        table.add_row(*(Text(text, style=_style(str(name), row)) for name, text in texts.items()))
+        table.add_row(*(Text(visible(text), style=_style(str(name), row)) for name, text in texts.items()))
     return table
 
 

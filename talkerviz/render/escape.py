@@ -1,4 +1,4 @@
-"""Make text from a model safe inside Mermaid and Graphviz labels."""
+"""Make text from models and files safe on a terminal, and in Mermaid, Graphviz, Markdown and spreadsheets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ from urllib.parse import quote
 # Also in the middle of an arrow's label Mermaid takes it for a statement.
 _DIRECTION = re.compile(r"(?<=direction)\s(?=\s*(?:TB|TD|BT|RL|LR))")
 _SAFE_ASCII = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,-_/")
+
+
+# Control characters but for line breaks, those of C1, line separators, lone surrogates, and marks that change the
+# direction of what follows: they could move the cursor, write over lines, or have a name read as another.
+_UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: what is no printable character or line break stands as its code, such as `\\x1b`."""
+    return _UNSEEN.sub(lambda found: _code(found[0]), text)
+
+
+def _code(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Text for a CSV file, which no spreadsheet takes for a formula: an apostrophe stands before what begins one."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def one_line(text: str) -> str:

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from talkerviz.render.escape import visible
 from talkerviz.render.fitting import BETWEEN, fitting_columns
 from talkerviz.render.quantities import is_number, quantity, shown_columns
 from talkerviz.render.rich_table import plain_table
@@ -91,7 +92,7 @@ def _measure(name: str) -> str:
 def _heading(name: str) -> str:
     what = quantity(_measure(name))
     # One below the other takes less room.
-    return "\n".join([*_side(name).split(), what.heading]) if what else name
+    return visible("\n".join([*_side(name).split(), what.heading]) if what else name)
 
 
 def _room(name: str, cells: list[Text]) -> int:
@@ -105,7 +106,7 @@ def _cell(name: str, value: Any) -> Text:
         return Text("")
     what = quantity(name)
     if what is None:
-        return Text(str(value), style="dim" if name == "shapes" else "")
+        return Text(visible(str(value)), style="dim" if name == "shapes" else "")
     text = Text(what.text(value))
     if _measure(name) == "share":
         text.stylize("bold red" if value >= 0.2 else "yellow" if value >= 0.05 else "")

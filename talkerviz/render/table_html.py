@@ -6,6 +6,7 @@ import html
 
 import pandas as pd
 
+from talkerviz.render.escape import one_line
 from talkerviz.render.table_cells import TableCells
 
 _STYLE = """\
@@ -27,7 +28,7 @@ def html_table(table: TableCells) -> str:
     # pandas would cut long names.
     with pd.option_context("display.max_colwidth", None):
         rows = table.cells.to_html(index=False, border=0, escape=True)
-    title = html.escape(table.title)
+    title = html.escape(one_line(table.title))
     return "\n".join(
         [
             "<!doctype html>",
@@ -35,7 +36,7 @@ def html_table(table: TableCells) -> str:
             f"<style>\n{_STYLE}{left} {{ text-align: left; }}\n</style></head><body>",
             f"<h1>{title}</h1>",
             rows,
-            *(f"<p>{html.escape(note)}</p>" for note in table.notes),
+            *(f"<p>{html.escape(one_line(note))}</p>" for note in table.notes),
             "</body></html>\n",
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from talkerviz.render.escape import one_line
 from talkerviz.render.table_cells import TableCells
 
 _ROWS_OF_A_PAGE = 40
@@ -27,4 +28,4 @@ def latex_table(table: TableCells) -> str:
     # Behind the end of a row these would be read as its arguments.
     made = re.sub(r"(?m)^(?=\s*[\[*])", "{}", made)
     # Not every font has it.
-    return "".join(f"% {' '.join(line.split())}\n" for line in comments) + made.replace("→", r"$\to$")
+    return "".join(f"% {' '.join(one_line(line).split())}\n" for line in comments) + made.replace("→", r"$\to$")

@@ -11,6 +11,7 @@ from rich.text import Text
 from talkerviz.graph.build import build_graph
 from talkerviz.graph.graph import Box, Group
 from talkerviz.graph.view import View
+from talkerviz.render.escape import visible
 from talkerviz.render.fitting import fitting_columns
 from talkerviz.render.rich_table import plain_table
 from talkerviz.render.text import share_text, time_text
@@ -45,16 +46,16 @@ def render_tree(trace: Trace, depth: int | None = None, width: int = _WIDE) -> T
 def _rows(member: Box | Group, guide: str, below: str) -> Iterator[dict[str, Text]]:
     heading, members = (member.box, member.members) if isinstance(member, Group) else (member, ())
     name = Text(guide, style="dim")
-    name.append(heading.name, style="bold cyan" if heading.kind == "phase" else "")
+    name.append(visible(heading.name), style="bold cyan" if heading.kind == "phase" else "")
     if heading.repeats:
         name.append(f"  {heading.repeats}", style="bold magenta")
     yield {
         "module": name,
-        "class": Text(heading.class_name, style="dim"),
+        "class": Text(visible(heading.class_name), style="dim"),
         "calls": Text(f"{heading.calls:,}"),
         "total": Text(time_text(heading.total_ns)),
         "share": Text(share_text(heading.share)),
-        "shapes": Text(heading.shapes, style="dim"),
+        "shapes": Text(visible(heading.shapes), style="dim"),
     }
     for place, inner in enumerate(members, start=1):
         last = place == len(members)

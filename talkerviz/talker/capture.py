@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import read_config
+from .checkpoint import read_config, weight_files
 from .conversation import Turn, load_processor, thinker_inputs
 from .prompt import ThinkerOutputs
 
@@ -152,6 +152,10 @@ def _config(checkpoint: Path) -> Any:
 def _load_thinker(checkpoint: Path, config: Any, device: str | torch.device, dtype: torch.dtype | None) -> Any:
     from transformers import GenerationConfig, Qwen3OmniMoeThinkerForConditionalGeneration
 
+    weight_files(checkpoint)
+    for part in (config, config.thinker_config):
+        if hasattr(part, "transformers_weights"):  # which may name another file than these
+            del part.transformers_weights
     try:
         thinker, loading = Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(
             checkpoint,

@@ -57,6 +57,11 @@ class StoredModule:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
+    def file_names(self) -> list[str]:
+        """The names of the files that hold them."""
+        return sorted({tensor.file.name for tensor in self.tensors.values()})
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype they have; of several, one that holds the values of all."""
         return functools.reduce(torch.promote_types, {tensor.dtype for tensor in self.tensors.values()})
@@ -119,6 +124,45 @@ def find_module(directory: Path, prefix: str) -> StoredModule:
     return StoredModule(directory, prefix, {name.removeprefix(prefix): one for name, one in tensors.items()})
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a model's weights: the index, if there is one, and the safetensors files.
+
+    No weight is read, and no file that is not safetensors is opened.
+
+    Raises:
+        ValueError: there are none, the index names a file that is no safetensors file or not in the folder itself, or
+            one is missing or damaged.
+    """
+    single, index = directory / _SINGLE, directory / _INDEX
+    if single.is_file():
+        found = [single]
+    elif index.is_file():
+        found = sorted(set(_indexed_files(index).values()))
+    else:
+        raise ValueError(f"{directory}: has neither {_SINGLE} nor {_INDEX}")
+    if absent := few(str(file) for file in found if not file.is_file()):
+        raise ValueError(f"{absent}: no such file, though {_INDEX} names it: download it")
+    for file in found:
+        _Header.read(file)
+    return found if single.is_file() else [index, *found]
+
+
+def _indexed_files(index: Path) -> dict[str, Path]:
+    """The file of each tensor, by the index."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index}: 'weight_map' does not say the file of each tensor: download it again")
+    for tensor, name in names.items():
+        if not _is_file_name(name):
+            raise ValueError(f"{index}: 'weight_map' leads out of the folder for {tensor!r}: {name!r}; nothing is read")
+        if not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{index}: 'weight_map' names {name!r} for {tensor!r}, which is no safetensors file; pickles are never "
+                "opened"
+            )
+    return {tensor: index.parent / name for tensor, name in names.items()}
+
+
 def few(names: Iterable[str]) -> str:
     """The first of some names, and how many more there are."""
     listed = list(names)
@@ -132,10 +176,7 @@ def _holders(directory: Path, prefix: str) -> dict[str, Path]:
     if single.is_file():
         files = dict.fromkeys(_Header.read(single).entries, single)
     elif index.is_file():
-        names = _read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not all(_is_file_name(name) for name in names.values()):
-            raise ValueError(f"{index}: 'weight_map' does not say the file of each tensor: download it again")
-        files = {name: directory / file for name, file in names.items()}
+        files = _indexed_files(index)
     elif any(directory.glob("*.bin")):
         raise ValueError(f"{directory}: has no safetensors but pickled weights, which are never opened: convert them")
     else:

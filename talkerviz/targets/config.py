@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from talkerviz.foreign.from_config import build, read_config
+from talkerviz.foreign.from_config import build, one_line, read_config
 from talkerviz.foreign.run import runner
 from talkerviz.targets.target import Target
 
@@ -36,8 +36,14 @@ def config_target(path: Path, device: str, dtype: torch.dtype | None, tokens: in
     if config.model_type == "qwen3_omni_moe":
         raise ValueError(f"{path}: a whole Qwen3-Omni; its talker is traced by `talkerviz trace --checkpoint {path}`")
     folder = path if path.is_dir() and device != "meta" else None
-    built = build(config, folder, device, dtype, seed)
-    runs = runner(built.model, tokens, seed, generates=device != "meta")
+    file = path / "config.json" if path.is_dir() else path
+    built = build(config, folder, device, dtype, seed, str(file))
+    try:
+        runs = runner(built.model, tokens, seed, generates=device != "meta")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except Exception as error:  # of making inputs of the sizes that it says
+        raise ValueError(f"{file}: no inputs for it: {one_line(error)}") from error
     return Target(
         name="model",
         model=built.model,
@@ -45,6 +51,7 @@ def config_target(path: Path, device: str, dtype: torch.dtype | None, tokens: in
         facts={
             "target": str(path),
             "weights": built.weights,
+            "files_read": [file.name, *built.files],
             "runs": "generate" if runs.generates else "forward",
             "inputs": runs.shapes(),
             **({"seed": seed} if built.weights == "random" else {}),

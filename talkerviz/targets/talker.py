@@ -105,6 +105,7 @@ def talker_of(
         "impl": impl,
         "scenario": asdict(scenario) | lengths,
         "codes_a_frame": config.num_code_groups,
+        **({"files_read": ["config.json", *stored.file_names]} if stored else {}),
         **({"inputs": str(inputs)} if inputs else {}),
         **dict.fromkeys(faster.ways(), True),
         **({"one_call": _fused_in(talker)} if faster.fused else {}),

@@ -104,6 +104,11 @@ class Flow:
         return self._whole[1]
 
     @property
+    def kept(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:
+        """The tables that the flow was made with: operations, edges, and frames or None."""
+        return self._kept
+
+    @property
     def followed(self) -> pd.DataFrame | None:
         """How frames are made of the operations that were kept, as `FRAMES`; None where all were followed."""
         return self._kept[2]
@@ -137,21 +142,62 @@ class Flow:
 
     @classmethod
     def from_text(cls, text: bytes) -> Flow:
-        """What `to_text` gave, read again.
+        """Read what `to_text` gave.
 
         Raises:
             ValueError: the text is damaged.
+            pyarrow.ArrowException: so are the streams in it.
         """
-        source = io.BytesIO(base64.b64decode(text, validate=True))
-        ops, edges = (pa.ipc.open_stream(source).read_all() for _ in range(2))
-        some = _BACK.name in edges.schema.names
-        frames = pa.ipc.open_stream(source).read_all() if some else None
-        tensors = json.loads(ops.schema.metadata[b"tensors"])
+        decoded = base64.b64decode(text, validate=True)
+        source = io.BytesIO(decoded)
+        budget = _MIN_BUDGET_BYTES + _MAX_RATIO * len(decoded)
+        ops, edges = _read_table(source, OPS, budget), _read_table(source, EDGES, budget)
+        frames = _read_table(source, FRAMES, budget) if _BACK.name in edges.schema.names else None
+        tensors = json.loads((ops.schema.metadata or {})[b"tensors"])
+        if not isinstance(tensors, list) or not all(_are_tensors(one) for one in tensors):
+            raise ValueError("its flow has damaged descriptions of tensors")
         lists = [tensor_infos(one) for one in tensors]
         columns = {name: ops.column(name).to_pandas() for name in OPS.names if not name.endswith("_id")}
-        columns |= {name: _placed(lists, ops.column(f"{name}_id").to_numpy()) for name in ("inputs", "outputs")}
+        for name in ("inputs", "outputs"):
+            numbers = ops.column(f"{name}_id").to_numpy()
+            if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(lists):
+                raise ValueError("its flow lacks descriptions of tensors")
+            columns[name] = _placed(lists, numbers)
         whole = None if frames is None else frames.to_pandas(types_mapper=_INTEGERS.get).astype({"calls": "int64"})
         return cls(ops_frame(columns), edges.to_pandas(), whole)
+
+    def tensor_lists(self) -> list[Tensors]:
+        """Each different list of tensors of the operations, once."""
+        ops = self._kept[0]
+        return list({id(one): one for name in ("inputs", "outputs") for one in ops[name]}.values())
+
+
+def _are_tensors(rows: object) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, list) and len(row) in (4, 5) and isinstance(row[1], list) for row in rows
+    )
+
+
+_MIN_BUDGET_BYTES, _MAX_RATIO = 1 << 26, 256  # of a table in memory against its compressed text
+
+
+def _read_table(source: io.BytesIO, schema: pa.Schema, budget: int) -> pa.Table:
+    """Read one stream of a flow, whose columns must be those of a schema and maybe `back`."""
+    reader = pa.ipc.open_stream(source)
+    wanted = schema.append(_BACK) if _BACK.name in reader.schema.names and schema is EDGES else schema
+    if not reader.schema.equals(wanted):
+        raise ValueError("its flow has other columns than it should")
+    batches, size = [], 0
+    for batch in reader:
+        batch.validate(full=True)
+        size += batch.nbytes
+        if size > budget:
+            raise ValueError("its flow is too large for its text")
+        for field in wanted:
+            if not field.nullable and batch.column(field.name).null_count:
+                raise ValueError(f"its flow lacks values of {field.name}")
+        batches.append(batch)
+    return pa.Table.from_batches(batches, reader.schema)
 
 
 _INTEGERS = {pa.int64(): pd.Int64Dtype()}

@@ -116,7 +116,8 @@ def frame_latencies(trace: Trace) -> pd.DataFrame:
 
     Returns:
         Columns: `run`; `frame`; `latency_ns`; `real_time_factor`, 80 ms of speech over it; `codes_per_second`, its
-        codes over it; `talker_ns` and `predictor_ns`, the time inside the calls of either part. The last four are of speech alone.
+        codes over it; `talker_ns` and `predictor_ns`, the time inside the calls of either part. The last four are of
+        speech alone.
         Where a device's times were measured, they are taken, as the host may be far ahead; else the host's. What was
         not measured is `<NA>`.
     """

@@ -1,7 +1,7 @@
 """The raw log of a run, and how it becomes rows.
 
 While a run goes on each thread appends events of four whole numbers: what happened, to which tensors, when, and one
-more. Whole batches of them are written to a stream (Arrow IPC), in memory or in a file that outlives the process.
+more. Whole batches of them are written as blocks (trace/blocks.py), in memory or in a file that outlives the process.
 Everything else (nesting, parents, self time, phases) is worked out here, after the run, on arrays, a batch at a time.
 
 An event is one of:
@@ -25,6 +25,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,9 +33,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
-from talkerviz.trace.schema import ModuleInfo, module_infos
+from talkerviz.trace.blocks import read_blocks
+from talkerviz.trace.check import MAX_DEPTH, DamagedError, modules_from_json, parse_json
+from talkerviz.trace.schema import ModuleInfo
 from talkerviz.trace.tensor_rows import TensorKind, TensorLists
 
 MARK, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED, REQUEST = range(1 << 30, (1 << 30) + 7)
@@ -51,15 +53,7 @@ FIRST_BESIDE = 1 << 29
 NO_TENSORS = 0  # the number of the empty list
 UNFINISHED = "unfinished"  # the error of a call that was going on when the process was killed
 
-EVENTS = pa.schema(
-    [
-        pa.field("what", pa.int32(), nullable=False),
-        pa.field("tensors", pa.int32(), nullable=False),
-        pa.field("time", pa.int64(), nullable=False),  # since the event before, or the first of a batch since ever
-        pa.field("value", pa.int64(), nullable=False),
-    ]
-)
-_IN_MEMORY = np.dtype([("what", "<i4"), ("tensors", "<i4"), ("time", "<i8"), ("value", "<i8")])
+_EVENT = np.dtype([("what", "<i4"), ("tensors", "<i4"), ("time", "<i8"), ("value", "<i8")])
 _STEP_BITS = 24
 
 Rows = dict[str, np.ndarray]
@@ -105,7 +99,7 @@ class Log:
     """A log that has been read; its events are read as they are asked for.
 
     Attributes:
-        source: the stream.
+        source: the file, or its content.
         modules: the modules that calls are numbered by.
         facts: what was known of the run when it began.
         origin_ns: the time that counts as 0.
@@ -113,9 +107,10 @@ class Log:
         names: what the numbers stand for.
         tensors: the lists of tensors.
         threads: the numbers of the threads, ascending.
+        size: how many bytes of the source there were.
     """
 
-    source: Path | pa.Buffer
+    source: Path | bytes
     modules: tuple[ModuleInfo, ...]
     facts: dict[str, Any]
     origin_ns: int
@@ -123,105 +118,177 @@ class Log:
     names: Names
     tensors: TensorLists
     threads: tuple[int, ...]
+    size: int
 
     def batches(self, thread: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """The columns of `EVENTS`, with whole times, of each batch of a thread."""
+        """The fields of a thread's events, as columns, a batch at a time."""
         of_thread = (batch for number, batch in self._events() if number == thread)
         for batch in of_thread if len(self.threads) == 1 else self._by_thread[thread]:
-            what, tensors, time, value = (batch.column(name).to_numpy() for name in EVENTS.names)
+            what, tensors, time, value = batch
             yield what.astype(np.int64), tensors.astype(np.int64), np.cumsum(time), value
 
-    def _events(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        for said, batch in _batches(_open(self.source)):
-            if len(batch):
-                yield said["thread"], batch
+    def _events(self) -> Iterator[tuple[int, _Columns]]:
+        for block in _blocks_of(self.source, self.size):
+            if block.events:
+                yield block.said["thread"], _columns(block.events)
 
     @cached_property
-    def _by_thread(self) -> dict[int, list[pa.RecordBatch]]:
-        # Calls of several threads are put in order in memory anyway; the stream is not read once for each of them.
-        found: dict[int, list[pa.RecordBatch]] = {thread: [] for thread in self.threads}
+    def _by_thread(self) -> dict[int, list[_Columns]]:
+        # Calls of several threads are put in order in memory anyway; the file is not read once for each of them.
+        found: dict[int, list[_Columns]] = {thread: [] for thread in self.threads}
         for thread, batch in self._events():
             found[thread].append(batch)
         return found
 
 
-def event_batch(events: bytes) -> pa.RecordBatch:
-    """Make a batch of a stream of events as they are in memory."""
-    columns = np.frombuffer(events, dtype=_IN_MEMORY)
-    time = np.diff(columns["time"], prepend=0)
-    named = {**{name: columns[name] for name in EVENTS.names}, "time": time}
-    return pa.record_batch([pa.array(named[field.name], field.type) for field in EVENTS], schema=EVENTS)
+_Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _open(source: Path | pa.Buffer) -> Any:
-    return pa.ipc.open_stream(pa.memory_map(str(source)) if isinstance(source, Path) else source)
+def event_columns(events: bytes) -> bytes:
+    """Make the columns that are written of events as they are in memory.
+
+    Column by column, and with the differences of times, they compress to a sixth of their size.
+    """
+    fields = np.frombuffer(events, dtype=_EVENT)
+    time = np.diff(fields["time"], prepend=0)
+    return b"".join(fields[name].tobytes() for name in ("what", "tensors")) + time.tobytes() + fields["value"].tobytes()
 
 
-def _batches(reader: Any) -> Iterator[tuple[dict[str, Any], pa.RecordBatch]]:
-    """Batches with what was said of each; of a stream that was cut short those that are whole."""
-    while True:
-        try:
-            batch, extra = reader.read_next_batch_with_custom_metadata()
-        except (StopIteration, pa.ArrowInvalid, OSError):
-            return
-        said = json.loads(extra[b"names"])
-        yield {**said, "rows": extra[b"rows"]}, batch
+def _columns(content: bytes) -> _Columns:
+    """Read what `event_columns` made: what, tensors, differences of times, values."""
+    count = len(content) // _EVENT.itemsize
+    fields, at = [], 0
+    for name in _EVENT.names or ():
+        kind = _EVENT[name]
+        fields.append(np.frombuffer(content, kind, count, at))
+        at += count * kind.itemsize
+    what, tensors, time, value = fields
+    return what, tensors, time, value
 
 
-def read_log(source: Path | pa.Buffer) -> Log:
-    """Read a log's stream; one that was cut short gives the whole batches that are there.
+@dataclass(frozen=True)
+class _Block:
+    said: dict[str, Any]
+    rows: bytes
+    events: bytes
+
+
+def _blocks_of(source: Path | bytes, size: int | None = None) -> Iterator[_Block]:
+    """Blocks after the header's; of a file that was cut short those that are whole."""
+    blocks = read_blocks(source, size)
+    next(blocks, None)
+    for content in blocks:
+        if len(content) != 3:
+            raise DamagedError("a block has other parts than it should")
+        said = parse_json(content[0], "names")
+        if not isinstance(said, dict):
+            raise DamagedError("names are no JSON object")
+        yield _Block(said, content[1], content[2])
+
+
+def read_log(source: Path | bytes) -> Log:
+    """Read a log; one that was cut short gives the whole batches that are there.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not such a stream at all.
+        DamagedError: it is damaged elsewhere than at its end.
+        ValueError: no log at all.
     """
     if isinstance(source, Path) and not source.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
     try:
-        reader = _open(source)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError("not a talkerviz recording") from error
-    metadata = reader.schema.metadata or {}
-    if b"talkerviz.log" not in metadata:
-        raise ValueError("an Arrow stream, but not a talkerviz recording")
-    header = json.loads(metadata[b"talkerviz.log"])
+        return _read_log(source, source.stat().st_size if isinstance(source, Path) else len(source))
+    except DamagedError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DamagedError(f"its content does not fit: {' '.join(repr(error).split())}") from error
+
+
+def _read_log(source: Path | bytes, size: int) -> Log:
+    first = next(read_blocks(source, size), None)
+    if first is None:
+        raise DamagedError("it is cut short before its first call")
+    opening = parse_json(first[0], "its header")
+    if not isinstance(opening, dict) or not {"modules", "facts", "origin_ns", "timed"} <= set(opening):
+        raise DamagedError("its header lacks what a run begins with")
     names, threads = Names(), set()
     tensors = TensorLists(names.parts, names.kinds)
-    for said, batch in _batches(reader):
-        for name, first in zip(NAMES, said["first"], strict=True):
-            new = said[name]
+    known_modules = modules_from_json(opening["modules"])
+    for block in _blocks_of(source, size):
+        said = block.said
+        if missing := [name for name in (*NAMES, "first", "thread") if name not in said]:
+            raise DamagedError(f"a block has no {missing[0]}")
+        if not isinstance(said["first"], list) or len(said["first"]) != len(NAMES):
+            raise DamagedError(f"a block has {said['first']!r} for the numbers of its names")
+        for name, begin in zip(NAMES, said["first"], strict=True):
+            known, new = getattr(names, name), said[name]
+            if not isinstance(begin, int) or not 0 <= begin <= len(known) or not isinstance(new, list):
+                raise DamagedError(f"some of its {name} are missing")
             if name == "kinds":
+                if not all(isinstance(kind, list) and [*map(type, kind)] == [str, str] for kind in new):
+                    raise DamagedError("one of its kinds of tensors is no dtype and device")
                 new = [(dtype, device) for dtype, device in new]
             elif name == "joined":
-                new = module_infos(new)
-            getattr(names, name)[first:] = new
-        tensors.add(unpack_rows(said["rows"]))
-        if len(batch):
-            threads.add(said["thread"])
-    modules = (*module_infos(header["modules"]), *names.joined)
+                new = modules_from_json(new)
+            elif not all(isinstance(one, str) for one in new):
+                raise DamagedError(f"one of its {name} is no text")
+            known[begin:] = new
+        tensors.add(block.rows)
+        thread = said["thread"]
+        if not isinstance(thread, int) or not 0 <= thread < 1 << 31:
+            raise DamagedError(f"it has events of the thread {thread!r}")
+        if block.events:
+            _check_events(_columns(block.events), names, len(known_modules))
+            threads.add(thread)
+    origin_ns, facts = opening["origin_ns"], opening["facts"]
+    if not isinstance(origin_ns, int) or abs(origin_ns) >= 1 << 62 or not isinstance(facts, dict):
+        raise DamagedError("its header is of other types than it should")
     return Log(
         source,
-        modules,
-        header["facts"],
-        header["origin_ns"],
-        header["timed"],
+        (*known_modules, *names.joined),
+        facts,
+        origin_ns,
+        bool(opening["timed"]),
         names,
         tensors,
         tuple(sorted(threads)),
+        size,
     )
 
 
-def pack_rows(rows: bytes) -> bytes:
-    """Descriptions of tensors as they are written: the size of what follows, and it, compressed."""
-    compressed: bytes = pa.compress(rows, codec="zstd", asbytes=True) if rows else b""
-    return len(rows).to_bytes(8, "little") + compressed
+def _check_events(columns: _Columns, names: Names, modules: int) -> None:
+    """Check that the numbers in events are of names that are there.
+
+    Raises:
+        DamagedError: one is not.
+    """
+    what, tensors, time, value = columns
+    calls = what < MARK
+    number = np.where(what >= 0, what, -1 - what)[calls]
+    known = (number < modules + len(names.joined)) | ((number >= FIRST_BESIDE) & (number < FIRST_BESIDE + len(BESIDES)))
+    failed = calls & (what < 0) & (tensors < 0)
+    wrong = [
+        (~known.all(), "module"),
+        ((-1 - tensors[failed] >= len(names.errors)).any(), "exception"),
+        ((calls & (what >= 0) & (tensors < 0)).any(), "list of tensors"),
+        (what.max(initial=0) > REQUEST, "kind of event"),
+        (_outside(tensors[what == MARK], 0, len(names.phases)), "phase"),
+        (_outside(tensors[what == NAMED], -1, len(names.phases)), "phase"),
+        (_outside(tensors[what == COLLECTIVE], 0, len(names.peers)), "group of ranks"),
+        (_outside(tensors[what == RUN], 0, 1 << 31), "run"),
+        (_outside(tensors[what == REQUEST], -1, 1 << 31), "request"),
+        (_outside(value[what == MARK], 0, 1 << 62), "frame"),
+        # Sums of these stay within 64 bits.
+        (np.abs(time.astype(np.float64)).sum() > 1 << 61, "time"),
+        (np.abs(value[calls | (what == PAUSE) | (what == GARBAGE)].astype(np.float64)).sum() > 1 << 61, "duration"),
+    ]
+    for is_wrong, kind in wrong:
+        if is_wrong:
+            raise DamagedError(f"an event has a {kind} that is not there")
 
 
-def unpack_rows(packed: bytes) -> bytes:
-    """What `pack_rows` was given."""
-    size = int.from_bytes(packed[:8], "little")
-    rows: bytes = pa.decompress(packed[8:], size, codec="zstd", asbytes=True) if size else b""
-    return rows
+def _outside(values: np.ndarray, least: int, end: int) -> bool:
+    return bool(((values < least) | (values >= end)).any())
 
 
 @dataclass(frozen=True)
@@ -379,6 +446,8 @@ def _step(
         pairs = _pairs(module)
         assert pairs is not None
     begin_at, end_at, closed, depth = pairs
+    if depth.max(initial=0) > MAX_DEPTH:
+        raise DamagedError(f"it has calls {int(depth.max())} levels deep")
 
     parent = _parents(depth)
     start, end = times[begin_at], np.where(closed, times[end_at], 0)
@@ -446,15 +515,20 @@ def _step(
 
 def _open_at(positions: np.ndarray, begin_at: np.ndarray, end_at: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """The innermost call that is open at each position among the events of calls; -1 for none."""
-    found = np.full(len(positions), -1)
     if not len(positions) or not len(begin_at):
-        return found
-    end = np.where(end_at >= 0, end_at, np.iinfo(np.int64).max)
-    for level in range(int(depth.max()) + 1):
-        rows = np.flatnonzero(depth == level)
-        last = np.searchsorted(begin_at[rows], positions) - 1
-        row = rows[np.maximum(last, 0)]
-        found = np.where((last >= 0) & (end[row] >= positions), row, found)
+        return np.full(len(positions), -1)
+    begun = np.searchsorted(begin_at, positions)
+    ended = np.searchsorted(np.sort(end_at[end_at >= 0]), positions)
+    return _last_at_depth(depth, begun - 1, begun - ended - 1)
+
+
+def _last_at_depth(depth: np.ndarray, row: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """The last row up to each given one that has the given depth; -1 where the depth is negative."""
+    count = len(depth)
+    order = np.argsort(depth, kind="stable")
+    keys = depth[order].astype(np.int64) * count + order
+    place = np.searchsorted(keys, level.astype(np.int64) * count + row, side="right") - 1
+    found: np.ndarray = np.where(level >= 0, order[np.maximum(place, 0)], -1)
     return found
 
 
@@ -484,27 +558,26 @@ def _with_missing_ends(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
     """Ctrl-C between two steps of the Python tap can lose an event. A call that lost its end ends with its caller."""
     rows: list[tuple[int, ...]] = []
     stack: list[int] = []
+    open_calls: Counter[int] = Counter()
     for row in zip(*(column.tolist() for column in columns), strict=True):
         what = row[0]
         if what >= 0:
             stack.append(what)
-        elif -1 - what not in stack:
+            open_calls[what] += 1
+        elif not open_calls[-1 - what]:
             continue
         else:
             while (innermost := stack.pop()) != -1 - what:
+                open_calls[innermost] -= 1
                 rows.append((-1 - innermost, NO_TENSORS, *row[2:]))
+            open_calls[innermost] -= 1
         rows.append(row)
     return tuple(np.array(rows, dtype=np.int64).reshape(-1, len(columns)).T)
 
 
 def _parents(depth: np.ndarray) -> np.ndarray:
     """The row of the last call before it that is one level up; -1 at the top."""
-    parent = np.full(len(depth), -1)
-    rows = np.arange(len(depth))
-    for level in range(1, int(depth.max(initial=0)) + 1):
-        above, here = rows[depth == level - 1], rows[depth == level]
-        parent[here] = above[np.searchsorted(above, here) - 1]
-    return parent
+    return _last_at_depth(depth, np.arange(len(depth)), depth - 1) if len(depth) else np.full(0, -1)
 
 
 def _in_order_of_start(threads: list[list[Rows]], collections: list[list[Rows]], timed: bool) -> Rows:
@@ -534,7 +607,7 @@ def _in_order_of_start(threads: list[list[Rows]], collections: list[list[Rows]],
     return whole
 
 
-def header(modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], origin_ns: int, timed: bool) -> pa.Schema:
-    """The schema that a log's stream begins with."""
+def header(modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], origin_ns: int, timed: bool) -> bytes:
+    """The content of a log's first block."""
     said = {"modules": modules, "facts": dict(facts), "origin_ns": origin_ns, "timed": timed}
-    return EVENTS.with_metadata({"talkerviz.log": json.dumps(said)})
+    return json.dumps(said).encode()

@@ -16,14 +16,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from talkerviz.disk import writing
+from talkerviz.trace.check import (
+    DamagedError,
+    check_collections_json,
+    check_tensors,
+    check_trace,
+    checksum,
+    decompress,
+    modules_from_json,
+    numbered_tensors,
+    parse_json,
+)
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.frame import NULLABLE, calls_frame, collections_frame, lists_array, log_tables
-from talkerviz.trace.log import Log, Rows, pack_rows, unpack_rows
-from talkerviz.trace.schema import CALLS, ModuleInfo, Tensors, module_infos, tensor_infos
+from talkerviz.trace.log import Log, Rows
+from talkerviz.trace.schema import CALLS, NAME, ModuleInfo, Tensors
 
 FORMAT = "2"
 _ROWS_EACH = 1 << 16
 
+# Bounds of memory that a hostile file may take; files that are written stay far below.
+_MAX_TEXT_BYTES = 1 << 30  # of what the metadata holds
+_MAX_ENTRIES = 1 << 24  # of a list in it
+_MIN_ROWS, _ROWS_PER_BYTE = 1 << 20, 8
+_MIN_TENSORS_BYTES, _TENSORS_BYTES_PER_CALL = 1 << 26, 1 << 12
+
+_NAMED = ("path", "class", "phase", "peers", "error")
+_CHECKSUM = "talkerviz.crc32"
+_CHECKED = tuple(f"talkerviz.{name}" for name in ("modules", "facts", "flow", "tensors", "collections"))
 
 OTHER_FORMATS = {
     **{f".{fmt}": fmt for fmt in ("csv", "json", "html", "svg", "png", "pdf", "dot")},
@@ -78,13 +98,14 @@ class _Writer:
         self, file: Path | BinaryIO, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], flow: Flow | None
     ) -> None:
         # In the schema, it goes with the calls when somebody writes them anew with other columns.
-        said = {
+        said: dict[str, str | bytes] = {
             "talkerviz": FORMAT,
             "talkerviz.modules": json.dumps(modules),
             "talkerviz.facts": json.dumps(dict(facts)),
             **({} if flow is None else {"talkerviz.flow": flow.to_text()}),
         }
-        self._file = pq.ParquetWriter(file, CALLS.with_metadata(said), compression="zstd")
+        self._said = dict(said)
+        self._file = pq.ParquetWriter(file, CALLS.with_metadata(said), compression="zstd", write_page_checksum=True)
         self._lists: dict[int, str] = {}
 
     def table(self, table: pa.Table) -> None:
@@ -101,6 +122,8 @@ class _Writer:
         said = {"talkerviz.tensors": _packed(f"[{lists}]")}
         if collections is not None and len(collections):
             said["talkerviz.collections"] = json.dumps({name: collections[name].tolist() for name in collections})
+        self._said |= said
+        said[_CHECKSUM] = checksum({name: text for name, text in self._said.items() if name in _CHECKED})
         self._file.add_key_value_metadata(said)
         self._file.close()
 
@@ -118,11 +141,14 @@ def _writer(
 
 
 def _packed(text: str) -> str:
-    return base64.b64encode(pack_rows(text.encode())).decode()
+    """Compress text, behind its size in 8 bytes, and encode it as base64."""
+    content = text.encode()
+    return base64.b64encode(len(content).to_bytes(8, "little") + pa.compress(content, "zstd", asbytes=True)).decode()
 
 
-def _unpacked(text: bytes) -> Any:
-    return json.loads(unpack_rows(base64.b64decode(text, validate=True)))
+def _unpacked(text: bytes, most: int) -> bytes:
+    packed = base64.b64decode(text, validate=True)
+    return decompress(packed[8:], int.from_bytes(packed[:8], "little"), most, "descriptions of tensors")
 
 
 def read_trace(
@@ -131,26 +157,99 @@ def read_trace(
     """Calls, modules, facts, flow and garbage collections of a trace's file.
 
     Raises:
-        ValueError: what is wrong with the file, without its name.
+        DamagedError: the file is damaged.
+        ValueError: it is no trace; without its name.
     """
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        file = _open(path)
+        metadata = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
+    except Exception as error:  # pyarrow raises many classes
         raise ValueError("a trace that is cut short or damaged; record it again") from error
-    metadata = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
-    if metadata.get(b"talkerviz") != FORMAT.encode():
+    if b"talkerviz" not in metadata:
         raise ValueError("a Parquet file, but not a talkerviz trace; record one with `talkerviz trace`")
+    if metadata[b"talkerviz"] != FORMAT.encode():
+        raise ValueError("a trace of another version of talkerviz; record it again")
     try:
-        modules = module_infos(json.loads(metadata[b"talkerviz.modules"]))
-        text = metadata.get(b"talkerviz.flow")
-        flow = None if text is None else Flow.from_text(text)
-        garbage = metadata.get(b"talkerviz.collections")
-        collections = collections_frame([] if garbage is None else [json.loads(garbage)])
-        tensors = metadata.get(b"talkerviz.tensors")
-        calls = _to_pandas(file, _lists_in_rows(file) if tensors is None else _unpacked(tensors))
-        return calls, modules, json.loads(metadata[b"talkerviz.facts"]), flow, collections
-    except (KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
-        raise ValueError(f"a damaged talkerviz trace ({error}); record it again") from error
+        _check_columns(file.schema_arrow)
+        # As dictionaries: a long text in a million rows takes no more memory than in the file.
+        file = _open(path, metadata=file.metadata, read_dictionary=list(_NAMED))
+        return _read(file, path.stat().st_size, metadata)
+    except DamagedError:
+        raise
+    except MemoryError as error:
+        raise DamagedError("it takes more memory than there is") from error
+    except Exception as error:
+        raise DamagedError(_reason(error)) from error
+
+
+def _open(path: Path, **options: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(
+        path,
+        page_checksum_verification=True,
+        thrift_string_size_limit=_MAX_TEXT_BYTES,
+        thrift_container_size_limit=_MAX_ENTRIES,
+        **options,
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        name = error.args[0]
+        return f"it has no {name.decode() if isinstance(name, bytes) else name}"
+    return text if isinstance(error, (ValueError, OSError, pa.ArrowException)) and text else repr(error)
+
+
+def _read(
+    file: pq.ParquetFile, file_bytes: int, metadata: Mapping[bytes, bytes]
+) -> tuple[pd.DataFrame, tuple[ModuleInfo, ...], dict[str, Any], Flow | None, pd.DataFrame]:
+    if (crc := metadata.get(_CHECKSUM.encode())) is not None:
+        texts = {name: metadata[name.encode()] for name in _CHECKED if name.encode() in metadata}
+        if checksum(texts).encode() != crc:
+            raise DamagedError("its metadata are not as they were written")
+    rows = file.metadata.num_rows
+    if not 0 <= rows <= _MIN_ROWS + _ROWS_PER_BYTE * file_bytes:
+        raise DamagedError(f"it claims {rows:,} calls in {file_bytes:,} bytes")
+    modules = modules_from_json(parse_json(metadata[b"talkerviz.modules"], "its modules"))
+    facts = parse_json(metadata[b"talkerviz.facts"], "its facts")
+    text = metadata.get(b"talkerviz.flow")
+    flow = None if text is None else Flow.from_text(text)
+    if flow is not None:
+        check_tensors(flow.tensor_lists())
+    garbage = metadata.get(b"talkerviz.collections")
+    collections = collections_frame(
+        [] if garbage is None else [check_collections_json(parse_json(garbage, "its garbage collections"))]
+    )
+    tensors = metadata.get(b"talkerviz.tensors")
+    if tensors is None:
+        lists = numbered_tensors(_lists_in_rows(file))
+    else:
+        content = _unpacked(tensors, _MIN_TENSORS_BYTES + _TENSORS_BYTES_PER_CALL * rows)
+        lists = numbered_tensors(parse_json(content, "its descriptions of tensors"))
+    calls = _to_pandas(file, lists)
+    if len(calls) != rows:
+        raise DamagedError(f"it has {len(calls):,} calls, and claims {rows:,}")
+    check_trace(calls, modules, facts, flow, collections)
+    return calls, modules, facts, flow, collections
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    """Check that each column is there once, and of a type that becomes the one of `CALLS`."""
+    for field in CALLS:
+        there = schema.get_all_field_indices(field.name)
+        if len(there) != 1:
+            raise DamagedError(f"it has {'no column' if not there else 'several columns'} {field.name!r}")
+        kind = schema.field(there[0]).type
+        if field.name in _NAMED:
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            fits = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        elif pa.types.is_integer(field.type):
+            # Other programs may write floats where values are missing.
+            fits = any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_null))
+        else:
+            fits = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if not fits:
+            raise DamagedError(f"its column {field.name!r} is of {kind}")
 
 
 @contextmanager
@@ -204,39 +303,65 @@ def _to_arrow(calls: pd.DataFrame, ids: Mapping[str, np.ndarray], lists: Sequenc
     return pa.table([columns[name] for name in CALLS.names], schema=CALLS)
 
 
-def _lists_in_rows(file: pq.ParquetFile) -> list[tuple[int, Any]]:
+def _lists_in_rows(file: pq.ParquetFile) -> list[Any]:
     """The lists of tensors of a file that somebody has written anew: from the rows where each first stands."""
     found: dict[int, Any] = {}
     for name in ("inputs", "outputs"):
-        table = file.read([name, f"{name}_id"])
-        ids, first = np.unique(table.column(f"{name}_id").to_numpy(), return_index=True)
-        lists = table.column(name).take(pa.array(first)).to_pylist()
-        found |= {number: [list(t.values()) for t in one] for number, one in zip(ids.tolist(), lists, strict=True)}
-    return sorted(found.items())
+        # Not all rows at once, whose lists may be many times as large as the file.
+        for batch in file.iter_batches(_ROWS_OF_LISTS, columns=[name, f"{name}_id"]):
+            ids, first = np.unique(batch.column(f"{name}_id").to_numpy(), return_index=True)
+            new = np.array([number not in found for number in ids.tolist()], dtype=bool)
+            lists = batch.column(name).take(pa.array(first[new])).to_pylist()
+            found |= {
+                number: [list(t.values()) for t in one] for number, one in zip(ids[new].tolist(), lists, strict=True)
+            }
+    return [[number, found[number]] for number in sorted(found)]
 
 
-def _to_pandas(file: pq.ParquetFile, lists: Sequence[tuple[int, Any]]) -> pd.DataFrame:
+_ROWS_OF_LISTS = 1 << 12
+
+
+def _to_pandas(file: pq.ParquetFile, lists: Mapping[int, Tensors]) -> pd.DataFrame:
     plain = file.read([name for name in CALLS.names if name not in ("inputs", "outputs")])
-    numbers = np.array([number for number, _ in lists], dtype=np.int64)
+    numbers = np.array(list(lists), dtype=np.int64)
     objects = np.empty(len(lists), dtype=object)
-    for place, (_, one) in enumerate(lists):
-        objects[place] = tensor_infos(one)
+    for place, tensors in enumerate(lists.values()):
+        objects[place] = tensors
     columns: dict[str, Any] = {}
     for field in CALLS:
         if field.name in ("inputs", "outputs"):
-            ids = plain.column(f"{field.name}_id").to_numpy()
-            places = np.searchsorted(numbers, ids)
-            if len(ids) and (places.max() >= len(numbers) or (numbers[places] != ids).any()):
-                raise ValueError("descriptions of tensors are missing")
-            columns[field.name] = objects[places]
-            continue
-        if field.name.endswith("_id"):
             continue
         column = plain.column(field.name)
-        if field.name in NULLABLE:
+        if column.null_count and not field.nullable:
+            raise DamagedError(f"values of its column {field.name!r} are missing")
+        if field.name in _NAMED:
+            columns[field.name] = _names(column)
+            continue
+        if column.type != field.type:
+            column = column.cast(field.type)
+        if field.name.endswith("_id"):
+            ids = column.to_numpy()
+            places = np.searchsorted(numbers, ids)
+            if len(ids) and (not len(numbers) or places.max() >= len(numbers) or (numbers[places] != ids).any()):
+                raise DamagedError("its descriptions of tensors are missing")
+            columns[field.name.removesuffix("_id")] = objects[places]
+        elif field.name in NULLABLE:
             columns[field.name] = column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
-        elif field.name == "error":
-            columns[field.name] = column.to_pandas(types_mapper={pa.string(): pd.StringDtype()}.get)
         else:
             columns[field.name] = column.to_pandas()
+    error = columns["error"]
+    columns["error"] = pd.array(error.categories.to_numpy(object, na_value=None), dtype="string").take(
+        error.codes, allow_fill=True
+    )
     return calls_frame(columns)
+
+
+def _names(column: pa.ChunkedArray) -> pd.Categorical:
+    """A column of few different texts."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.cast(pa.string()).dictionary_encode()
+    whole = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if isinstance(whole, pa.ChunkedArray):
+        whole = whole.unify_dictionaries().chunk(0) if whole.num_chunks else pa.array([], NAME)
+    whole.validate(full=True)
+    return pd.Categorical(whole.to_pandas())

@@ -66,6 +66,10 @@ class TensorLists:
         of_numbers: np.ndarray = lists[places]
         return of_numbers
 
+    def made(self) -> list[Tensors]:
+        """The lists that were made."""
+        return list(self._known.values())
+
     def forget(self) -> None:
         """Drop the lists that were made; rows stay."""
         self._known = {0: ()}

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.blocks import MAGIC
+from talkerviz.trace.check import DamagedError, check_facts, check_tensors, check_trace
 from talkerviz.trace.counted import counted
 from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
 from talkerviz.trace.frame import collections_frame, log_frame
-from talkerviz.trace.log import read_log
+from talkerviz.trace.log import Log, read_log
 from talkerviz.trace.nesting import callers
 from talkerviz.trace.parquet import check_name, read_trace, write_trace
 from talkerviz.trace.ranks import of_rank
@@ -232,13 +234,29 @@ class Trace:
         try:
             if head == b"PAR1":
                 return cls(*read_trace(path))
-            if head == b"\xff\xff\xff\xff":  # how an Arrow stream begins
-                log = read_log(path)
-                calls, collections = log_frame(log)
-                return cls(calls, log.modules, {**log.facts, "unfinished": True}, collections=collections)
+            if head == MAGIC:
+                return cls._from_log(read_log(path))
+        except DamagedError as error:
+            raise TraceError(f"{path} is damaged: {error}") from error
         except ValueError as error:
             raise TraceError(f"{path}: {error}") from error
         raise TraceError(
             f"{path}: {'not a talkerviz trace (a trace is a Parquet file)' if head else 'an empty file, not a trace'}; "
             "record it again"
         )
+
+    @classmethod
+    def _from_log(cls, log: Log) -> Trace:
+        facts = {**log.facts, "unfinished": True}
+        try:
+            check_facts(facts)
+            calls, collections = log_frame(log)
+            check_tensors(log.tensors.made())
+            check_trace(calls, log.modules, facts, None, collections)
+        except DamagedError:
+            raise
+        except MemoryError as error:
+            raise DamagedError("it takes more memory than there is") from error
+        except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise DamagedError(f"its content does not fit: {' '.join(repr(error).split())}") from error
+        return cls(calls, log.modules, facts, collections=collections)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from talkerviz.render.escape import one_line
 from talkerviz.render.figures import Figures
 from talkerviz.render.html.charts import Chart
 from talkerviz.render.html.data import chart_data, frames_data, layers_data, shared_data, table_data, typical_frame
@@ -36,7 +38,7 @@ def render_page(trace: Trace, figures: Figures, charts: Sequence[Chart], slicer:
     data = _data(trace, figures, charts, slicer, held)
     pieces = {
         **controls(),
-        "title": html.escape(f"{data['title']} – talkerviz"),
+        "title": html.escape(one_line(f"{data['title']} – talkerviz")),
         "style": f"{vendored('tabulator.min.css')}\n{piece('page.css')}",
         "charts": "".join(
             f'<template id="chart-{number}"><svg>{chart.svg}</svg></template>\n' for number, chart in enumerate(charts)
@@ -48,9 +50,14 @@ def render_page(trace: Trace, figures: Figures, charts: Sequence[Chart], slicer:
     return with_pieces(piece("template.html"), pieces)
 
 
+# Marks that change the direction of what follows, as JSON has them: the page shows their codes.
+_TURNS = re.compile(r"(?<!\\)((?:\\\\)*)\\u(061c|200[ef]|202[a-e]|206[6-9])")
+
+
 def _json(value: Any) -> str:
     # A name could end the script that it is in, or begin a comment that hides its end.
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    return _TURNS.sub(r"\1\\\\u\2", text)
 
 
 def _script(text: str) -> str:

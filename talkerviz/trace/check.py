@@ -1,0 +1,523 @@
+"""Validation of trace files: both readers call `check_trace` on what they have read.
+
+All checks of the calls table and the flow are vectorised, so that a million calls take some tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from talkerviz.trace.flow import Flow
+from talkerviz.trace.schema import COLLECTIONS, ModuleInfo, Tensors, module_infos, tensor_infos
+
+MAX_DEPTH = 4096
+"""Deepest call that is read: tables take time by depth, and Python's own limit allows about 300 nested modules."""
+MAX_NUMBER = 1 << 40
+"""Largest call, frame, step, run, rank or collective number; keeps arithmetic on them within int64."""
+_MAX_SUM = float(1 << 62)  # of a column; two such sums still fit an int64
+_MAX_JSON_DEPTH = 64  # facts of users nest; Python's parser raises at about 1,000
+_MAX_INFERRED_OPS, _INFERRED_OPS_PER_CALL = 1 << 22, 1 << 10
+_SHOWN = 60  # characters of a value in a message
+
+_NON_NEGATIVE = (
+    *("host_start_ns", "host_ns", "device_ns", "busy_ns"),
+    *("flops", "bytes_read", "bytes_written", "memory_peak_bytes"),
+)
+_ANY_SIGN = ("host_self_ns", "device_start_ns", "device_self_ns", "memory_delta_bytes")
+_TOGETHER = (("host_start_ns", "host_ns", "host_self_ns"), ("device_start_ns", "device_ns", "device_self_ns"))
+"""Columns that are missing in the same rows, where they are missing."""
+_NUMBERED = ("frame", "step", "request", "collective")
+
+
+class DamagedError(ValueError):
+    """A trace file with impossible content; the message says what, in one line, without the file's name."""
+
+
+def check_trace(
+    calls: pd.DataFrame,
+    modules: Sequence[ModuleInfo],
+    facts: Any,
+    flow: Flow | None,
+    collections: pd.DataFrame,
+) -> None:
+    """Check everything that a trace's users rely on.
+
+    Args:
+        calls: the calls table, with the columns and dtypes of `calls_frame`.
+        modules: the traced modules.
+        facts: the run's facts, as JSON gives them.
+        flow: the flow of tensors.
+        collections: the garbage collections.
+
+    Raises:
+        DamagedError: a value is impossible; the message names the first one.
+    """
+    _check_calls(calls)
+    _check_modules(modules)
+    check_facts(facts)
+    _check_ranks(calls, modules, facts)
+    _check_collections(collections, calls["call"].to_numpy())
+    if flow is not None:
+        _check_flow(flow, calls["call"].to_numpy())
+
+
+def parse_json(text: bytes | str, name: str) -> Any:
+    """Parse JSON of a file, which may be hostile.
+
+    Raises:
+        DamagedError: no JSON, not UTF-8, or nested deeper than any that is written.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise DamagedError(f"{name} are nested too deeply") from None
+    except ValueError as error:
+        raise DamagedError(f"{name} are no JSON: {error}") from error
+    _check_nesting(value, name)
+    return value
+
+
+def modules_from_json(rows: Any) -> tuple[ModuleInfo, ...]:
+    """Make modules of what JSON gives.
+
+    Raises:
+        DamagedError: it is no list of modules.
+    """
+    if not isinstance(rows, list):
+        raise DamagedError(f"its modules are {_shown(rows)}, not a list")
+    for place, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != len(ModuleInfo._fields) or not isinstance(row[-1], list):
+            raise DamagedError(f"module {place} cannot be {_shown(row)}")
+    return module_infos(rows)
+
+
+def tensors_from_json(rows: Any) -> Tensors:
+    """Make one list of tensors of what JSON gives.
+
+    Raises:
+        DamagedError: it is no list of tensors.
+    """
+    if not isinstance(rows, list):
+        raise DamagedError(f"a list of tensors cannot be {_shown(rows)}")
+    for row in rows:
+        if not isinstance(row, list) or len(row) not in (4, 5) or not isinstance(row[1], list):
+            raise DamagedError(f"a tensor cannot be {_shown(row)}")
+    return tensor_infos(rows)
+
+
+def numbered_tensors(rows: Any) -> dict[int, Tensors]:
+    """Make lists of tensors, by number, of what JSON gives.
+
+    Raises:
+        DamagedError: it is no such list, or not in order.
+    """
+    if not isinstance(rows, list):
+        raise DamagedError(f"its descriptions of tensors are {_shown(rows)}, not a list")
+    lists: dict[int, Tensors] = {}
+    last = -1
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 2 or not _is_int(row[0]) or not last < row[0] < MAX_NUMBER:
+            raise DamagedError(f"a description of tensors cannot be {_shown(row)}")
+        last, lists[row[0]] = row[0], tensors_from_json(row[1])
+    check_tensors(lists.values())
+    return lists
+
+
+def checksum(parts: Mapping[str, str | bytes]) -> str:
+    """CRC-32 of named texts, as eight hexadecimal digits."""
+    crc = 0
+    for name in sorted(parts):
+        part = parts[name]
+        crc = zlib.crc32(part.encode() if isinstance(part, str) else part, zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
+
+
+def decompress(packed: bytes, size: int, most: int, name: str) -> bytes:
+    """Decompress zstd data whose size is given, within bounded memory.
+
+    Raises:
+        DamagedError: the data is damaged, of another size, or the size is above `most`.
+    """
+    if not 0 <= size <= most:
+        raise DamagedError(f"{name} claim {size:,} bytes")
+    if not size:
+        return b""
+    try:
+        content: bytes = pa.decompress(packed, size, codec="zstd", asbytes=True)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise DamagedError(f"{name} cannot be decompressed") from error
+    return content
+
+
+def _check_nesting(value: Any, name: str) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _MAX_JSON_DEPTH:
+            raise DamagedError(f"{name} are nested too deeply")
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += [item for item in one.values() if isinstance(item, (dict, list))]
+            elif isinstance(one, list):
+                inner += [item for item in one if isinstance(item, (dict, list))]
+        level = inner
+
+
+def _check_calls(calls: pd.DataFrame) -> None:
+    number = calls["call"].to_numpy()
+    if not len(number):
+        return
+    wrong = np.flatnonzero(np.diff(number) <= 0)
+    if len(wrong):
+        one, two = number[wrong[0]], number[wrong[0] + 1]
+        raise DamagedError(f"call {two} comes after call {one}; calls are unique and ascending")
+    _check_range("call", number, number, 0, MAX_NUMBER)
+
+    depth, (parent, is_top) = calls["depth"].to_numpy(), _ints(calls["parent"])
+    _check_range("depth", number, depth, 0, MAX_DEPTH)
+    wrong = np.flatnonzero(~is_top & ((parent < 0) | (parent >= number)))
+    if len(wrong):
+        raise DamagedError(f"call {number[wrong[0]]} has the parent {parent[wrong[0]]}")
+    # In a selection that was saved, parents may be missing.
+    row = parent if number[-1] == len(number) - 1 else np.searchsorted(number, parent)
+    row = np.where(is_top, 0, row)
+    has_row = ~is_top & (number[row] == parent)
+    for where, wanted, name in (
+        (is_top, 0, "depth"),
+        (has_row, depth[row] + 1, "depth"),
+        (has_row, calls["thread"].to_numpy()[row], "thread"),
+        (has_row, calls["rank"].to_numpy()[row], "rank"),
+    ):
+        values = calls[name].to_numpy()
+        wrong = np.flatnonzero(where & (values != wanted))
+        if len(wrong):
+            at = wrong[0]
+            whose = f"that of its parent {parent[at]}" if has_row[at] else "a call without parent"
+            raise DamagedError(f"call {number[at]} has the {name} {values[at]}, which does not fit {whose}")
+    # The parent of a call without one among the rows was left out by a selection, and is further up.
+    wrong = np.flatnonzero(~is_top & ~has_row & (depth < 1))
+    if len(wrong):
+        raise DamagedError(f"call {number[wrong[0]]} has a parent and the depth 0")
+
+    for name in ("thread", "run", "rank"):
+        _check_range(name, number, calls[name].to_numpy(), 0, MAX_NUMBER)
+    missing = {name: calls[name].isna().to_numpy() for name in (*_NUMBERED, *_NON_NEGATIVE, *_ANY_SIGN)}
+    for start, *others in _TOGETHER:
+        for name in others:
+            wrong = np.flatnonzero(missing[name] != missing[start])
+            if len(wrong):
+                raise DamagedError(f"call {number[wrong[0]]} has only one of {start} and {name}")
+    for name, holes in missing.items():
+        if holes.all():
+            continue
+        values = calls[name].to_numpy(dtype=np.int64, na_value=0)
+        if name not in _ANY_SIGN:
+            _check_range(name, number, values, 0, MAX_NUMBER if name in _NUMBERED else None)
+        largest = max(abs(int(values.min())), abs(int(values.max())))
+        # As floats, whose sums do not wrap around, but only where the sum could be too large.
+        if largest * len(values) > _MAX_SUM and np.abs(values.astype(np.float64)).sum() > _MAX_SUM:
+            raise DamagedError(f"the column {name} adds up to more than a 64-bit number holds")
+
+
+def _check_range(name: str, number: np.ndarray, values: np.ndarray, least: int, most: int | None) -> None:
+    if not len(values) or (values.min() >= least and (most is None or values.max() <= most)):
+        return
+    at = int(np.argmax((values < least) | (values > (values.max() if most is None else most))))
+    raise DamagedError(f"call {number[at]} has the {name} {values[at]}")
+
+
+def _ints(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Values and missing-value mask of a column of nullable integers."""
+    missing = column.isna().to_numpy()
+    return column.to_numpy(dtype=np.int64, na_value=-1), missing
+
+
+def _check_modules(modules: Sequence[ModuleInfo]) -> None:
+    for place, module in enumerate(modules):
+        path, class_name, parameters, nbytes, aliases = module
+        if not (
+            isinstance(path, str)
+            and isinstance(class_name, str)
+            and _is_size(parameters)
+            and _is_size(nbytes)
+            and all(isinstance(alias, str) for alias in aliases)
+        ):
+            raise DamagedError(f"module {place} cannot be {_shown(list(module))}")
+    if sum(module.parameter_bytes for module in modules) > _MAX_SUM:
+        raise DamagedError("the modules' parameters take more bytes than a 64-bit number holds")
+
+
+def check_tensors(lists: Iterable[Tensors]) -> None:
+    """Check lists of tensors, each different one once.
+
+    Raises:
+        DamagedError: a name, shape, dtype, device or number of copies is impossible.
+    """
+    for tensor in chain.from_iterable(lists):
+        if not (
+            all(isinstance(text, str) for text in (tensor.name, tensor.dtype, tensor.device))
+            and all(_is_int(size) and -1 <= size < 1 << 63 for size in tensor.shape)
+            and _is_size(tensor.copies)
+        ):
+            raise DamagedError(f"a tensor cannot be {_shown(list(tensor))}")
+
+
+def _check_collections(collections: pd.DataFrame, number: np.ndarray) -> None:
+    if not len(collections):
+        return
+    call = collections["call"].to_numpy()
+    for name, least, most in (
+        ("call", -1, MAX_NUMBER),
+        ("thread", 0, MAX_NUMBER),
+        ("generation", 0, 100),
+        ("host_start_ns", -1 << 62, 1 << 62),
+        ("host_ns", 0, 1 << 62),
+    ):
+        _check_range(f"garbage collection's {name}", call, collections[name].to_numpy(), least, most)
+    if collections["host_ns"].to_numpy().astype(np.float64).sum() > _MAX_SUM:
+        raise DamagedError("garbage collections add up to more nanoseconds than a 64-bit number holds")
+
+
+def check_collections_json(columns: Any) -> dict[str, list[int]]:
+    """Check that garbage collections are equally long lists of integers, by the columns of `COLLECTIONS`.
+
+    Raises:
+        DamagedError: they are not.
+    """
+    if not isinstance(columns, dict) or set(columns) != set(COLLECTIONS.names):
+        raise DamagedError("garbage collections have other columns than they should")
+    lists = [column for column in columns.values() if isinstance(column, list)]
+    if len(lists) < len(columns) or len({len(column) for column in lists}) > 1:
+        raise DamagedError("garbage collections have columns of unequal lengths")
+    if not all(_is_int(value) and abs(value) < 1 << 63 for column in lists for value in column):
+        raise DamagedError("garbage collections hold what is no number")
+    return columns
+
+
+# Facts.
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_int(value) and 0 <= value < 1 << 62
+
+
+def _is_ns(value: Any) -> bool:
+    return _is_int(value) and abs(value) < 1 << 62
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _or_null(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or kind(value)
+
+
+def _list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _dict_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(kind, value.values()))
+
+
+def _with(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> Callable[[Any], bool]:
+    """A dict with these keys, and others."""
+
+    def fits(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and all(name in value and kind(value[name]) for name, kind in required.items())
+            and all(name not in value or kind(value[name]) for name, kind in (optional or {}).items())
+        )
+
+    return fits
+
+
+def _is_date(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9T:+\-. Z]{4,40}", value) is not None
+
+
+_PROCESS_REQUIRED = {"rank": _is_size, "world_size": _is_size}
+_PROCESS_OPTIONAL = {
+    **dict.fromkeys(("host", "boot"), _is_text),
+    "backend": _or_null(_is_text),
+    "local_rank": _or_null(_is_size),
+    **dict.fromkeys(("origin_ns", "unix_ns", "offset_ns", "offset_error_ns"), _is_ns),
+}
+_PROCESS = _with(_PROCESS_REQUIRED, _PROCESS_OPTIONAL)
+_MERGED_PROCESS = _with(
+    {**_PROCESS_REQUIRED, "modules": _is_size, "differs": _dict_of(lambda value: True), "host": _is_text},
+    _PROCESS_OPTIONAL,
+)
+_PEAKS = _with(dict.fromkeys(("flops", "bandwidth"), _is_rate), dict.fromkeys(("device", "source"), _is_text))
+_RUN_END = _or_null(_with({"frame": _or_null(_is_size), "ns": _is_ns}))
+
+# The facts that tables, charts and notes read. Others are the user's, of any kind.
+_FACTS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("root", "model", "device", "dtype", "gpu", "clock", "via"), _is_text),
+    "date": _is_date,
+    **dict.fromkeys(("graphs_untimed", "unmeasured", "weights_note"), _is_text),
+    **dict.fromkeys(
+        (
+            *("repeat", "mean_of_runs", "own_cost_ns", "host_peak_bytes", "weights_bytes", "parameters"),
+            *("graph_replays", "unwatched_calls", "joined_modules", "calls_of_other_threads"),
+            *("processes_begun", "codes_a_frame"),
+        ),
+        _is_size,
+    ),
+    "warmup_ns": _list_of(_is_size),
+    "cut_short": _list_of(_is_size),
+    "run_ends": _list_of(_RUN_END),
+    "one_call": _dict_of(_is_text),
+    "unknown_operators": _dict_of(_is_size),
+    "unknown_operators_in": _dict_of(_list_of(_is_text)),
+    "strange_calls": _with({"calls": _is_size, "classes": _list_of(_is_text)}),
+    "peaks": lambda value: value == {} or _PEAKS(value),
+    "process": _PROCESS,
+    "processes": lambda value: _list_of(_MERGED_PROCESS)(value) and bool(value),
+    "clocks": _with(
+        {"error_ns": _list_of(_or_null(_is_size)), "by": _list_of(_is_text), "early_ns": _is_size},
+        {"shift_ns": _list_of(_is_ns)},
+    ),
+}
+
+
+def check_given_facts(facts: Mapping[str, Any]) -> None:
+    """Check facts that a user gives to a recording.
+
+    Raises:
+        ValueError: one has a name that talkerviz reads, and a value that it cannot read.
+    """
+    for name, value in facts.items():
+        if name in _FACTS and not _FACTS[name](value):
+            raise ValueError(f"facts: {name!r} has a meaning here and cannot be {_shown(value)}: choose another name")
+
+
+def check_facts(facts: Any) -> None:
+    """Check the facts that tables, charts and notes read.
+
+    Raises:
+        DamagedError: one is of another type, or they are no JSON object.
+    """
+    if not isinstance(facts, dict):
+        raise DamagedError(f"its facts are {_shown(facts)}, not a JSON object")
+    for name, value in facts.items():
+        if name in _FACTS and not _FACTS[name](value):
+            raise DamagedError(f"the fact {_shown(name)} cannot be {_shown(value)}")
+    if "processes" not in facts:
+        if facts.get("host_peak_bytes") and "weights_bytes" not in facts:
+            raise DamagedError("it has the fact 'host_peak_bytes' without 'weights_bytes'")
+        return
+    if "clocks" not in facts:
+        raise DamagedError("it has the fact 'processes' without 'clocks'")
+    common = {name: value for name, value in facts.items() if name not in ("processes", "clocks")}
+    for process in facts["processes"]:
+        if "processes" in process["differs"]:
+            raise DamagedError("a rank of it has ranks")
+        check_facts({**common, **process["differs"]})
+
+
+def _check_ranks(calls: pd.DataFrame, modules: Sequence[ModuleInfo], facts: Mapping[str, Any]) -> None:
+    if "processes" not in facts:
+        return
+    processes = facts["processes"]
+    ranks = [process["rank"] for process in processes]
+    if len(set(ranks)) < len(ranks):
+        raise DamagedError("one of its ranks is there twice")
+    unknown = np.setdiff1d(calls["rank"].to_numpy(), ranks)
+    if len(unknown):
+        raise DamagedError(f"calls have the rank {unknown[0]}, and its facts have {', '.join(map(str, ranks))}")
+    if sum(process["modules"] for process in processes) != len(modules):
+        raise DamagedError("its ranks have more or fewer modules than there are")
+
+
+# The flow of tensors.
+
+
+def _check_flow(flow: Flow, number: np.ndarray) -> None:
+    ops, edges, frames = flow.kept
+    call, after = ops["call"].to_numpy(), ops["after"].to_numpy()
+    count = len(ops)
+    source, target = edges["source"].to_numpy(), edges["target"].to_numpy()
+    least = -1 if frames is None else 0
+    for ends in (source, target):
+        if len(ends) and not (least <= ends.min() and ends.max() < count):
+            raise DamagedError(f"an edge of its flow leads to operation {ends.max()} of {count}")
+    for name in _NUMBERED[:2]:
+        values, missing = _ints(ops[name])
+        _check_range(f"operation's {name}", call, np.where(missing, 0, values), 0, MAX_NUMBER)
+    if frames is None:
+        _check_op_calls(call, after, number)
+        return
+    columns = {name: frames[name].to_numpy(np.int64) for name in ("at", "until", "begin", "end", "low", "high")}
+    at, until, begin, end = (columns[name] for name in ("at", "until", "begin", "end"))
+    length = end - begin
+    wrong = (length < 0) | (until < at) | (at < 0) | (until > count) | (begin < 0) | (end > count)
+    for name in ("low", "high"):
+        wrong |= (columns[name] < 0) | (columns[name] + length > count)
+    ratio = frames["ratio"].to_numpy()
+    wrong |= ~np.isfinite(ratio) | (np.abs(ratio) > 1e9)
+    if wrong.any() or (len(frames) and frames["tail"].iloc[0]):
+        raise DamagedError(f"frame {int(np.argmax(wrong))} of its flow does not fit its {count} operations")
+    if (until - at).sum() != count or (len(at) and (at[0] != 0 or (at[1:] != until[:-1]).any())):
+        raise DamagedError("the frames of its flow do not hold all operations once")
+    # A frame that is made like another is made of all that begins there.
+    own = (begin == at) & (until > at)
+    if not np.isin(begin[begin != at], begin[own]).all():
+        raise DamagedError("a frame of its flow is made like one that is not there")
+    back = edges["back"].to_numpy()
+    if len(back) and not 0 <= back.min() <= back.max() <= len(frames):
+        raise DamagedError("an edge of its flow goes back further than the run")
+    of = np.repeat(np.arange(len(frames)), until - at)
+    if len(back) and (np.cumsum(~frames["tail"].to_numpy())[of[target]] - 1 < back).any():
+        raise DamagedError("an edge of its flow goes back further than the run")
+    if length.sum() > max(_MAX_INFERRED_OPS, _INFERRED_OPS_PER_CALL * len(number)):
+        raise DamagedError(f"its flow claims {length.sum():,} operations in {len(number):,} calls")
+    values, missing = _ints(frames["frame"])
+    _check_range("frame's number", at, np.where(missing, 0, values), 0, MAX_NUMBER)
+    moved = frames["calls"].to_numpy(np.int64)
+    if len(moved) and np.abs(moved.astype(np.float64)).max() > MAX_NUMBER:
+        raise DamagedError("a frame of its flow has calls that are not there")
+    rows = np.repeat(begin - (np.cumsum(length) - length), length) + np.arange(int(length.sum()))
+    more = np.repeat(moved, length)
+    _check_op_calls(np.where(call[rows] >= 0, call[rows] + more, call[rows]), after[rows] + more, number)
+
+
+def _check_op_calls(call: np.ndarray, after: np.ndarray, number: np.ndarray) -> None:
+    for name, calls in (("ran in", call), ("ran after", after)):
+        if not len(calls):
+            continue
+        most = int(number[-1]) if len(number) else -1
+        wrong = np.flatnonzero((calls < -1) | (calls > most))
+        if not len(wrong) and name == "ran in" and most >= len(number):
+            inside = calls >= 0
+            wrong = np.flatnonzero(inside & (number[np.searchsorted(number, np.where(inside, calls, 0))] != calls))
+        if len(wrong):
+            raise DamagedError(f"an operation of its flow {name} call {calls[wrong[0]]}, which is not there")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list)) and len(value) > _SHOWN:
+        return f"a {type(value).__name__} of {len(value):,}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
