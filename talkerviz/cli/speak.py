@@ -140,8 +140,9 @@ def speak(
     except KeyboardInterrupt:
         stopped = True
     except Exception as error:
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"stopped: {reason}; the sound until then is in {output}") from error
+        raise ValueError(f"stopped: {_reason(error)}; {_kept(speech, output)}") from error
+    if stopped and not speech.samples:
+        raise typer.Abort(_kept(speech, output))
     terminal = console()
     for line in _told(speech, output, with_talker=not codes):
         terminal.print(Text(line), soft_wrap=True)
@@ -150,7 +151,7 @@ def speak(
         lost = f"{time_text(left_out / SAMPLE_RATE * 1e9)} are left out between {speech.chunks:,} chunks"
         terminal.print(Text(f"{lost}, as transformers does; --seamless keeps them", style="dim"), soft_wrap=True)
     if stopped:
-        raise typer.Abort(f"the sound until then is in {output}")
+        raise typer.Abort(_kept(speech, output))
     if speech.frames == most and not codes:
         terminal.print(Text(f"Ended by --frames {most:,}, not by the talker.", style="dim"), soft_wrap=True)
 
@@ -159,6 +160,17 @@ def _refuse(options: Mapping[str, Any], because: str) -> None:
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"{option_of(name)}: {because}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _kept(speech: Speech, output: Path) -> str:
+    """Say where the sound of a run that was stopped is."""
+    return f"the sound until then is in {output}" if speech.samples else f"nothing was spoken, {output} is not written"
 
 
 def _counted(frames: Iterator[Tensor], on_frame: OnFrame) -> Iterator[Tensor]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from talkerviz.recorder.file_lock import lock_file
+from talkerviz.disk import named_errors
+from talkerviz.recorder.partial_file import PartialFile
 from talkerviz.trace.log import NAMES, Names, event_batch, header, pack_rows
 from talkerviz.trace.schema import ModuleInfo
 
@@ -43,12 +45,20 @@ class Spool:
         timed: bool,
     ) -> None:
         self.path = path
-        self.let_go = (lambda: None) if path is None else lock_file(path)
         # Unbuffered: what is written has left the process.
-        self._sink = pa.BufferOutputStream() if path is None else pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_stream(self._sink, header(modules, facts, origin_ns, timed), options=_COMPRESSED)
+        self._partial = None if path is None else PartialFile(path)
+        self._sink = pa.BufferOutputStream() if self._partial is None else pa.PythonFile(self._partial, "w")
         self._told = (0,) * len(NAMES)
-        self.write(0, b"", b"", Names())  # the header is there from the start
+        try:
+            with nullcontext() if path is None else named_errors(path):
+                schema = header(modules, facts, origin_ns, timed)
+                self._writer = pa.ipc.new_stream(self._sink, schema, options=_COMPRESSED)
+                self.write(0, b"", b"", Names())  # the header is there from the start
+        except BaseException:
+            if path is not None:
+                path.unlink(missing_ok=True)  # nothing is in it yet
+            self.let_go()
+            raise
 
     def write(self, thread: int, events: bytes, rows: bytes, names: Names) -> None:
         """Append a thread's events, and the descriptions and names that are new since the last batch."""
@@ -64,6 +74,11 @@ class Spool:
         try:
             self._writer.close()
         finally:
-            if self.path is not None:
-                self._sink.close()
+            if self._partial is not None:
+                self._partial.close()
         return self._sink.getvalue() if self.path is None else self.path
+
+    def let_go(self) -> None:
+        """Release the file to other runs."""
+        if self._partial is not None:
+            self._partial.release()

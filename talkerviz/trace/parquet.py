@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from talkerviz.disk import writing
+from talkerviz.disk import atomic_write
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.frame import NULLABLE, calls_frame, collections_frame, lists_array, log_tables
 from talkerviz.trace.log import Log, Rows, pack_rows, unpack_rows
@@ -109,7 +108,7 @@ class _Writer:
 def _writer(
     target: Path | BinaryIO, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], flow: Flow | None
 ) -> Iterator[_Writer]:
-    with _finished_at_once(target) as file:
+    with atomic_write(target) if isinstance(target, Path) else nullcontext(target) as file:
         write = _Writer(file, modules, facts, flow)
         try:
             yield write
@@ -151,20 +150,6 @@ def read_trace(
         return calls, modules, json.loads(metadata[b"talkerviz.facts"]), flow, collections
     except (KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
         raise ValueError(f"a damaged talkerviz trace ({error}); record it again") from error
-
-
-@contextmanager
-def _finished_at_once(target: Path | BinaryIO) -> Iterator[Path | BinaryIO]:
-    if not isinstance(target, Path):
-        yield target
-        return
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with writing(target):
-            yield unfinished
-            unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class _Numbers:

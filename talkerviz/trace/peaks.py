@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from talkerviz.disk import write_text
+
 
 @dataclass(frozen=True)
 class Peaks:
@@ -56,7 +58,7 @@ def peaks_of(device_name: str) -> Peaks | None:
 
 def save_peaks(peaks: Peaks, path: Path) -> None:
     """Write limits, such as measured ones, as JSON."""
-    path.write_text(json.dumps(asdict(peaks), indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(asdict(peaks), indent=2) + "\n")
 
 
 def load_peaks(path: Path) -> Peaks:
