@@ -10,8 +10,9 @@ import typer
 
 from talkerviz.cli.app import app
 from talkerviz.cli.options import Rank, TracePath
-from talkerviz.cli.output import check_folder, console
+from talkerviz.cli.output import console
 from talkerviz.report import write_report
+from talkerviz.report_folder import ReportFolder
 from talkerviz.trace import Trace
 from talkerviz.trace.counted import counted
 
@@ -23,7 +24,7 @@ def report(
     rank: Rank = None,
 ) -> None:
     """Write a report on a trace: one page, a text, tables, diagrams."""
-    check_folder(output)
+    ReportFolder(output)  # refuses a folder that is not a report's
     trace = Trace.load(path).select(rank=rank)
     terminal = console()
     with terminal.status("") as status:
