@@ -24,7 +24,15 @@ from talkerviz.cli.options import (
     format_of,
     table_asked_for,
 )
-from talkerviz.cli.output import check_folder, check_no_terminal, check_place, check_writable, console, write
+from talkerviz.cli.output import (
+    check_folder,
+    check_no_terminal,
+    check_place,
+    check_stdout,
+    check_writable,
+    console,
+    write,
+)
 from talkerviz.graph.view import View
 from talkerviz.render.formats import CHARTS, DRAWN, PICTURES, Given, Style, check_options, render, render_graph
 from talkerviz.render.github import over_github_limits
@@ -73,6 +81,7 @@ def render_command(
         check_place(output)
     else:
         check_writable(output)
+    check_stdout(output)
     if fmt in PICTURES:
         check_no_terminal(output, fmt)
     chosen = Trace.load(path).select(phase, frame, None if nested and fmt in CHARTS else depth, module, rank=rank)
