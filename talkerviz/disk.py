@@ -154,10 +154,10 @@ def write_text(path: str | Path, text: str) -> None:
 def is_special(path: str | Path) -> bool:
     """Whether a name is that of a device, FIFO, socket or descriptor, of which there is nothing to replace."""
     path = Path(path)
+    if descriptor_of(path) is not None:
+        return True
     status = _stat(path)
-    if status is None or stat.S_ISDIR(status.st_mode):
-        return False
-    return not stat.S_ISREG(status.st_mode) or descriptor_of(path) is not None
+    return status is not None and not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode)
 
 
 @contextmanager

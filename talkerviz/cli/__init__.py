@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from talkerviz.cli.streams import abandon_stdout, flush_stdout, is_stdout_error, prepare_streams
+from talkerviz.cli.streams import abandon_stdout, flush_stdout, is_stdout_error, prepare_streams, print_message
 from talkerviz.disk import reason_of
 from talkerviz.version import __version__
 
@@ -112,6 +111,5 @@ def _failed(message: str, code: int) -> int:
         flush_stdout()
     except OSError:
         abandon_stdout()
-    with suppress(OSError):
-        print(f"talkerviz: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print_message(message)
     return code

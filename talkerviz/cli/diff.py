@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from rich.text import Text
 from talkerviz.cli.app import app
 from talkerviz.cli.options import ArrowsAre, MaxNodes, TracePath, format_of
 from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, console, write
+from talkerviz.cli.streams import print_message
 from talkerviz.graph.diff import changes, diff_graph, without_what_is_same
 from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import MOST_BOXES
@@ -149,8 +149,7 @@ def _say(found: pd.DataFrame, limit: str) -> None:
     worst = found.iloc[0]
     interval = interval_text(worst["low"], worst["high"])
     others = f"; so are {', '.join(found['phase'][1:])}" if len(found) > 1 else ""
-    print(
-        f"talkerviz: {worst['phase']} is slower by {percent_text(worst['change'])} (95 % interval {interval}), "
-        f"more than --fail-above {limit}{others}",
-        file=sys.stderr,
+    print_message(
+        f"{worst['phase']} is slower by {percent_text(worst['change'])} (95 % interval {interval}), "
+        f"more than --fail-above {limit}{others}"
     )

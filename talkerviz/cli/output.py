@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from talkerviz.cli.streams import stdout_is_closed
-from talkerviz.disk import is_special, write_bytes, write_text
+from talkerviz.disk import descriptor_of, is_special, named_errors, write_bytes, write_text
 from talkerviz.render.headline import headline
 from talkerviz.render.layout import LayoutError
 from talkerviz.render.notes import notes_on
@@ -66,8 +66,12 @@ def check_writable(*outputs: str | Path | None) -> None:
     for output in outputs:
         if output is None or output == "-":
             continue
-        check_place(output)
         path = Path(output)
+        if (descriptor := descriptor_of(path)) is not None:
+            with named_errors(path):
+                os.fstat(descriptor)
+            continue
+        check_place(output)
         if path.is_dir():
             raise ValueError(f"{output or repr(output)}: is a directory: name a file")
         # In a folder without write permission an existing file is overwritten in place.

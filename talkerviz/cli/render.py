@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +32,7 @@ from talkerviz.cli.output import (
     console,
     write,
 )
+from talkerviz.cli.streams import print_message
 from talkerviz.graph.view import View
 from talkerviz.render.formats import CHARTS, DRAWN, PICTURES, Given, Style, check_options, render, render_graph
 from talkerviz.render.github import over_github_limits
@@ -91,9 +91,9 @@ def render_command(
         return
     drawn = write(output, lambda: render(chosen, fmt, style, view, table_asked_for(by, across, sort, top)))
     if fmt == "mermaid" and (note := over_github_limits(drawn.decode())):
-        print(f"talkerviz: {output}: {note}", file=sys.stderr)
+        print_message(f"{output}: {note}")
     if fmt == "tensorboard" and output != "-" and not output.endswith(TENSORBOARD_SUFFIX):
-        print(f"talkerviz: {output}: TensorBoard finds only files that end in {TENSORBOARD_SUFFIX}", file=sys.stderr)
+        print_message(f"{output}: TensorBoard finds only files that end in {TENSORBOARD_SUFFIX}")
 
 
 def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:

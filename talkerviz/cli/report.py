@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from talkerviz.cli.app import app
 from talkerviz.cli.options import Rank, TracePath
 from talkerviz.cli.output import console
+from talkerviz.cli.streams import print_message
 from talkerviz.report import write_report
 from talkerviz.report_folder import ReportFolder
 from talkerviz.trace import Trace
@@ -30,5 +30,5 @@ def report(
     with terminal.status("") as status:
         notes = write_report(trace, output, lambda name: status.update(f"writing {name}"))
     for note in notes:
-        print(f"talkerviz: {note}", file=sys.stderr)
+        print_message(note)
     terminal.print(f"{counted(len(trace.calls), 'call')} -> {output / 'index.html'}", highlight=False, soft_wrap=True)

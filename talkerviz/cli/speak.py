@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from talkerviz.cli.model_options import (
     torch_dtype,
 )
 from talkerviz.cli.output import check_writable, console
+from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
 from talkerviz.talker.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
@@ -128,9 +128,9 @@ def speak(
     with byte_progress("code2wav", True) as on_bytes:
         code2wav = code2wav_of(source, *weights, seed, on_bytes)
     if not checkpoint:
-        print("talkerviz: the weights are random: this is noise, not speech; give --checkpoint", file=sys.stderr)
+        print_message("the weights are random: this is noise, not speech; give --checkpoint")
     elif not codes and not inputs:
-        print("talkerviz: what is said is random: give --inputs of a thinker's answer", file=sys.stderr)
+        print_message("what is said is random: give --inputs of a thinker's answer")
 
     speech, stopped = Speech(), False
     try:
@@ -140,6 +140,8 @@ def speak(
     except KeyboardInterrupt:
         stopped = True
     except Exception as error:
+        if isinstance(error, OSError) and error.filename == str(output) and not speech.samples:
+            raise
         raise ValueError(f"stopped: {_reason(error)}; {_kept(speech, output)}") from error
     if stopped and not speech.samples:
         raise typer.Abort(_kept(speech, output))

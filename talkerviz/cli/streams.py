@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from talkerviz.disk import LeftoverWarning
@@ -28,11 +29,17 @@ def prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:
         # `print(file=None)` prints to stdout.
-        sys.stderr = open(2, "w", closefd=False, encoding="utf-8", errors="replace")  # noqa: SIM115
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8", errors="replace")  # noqa: SIM115
     _replace_unencodable(sys.stdout)
     _set_size("COLUMNS", _MIN_COLUMNS, _MAX_COLUMNS)
     _set_size("LINES", 1, _MAX_LINES)
     _show_leftovers_in_a_line()
+
+
+def print_message(text: str) -> None:
+    """Print a line on stderr; one that cannot be shown, as on a full disk, ends no run."""
+    with suppress(OSError, ValueError):
+        print(f"talkerviz: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 def stdout_is_closed() -> bool:
@@ -82,7 +89,7 @@ def _show_leftovers_in_a_line() -> None:
 
     def show(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
         if issubclass(category, LeftoverWarning):
-            print(f"talkerviz: {message}", file=sys.stderr)
+            print_message(str(message))
         else:
             shown_by_default(message, category, *where, **more)  # type: ignore[arg-type]
 

@@ -32,6 +32,7 @@ from talkerviz.cli.model_options import (
     torch_dtype,
 )
 from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes
+from talkerviz.cli.streams import print_message
 from talkerviz.disk import descriptor_of, is_special
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder import recording
@@ -252,10 +253,7 @@ def trace(
     if codes and target == "talker":
         write_codes(codes, produced)
     if recorded.calls.empty:
-        print(
-            "talkerviz: no call of the model was seen: it was not run, or in a function that is compiled as a whole",
-            file=sys.stderr,
-        )
+        print_message("no call of the model was seen: it was not run, or in a function that is compiled as a whole")
     if output != "-":
         if len(recorded.calls):
             _print(recorded, repeat)
@@ -307,7 +305,7 @@ def _say_which_way(via: Via) -> None:
         warnings.simplefilter("always")
         choose_way(via.value)
     for warning in said:
-        print(f"talkerviz: {warning.message}", file=sys.stderr)
+        print_message(str(warning.message))
 
 
 def _with_measure(
@@ -325,7 +323,7 @@ def _with_measure(
     except Exception as error:
         reason = " ".join(f"{error or type(error).__name__}".split())
         without = ", and --no-flow saves the run" if measure == "flow" else ""
-        print(f"talkerviz: --{measure}: {reason}; what it measured is left out{without}", file=sys.stderr)
+        print_message(f"--{measure}: {reason}; what it measured is left out{without}")
         return recorded
 
 

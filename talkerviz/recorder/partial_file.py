@@ -27,10 +27,14 @@ def partial_path(file: Path) -> Path:
     """Return the name of a trace's unfinished file.
 
     Raises:
-        ValueError: the trace's name is that of a device, FIFO or descriptor.
+        ValueError: the trace's name is that of a device, FIFO or descriptor, or is not UTF-8.
     """
     if is_special(file):
         raise ValueError(f"{file}: not a regular file: record without a file, and write the trace with Trace.save")
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{file}: a name that is not UTF-8, which pyarrow does not read: name another file") from None
     return file.with_name(f"{file.name}.partial")
 
 
@@ -56,6 +60,9 @@ class PartialFile(io.FileIO):
                 os.stat(f"{path.parent}{os.sep}.")  # noqa: PTH116  (FileLock would make the folder)
                 self._lock.acquire(blocking=False)
             except Timeout:
+                if not os.path.lexists(self._lock.lock_file):  # no other run, but a folder that takes no files
+                    os.close(os.open(path, _CREATE_FLAGS, 0o666))
+                    path.unlink()
                 raise ValueError(f"{path}: another run is writing to it: give this one another name") from None
             except NotImplementedError:
                 pass  # a file system without locks
