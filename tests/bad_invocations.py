@@ -168,7 +168,18 @@ def _of_trace() -> Iterator[list[str]]:
         yield ["trace", "--preset", "tiny", flag]
     for target in ("number", "raises", "leaves", "pair", "fails", "not_callable", "nosuch", ""):
         yield ["trace", f"targets:{target}"]
-    for target in ("broken:x", "nosuch:x", "targets.py:number", "config", "half", "folder", "text.txt", "", ":", "a:b:c"):
+    for target in (
+        "broken:x",
+        "nosuch:x",
+        "targets.py:number",
+        "config",
+        "half",
+        "folder",
+        "text.txt",
+        "",
+        ":",
+        "a:b:c",
+    ):
         yield ["trace", target]
     for codes in ("missing", "text.txt", "list.json", "large.json", "deep.json", "folder"):
         yield ["trace", "code2wav", "--preset", "tiny", "--codes", codes]
@@ -250,7 +261,7 @@ def _of_others() -> Iterator[list[str]]:
         yield ["report", file, "-o", "new"]
         yield ["diff", "t.parquet", file]
         yield ["merge", file, "t.parquet", "-o", "m.parquet"]
-        yield ["query", "SELECT 1", file]
+        yield ["query", "SELECT count(*) FROM calls", file]
     for folder in ("text.txt", "folder", ".", "loop.svg", "/dev/null", "/proc/x", "text.txt/r", LONG_NAME):
         yield ["report", "t.parquet", "-o", folder]
     for output in BAD_OUTPUTS[:6]:

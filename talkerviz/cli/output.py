@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,10 +73,14 @@ def check_writable(*outputs: str | Path | None) -> None:
                 os.fstat(descriptor)
             continue
         check_place(output)
-        if path.is_dir():
+        try:
+            is_folder, there = stat.S_ISDIR(path.stat().st_mode), path
+        except FileNotFoundError:
+            is_folder, there = False, path.absolute().parent
+        if is_folder:
             raise ValueError(f"{output or repr(output)}: is a directory: name a file")
         # In a folder without write permission an existing file is overwritten in place.
-        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        if not os.access(there, os.W_OK):
             raise ValueError(f"{output}: permission denied")
 
 

@@ -21,6 +21,7 @@ from talkerviz.cli.model_options import (
     Inputs,
     Preset,
     WeightsDtype,
+    check_positive,
     device_name,
     option_of,
     torch_dtype,
@@ -60,12 +61,18 @@ def speak(
     speaker: Annotated[str | None, typer.Option(help="A voice of the talker; ethan by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws what is random.")] = 0,
     temperature: Annotated[
-        float | None, typer.Option(help="Of drawing codes; 0.9 by default, as transformers has it.")
+        float | None,
+        typer.Option(callback=check_positive, help="Of drawing codes; 0.9 by default, as transformers has it."),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many codes; 50 by default.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from codes of so much likelihood; 1 by default.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(callback=check_positive, help="Draw from codes of so much likelihood; 1 by default.")
+    ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Make codes less likely once they are spoken; 1.05 by default, 1 does not.")
+        float | None,
+        typer.Option(
+            callback=check_positive, help="Make codes less likely once they are spoken; 1.05 by default, 1 does not."
+        ),
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest codes, and draw none.")] = False,
     chunk_frames: Annotated[int, typer.Option(min=1, help="Sound comes after so many frames.")] = CHUNK_FRAMES,
@@ -87,7 +94,7 @@ def speak(
         raise ValueError("-o -: a WAV begins with its length, which is known last; name a file")
     if device is Device.meta:
         raise ValueError("--device meta: nothing is computed there")
-    if preset_name and checkpoint:
+    if preset_name is not None and checkpoint:
         raise ValueError("--preset: --checkpoint says which weights they are; give one of them")
     if seamless and not left_context:
         raise ValueError("--seamless: what is left out comes with the left context; --left-context must be 1 or more")
@@ -110,7 +117,7 @@ def speak(
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     sampling = replace(AS_TRANSFORMERS, do_sample=not greedy, seed=seed, **given)
 
-    source: str | Path = checkpoint or preset_name or "lite"
+    source: str | Path = checkpoint or ("lite" if preset_name is None else preset_name)
     most = frames or (_MOST_FRAMES if checkpoint or codes else _FRAMES_OF_NOISE)
     weights = device_name(device), torch_dtype(dtype)
     codec = code2wav_config_of(source)
@@ -127,14 +134,13 @@ def speak(
         come = talk(loaded.talker, loaded.config, loaded.thinker, scenario.speaker, most, sampling)
     with byte_progress("code2wav", True) as on_bytes:
         code2wav = code2wav_of(source, *weights, seed, on_bytes)
-    if not checkpoint:
-        print_message("the weights are random: this is noise, not speech; give --checkpoint")
-    elif not codes and not inputs:
-        print_message("what is said is random: give --inputs of a thinker's answer")
-
     speech, stopped = Speech(), False
     try:
         with open_wav(output) as add, frame_progress(most) as on_frame:
+            if not checkpoint:
+                print_message("the weights are random: this is noise, not speech; give --checkpoint")
+            elif not codes and not inputs:
+                print_message("what is said is random: give --inputs of a thinker's answer")
             counted = _counted(come, on_frame)
             say(code2wav, counted, add, chunk_frames, left_context, seamless=seamless, speech=speech)
     except KeyboardInterrupt:

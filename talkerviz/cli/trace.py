@@ -168,7 +168,7 @@ def trace(
     }
     _refuse(target, {name: value for name, value in asked.items() if value})
 
-    source: str | Path = checkpoint or preset_name or "lite"
+    source: str | Path = checkpoint or ("lite" if preset_name is None else preset_name)
     count, drawn = 8 if frames is None else frames, seed or 0
     where = device_name(device), torch_dtype(dtype)
     with byte_progress("weights", speaks) as on_bytes:
