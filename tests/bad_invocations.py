@@ -160,10 +160,8 @@ def _of_trace() -> Iterator[list[str]]:
         ("--peaks", "deep.json"),
         ("--peaks", "nan.json"),
     ):
-        yield ["trace", "--frames", "1", *([] if "-pre" in option or "-ch" in option else ["--preset", "tiny"])] + [
-            option,
-            value,
-        ]
+        preset = [] if option in ("--preset", "--checkpoint") else ["--preset", "tiny"]
+        yield ["trace", "--frames", "1", *preset, option, value]
     for flag in ("--busy", "--memory", "--graphs", "--fused", "--nosuch"):
         yield ["trace", "--preset", "tiny", flag]
     for target in ("number", "raises", "leaves", "pair", "fails", "not_callable", "nosuch", ""):

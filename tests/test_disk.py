@@ -158,13 +158,8 @@ def test_stdout_by_name_goes_on_where_it_is(name: str, tmp_path: Path) -> None:
 def test_what_cannot_be_written_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
-    for name, error in (
-        ("folder", IsADirectoryError),
-        ("none/x", FileNotFoundError),
-        ("loop", OSError),
-        ("l" * 300, OSError),
-    ):
-        with pytest.raises(error) as raised:
+    for name in ("folder", "none/x", "loop", "l" * 300):
+        with pytest.raises(OSError, match=r"Errno \d+") as raised:
             write_text(tmp_path / name, "text")
         assert raised.value.filename == str(tmp_path / name)
     assert {file.name for file in tmp_path.iterdir()} == {"folder", "loop"}

@@ -18,6 +18,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report."""
+    folder = tmp_path_factory.mktemp("report")
+    write_report(sample_trace(), folder)
+    return folder
+
+
 def test_a_report_over_a_report(tmp_path: Path) -> None:
     write_report(sample_trace(), tmp_path)
     earlier = ReportFolder(tmp_path)
@@ -39,9 +47,9 @@ def test_a_report_over_a_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["index.html", "trace.json", "flowchart.dot", "frames/frame-0000.js", "frames"])
 @pytest.mark.parametrize("kind", ["changed", "link"])
-def test_what_no_report_wrote_is_refused(name: str, kind: str, tmp_path: Path) -> None:
+def test_what_no_report_wrote_is_refused(name: str, kind: str, written: Path, tmp_path: Path) -> None:
     folder = tmp_path / "report"
-    write_report(sample_trace(), folder)
+    shutil.copytree(written, folder)
     (tmp_path / "mine").write_text("mine")
     changed = folder / name
     changed.parent.mkdir(exist_ok=True)
@@ -83,16 +91,15 @@ def test_a_report_that_was_broken_off_can_be_written_again(tmp_path: Path, monke
 
     write_report(sample_trace(), tmp_path)
     monkeypatch.setattr("talkerviz.report._write_calls", stop)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            write_report(sample_trace(), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(sample_trace(), tmp_path)
     monkeypatch.undo()
     assert write_report(sample_trace(), tmp_path) == []
 
 
-def test_a_manifest_reaches_nothing_outside(tmp_path: Path) -> None:
+def test_a_manifest_reaches_nothing_outside(written: Path, tmp_path: Path) -> None:
     folder = tmp_path / "report"
-    write_report(sample_trace(), folder)
+    shutil.copytree(written, folder)
     (tmp_path / "mine").write_text("")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     with (folder / MANIFEST).open("a") as manifest:

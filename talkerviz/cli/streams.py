@@ -9,7 +9,7 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from talkerviz.disk import LeftoverWarning
 
@@ -17,6 +17,7 @@ _MIN_COLUMNS, _MAX_COLUMNS = 20, 10_000  # narrower tables show nothing; rich pa
 _MAX_LINES = 10_000
 # What a write to stdout fails with; such errors name no file.
 _STDOUT_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EPIPE, errno.EBADF)
+_show_by_default = warnings.showwarning
 
 
 def prepare_streams() -> None:
@@ -33,7 +34,8 @@ def prepare_streams() -> None:
     _replace_unencodable(sys.stdout)
     _set_size("COLUMNS", _MIN_COLUMNS, _MAX_COLUMNS)
     _set_size("LINES", 1, _MAX_LINES)
-    _show_leftovers_in_a_line()
+    if warnings.showwarning is _show_by_default:
+        warnings.showwarning = _show_warning
 
 
 def print_message(text: str) -> None:
@@ -84,13 +86,9 @@ def _set_size(name: str, least: int, most: int) -> None:
         del os.environ[name]
 
 
-def _show_leftovers_in_a_line() -> None:
-    shown_by_default = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
-        if issubclass(category, LeftoverWarning):
-            print_message(str(message))
-        else:
-            shown_by_default(message, category, *where, **more)  # type: ignore[arg-type]
-
-    warnings.showwarning = show
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Show a leftover of a killed run in a line, and other warnings as Python does."""
+    if issubclass(category, LeftoverWarning):
+        print_message(str(message))
+    else:
+        _show_by_default(message, category, *where, **more)
