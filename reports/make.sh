@@ -20,7 +20,7 @@ for preset in lite full; do
   done
   talkerviz show "$work/$preset.parquet" --across phase --top 40 > "$preset-cpu/prefill-against-decode.txt"
   # Too large to keep, and made by the same command.
-  rm -rf "$preset-cpu/calls.csv" "$preset-cpu/trace.json"
+  rm -rf "$preset-cpu/calls.csv" "$preset-cpu/trace.json" "$preset-cpu/.talkerviz-report"
 done
 
 # The same with its layers compiled, and what that changes.

@@ -46,6 +46,10 @@ def query(sql: str, files: Sequence[Path]) -> pa.Table:
     except ImportError as error:
         raise ValueError("query needs DuckDB: pip install 'talkerviz[query]'") from error
     for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{file}: DuckDB cannot be told of a name that is not UTF-8; rename it") from None
         if not file.is_file():
             raise ValueError(f"{file}: {'a folder, not a trace file' if file.is_dir() else 'no such file'}")
         if "\\" in str(file) and set(str(file)) & _MEANS_OTHERS:

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console, RenderableType
 from torch import nn
 
+from talkerviz.disk import write_text
 from talkerviz.graph.diff import changes, diff_graph
 from talkerviz.recorder import record
 from talkerviz.recorder.gauges import clock_for
@@ -98,7 +99,7 @@ class TalkerTrace:
         calls = calls_of(trace)
         if self._update:
             self._folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(text_of(calls), encoding="utf-8", newline="\n")
+            write_text(path, text_of(calls))
         elif not path.exists():
             pytest.fail(f"{path}: no such baseline yet; write it with pytest --talkertrace-update, and commit it")
         elif (before := read_calls(path)) != json.loads(text_of(calls))["calls"]:

@@ -225,11 +225,11 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["trace", "nosuch.module:f"], "No module named 'nosuch'"),
         (["trace", "nosuch"], "give `talker`, `code2wav`, a folder with a config.json, or `package.module:function`"),
         (["trace", "-o", "/nosuch/r.parquet"], "no such folder /nosuch"),
-        (["trace", "-o", "folder"], "folder: a folder is there; name a file"),
-        (["render", "good.parquet", "-f", "svg", "-o", "folder"], "folder: a folder is there; name a file"),
+        (["trace", "-o", "folder"], "folder: is a directory: name a file"),
+        (["render", "good.parquet", "-f", "svg", "-o", "folder"], "folder: is a directory: name a file"),
         (
             ["render", "good.parquet", "-f", "svg", "--pages", "-o", "text.txt"],
-            "text.txt: a file is there, not a folder",
+            "text.txt: is a file, not a folder",
         ),
         (["render", "good.parquet", "-f", "svg", "--pages", "-o", "none/pages"], "none/pages: no such folder"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import resource
 import signal
@@ -21,6 +22,7 @@ from test_cli import talkerviz
 from torch import nn
 
 import talkerviz as tv
+from talkerviz.disk import LeftoverWarning
 from talkerviz.recorder import recorder
 from talkerviz.trace import TraceError
 
@@ -272,6 +274,89 @@ def test_two_runs_of_one_file(tmp_path: Path) -> None:
             model(torch.zeros(1))
         assert len(rec.trace.calls) == 2
     assert [file.name for file in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_what_a_killed_run_left_is_kept(tmp_path: Path) -> None:
+    """The next run of the name moves it, also where an earlier one was moved before."""
+    model, path = Inner(), tmp_path / "run.parquet"
+    partial = Path(f"{path}.partial")
+    for number in (1, 2):
+        partial.write_bytes(b"of a killed run, %d" % number)
+        said = pytest.warns(LeftoverWarning, match=rf"run.parquet.partial: left by a run .*{partial}.{number}: `talk")
+        with said, tv.recording(model, file=path):
+            model(torch.zeros(1))
+    left = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file != path}
+    assert left == {f"run.parquet.partial.{number}": b"of a killed run, %d" % number for number in (1, 2)}
+    partial.write_bytes(b"")  # killed before the header was written
+    with tv.recording(model, file=path):
+        model(torch.zeros(1))
+    assert not partial.exists()
+
+
+def test_a_run_killed_with_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its lock file is there still, and holds up nobody; what it recorded can be read."""
+    program = f"""
+import os, signal, torch, talkerviz as tv
+model = torch.nn.ReLU()
+with tv.recording(model, file={str(tmp_path / "run.parquet")!r}) as rec:
+    model(torch.zeros(1))
+    rec._write()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".run.parquet.partial.lock", "run.parquet.partial"]
+    monkeypatch.chdir(tmp_path)
+    assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 1, "--no-flow", "-o", "run.parquet") == 0
+    said = capsys.readouterr().err
+    assert said.startswith("talkerviz: run.parquet.partial: left by a run that did not end; kept as ")
+    assert said.count("\n") == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.parquet", "run.parquet.partial.1"]
+    assert len(tv.Trace.load("run.parquet.partial.1").calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe"])
+def test_what_is_at_the_name_of_the_unfinished_file_is_not_touched(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    partial = tmp_path / "run.parquet.partial"
+    if "link" in kind:
+        partial.symlink_to("mine" if kind == "link" else "nothing")
+    elif kind == "folder":
+        partial.mkdir()
+    else:
+        os.mkfifo(partial)
+    with (
+        pytest.raises(ValueError, match=r"run.parquet.partial: is (a link|a folder|not a regular file), where"),
+        tv.recording(Inner(), file=tmp_path / "run.parquet"),
+    ):
+        pytest.fail("the run must not begin")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mine", "run.parquet.partial"]
+
+
+def test_a_second_process_of_one_file(tmp_path: Path) -> None:
+    path, model = tmp_path / "r.parquet", nn.ReLU()
+    program = f"import torch, talkerviz as tv\nwith tv.recording(torch.nn.ReLU(), file={str(path)!r}): pass"
+    with tv.recording(model, file=path) as rec:
+        model(torch.zeros(1))
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert "another run is writing to it" in done.stderr
+    assert len(rec.trace.calls) == 1
+
+
+def test_a_device_has_no_unfinished_file() -> None:
+    with pytest.raises(ValueError, match=r"/dev/null: not a regular file"), tv.recording(nn.ReLU(), file="/dev/null"):
+        pytest.fail("the run must not begin")
+    assert not Path("/dev/null.partial").exists()
+
+
+def test_a_disk_that_is_full_at_the_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "r.parquet"
+    with disk_of(10), pytest.raises(OSError, match="File too large") as raised, tv.recording(nn.ReLU(), file=path):
+        pytest.fail("the run must not begin")
+    assert raised.value.filename == f"{path}.partial"
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_command_says_so_in_a_line(

@@ -26,12 +26,13 @@ from talkerviz.render.html.pieces import piece
 from talkerviz.render.html.slices import Slicer
 from talkerviz.render.layout import LayoutError
 from talkerviz.report import write_report
+from talkerviz.report_folder import MANIFEST
 from talkerviz.talker.scenario import Scenario
 from talkerviz.targets import talker_of, talker_target
 from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 
-FILES = {"index.html", "report.md", "calls.csv", "flowchart.svg", "flowchart.mmd", "trace.json", "facts.json"}
+FILES = {MANIFEST, "index.html", "report.md", "calls.csv", "flowchart.svg", "flowchart.mmd", "trace.json", "facts.json"}
 HOSTILE = [*NASTY, "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!--<script>", "{{data}}"]
 
 
@@ -384,7 +385,6 @@ def test_a_report_of_a_part_that_is_long(talker: Trace, tmp_path: Path, monkeypa
 
 def test_nothing_is_left_of_a_report_that_was_there(talker: Trace, tmp_path: Path) -> None:
     write_report(talker, tmp_path)
-    (tmp_path / "flowchart.dot").write_text("digraph {}")
     calls = talker.calls.assign(**dict.fromkeys(("host_start_ns", "host_ns", "host_self_ns"), pd.NA))
     untimed = replace(talker, calls=calls.astype(dict.fromkeys(("host_start_ns", "host_ns", "host_self_ns"), "Int64")))
     write_report(untimed, tmp_path)

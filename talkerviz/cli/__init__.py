@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from talkerviz.cli.streams import abandon_stdout, flush_stdout, is_stdout_error, prepare_streams, print_message
+from talkerviz.disk import reason_of
 from talkerviz.version import __version__
 
 __all__ = ["main"]
+
+_STOPPED = 130  # as shells have it: 128 and the number of SIGINT
 
 # The file of each, and what it is for, in the order of their use. Their own help is in the files, of which those that
 # run models import much: seconds that nobody should wait for a list.
@@ -54,27 +59,57 @@ def _root(
 
 def main() -> None:
     """Run the command line; anything the user can mend is one line on stderr and exit code 2."""
-    arguments = sys.argv[1:] or ["--help"]
-    app = _app_for(arguments[0])
+    prepare_streams()
+    sys.exit(_exit_code(sys.argv[1:] or ["--help"]))
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
-        code = app(arguments, standalone_mode=False)
-    except typer.Abort as error:
-        _fail(f"stopped; {error}" if str(error) else "stopped", 130)
-    except OSError as error:
-        _fail(str(error) if error.filename is None else f"{error.filename}: {error.strerror}", 2)
-    except ValueError as error:
-        _fail(str(error), 2)
+        code = _invoke(arguments)
+        flush_stdout()
+    except (typer.Abort, KeyboardInterrupt) as error:
+        return _failed(f"stopped; {error}" if str(error) else "stopped", _STOPPED)
+    except BrokenPipeError as error:
+        # The reader of a pipe has what it wants, as `head` does.
+        if error.filename is not None:
+            return _failed(_line_of(error), 2)
+        abandon_stdout()
+        return 0
+    except (OSError, ValueError) as error:
+        return _failed(_line_of(error), 2)
     except Exception as error:
         # A usage error. Its class is click's or typer's own copy of it, by typer's version.
         if not hasattr(error, "format_message"):
             raise
         # Some versions of typer have pydantic say what is wrong.
-        _fail(str(error.format_message()).replace("Value error, ", ""), 2)
-    sys.exit(code)
+        return _failed(str(error.format_message()).replace("Value error, ", ""), 2)
+    # Typer makes an exit code of Ctrl-C.
+    return _failed("stopped", _STOPPED) if code == _STOPPED else code
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    from talkerviz.render.escape import visible
+def _invoke(arguments: list[str]) -> int:
+    try:
+        code = _app_for(arguments[0])(arguments, standalone_mode=False)
+    except SystemExit as stop:
+        # Click and typer make exit code 1 of a broken pipe.
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        raise
+    return code if isinstance(code, int) else 0
 
-    print(f"talkerviz: {visible(' '.join(message.split()))}", file=sys.stderr)
-    sys.exit(code)
+
+def _line_of(error: OSError | ValueError) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    where = "stdout" if is_stdout_error(error) else error.filename
+    return str(error) if where is None else f"{os.fsdecode(where)}: {reason_of(error)}"
+
+
+def _failed(message: str, code: int) -> int:
+    """Print a line on stderr, and return the exit code."""
+    try:
+        flush_stdout()
+    except OSError:
+        abandon_stdout()
+    print_message(message)
+    return code

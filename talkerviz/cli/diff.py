@@ -15,7 +15,8 @@ from rich.text import Text
 
 from talkerviz.cli.app import app
 from talkerviz.cli.options import ArrowsAre, MaxNodes, TracePath, format_of
-from talkerviz.cli.output import check_no_terminal, check_writable, console, say, write
+from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, console, write
+from talkerviz.cli.streams import print_message
 from talkerviz.graph.diff import changes, diff_graph, without_what_is_same
 from talkerviz.graph.graph import Graph
 from talkerviz.graph.view import MOST_BOXES
@@ -75,6 +76,7 @@ def diff(
     limit = None if fail_above is None else _limit(fail_above)
     if fmt is not None or output != "-":
         fmt = format_of(fmt, output, _FORMATS)
+        check_stdout(output)
         if fmt in PICTURES:
             check_no_terminal(output, fmt)
         _check_options(fmt, {"--by": by, "--top": top}, tuple(_TABLES))
@@ -147,7 +149,7 @@ def _say(found: pd.DataFrame, limit: str) -> None:
     worst = found.iloc[0]
     interval = interval_text(worst["low"], worst["high"])
     others = f"; so are {', '.join(found['phase'][1:])}" if len(found) > 1 else ""
-    say(
+    print_message(
         f"{worst['phase']} is slower by {percent_text(worst['change'])} (95 % interval {interval}), "
         f"more than --fail-above {limit}{others}"
     )

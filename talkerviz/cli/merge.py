@@ -27,7 +27,11 @@ def merge_command(
     check_name(output)
     if output in paths:
         raise ValueError(f"-o {output}: it is one of the traces to be merged; name another file")
-    merged = merge([Trace.load(path) for path in paths])
+    traces = [Trace.load(path) for path in paths]
+    for path, trace in zip(paths, traces, strict=True):
+        if "process" not in trace.facts:
+            raise ValueError(f"{path}: is of no rank: record several processes, as under torchrun")
+    merged = merge(traces)
     merged.save(output)
     terminal = console()
     if merged.calls["host_ns"].notna().any():

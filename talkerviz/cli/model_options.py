@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,13 @@ Compile = Annotated[
 ]
 Fused = Annotated[bool, typer.Option("--fused", help="Run each layer as few kernels, for one stream on a CUDA device.")]
 Graphs = Annotated[bool, typer.Option("--graphs", help="Speak by replaying a CUDA graph of a frame.")]
+
+
+def check_positive(value: float | None) -> float | None:
+    """Reject a number that is not above 0, is infinite or is none; typer's own ranges let NaN through."""
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"must be above 0 and finite, not {value}")
+    return value
 
 
 def option_of(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,8 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.segment import Segment
 from rich.text import Text
 
-from talkerviz.disk import writing
+from talkerviz.cli.streams import stdout_is_closed
+from talkerviz.disk import descriptor_of, is_special, named_errors, write_bytes, write_text
 from talkerviz.render.escape import visible
 from talkerviz.render.headline import headline
 from talkerviz.render.layout import LayoutError
@@ -24,9 +27,21 @@ from talkerviz.trace.stragglers import stragglers
 _FILE_WIDTH = 240
 
 
-class _Visible(RenderHook):
-    """Escapes what models and files could send to the terminal, in all that is printed."""
+class _TextConsole(Console):
+    """A console that leaves it to the command line what a broken pipe means.
 
+    Escape sequences and direction marks of models and files are shown, and not obeyed.
+    """
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(width=width)
+        self.push_render_hook(_Visible())
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+class _Visible(RenderHook):
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         return [_Escaped(one) for one in renderables]
 
@@ -41,18 +56,10 @@ class _Escaped:
 
 
 def console() -> Console:
-    """Where tables are printed; escape sequences from models and files are shown, and not obeyed."""
+    """Return the console on which tables are printed."""
     # rich takes 80 columns for a file or a pipe, too few for a table.
-    found = Console()
-    if not found.is_terminal and "COLUMNS" not in os.environ:
-        found = Console(width=_FILE_WIDTH)
-    found.push_render_hook(_Visible())
-    return found
-
-
-def say(text: str) -> None:
-    """Print a line of ours on stderr."""
-    print(f"talkerviz: {visible(text)}", file=sys.stderr)
+    terminal = _TextConsole()
+    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else _TextConsole(width=_FILE_WIDTH)
 
 
 def print_headline(to: Console, trace: Trace) -> None:
@@ -79,52 +86,71 @@ def print_ranks(to: Console, trace: Trace, top: int | None) -> None:
 
 
 def check_writable(*outputs: str | Path | None) -> None:
-    """Say so before a long run if its result could not be kept."""
+    """Raise ValueError before a long run if its result could not be written."""
     for output in outputs:
         if output is None or output == "-":
             continue
-        folder = check_place(output)
-        if Path(output).is_dir():
-            raise ValueError(f"{output}: a folder is there; name a file")
-        if not os.access(output if Path(output).exists() else folder, os.W_OK):
-            raise ValueError(f"{output}: is not yours to write to")
+        path = Path(output)
+        if (descriptor := descriptor_of(path)) is not None:
+            with named_errors(path):
+                os.fstat(descriptor)
+            continue
+        check_place(output)
+        try:
+            is_folder, there = stat.S_ISDIR(path.stat().st_mode), path
+        except FileNotFoundError:
+            is_folder, there = False, path.absolute().parent
+        if is_folder:
+            raise ValueError(f"{output or repr(output)}: is a directory: name a file")
+        # In a folder without write permission an existing file is overwritten in place.
+        if not os.access(there, os.W_OK):
+            raise ValueError(f"{output}: permission denied")
+
+
+def check_stdout(output: str) -> None:
+    """Raise ValueError for an output to stdout where there is none."""
+    if output == "-" and stdout_is_closed():
+        raise ValueError("-o -: stdout is closed: name a file")
 
 
 def check_no_terminal(output: str, fmt: str) -> None:
-    """Say so where bytes would be written to a terminal."""
+    """Raise ValueError where bytes would be written to a terminal."""
+    check_stdout(output)
     if output == "-" and sys.stdout.isatty():
         raise ValueError(f"a terminal cannot show {fmt}: write it to a file with -o FILE")
 
 
-def check_place(output: str | Path) -> Path:
-    """The folder in which an output is to be. Raises ValueError where it is not there."""
+def check_place(output: str | Path) -> None:
+    """Raise ValueError where the folder in which an output is to be does not exist."""
     folder = Path(output).absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{output}: no such folder {folder}")
-    return folder
 
 
 def check_folder(output: Path) -> None:
-    """Say so where an output that is a folder could not be one."""
+    """Raise ValueError where an output that is a folder could not be one."""
     if output.exists() and not output.is_dir():
-        raise ValueError(f"{output}: a file is there, not a folder")
+        raise ValueError(f"{output}: is a file, not a folder")
 
 
 def write(output: str, draw: Callable[[], bytes]) -> bytes:
-    """Write a drawing, and give it; where it cannot be laid out, write what was to be laid out."""
+    """Write a drawing atomically and return it; write its DOT beside it where it cannot be laid out."""
+    check_stdout(output)
     try:
         drawn = draw()
     except LayoutError as error:
-        if output == "-":
+        if output == "-" or is_special(output):
             raise
         instead = Path(output).with_suffix(".dot")
-        instead.write_text(error.dot, encoding="utf-8")
+        if instead.exists():
+            raise ValueError(f"{error}; its DOT is not kept: there is a {instead}") from error
+        write_text(instead, error.dot)
         raise ValueError(f"{error}; the DOT is in {instead}") from error
     if output == "-":
         if sys.stdout.isatty():
             drawn = visible(drawn.decode("utf-8", "backslashreplace")).encode()
+        sys.stdout.flush()
         sys.stdout.buffer.write(drawn)
     else:
-        with writing(Path(output)):
-            Path(output).write_bytes(drawn)
+        write_bytes(output, drawn)
     return drawn

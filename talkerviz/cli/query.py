@@ -9,7 +9,7 @@ import typer
 
 from talkerviz.cli.app import app
 from talkerviz.cli.options import format_of
-from talkerviz.cli.output import check_no_terminal, check_writable, console, write
+from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, console, write
 from talkerviz.query import query
 from talkerviz.render.answer import ANSWERS, MOST_ROWS, answer_table, render_answer
 
@@ -26,6 +26,7 @@ def query_command(
     """Ask many traces in SQL: `calls` has a row a call, `runs` a row a file, `modules` a row a module."""
     if fmt is not None or output != "-":
         fmt = format_of(fmt, output, tuple(ANSWERS))
+        check_stdout(output)
         if fmt == "parquet":
             check_no_terminal(output, fmt)
     check_writable(output)

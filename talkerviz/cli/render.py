@@ -23,7 +23,16 @@ from talkerviz.cli.options import (
     format_of,
     table_asked_for,
 )
-from talkerviz.cli.output import check_folder, check_no_terminal, check_place, check_writable, console, say, write
+from talkerviz.cli.output import (
+    check_folder,
+    check_no_terminal,
+    check_place,
+    check_stdout,
+    check_writable,
+    console,
+    write,
+)
+from talkerviz.cli.streams import print_message
 from talkerviz.graph.view import View
 from talkerviz.render.formats import CHARTS, DRAWN, PICTURES, Given, Style, check_options, render, render_graph
 from talkerviz.render.github import over_github_limits
@@ -72,6 +81,7 @@ def render_command(
         check_place(output)
     else:
         check_writable(output)
+    check_stdout(output)
     if fmt in PICTURES:
         check_no_terminal(output, fmt)
     chosen = Trace.load(path).select(phase, frame, None if nested and fmt in CHARTS else depth, module, rank=rank)
@@ -81,9 +91,9 @@ def render_command(
         return
     drawn = write(output, lambda: render(chosen, fmt, style, view, table_asked_for(by, across, sort, top)))
     if fmt == "mermaid" and (note := over_github_limits(drawn.decode())):
-        say(f"{output}: {note}")
+        print_message(f"{output}: {note}")
     if fmt == "tensorboard" and output != "-" and not output.endswith(TENSORBOARD_SUFFIX):
-        say(f"{output}: TensorBoard finds only files that end in {TENSORBOARD_SUFFIX}")
+        print_message(f"{output}: TensorBoard finds only files that end in {TENSORBOARD_SUFFIX}")
 
 
 def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:

@@ -9,8 +9,10 @@ import typer
 
 from talkerviz.cli.app import app
 from talkerviz.cli.options import Rank, TracePath
-from talkerviz.cli.output import check_folder, console, say
+from talkerviz.cli.output import console
+from talkerviz.cli.streams import print_message
 from talkerviz.report import write_report
+from talkerviz.report_folder import ReportFolder
 from talkerviz.trace import Trace
 from talkerviz.trace.counted import counted
 
@@ -22,11 +24,11 @@ def report(
     rank: Rank = None,
 ) -> None:
     """Write a report on a trace: one page, a text, tables, diagrams."""
-    check_folder(output)
+    ReportFolder(output)  # refuses a folder that is not a report's
     trace = Trace.load(path).select(rank=rank)
     terminal = console()
     with terminal.status("") as status:
         notes = write_report(trace, output, lambda name: status.update(f"writing {name}"))
     for note in notes:
-        say(note)
+        print_message(note)
     terminal.print(f"{counted(len(trace.calls), 'call')} -> {output / 'index.html'}", highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,13 @@ from talkerviz.cli.model_options import (
     Inputs,
     Preset,
     WeightsDtype,
+    check_positive,
     device_name,
     option_of,
     torch_dtype,
 )
 from talkerviz.cli.output import check_writable, console
+from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
 from talkerviz.talker.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
@@ -60,12 +61,18 @@ def speak(
     speaker: Annotated[str | None, typer.Option(help="A voice of the talker; ethan by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws what is random.")] = 0,
     temperature: Annotated[
-        float | None, typer.Option(help="Of drawing codes; 0.9 by default, as transformers has it.")
+        float | None,
+        typer.Option(callback=check_positive, help="Of drawing codes; 0.9 by default, as transformers has it."),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many codes; 50 by default.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from codes of so much likelihood; 1 by default.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(callback=check_positive, help="Draw from codes of so much likelihood; 1 by default.")
+    ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Make codes less likely once they are spoken; 1.05 by default, 1 does not.")
+        float | None,
+        typer.Option(
+            callback=check_positive, help="Make codes less likely once they are spoken; 1.05 by default, 1 does not."
+        ),
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest codes, and draw none.")] = False,
     chunk_frames: Annotated[int, typer.Option(min=1, help="Sound comes after so many frames.")] = CHUNK_FRAMES,
@@ -87,7 +94,7 @@ def speak(
         raise ValueError("-o -: a WAV begins with its length, which is known last; name a file")
     if device is Device.meta:
         raise ValueError("--device meta: nothing is computed there")
-    if preset_name and checkpoint:
+    if preset_name is not None and checkpoint:
         raise ValueError("--preset: --checkpoint says which weights they are; give one of them")
     if seamless and not left_context:
         raise ValueError("--seamless: what is left out comes with the left context; --left-context must be 1 or more")
@@ -110,7 +117,7 @@ def speak(
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     sampling = replace(AS_TRANSFORMERS, do_sample=not greedy, seed=seed, **given)
 
-    source: str | Path = checkpoint or preset_name or "lite"
+    source: str | Path = checkpoint or ("lite" if preset_name is None else preset_name)
     most = frames or (_MOST_FRAMES if checkpoint or codes else _FRAMES_OF_NOISE)
     weights = device_name(device), torch_dtype(dtype)
     codec = code2wav_config_of(source)
@@ -127,21 +134,23 @@ def speak(
         come = talk(loaded.talker, loaded.config, loaded.thinker, scenario.speaker, most, sampling)
     with byte_progress("code2wav", True) as on_bytes:
         code2wav = code2wav_of(source, *weights, seed, on_bytes)
-    if not checkpoint:
-        print("talkerviz: the weights are random: this is noise, not speech; give --checkpoint", file=sys.stderr)
-    elif not codes and not inputs:
-        print("talkerviz: what is said is random: give --inputs of a thinker's answer", file=sys.stderr)
-
     speech, stopped = Speech(), False
     try:
         with open_wav(output) as add, frame_progress(most) as on_frame:
+            if not checkpoint:
+                print_message("the weights are random: this is noise, not speech; give --checkpoint")
+            elif not codes and not inputs:
+                print_message("what is said is random: give --inputs of a thinker's answer")
             counted = _counted(come, on_frame)
             say(code2wav, counted, add, chunk_frames, left_context, seamless=seamless, speech=speech)
     except KeyboardInterrupt:
         stopped = True
     except Exception as error:
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"stopped: {reason}; the sound until then is in {output}") from error
+        if isinstance(error, OSError) and error.filename == str(output) and not speech.samples:
+            raise
+        raise ValueError(f"stopped: {_reason(error)}; {_kept(speech, output)}") from error
+    if stopped and not speech.samples:
+        raise typer.Abort(_kept(speech, output))
     terminal = console()
     for line in _told(speech, output, with_talker=not codes):
         terminal.print(Text(line), soft_wrap=True)
@@ -150,7 +159,7 @@ def speak(
         lost = f"{time_text(left_out / SAMPLE_RATE * 1e9)} are left out between {speech.chunks:,} chunks"
         terminal.print(Text(f"{lost}, as transformers does; --seamless keeps them", style="dim"), soft_wrap=True)
     if stopped:
-        raise typer.Abort(f"the sound until then is in {output}")
+        raise typer.Abort(_kept(speech, output))
     if speech.frames == most and not codes:
         terminal.print(Text(f"Ended by --frames {most:,}, not by the talker.", style="dim"), soft_wrap=True)
 
@@ -159,6 +168,17 @@ def _refuse(options: Mapping[str, Any], because: str) -> None:
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"{option_of(name)}: {because}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _kept(speech: Speech, output: Path) -> str:
+    """Say where the sound of a run that was stopped is."""
+    return f"the sound until then is in {output}" if speech.samples else f"nothing was spoken, {output} is not written"
 
 
 def _counted(frames: Iterator[Tensor], on_frame: OnFrame) -> Iterator[Tensor]:

@@ -31,7 +31,9 @@ from talkerviz.cli.model_options import (
     option_of,
     torch_dtype,
 )
-from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes, say
+from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes
+from talkerviz.cli.streams import print_message
+from talkerviz.disk import descriptor_of, is_special
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder import recording
 from talkerviz.recorder.followed_frames import following_changes_of
@@ -136,6 +138,7 @@ def trace(
     output: Annotated[str, typer.Option("-o", "--output", help="The trace; - for stdout.")] = "run.parquet",
 ) -> None:
     """Run a model, record every module call, and print where the time went."""
+    output = "-" if descriptor_of(Path(output)) == 1 else output
     check_writable(output, codes)
     check_name(Path(output))
     process = this_process()
@@ -165,7 +168,7 @@ def trace(
     }
     _refuse(target, {name: value for name, value in asked.items() if value})
 
-    source: str | Path = checkpoint or preset_name or "lite"
+    source: str | Path = checkpoint or ("lite" if preset_name is None else preset_name)
     count, drawn = 8 if frames is None else frames, seed or 0
     where = device_name(device), torch_dtype(dtype)
     with byte_progress("weights", speaks) as on_bytes:
@@ -197,7 +200,7 @@ def trace(
         facts=facts,
         via=via.value,
     )
-    on_meta = device is Device.meta
+    on_meta, written_once = device is Device.meta, output == "-" or is_special(output)
     failure: BaseException | None = None
     # Said below, in a line each.
     for said in (".*what was recorded until then", "no call of .* was recorded"):
@@ -207,7 +210,8 @@ def trace(
         # Nothing is computed there, so there is nothing to time, and all the time to count.
         clock="none" if on_meta else _clock(clock, made.model),
         measure="cost" if on_meta else None,
-        file=None if output == "-" else output,
+        # What cannot be replaced is written once, at the end.
+        file=None if written_once else output,
         nvtx=nvtx,
     ) as rec:
         try:
@@ -233,12 +237,13 @@ def trace(
                 recorded = _with_measure(recorded, measure, made, record, shown)
         except KeyboardInterrupt as error:
             failure = error
-    if rec.file is None:
-        recorded.save(sys.stdout.buffer)
-    elif recorded is not rec.trace:
+    if written_once:
+        recorded.save(sys.stdout.buffer if output == "-" else output)
+    elif rec.file is not None and recorded is not rec.trace:
         recorded.save(rec.file)
     calls = counted(len(recorded.calls), "call")
-    kept = f"{calls} {'is' if len(recorded.calls) == 1 else 'are'} kept in {rec.file or 'what was written to stdout'}"
+    file = "what was written to stdout" if output == "-" else output if written_once else rec.file
+    kept = f"{calls} {'is' if len(recorded.calls) == 1 else 'are'} kept in {file}"
     if isinstance(failure, KeyboardInterrupt):
         raise typer.Abort(kept)
     if failure is not None:
@@ -248,15 +253,12 @@ def trace(
     if codes and target == "talker":
         write_codes(codes, produced)
     if recorded.calls.empty:
-        print(
-            "talkerviz: no call of the model was seen: it was not run, or in a function that is compiled as a whole",
-            file=sys.stderr,
-        )
-    if rec.file is not None:
+        print_message("no call of the model was seen: it was not run, or in a function that is compiled as a whole")
+    if output != "-":
         if len(recorded.calls):
             _print(recorded, repeat)
         terminal = console()
-        terminal.print(f"{calls} -> {rec.file}", highlight=False, soft_wrap=True)
+        terminal.print(f"{calls} -> {file}", highlight=False, soft_wrap=True)
         if process is not None:
             every = Path(output).with_name(f"{Path(output).stem}.rank*{Path(output).suffix}")
             together = f"Of rank 0 of {process.world_size}; all together: talkerviz merge {every} -o {output}"
@@ -303,7 +305,7 @@ def _say_which_way(via: Via) -> None:
         warnings.simplefilter("always")
         choose_way(via.value)
     for warning in said:
-        say(str(warning.message))
+        print_message(str(warning.message))
 
 
 def _with_measure(
@@ -321,7 +323,7 @@ def _with_measure(
     except Exception as error:
         reason = " ".join(f"{error or type(error).__name__}".split())
         without = ", and --no-flow saves the run" if measure == "flow" else ""
-        say(f"--{measure}: {reason}; what it measured is left out{without}")
+        print_message(f"--{measure}: {reason}; what it measured is left out{without}")
         return recorded
 
 

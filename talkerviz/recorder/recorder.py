@@ -46,6 +46,7 @@ from talkerviz.recorder.modules import (
     tree_of,
 )
 from talkerviz.recorder.nvtx import NvtxRanges
+from talkerviz.recorder.partial_file import partial_path
 from talkerviz.recorder.passes import PassPhases, passes_of
 from talkerviz.recorder.patch import step_in
 from talkerviz.recorder.phase_blocks import NO_PHASE, PhaseBlocks
@@ -153,7 +154,7 @@ class Recording:
         self._earlier_threads = _threads_of_others()
         self._strangers: Counter[str] = Counter()
         self._said_fault = False
-        partial = self.file and self.file.with_name(f"{self.file.name}.partial")
+        partial = self.file and partial_path(self.file)
         self._origin_ns = perf_counter_ns()
         self._undo: list[Callable[[], None]] = []
         self._running: list[Gauge] = []

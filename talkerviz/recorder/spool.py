@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from talkerviz.recorder.file_lock import lock_file
+from talkerviz.disk import named_errors
+from talkerviz.recorder.partial_file import PartialFile
 from talkerviz.trace.blocks import block
 from talkerviz.trace.log import NAMES, Names, event_columns, header
 from talkerviz.trace.schema import ModuleInfo
@@ -41,12 +43,19 @@ class Spool:
         timed: bool,
     ) -> None:
         self.path = path
-        self.let_go = (lambda: None) if path is None else lock_file(path)
         # Unbuffered: what is written has left the process.
-        self._sink = io.BytesIO() if path is None else path.open("wb", buffering=0)
-        self._append(header(modules, facts, origin_ns, timed))
+        self._partial = None if path is None else PartialFile(path)
+        self._sink = self._partial or io.BytesIO()
         self._told = (0,) * len(NAMES)
-        self.write(0, b"", b"", Names())  # the header is there from the start
+        try:
+            with nullcontext() if path is None else named_errors(path):
+                self._append(header(modules, facts, origin_ns, timed))
+                self.write(0, b"", b"", Names())  # the header is there from the start
+        except BaseException:
+            if path is not None:
+                path.unlink(missing_ok=True)  # nothing is in it yet
+            self.let_go()
+            raise
 
     def write(self, thread: int, events: bytes, rows: bytes, names: Names) -> None:
         """Append a thread's events, and the descriptions and names that are new since the last batch."""
@@ -58,9 +67,7 @@ class Spool:
         self._told = tuple(first + len(values) for first, values in zip(self._told, new.values(), strict=True))
 
     def _append(self, *parts: bytes) -> None:
-        left = memoryview(block(self._sink.tell(), parts))
-        while left:
-            left = left[self._sink.write(left) :]
+        self._sink.write(block(self._sink.tell(), parts))
 
     def close(self) -> Path | bytes:
         """End the file; gives where `read_log` finds it. Until `let_go` nobody else may write there."""
@@ -69,3 +76,8 @@ class Spool:
         self._sink.close()
         assert self.path is not None
         return self.path
+
+    def let_go(self) -> None:
+        """Release the file to other runs."""
+        if self._partial is not None:
+            self._partial.release()

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from talkerviz.disk import write_text
+
 from .code2wav import check_codes
 from .json_file import read_json
 
 
 def write_codes(path: Path, codes: Tensor) -> None:
     """Write codes [frames, 16]."""
-    path.write_text(json.dumps(codes.tolist()) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(codes.tolist()) + "\n")
 
 
 def read_codes(path: Path, config: Any) -> Tensor:

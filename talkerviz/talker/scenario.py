@@ -42,6 +42,10 @@ def scenario_inputs(
     Raises ValueError for a speaker that the talker does not have.
     """
     config.speaker(scenario.speaker)
+    positions = scenario.prompt_tokens + scenario.text_tokens
+    if positions > config.text.max_position_embeddings:
+        # Before so many are drawn.
+        raise ValueError(f"{positions} tokens: the talker has {config.text.max_position_embeddings} positions")
     generator = torch.Generator().manual_seed(scenario.seed)
 
     def draw(tokens: int) -> Tensor:

@@ -26,8 +26,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
+
+from talkerviz.disk import write_bytes
 
 from .config import TalkerConfig
 from .prompt import ThinkerOutputs
@@ -67,7 +69,8 @@ def write_inputs(
         "assistant_ids": assistant_ids,
     }
     # Copies, since safetensors refuses tensors that share their memory.
-    save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, path, dict(metadata))
+    copies = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(copies, dict(metadata)))
 
 
 def read_inputs(path: Path, config: TalkerConfig, device: str | torch.device, dtype: torch.dtype) -> ThinkerOutputs:

@@ -33,11 +33,11 @@ def function_target(spec: str) -> Target:
         without = module_name.removesuffix(".py").replace("/", ".")
         hint = f"; write {without}:{function_name}, without .py" if module_name.endswith(".py") else ""
         raise ValueError(f"target {spec!r}: {error}{hint}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"target {spec!r}: importing {module_name} raised {cause_of(error)}") from error
     try:
         made = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"target {spec!r}: the function raised {cause_of(error)}") from error
     if wrong := _wrong_with(made):
         raise ValueError(f"target {spec!r}: the function must return (model, callable): {wrong}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from talkerviz.disk import writing
+from talkerviz.disk import atomic_write
 from talkerviz.trace.check import (
     DamagedError,
     check_collections_json,
@@ -132,7 +131,7 @@ class _Writer:
 def _writer(
     target: Path | BinaryIO, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], flow: Flow | None
 ) -> Iterator[_Writer]:
-    with _finished_at_once(target) as file:
+    with atomic_write(target) if isinstance(target, Path) else nullcontext(target) as file:
         write = _Writer(file, modules, facts, flow)
         try:
             yield write
@@ -250,20 +249,6 @@ def _check_columns(schema: pa.Schema) -> None:
             fits = pa.types.is_list(kind) or pa.types.is_large_list(kind)
         if not fits:
             raise DamagedError(f"its column {field.name!r} is of {kind}")
-
-
-@contextmanager
-def _finished_at_once(target: Path | BinaryIO) -> Iterator[Path | BinaryIO]:
-    if not isinstance(target, Path):
-        yield target
-        return
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with writing(target):
-            yield unfinished
-            unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class _Numbers:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from talkerviz.disk import write_text
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def peaks_of(device_name: str) -> Peaks | None:
 
 def save_peaks(peaks: Peaks, path: Path) -> None:
     """Write limits, such as measured ones, as JSON."""
-    path.write_text(json.dumps(asdict(peaks), indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(asdict(peaks), indent=2) + "\n")
 
 
 def load_peaks(path: Path) -> Peaks:
@@ -70,10 +73,10 @@ def load_peaks(path: Path) -> Peaks:
         said: Any = json.loads(path.read_text(encoding="utf-8"))
         flops = {str(name): float(value) for name, value in said["flops"].items()}
         peaks = Peaks(str(said["device"]), flops, float(said["bandwidth"]), str(said["source"]))
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: holds no peaks; make them with `talkerviz doctor --measure -o {path}`") from error
-    if min([peaks.bandwidth, *peaks.flops.values()], default=0) <= 0:
-        raise ValueError(f"{path}: peaks must be above 0")
+    if not all(0 < limit < math.inf for limit in (peaks.bandwidth, *peaks.flops.values())):
+        raise ValueError(f"{path}: peaks must be above 0, and finite")
     return peaks
 
 
