@@ -39,6 +39,7 @@ def make_gauges(
     model: nn.Module,
     mark: Callable[[], int],
     marks: Sequence[Mark],
+    fault: Callable[[Exception], None],
 ) -> list[Gauge]:
     """What a recording stamps at the edges of calls beside the host's time; see `recording` for the first two.
 
@@ -51,6 +52,7 @@ def make_gauges(
         model: the model.
         mark: gives the number of the mark in force.
         marks: the recording's, by number; more are added to it.
+        fault: called with an exception of an instrument's own bookkeeping.
 
     Raises:
         ValueError: unknown, or not possible here.
@@ -64,9 +66,9 @@ def make_gauges(
         raise ValueError(f"{needs_cuda} needs a model on a CUDA device")
     gauges: list[Gauge] = [CudaClock(thread, origin_ns, devices)] if clock == "cuda" else []
     if measure == "cost":
-        gauges.append(CostMeter(thread))
+        gauges.append(CostMeter(thread, fault))
     elif measure == "flow":
-        gauges.append(FlowMeter(thread, model, mark, marks))
+        gauges.append(FlowMeter(thread, model, mark, marks, fault))
     elif measure == "memory":
         if len(devices) > 1:
             raise ValueError(f"'memory' measures one device, and the model is on {len(devices)}")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from talkerviz.recorder.patch import modules_are_hidden
+
 Begin = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 End = Callable[[nn.Module, Any], None]
 Fail = Callable[[nn.Module, type[BaseException]], None]
@@ -88,13 +90,13 @@ class _Hook:
 class _Before(_Hook):
     # Another thread may call a hook before torch has noted that it takes keyword arguments.
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        if not torch.compiler.is_compiling():  # compiled code is as it would be without
+        if not (torch.compiler.is_compiling() or modules_are_hidden()):  # compiled code is as it would be without
             self._hooks.begin(self._counted_as(module), args, kwargs or {})
 
 
 class _After(_Hook):
     def __call__(self, module: nn.Module, *args_and_output: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or modules_are_hidden()):
             self._hooks.end(self._counted_as(module), args_and_output[-1])
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ Method = Callable[..., Any]
 _OWN_CALL = "unpatched_nn_module_call"
 _lock = threading.Lock()
 _all: list[StandIn] = []
+_of_thread = threading.local()
 
 
 @dataclass(eq=False)
@@ -85,3 +87,32 @@ def step_in(owner: type, name: str, make: Callable[[Method], Method], undo: list
         undo.append(one.step_back)
         _all.append(one)
         one._put(one.method)
+
+
+def modules_are_hidden() -> bool:
+    """Whether this thread's module calls are left out of every recording."""
+    return getattr(_of_thread, "hidden", 0) > 0
+
+
+@contextmanager
+def hidden_modules() -> Iterator[None]:
+    """Leave the module calls that this thread makes inside the block out of every recording."""
+    undo: list[Callable[[], None]] = []
+    _of_thread.hidden = getattr(_of_thread, "hidden", 0) + 1
+    try:
+        step_in(nn.Module, "__call__", _without_recordings, undo)
+        yield
+    finally:
+        _of_thread.hidden -= 1
+        for step_back in undo:
+            step_back()
+
+
+def _without_recordings(below: Method) -> Method:
+    """Call what was at `nn.Module.__call__` before the first recording."""
+    first = next((one.below for one in _all if one.owner is nn.Module and one.name == "__call__"), below)
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return (first if modules_are_hidden() else below)(self, *args, **kwargs)
+
+    return call

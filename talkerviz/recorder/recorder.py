@@ -153,6 +153,7 @@ class Recording:
             model,
             self._mark_number,
             self._marks,
+            self._say_fault,
         )
         cuda = next((gauge for gauge in self._gauges if isinstance(gauge, CudaClock)), None)
         self._cuda, self._graphs = cuda, GraphReplays(cuda, self._mark_number) if cuda else None
