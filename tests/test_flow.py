@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_words import Does, X, Y, flow, flow_of
+from flow_words import Does, X, Y, flow, flow_of, follow
 from taps import every_way
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
@@ -25,7 +25,7 @@ from talkerviz.trace.join import join
 def test_a_residual_goes_around_what_it_goes_around() -> None:
     model = Does(lambda self, x, y: x + self.lin(x), lin=nn.Linear(4, 4))
     assert flow(model, X) == [":x()", "lin.linear(0)", "add(0, 1)"]
-    trace = tv.record(model, lambda: model(X), measure="flow")
+    trace = follow(model, lambda: model(X))
     assert trace.flow is not None
     ops = trace.flow.ops
     assert list(ops["call"]) == [-1, 1, 0]
@@ -42,7 +42,7 @@ def test_a_residual_goes_around_what_it_goes_around() -> None:
 def test_it_is_the_same_in_every_grad_mode(grad: bool, inference: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Conv1d(2, 2, 1), nn.Flatten(), nn.Softmax(-1))
     with torch.set_grad_enabled(grad), torch.inference_mode(inference):
-        trace = tv.record(model.eval(), lambda: model(torch.ones(1, 2, 4)), measure="flow")
+        trace = follow(model.eval(), lambda: model(torch.ones(1, 2, 4)))
     assert flow_of(trace) == [
         "ones()",
         "0.linear(0)",
@@ -200,7 +200,7 @@ def test_a_cache_that_is_there_from_the_beginning(heads: int) -> None:
             model(torch.ones(4))
 
     with torch.no_grad():
-        lines = flow_of(tv.record(model, run, measure="flow"))
+        lines = flow_of(follow(model, run))
     # Each write of a layer is made from the one before of this layer, and each read has one edge, from the last write.
     expected: list[str] = []
     writes: dict[int, int] = {}
@@ -285,7 +285,7 @@ def test_parameters_and_buffers_are_no_inputs_until_they_are_written() -> None:
         for _ in range(2):
             model(X)
 
-    assert flow_of(tv.record(model, run, measure="flow")) == [
+    assert flow_of(follow(model, run)) == [
         ":input()",
         "add_()",
         "batch_norm(0)",
@@ -298,13 +298,13 @@ def test_parameters_of_one_call_are_no_inputs_either() -> None:
     """What `functional_call` puts in their place, unless it is made in the run itself."""
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     others = {name: weight.detach() * 2 for name, weight in model.named_parameters()}
-    given = tv.record(model, lambda: torch.func.functional_call(model, others, (X,)), measure="flow")
+    given = follow(model, lambda: torch.func.functional_call(model, others, (X,)))
     assert flow_of(given) == [":input()", "0.linear(0)", "1.layer_norm(1)"]
 
     def run() -> None:
         torch.func.functional_call(model, others | {"0.weight": others["0.weight"] + 1}, (X,))
 
-    assert flow_of(tv.record(model, run, measure="flow")) == [
+    assert flow_of(follow(model, run)) == [
         ":input()",
         "add(0)",
         ":input()",
@@ -391,7 +391,7 @@ def test_behind_nothing_a_tensor_stays_what_it_is() -> None:
 
 def test_a_module_that_is_called_twice() -> None:
     model = Does(lambda self, x, y: self.lin(self.lin(x)), lin=nn.Linear(4, 4))
-    trace = tv.record(model, lambda: model(X), measure="flow")
+    trace = follow(model, lambda: model(X))
     assert flow_of(trace) == [":x()", "lin.linear(0)", "lin.linear(1)"]
     assert trace.flow is not None
     assert list(trace.flow.ops["call"]) == [-1, 1, 2]
@@ -452,7 +452,7 @@ def test_nothing_is_left_behind(any_tap: str, error: type[BaseException]) -> Non
 def test_calls_that_are_not_recorded() -> None:
     inner = Does(lambda self, x, y: self.lin(self.same(x)).sin(), lin=nn.Linear(4, 4), same=nn.Identity())
     model = Does(lambda self, x, y: self.inner(x) + x, inner=inner)
-    trace = tv.record(model, lambda: model(X), measure="flow", exclude=["model.inner", "*.same"])
+    trace = follow(model, lambda: model(X), exclude=["model.inner", "*.same"])
     assert flow_of(trace) == [":x()", "inner.lin.linear(0)", "sin(1)", "add(0, 2)"]
 
 
@@ -478,7 +478,7 @@ def test_other_threads_are_not_seen() -> None:
         thread.join()
         model(Y)
 
-    trace = tv.record(model, run, measure="flow")
+    trace = follow(model, run)
     assert len(trace.calls) == 2
     assert trace.flow is not None
     assert list(trace.flow.ops["call"]) == [-1, 1]
@@ -502,7 +502,7 @@ class Block(nn.Module):
 
 def test_a_convolutional_net() -> None:
     model = nn.Sequential(Block(4), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
-    trace = tv.record(model, lambda: model(torch.ones(1, 4, 6, 6)), measure="flow")
+    trace = follow(model, lambda: model(torch.ones(1, 4, 6, 6)))
     assert flow_of(trace) == [
         "ones()",
         ":0.down.pass(0)",
@@ -541,7 +541,7 @@ def test_torch_s_own_large_modules(train: bool) -> None:
     else:  # it calls none of its modules then, as without a recording
         assert lines == [":src()", "transformer_encoder_layer_fwd(0)"]
     plain = tv.record(layer, torch.no_grad()(lambda: layer(x)))
-    joined = join(plain, tv.record(layer, torch.no_grad()(lambda: layer(x)), measure="flow"))
+    joined = join(plain, follow(layer, torch.no_grad()(lambda: layer(x))))
     assert joined.flow is not None
 
 
@@ -579,7 +579,7 @@ def test_select() -> None:
         for _ in range(2):
             x = model(x, Y).cos()
 
-    trace = tv.record(model, run, measure="flow")
+    trace = follow(model, run)
     assert flow_of(trace) == [
         ":x()",
         ":y()",

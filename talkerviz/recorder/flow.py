@@ -317,9 +317,9 @@ class FlowMeter(OperatorMode):
         """The tensors in what a call returned that it may have received, each once."""
         tensors = {id(one): one for one in (out if type(out) is tuple else (out,)) if isinstance(one, Tensor)}
         for tensor in tensors.values():
-            if is_plain(tensor) and tensor.layout is torch.strided and tensor.numel():
-                if self._provenance.storage(tensor) is not None:
-                    yield tensor
+            is_dense = is_plain(tensor) and tensor.layout is torch.strided and tensor.numel() > 0
+            if is_dense and self._provenance.storage(tensor) is not None:
+                yield tensor
 
     def _note_passed(
         self, tensor: Tensor, producers: tuple[int, ...], call: _Call, noted: bool, caller: FrameType | None

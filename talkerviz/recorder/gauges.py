@@ -24,10 +24,27 @@ def clock_for(model: nn.Module) -> str:
     return "cuda" if any(parameter.is_cuda for parameter in model.parameters()) else "cpu"
 
 
-def check_measure(measure: str) -> None:
-    """Raise ValueError for anything but `MEASURES`."""
+def cuda_devices(model: nn.Module) -> tuple[int, ...]:
+    """The numbers of the CUDA devices that a model's parameters are on."""
+    return tuple(sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda}))
+
+
+def check_measure(measure: str, devices: Sequence[int]) -> None:
+    """Check that something can be measured.
+
+    Args:
+        measure: one of `MEASURES`.
+        devices: numbers of the CUDA devices that the model is on.
+
+    Raises:
+        ValueError: unknown, or not possible on these devices.
+    """
     if measure not in MEASURES:
         raise ValueError(f"cannot measure {measure!r}: choose from {', '.join(MEASURES)}")
+    if measure in ("memory", "busy") and not devices:
+        raise ValueError(f"{measure!r} needs a model on a CUDA device")
+    if measure == "memory" and len(devices) > 1:
+        raise ValueError(f"'memory' measures one device, and the model is on {len(devices)}")
 
 
 def make_gauges(
@@ -59,19 +76,16 @@ def make_gauges(
     """
     if clock not in CLOCKS:
         raise ValueError(f"unknown clock {clock!r}: choose from {', '.join(CLOCKS)}")
+    if clock == "cuda" and not devices:
+        raise ValueError("clock 'cuda' needs a model on a CUDA device")
     if measure is not None:
-        check_measure(measure)
-    needs_cuda = "clock 'cuda'" if clock == "cuda" else f"{measure!r}" if measure in ("memory", "busy") else None
-    if needs_cuda and not devices:
-        raise ValueError(f"{needs_cuda} needs a model on a CUDA device")
+        check_measure(measure, devices)
     gauges: list[Gauge] = [CudaClock(thread, origin_ns, devices)] if clock == "cuda" else []
     if measure == "cost":
         gauges.append(CostMeter(thread, fault))
     elif measure == "flow":
         gauges.append(FlowMeter(thread, model, mark, marks, fault))
     elif measure == "memory":
-        if len(devices) > 1:
-            raise ValueError(f"'memory' measures one device, and the model is on {len(devices)}")
         gauges.append(MemoryMeter(thread, devices[0]))
     elif measure == "busy":
         gauges.append(BusyMeter(thread))

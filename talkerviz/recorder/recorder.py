@@ -31,7 +31,7 @@ from talkerviz.recorder.cuda_clock import CudaClock
 from talkerviz.recorder.flow import FlowMeter
 from talkerviz.recorder.garbage import GarbageWatch
 from talkerviz.recorder.gauge import Gauge
-from talkerviz.recorder.gauges import make_gauges
+from talkerviz.recorder.gauges import cuda_devices, make_gauges
 from talkerviz.recorder.graphs import GraphReplays
 from talkerviz.recorder.hooks import ForwardHooks
 from talkerviz.recorder.host_memory import peak_bytes
@@ -143,13 +143,12 @@ class Recording:
         self._events: Any = None
         self._hooks: ForwardHooks | None = None
         self._collectives: CollectiveLog | None = None
-        devices = {p.device.index for p in model.parameters() if p.is_cuda}
         self._gauges = make_gauges(
             clock,
             measure,
             self._thread,
             self._origin_ns,
-            tuple(sorted(devices)),
+            cuda_devices(model),
             model,
             self._mark_number,
             self._marks,

@@ -92,7 +92,7 @@ class Watching:
 
     def end(self) -> None:
         """Undo what `begin` did of that: Ctrl-C may have come in either."""
-        functions = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        functions = _get_current_function_mode_stack()
         for mode in reversed(self._modes):
             if mode in (*functions, *_get_current_dispatch_mode_stack()):
                 mode.__exit__(None, None, None)
