@@ -30,6 +30,7 @@ from talkerviz.recorder.flow_notes import INPUT, OP, PASS, FlowNotes
 from talkerviz.recorder.followed_frames import FollowedFrames
 from talkerviz.recorder.given import given_arguments
 from talkerviz.recorder.meta import MetaMemory
+from talkerviz.recorder.offloading import watch_moved_weights
 from talkerviz.recorder.operations import Rule, name_of, rule_of, tensors_of
 from talkerviz.recorder.passthrough import passed
 from talkerviz.recorder.patch import modules_are_hidden
@@ -101,7 +102,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         # An attribute is at most a view; what an operator calls is a part of it.
-        if name in ("__get__", "__set__") or self._meter.in_operator or is_tracing():
+        if name in ("__get__", "__set__") or self._meter.is_blind() or is_tracing():
             return func(*args, **kwargs)
         runs_others = name in ("backward", "grad") and func in _RUN_OTHERS
         return self._meter.call(_Group(func, args, kwargs), runs_others)
@@ -134,8 +135,10 @@ class FlowMeter(OperatorMode):
         self._functions = _Functions(self)
         self._watching = Watching(self, self._functions)
         self._ident = -1
+        self._undo: list[Callable[[], None]] = []
+        self._unseen = False  # whether what runs is not the model's
         self._group: _Group | None = None
-        self.in_operator = False
+        self._in_operator = False
         self._hidden = False  # whether functions are not seen: inside a function
         self._calls: list[_Call] = []
         self._edge_count = 0
@@ -155,9 +158,10 @@ class FlowMeter(OperatorMode):
     def start(self) -> None:
         """Watch this thread."""
         self._own_thread = self._thread()
-        self._keep(self._model, recurse=True)
         self._ident = threading.get_ident()
+        self._keep_weights(self._model, recurse=True)
         self._frames.begin(self._mark(), 0)
+        watch_moved_weights(self._run_unseen, lambda tensor: self._keep([tensor]), self._undo)
         self._watching.begin()
 
     def stop(self) -> None:
@@ -166,6 +170,8 @@ class FlowMeter(OperatorMode):
             self._frames.end(self._calls_hash)
         self._ident = -1
         self._watching.end()
+        while self._undo:
+            self._undo.pop()()
 
     def stamp(self, beginning: bool) -> None:
         """Count an edge of a call, and note the tensors that an outermost one gets."""
@@ -217,7 +223,7 @@ class FlowMeter(OperatorMode):
                 self.__enter__()
                 self._functions.__enter__()
                 self._following = True
-                self._keep(self._model, recurse=True)
+                self._keep_weights(self._model, recurse=True)
         elif functions[-1:] == [self._functions] and operators[-1:] == [self]:
             self._following = False
             self._other_modes = functions[:-1], operators[:-1]
@@ -259,7 +265,7 @@ class FlowMeter(OperatorMode):
         try:
             if self._following:
                 # They may be others for this call, as `functional_call` has it.
-                self._keep(call.module, recurse=False)
+                self._keep_weights(call.module, recurse=False)
             with self._functions_from(outer[1]):
                 out = below(call.module, *call.args, **call.kwargs)
             returned = True
@@ -279,12 +285,24 @@ class FlowMeter(OperatorMode):
         except Exception as error:
             self._fault(error)
 
-    def _keep(self, module: nn.Module, recurse: bool) -> None:
-        try:
+    def _keep_weights(self, module: nn.Module, recurse: bool) -> None:
+        with _without_functions():
+            self._keep([*module.parameters(recurse), *module.buffers(recurse)])
+
+    def _keep(self, tensors: Sequence[Tensor | None]) -> None:
+        if threading.get_ident() == self._ident:
             with _without_functions():
-                self._provenance.keep([*module.parameters(recurse), *module.buffers(recurse)])
-        except Exception as error:
-            self._fault(error)
+                self._guarded(self._provenance.keep, tensors)
+
+    def _run_unseen(self, function: Callable[[], Any]) -> Any:
+        """Run what is no operation of the model, if it runs on this thread."""
+        if threading.get_ident() != self._ident:
+            return function()
+        outer, self._unseen = self._unseen, True
+        try:
+            return function()
+        finally:
+            self._unseen = outer
 
     def _functions_from(self, hidden: bool) -> AbstractContextManager[Any]:
         if hidden == self._hidden:
@@ -375,6 +393,10 @@ class FlowMeter(OperatorMode):
 
     # Functions and operators.
 
+    def is_blind(self) -> bool:
+        """Whether functions are no operations now: what an operator calls is a part of it."""
+        return self._in_operator or self._unseen
+
     def call(self, group: _Group, runs_others: bool) -> Any:
         """Call a function and note it; one that `runs_others` is no operation, but each operator inside is."""
         outer = self._group, self._hidden
@@ -426,15 +448,15 @@ class FlowMeter(OperatorMode):
             if out is not NotImplemented:
                 return out
         before = self._edge_count
-        outer, self.in_operator = self.in_operator, True
+        outer, self._in_operator = self._in_operator, True
         try:
             if isinstance(func, HigherOrderOperator):
                 out = run_higher_order(func, args, kwargs)
             else:
                 out = self._meta.run(func, args, kwargs)
         finally:
-            self.in_operator = outer
-        if not rule.view:
+            self._in_operator = outer
+        if not (rule.view or self._unseen):
             # A collective is a call of its own, which may be over by now.
             call = self._beside if rule.collective and self._beside >= before else -1
             self._guarded(self._note_operator, func, rule, args, kwargs, out, call)

@@ -12,6 +12,7 @@ from talkerviz.recorder.cuda_clock import CudaClock
 from talkerviz.recorder.cuda_memory import MemoryMeter
 from talkerviz.recorder.flow import FlowMeter
 from talkerviz.recorder.gauge import Gauge
+from talkerviz.recorder.offloading import parameter_devices
 from talkerviz.trace.log import Mark
 
 CLOCKS = ("cpu", "cuda", "none")
@@ -21,12 +22,12 @@ MEASURES = ("cost", "memory", "busy", "flow")
 
 def clock_for(model: nn.Module) -> str:
     """The clock that tells most of a model: `cuda` where any of its parameters is, else `cpu`."""
-    return "cuda" if any(parameter.is_cuda for parameter in model.parameters()) else "cpu"
+    return "cuda" if cuda_devices(model) else "cpu"
 
 
 def cuda_devices(model: nn.Module) -> tuple[int, ...]:
-    """The numbers of the CUDA devices that a model's parameters are on."""
-    return tuple(sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda}))
+    """The numbers of the CUDA devices that a model's parameters are on, or are moved to."""
+    return tuple(sorted({device.index or 0 for device in parameter_devices(model) if device.type == "cuda"}))
 
 
 def check_measure(measure: str, devices: Sequence[int]) -> None:

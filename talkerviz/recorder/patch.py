@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -29,14 +30,14 @@ class StandIn:
     """One replacement of a method.
 
     Attributes:
-        owner: the class.
+        owner: the class, or the module of a function.
         name: the method's name.
         method: what stands in.
         below: what stood there before.
         over: whether it has stepped back.
     """
 
-    owner: type
+    owner: type | ModuleType
     name: str
     method: Method
     below: Method
@@ -77,8 +78,17 @@ def _dynamo() -> dict[str, Any]:
     return vars(modules)
 
 
-def step_in(owner: type, name: str, make: Callable[[Method], Method], undo: list[Callable[[], None]]) -> None:
-    """Replace a class's method by `make(what stands there)`; what undoes it is in `undo` before it is done."""
+def step_in(
+    owner: type | ModuleType, name: str, make: Callable[[Method], Method], undo: list[Callable[[], None]]
+) -> None:
+    """Replace a class's method, or a module's function, by `make(what stands there)`.
+
+    Args:
+        owner: the class or module.
+        name: the method or function.
+        make: makes the replacement of what stands there.
+        undo: gets what undoes it, before it is done.
+    """
     _dynamo()
     with _lock:
         # Of a class made in C++ `getattr` unwraps it, and that put back would not be bound any more.

@@ -45,6 +45,7 @@ from talkerviz.recorder.modules import (
     tree_of,
 )
 from talkerviz.recorder.nvtx import NvtxRanges
+from talkerviz.recorder.offloading import parameter_devices
 from talkerviz.recorder.passes import PassPhases, passes_of
 from talkerviz.recorder.patch import step_in
 from talkerviz.recorder.phases import PhaseRule
@@ -745,8 +746,9 @@ def _facts(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
     if regions := one_call_regions(model, name):
         facts["one_call"] = regions
     if parameter is not None:
-        facts["device"] = str(parameter.device)
+        device = next(parameter_devices(model))
+        facts["device"] = str(device)
         facts["dtype"] = str(parameter.dtype).removeprefix("torch.")
-        if parameter.is_cuda:
-            facts["gpu"] = torch.cuda.get_device_name(parameter.device)
+        if device.type == "cuda":
+            facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
