@@ -35,14 +35,15 @@ from talkerviz.recorder.operations import Rule, name_of, rule_of, tensors_of
 from talkerviz.recorder.passthrough import passed
 from talkerviz.recorder.patch import modules_are_hidden
 from talkerviz.recorder.provenance import Provenance, Storage
+from talkerviz.recorder.recursion import allow_frames
 from talkerviz.recorder.tensors import is_tracing, named_tensors_in, tensors_in
-from talkerviz.recorder.watching import OperatorMode, RecursionMargin, Watching, is_plain, run_higher_order
+from talkerviz.recorder.watching import OperatorMode, Watching, is_plain, run_higher_order
 from talkerviz.trace.flow import Flow, renumber_calls
 from talkerviz.trace.log import Mark
 
 _without_functions = torch._C.DisableTorchFunction
 # They run the backward of other functions, and modules that were checkpointed.
-_FRAMES_A_CALL = 6  # of Python, between a call and its module, and what C counts as such
+_FRAMES_A_CALL = 2  # between the code that makes a module's call and what was called there before
 _RUN_OTHERS = frozenset((Tensor.backward, torch.autograd.backward, torch.autograd.grad))
 # They do not take their fast path, which calls none of the modules inside, where functions are watched.
 _ASK_FOR_FUNCTIONS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
@@ -152,7 +153,6 @@ class FlowMeter(OperatorMode):
         self._following = True
         self._calls_hash = 0  # of the modules that the frame has called
         self._failed: tuple[int, str, tuple[int, ...]] | None = None  # the function that raised last, see `_fail`
-        self._margin = RecursionMargin()
         self._other_modes: tuple[list[Any], list[Any]] = [], []  # in force when following was left off
 
     def start(self) -> None:
@@ -261,7 +261,7 @@ class FlowMeter(OperatorMode):
         self._group, self._hidden = None, self._is_to_hide_from(call.module)
         self._calls.append(call)
         out, returned = None, False
-        self._margin.widen(_FRAMES_A_CALL)
+        allow_frames(_FRAMES_A_CALL)
         try:
             if self._following:
                 # They may be others for this call, as `functional_call` has it.
@@ -273,7 +273,7 @@ class FlowMeter(OperatorMode):
             self._guarded(self._note_failed, error, call)
             raise
         finally:
-            self._margin.narrow()
+            allow_frames(-_FRAMES_A_CALL)
             self._calls.pop()
             self._group, self._hidden = outer
             self._guarded(self._note_end, call, out, returned)

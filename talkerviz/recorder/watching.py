@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch._higher_order_ops.utils as hop_utils
+import torch.nn.attention.flex_attention as flex_attention
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from talkerviz.recorder.patch import hidden_modules
+from talkerviz.recorder.patch import hidden_modules, step_in
+from talkerviz.recorder.recursion import allow_frames
 
-OWN_FRAMES = 150
-"""Python frames that a mode and what it calls may take on top of those of the run."""
+_of_thread = threading.local()
+_FRAMES_OF_MODES = 64  # Python frames that modes and what they call may take on top of those of the run
 
 
 class OperatorMode(TorchDispatchMode):
@@ -37,7 +41,8 @@ class OperatorMode(TorchDispatchMode):
 def run_higher_order(func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `cond`, `flex_attention` and the like, as one operator.
 
-    Without a mode in force Dynamo takes the functions that they are given apart; no module is called in those.
+    Dynamo has taken the functions that they are given apart, so that no module is called in those. Where it has not,
+    for the modes of others, none is recorded either.
     """
     with hidden_modules():
         return func(*args, **kwargs)
@@ -48,43 +53,54 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested
 
 
-class RecursionMargin:
-    """Raises Python's recursion limit by the frames that recording adds, so that what fits without it still fits."""
+def _is_innermost(mode: AbstractContextManager[Any]) -> bool:
+    return mode in (_get_current_function_mode_stack()[-1:] + _get_current_dispatch_mode_stack()[-1:])
 
-    def __init__(self) -> None:
-        self._limits: list[tuple[int, int]] = []
 
-    def widen(self, frames: int) -> None:
-        """Allow so many more frames."""
-        before = sys.getrecursionlimit()
-        sys.setrecursionlimit(before + frames)
-        self._limits.append((before, before + frames))
+@functools.lru_cache(maxsize=16)
+def _watched(backend: Callable[..., Callable[..., Any]]) -> Callable[..., Callable[..., Any]]:
+    """Make a backend of torch.compile of which the code meets the modes that were taken out of force.
 
-    def narrow(self) -> None:
-        """Undo the last `widen`, unless the run has set a limit of its own since."""
-        before, raised = self._limits.pop()
-        if sys.getrecursionlimit() == raised:
-            with suppress(RecursionError):
-                sys.setrecursionlimit(before)
+    It is one for all recordings: Dynamo keeps code by its backend, and each with it.
+    """
+
+    def compile_graph(graph: Any, inputs: Any) -> Callable[..., Any]:
+        compiled = backend(graph, inputs)
+
+        def run(*args: Any) -> Any:
+            with ExitStack() as stack:
+                for mode in getattr(_of_thread, "taken", ()):
+                    stack.enter_context(mode)
+                return compiled(*args)
+
+        return run
+
+    return compile_graph
 
 
 class Watching:
     """What watches functions or operators on this thread.
 
     Compiled code runs as it was written meanwhile: it would meet the modes, and from then on be left uncompiled
-    wherever it is used.
+    wherever it is used. Only what torch itself compiles to run an operator such as `cond` is compiled all the same.
+
+    Args:
+        modes: what is put in force, the last innermost.
     """
 
     def __init__(self, *modes: AbstractContextManager[Any]) -> None:
         self._modes = modes
         self._stance: Any = None
-        self._margin = RecursionMargin()
         self._is_wide = False
+        self._undo: list[Callable[[], None]] = []
 
     def begin(self) -> None:
-        """Put the modes in force, the last innermost."""
-        self._margin.widen(OWN_FRAMES)
+        """Put the modes in force."""
         self._is_wide = True
+        allow_frames(_FRAMES_OF_MODES)
+        for module in (hop_utils, flex_attention):
+            if hasattr(module, "setup_compilation_env"):  # since torch 2.9
+                step_in(module, "setup_compilation_env", self._make_environment, self._undo)
         self._stance = torch.compiler.set_stance("force_eager")
         self._stance.__enter__()
         for mode in self._modes:
@@ -92,13 +108,41 @@ class Watching:
 
     def end(self) -> None:
         """Undo what `begin` did of that: Ctrl-C may have come in either."""
-        functions = _get_current_function_mode_stack()
         for mode in reversed(self._modes):
-            if mode in (*functions, *_get_current_dispatch_mode_stack()):
+            if mode in (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()):
                 mode.__exit__(None, None, None)
         if self._stance is not None:
             stance, self._stance = self._stance, None
             stance.__exit__(None, None, None)
+        while self._undo:
+            self._undo.pop()()
         if self._is_wide:
             self._is_wide = False
-            self._margin.narrow()
+            allow_frames(-_FRAMES_OF_MODES)
+
+    def _make_environment(self, below: Callable[[], AbstractContextManager[Any]]) -> Callable[[], Any]:
+        """Make what stands in for the context in which torch compiles the functions that an operator is given."""
+
+        @contextmanager
+        def environment() -> Iterator[Any]:
+            stance = self._stance
+            if stance is None:
+                with below() as backend:
+                    yield backend
+                return
+            # Modes would have it left uncompiled: gradients of what the functions close over would be lost.
+            taken = [mode for mode in self._modes if _is_innermost(mode)]
+            outer, _of_thread.taken = getattr(_of_thread, "taken", ()), taken
+            for mode in reversed(taken):
+                mode.__exit__(None, None, None)
+            stance.__exit__(None, None, None)
+            try:
+                with below() as backend:
+                    yield _watched(backend)
+            finally:
+                stance.__enter__()
+                for mode in taken:
+                    mode.__enter__()
+                _of_thread.taken = outer
+
+        return environment

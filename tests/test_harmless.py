@@ -1,0 +1,537 @@
+"""What a run computes under every measure, against the same run without a recording."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flow_words import Does, X, Y
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.utils import parametrize
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import checkpoint
+
+import talkerviz as tv
+from talkerviz.recorder import tap
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"),
+    # The recorder's own faults, and what it could not measure.
+    pytest.mark.filterwarnings("error::RuntimeWarning"),
+]
+WAYS = [
+    pytest.param(way, marks=pytest.mark.skipif(way == "tap" and tap.Tap is None, reason="no C compiler built the tap"))
+    for way in ("tap", "hooks")
+]
+every_measure = pytest.mark.parametrize("measure", [None, "cost", "flow"])
+every_way = pytest.mark.parametrize("via", WAYS)
+
+Program = Callable[[], tuple[nn.Module, Callable[[], Any]]]
+PROGRAMS: dict[str, Program] = {}
+
+
+def program(make: Program) -> Program:
+    PROGRAMS[make.__name__.replace("_", " ")] = make
+    return make
+
+
+def does(function: Callable[..., Any], *inputs: Any, **modules: nn.Module) -> tuple[nn.Module, Callable[[], Any]]:
+    model = Does(function, **modules).eval()
+    return model, lambda: model(*inputs)
+
+
+class Buffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("memory", torch.zeros(2, 4))
+
+    def forward(self) -> Tensor:
+        return self.memory
+
+
+class Weight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 4))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+@program
+def writes_after_identity() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Tensor) -> Any:
+        same = self.drop(self.same(x))
+        same.mul_(2)
+        same[0] += y[0]
+        return x, same, same is x
+
+    return does(run, X.clone(), Y.clone(), same=nn.Identity(), drop=nn.Dropout(0.5))
+
+
+@program
+def writes_into_a_buffer() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Tensor) -> Any:
+        memory = self.cache()
+        memory += x
+        return memory.clone(), memory is self.cache.memory
+
+    model = Does(run, cache=Buffer())
+    return model, lambda: [model(X, Y) for _ in range(3)]
+
+
+@program
+def trains_a_parameter_that_a_module_gives() -> tuple[nn.Module, Callable[[], Any]]:
+    model = Does(lambda self, x, y: x * self.table(), table=Weight())
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+
+    def run() -> list[Tensor]:
+        losses = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(X).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return losses
+
+    return model, run
+
+
+@program
+def views_and_their_bases() -> tuple[nn.Module, Callable[[], Any]]:
+    class View(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, 1:3]
+
+    def run(self: Any, x: Tensor, y: Tensor) -> Any:
+        view = self.view(x)
+        view.fill_(7)
+        flat = self.flat(x)
+        flat[0] = 5
+        return x, view, flat, view._base is x, flat.data_ptr() == x.data_ptr()
+
+    return does(run, X.clone(), Y, view=View(), flat=nn.Flatten(0))
+
+
+@program
+def branches_on_identity() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Tensor) -> Any:
+        out = self.same(x)
+        return (out.sin() if out is x else out.cos()), id(out) == id(x), {id(x): "known"}.get(id(out))
+
+    return does(run, X, Y, same=nn.Sequential(nn.Identity(), nn.Dropout(0.1)))
+
+
+@program
+def hands_tuples_through() -> tuple[nn.Module, Callable[[], Any]]:
+    class Swap(nn.Module):
+        def forward(self, *values: Any) -> Any:
+            return values
+
+    def run(self: Any, x: Tensor, y: Tensor) -> Any:
+        pair = (x, y, 3)
+        first, second, third = out = self.swap(*pair)
+        first.add_(second)
+        return x, y, first is x, second is y, third, type(out) is tuple
+
+    return does(run, X.clone(), Y.clone(), swap=Swap())
+
+
+@program
+def draws_random_numbers() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Tensor) -> Any:
+        return self.drop(x) + torch.randn(2, 4) * random.random() + torch.from_numpy(np.random.rand(4))
+
+    model = Does(run, drop=nn.Dropout(0.5)).train()
+    return model, lambda: model(X, Y)
+
+
+@program
+def updates_statistics() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Identity(), nn.BatchNorm1d(4)).train()
+    return model, lambda: [model(X * scale) for scale in (1, 2)]
+
+
+@program
+def hooks_of_its_own() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
+    seen: list[bool] = []
+    model[0].register_forward_hook(lambda module, args, out: seen.append(out is args[0]))
+    model[1].register_forward_pre_hook(lambda module, args: (args[0].mul_(2),))
+    return model, lambda: (model(X), X, seen)
+
+
+@program
+def checkpointed_training() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        for reentrant in (True, False):
+            x = checkpoint(lambda x: self.drop(self.lin(self.same(x))).sin(), x, use_reentrant=reentrant)
+        return x.sum()
+
+    model = Does(run, lin=nn.Linear(4, 4), same=nn.Identity(), drop=nn.Dropout(0.3)).train()
+
+    def train() -> Any:
+        x = X.clone().requires_grad_()
+        loss = model(x)
+        loss.backward()
+        return loss, x.grad, [parameter.grad for parameter in model.parameters()]
+
+    return model, train
+
+
+@program
+def transforms_of_functions() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.Tanh())
+    weights = dict(model.named_parameters())
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(model, weights, (x,)).sum()
+
+    def run() -> Any:
+        with torch.no_grad():
+            mapped = torch.func.vmap(model)(X[None].expand(3, 2, 4))
+            _, tangent = torch.func.jvp(model, (X,), (Y,))
+        return (
+            mapped,
+            tangent,
+            torch.func.grad(loss)(weights, X),
+            torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, X),
+            torch.func.jacrev(model)(X[0]),
+        )
+
+    return model, run
+
+
+class Tagged(Tensor):
+    """A subclass that sees functions."""
+
+    seen: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(getattr(func, "__name__", str(func)))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Wrapped(Tensor):
+    """A subclass around another tensor that sees operators, and calls functions in them."""
+
+    seen: ClassVar[list[str]] = []
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapped:
+        out = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+        out.inner = inner
+        return out
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], meta: None, size: Any, stride: Any) -> Wrapped:
+        return Wrapped(inner["inner"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(str(func))
+        unwrap = lambda value: value.inner if isinstance(value, Wrapped) else value  # noqa: E731
+        out = func(*map(unwrap, args), **{name: unwrap(value) for name, value in (kwargs or {}).items()})
+        tagged = out.as_subclass(Tagged) if isinstance(out, Tensor) else out
+        return Wrapped(torch.add(tagged, 0).as_subclass(Tensor)) if isinstance(out, Tensor) else out
+
+
+@program
+def a_subclass_that_sees_functions() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.ReLU(inplace=True))
+
+    def run() -> Any:
+        Tagged.seen = []
+        x = X.as_subclass(Tagged)
+        out = model(x)
+        return out.as_subclass(Tensor), type(out).__name__, model[0](x) is x, Tagged.seen
+
+    return model, run
+
+
+@program
+def a_subclass_that_sees_operators() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.ReLU())
+
+    def run() -> Any:
+        outs = []
+        for inference in (False, True):
+            Wrapped.seen, Tagged.seen = [], []
+            with torch.inference_mode(inference), torch.no_grad():
+                out = model(Wrapped(X.clone()))
+            outs += [out.inner, type(out).__name__, Wrapped.seen, Tagged.seen]
+        return outs
+
+    return model, run
+
+
+@program
+def fake_tensors() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.Dropout(0.5))
+
+    def run() -> Any:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            out = model(mode.from_tensor(X))
+        return type(out).__name__, out.shape, out.stride(), str(out.device)
+
+    return model, run
+
+
+@program
+def meta_tensors() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4)).to("meta")
+
+    def run() -> Any:
+        x = torch.empty(2, 4, device="meta")
+        outs = [model(x), model(x), model(x.as_subclass(Tagged))]
+        found = [(type(out).__name__, out.shape, out.stride(), out.requires_grad) for out in outs], model[0](x) is x
+        model.to_empty(device="cpu").requires_grad_(False).zero_grad()
+        for parameter in model.parameters():
+            parameter.zero_()
+        return found
+
+    return model, run
+
+
+@program
+def compiled_inside() -> tuple[nn.Module, Callable[[], Any]]:
+    torch._dynamo.reset()
+    model = Does(
+        lambda self, x, y: self.block(self.same(x)),
+        block=torch.compile(nn.Sequential(nn.Identity(), nn.Linear(4, 4)), backend="eager"),
+        same=nn.Identity(),
+    )
+    return model, lambda: model(X)
+
+
+@program
+def attention_of_the_user_s_own() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Any) -> Tensor:
+        q = self.q(x).view(1, 16, 2, 16).transpose(1, 2)
+        return flex_attention(q, q, q, score_mod=lambda score, b, h, i, j: score + (i - j))
+
+    model = Does(run, q=nn.Linear(32, 32)).requires_grad_(False)
+    return model, lambda: model(torch.ones(1, 16, 32).cumsum(1))
+
+
+@program
+def conditions() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Any) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: self.c(x).sin(), lambda x: self.c(x).cos(), (x,))
+
+    return does(run, X, c=nn.Linear(4, 4))
+
+
+@program
+def conditions_that_are_trained() -> tuple[nn.Module, Callable[[], Any]]:
+    model = Does(
+        lambda self, x, y: torch.cond(x.sum() > 0, torch.sin, torch.cos, (self.c(x),)).sum(), c=nn.Linear(4, 4)
+    )
+
+    def run() -> Any:
+        loss = model(X)
+        loss.backward()
+        return loss, model.c.weight.grad
+
+    return model, run
+
+
+@program
+def loops_of_operators() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Any) -> Any:
+        start = torch.tensor(0), self.c(x)
+        return while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y.sin()), start)[1]
+
+    return does(run, X, c=nn.Linear(4, 4))
+
+
+def rows() -> list[Tensor]:
+    return [torch.ones(3, 8).cumsum(0), torch.ones(5, 8).cumsum(1)]
+
+
+@program
+def strided_nested_tensors() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(8, 8), nn.ReLU()).eval()
+    return model, lambda: list(model(torch.nested.nested_tensor(rows())).unbind())
+
+
+@program
+def jagged_nested_tensors() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Any) -> Tensor:
+        heads = self.q(self.same(x)).unflatten(-1, [2, 4]).transpose(1, 2)
+        return F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2)
+
+    model = Does(run, q=nn.Linear(8, 8), same=nn.Identity()).eval()
+    return model, lambda: list(model(torch.nested.nested_tensor(rows(), layout=torch.jagged)).unbind())
+
+
+@program
+def a_padding_mask() -> tuple[nn.Module, Callable[[], Any]]:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), torch.ones(2, 6, 32).cumsum(1).sin()
+    mask = torch.zeros(2, 6, dtype=torch.bool)
+    mask[1, 4:] = True
+    return model, lambda: model(x, src_key_padding_mask=mask)
+
+
+def scripted(make: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, Callable[[], Any]]:
+    script = make(nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.Dropout(0.5), nn.ReLU()).eval())
+    model = Does(lambda self, x, y: self.script(self.same(x)), script=script, same=nn.Identity())
+    return model, lambda: model(X)
+
+
+@program
+def code_that_is_scripted() -> tuple[nn.Module, Callable[[], Any]]:
+    return scripted(torch.jit.script)
+
+
+@program
+def code_that_is_frozen() -> tuple[nn.Module, Callable[[], Any]]:
+    return scripted(lambda module: torch.jit.freeze(torch.jit.script(module)))
+
+
+@program
+def code_that_is_traced() -> tuple[nn.Module, Callable[[], Any]]:
+    return scripted(lambda module: torch.jit.trace(module, X))
+
+
+@program
+def tracing_in_the_run() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
+
+    def run() -> Any:
+        traced = torch.jit.trace(model, X, check_trace=False)
+        exported = torch.export.export(model, (X,))
+        return traced(X), exported.module()(X), model(X)
+
+    return model, run
+
+
+@program
+def other_threads() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
+
+    def run() -> Any:
+        found: dict[int, Tensor] = {}
+
+        def on_thread(number: int) -> None:
+            with torch.no_grad():
+                found[number] = model(X + number)
+
+        threads = [threading.Thread(target=on_thread, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        mine = model(X)
+        for thread in threads:
+            thread.join()
+        return mine, [found[number] for number in range(4)]
+
+    return model, run
+
+
+@program
+def replicas() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
+
+    def run() -> Any:
+        replica = model._replicate_for_data_parallel()  # type: ignore[operator]
+        replica._modules = dict(model._modules)
+        return replica(X), model(X)
+
+    return model, run
+
+
+@program
+def weights_that_are_computed() -> tuple[nn.Module, Callable[[], Any]]:
+    linear = nn.Linear(4, 4)
+    parametrize.register_parametrization(linear, "weight", nn.Identity())
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), linear)
+    return model, lambda: model(X)
+
+
+@program
+def sparse_and_complex_tensors() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Tensor) -> Any:
+        sparse = self.same(y.to_sparse())
+        wave = self.same(torch.fft.fft(x).conj())
+        return torch.sparse.mm(sparse, x.T.contiguous()), wave * wave.imag, self.same(x.to_sparse_csr()).to_dense()
+
+    return does(run, X, Y, same=nn.Identity())
+
+
+@program
+def exceptions() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Tensor) -> Any:
+        try:
+            self.narrow(self.same(x))
+        except RuntimeError as error:
+            return str(error), x + y
+        raise AssertionError("a matrix of another size")
+
+    return does(run, X, Y, narrow=nn.Linear(3, 3), same=nn.Identity())
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+def outcome(make: Program, measure: Any, via: str) -> tuple[Any, ...]:
+    """What a program computes, and what it leaves behind."""
+    X.copy_(torch.arange(8.0).view(2, 4))
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
+    model, run = make()
+    modes = [*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()]
+    limit = sys.getrecursionlimit()
+    if measure == "untraced":
+        result = run()
+    else:
+        with tv.recording(model, measure=measure, via=via) as rec:
+            result = run()
+        assert rec.trace.calls["host_ns"].notna().all()
+    assert sys.getrecursionlimit() == limit
+    assert modes == [*_get_current_dispatch_mode_stack(), *_get_current_function_mode_stack()]
+    drawn = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:]
+    return result, state_of(model), drawn
+
+
+def assert_same(one: Any, two: Any) -> None:
+    assert type(one) is type(two)
+    if isinstance(one, Tensor):
+        assert (one.dtype, one.shape, one.requires_grad) == (two.dtype, two.shape, two.requires_grad)
+        assert torch.equal(one.detach(), two.detach())
+    elif isinstance(one, dict):
+        assert list(one) == list(two)
+        assert_same(list(one.values()), list(two.values()))
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_same(a, b)
+    elif isinstance(one, np.ndarray):
+        assert np.array_equal(one, two)
+    else:
+        assert one == two
+
+
+@every_way
+@every_measure
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_run_computes_what_it_computes_without(name: str, measure: str | None, via: str) -> None:
+    assert_same(outcome(PROGRAMS[name], measure, via), outcome(PROGRAMS[name], "untraced", via))
