@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+import resource
 import sys
 import threading
+import warnings
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_words import Does, X, Y
+from flow_words import Does, X, Y, flow_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -535,3 +541,227 @@ def assert_same(one: Any, two: Any) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_run_computes_what_it_computes_without(name: str, measure: str | None, via: str) -> None:
     assert_same(outcome(PROGRAMS[name], measure, via), outcome(PROGRAMS[name], "untraced", via))
+
+
+IN_PLACE: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "add_": lambda a, b: a.add_(b),
+    "row": lambda a, b: a.__setitem__(1, b[0]),
+    "column": lambda a, b: a[:, 2].mul_(b[:, 1]),
+    "fill_": lambda a, b: a.fill_(3),
+}
+PURE: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "sub": lambda a, b: a - b,
+    "tanh": lambda a, b: a.tanh(),
+    "view": lambda a, b: a.view(2, 4),
+    "rows": lambda a, b: a[:],
+}
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity,
+    "dropout": lambda: nn.Dropout(0.5).eval(),
+    "buffer": Buffer,
+    "weight": Weight,
+    "two": lambda: nn.Sequential(nn.Identity(), nn.Identity()),
+}
+
+
+class Aliases(nn.Module):
+    """Runs steps on some values; those of modules are the modules' results."""
+
+    def __init__(self, steps: list[tuple[str, int, int]]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.modules_by_name = nn.ModuleDict({name: make() for name, make in MODULES.items()})
+
+    @torch.no_grad()
+    def forward(self, *values: Tensor) -> tuple[list[Tensor], list[list[bool]]]:
+        found = list(values)
+        for name, first, second in self.steps:
+            a, b = found[first % len(found)], found[second % len(found)]
+            if name in MODULES:
+                module = self.modules_by_name[name]
+                found.append(module() if name in ("buffer", "weight") else module(a))
+            elif name in IN_PLACE:
+                IN_PLACE[name](a, b.clone())
+            else:
+                found.append(PURE[name](a, b))
+        return found, [[a is b for a in found] for b in found]
+
+
+STEPS = st.tuples(st.sampled_from(sorted([*MODULES, *IN_PLACE, *PURE])), st.integers(0, 20), st.integers(0, 20))
+
+
+@given(st.lists(STEPS, min_size=1, max_size=12), st.sampled_from(["flow", "cost"]))
+@settings(max_examples=60, deadline=None)
+def test_programs_that_are_drawn(steps: list[tuple[str, int, int]], measure: str) -> None:
+    def make() -> tuple[nn.Module, Callable[[], Any]]:
+        model = Aliases(steps)
+        return model, lambda: model(X.clone(), Y.clone())
+
+    assert_same(outcome(make, measure, "auto"), outcome(make, "untraced", "auto"))
+
+
+@every_measure
+def test_no_tensor_is_copied(measure: str | None) -> None:
+    """A mask of 4 bytes that is expanded to 17 GB."""
+    mask = torch.zeros(1, 1, 1, 1).expand(4, 16, 8192, 8192)
+    model = Does(lambda self, x, y: self.same(x), same=nn.Identity())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tv.recording(model, measure=measure):
+        assert model(mask) is mask
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@every_way
+@every_measure
+def test_no_tensor_lives_longer(measure: str | None, via: str) -> None:
+    alive: list[int] = []
+    made: list[weakref.ref[Tensor]] = []
+
+    def run(self: Any, x: Tensor, y: Any) -> None:
+        for _ in range(5):
+            x = self.same(x * 2)
+            x = self.lin(x)
+            made.append(weakref.ref(x))
+            alive.append(sum(ref() is not None for ref in made))
+        del x
+        alive.append(sum(ref() is not None for ref in made))
+
+    model = Does(run, same=nn.Identity(), lin=nn.Linear(4, 4))
+    with torch.no_grad(), tv.recording(model, measure=measure, via=via):
+        model(X)
+        assert not [ref for ref in made if ref() is not None]
+    assert alive == [1, 1, 1, 1, 1, 0]
+
+
+class Nests(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, depth: int) -> Tensor:
+        return self(self.lin(x), depth - 1) if depth else self.lin(x)
+
+
+def fits(run: Callable[[int], object], depth: int) -> bool:
+    try:
+        run(depth)
+    except RecursionError:
+        return False
+    return True
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where there is too little of it
+@every_way
+@every_measure
+@torch.no_grad()
+def test_what_fits_the_stack_still_does(measure: str | None, via: str) -> None:
+    model, limit = Nests(), sys.getrecursionlimit()
+
+    def recorded(depth: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the recorder's own frames may not fit where it overflows
+            with tv.recording(model, measure=measure, via=via):
+                model(X, depth)
+
+    deepest = next(depth for depth in range(100, 1000) if not fits(lambda depth: model(X, depth), depth)) - 1
+    assert fits(recorded, deepest)
+    assert not fits(recorded, deepest * 12 // 10)
+    assert sys.getrecursionlimit() == limit
+
+
+@every_way
+@pytest.mark.parametrize("measure", [None, "flow"])
+def test_a_recursion_limit_that_the_run_sets_stays(measure: str | None, via: str) -> None:
+    limit = sys.getrecursionlimit()
+    model = Does(lambda self, x, y: sys.setrecursionlimit(limit + 300))
+    try:
+        with tv.recording(model, measure=measure, via=via):
+            model()
+        assert sys.getrecursionlimit() == limit + 300
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@every_way
+def test_a_call_that_is_interrupted_leaves_the_recursion_limit(via: str) -> None:
+    def interrupt(self: Any, x: Any, y: Any) -> None:
+        raise KeyboardInterrupt
+
+    limit, model = sys.getrecursionlimit(), Does(lambda self, x, y: self.inner(), inner=Does(interrupt))
+    with pytest.raises(KeyboardInterrupt), tv.recording(model, measure="flow", via=via):
+        model()
+    assert sys.getrecursionlimit() == limit
+
+
+def test_no_module_is_called_in_a_condition_under_any_measure() -> None:
+    for measure in (None, "cost", "flow"):
+        for via in ("auto", "hooks"):
+            model, run = PROGRAMS["conditions"]()
+            with tv.recording(model, measure=measure, via=via) as rec:
+                run()
+            assert rec.trace.calls["path"].tolist() == ["model"]
+
+
+def test_figures_of_operators_that_take_functions() -> None:
+    model, run = PROGRAMS["attention of the user s own"]()
+    with tv.recording(model, measure="cost") as rec:
+        run()
+    # A product with the weights, and two products of attention over two heads.
+    product = 2 * 16 * 32 * 32
+    assert rec.trace.calls["flops"].tolist() == [product + 2 * 2 * 2 * 16 * 16 * 16, product]
+    assert rec.trace.calls["bytes_read"].isna().tolist() == [True, False]
+    model, run = PROGRAMS["loops of operators"]()
+    with tv.recording(model, measure="cost") as rec:
+        run()
+    assert rec.trace.calls["flops"].isna().tolist() == [True, False]
+    assert [name.startswith("while_loop") for name in rec.trace.facts["unknown_operators"]] == [True]
+
+
+def test_figures_of_nested_tensors_are_empty() -> None:
+    for name in ("strided nested tensors", "a padding mask"):
+        model, run = PROGRAMS[name]()
+        with torch.no_grad(), tv.recording(model, measure="cost") as rec:
+            run()
+        assert rec.trace.calls["bytes_read"].isna().iloc[0]
+        assert rec.trace.facts["unknown_operators"]
+
+
+def test_a_fault_of_the_recorder_s_own_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise ZeroDivisionError("a fault")
+
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
+    expected = model(X)
+    for target, name in (
+        ("talkerviz.recorder.cost.CostMeter._note", "cost"),
+        ("talkerviz.recorder.flow.FlowMeter._note", "flow"),
+        ("talkerviz.recorder.flow.FlowMeter._close", "flow"),
+        ("talkerviz.recorder.flow.FlowMeter._note_end", "flow"),
+        ("talkerviz.recorder.provenance.Provenance.keep", "flow"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fail)
+            with pytest.warns(RuntimeWarning, match="the recorder failed") as said:  # noqa: SIM117
+                with tv.recording(model, measure=name) as rec:
+                    assert torch.equal(model(X), expected)
+        assert len(said) == 1
+        assert len(rec.trace.calls) == 3
+        assert rec.trace.calls["flops"].isna().iloc[0]
+
+
+@pytest.mark.parametrize("to", ["cpu", "disk"])
+@torch.no_grad()
+def test_weights_that_are_moved_in(to: str, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval()
+    expected = model(X)
+    if to == "cpu":
+        accelerate.cpu_offload(model, execution_device="cpu")
+    else:
+        accelerate.disk_offload(model, tmp_path, execution_device="cpu")
+    trace = tv.record(model, lambda: model(X), measure=("flow", "cost"))
+    assert torch.equal(model(X), expected)
+    assert trace.facts["device"] == "cpu"
+    assert flow_of(trace) == [":input()", "0.linear(0)", "1.relu(1)", "2.linear(2)"]
+    assert trace.calls["flops"].tolist() == [136, 64, 8, 64]

@@ -41,8 +41,8 @@ class ForwardHooks:
 
     def _allow_frames(self, frames: int) -> None:
         with self._lock:
-            self._frames += frames
             allow_frames(frames)
+            self._frames += frames
 
     def add(self, module: nn.Module) -> None:
         """Put the hooks on a module.
@@ -64,9 +64,9 @@ class ForwardHooks:
         handled = getattr(self._of_thread, "handled", None)
         if handled is None:
             handled = self._of_thread.handled = []
+        self._allow_frames(_FRAMES_A_CALL)
         # An exception that the code around the call handles is none of the call's.
         handled.append((id(module), sys.exc_info()[1]))
-        self._allow_frames(_FRAMES_A_CALL)
         self._begin(module, args, kwargs)
 
     def end(self, module: nn.Module, output: Any) -> None:

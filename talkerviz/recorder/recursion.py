@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from contextlib import suppress
 
 _lock = threading.RLock()
 _extra = 0
-_raised: int | None = None  # what the limit was set to here
+_own: int | None = None  # the limit that holds without a recording
+_raised: int | None = None  # the limit that was set here
 
 
 def allow_frames(frames: int) -> None:
@@ -17,13 +17,21 @@ def allow_frames(frames: int) -> None:
     The limit is that of all threads. One that the run sets itself meanwhile holds from then on.
 
     Args:
-        frames: how many of the frames on the stack from here on are the recorder's.
+        frames: how many frames of the recorder's are added to the stack, or leave it.
     """
-    global _extra, _raised
+    global _extra, _own, _raised
     with _lock:
         limit = sys.getrecursionlimit()
-        own = limit - _extra if limit == _raised else limit
+        if _own is None or limit != _raised:
+            _own = limit
+        wanted = _own + _extra + frames
+        try:
+            sys.setrecursionlimit(wanted)
+        except RecursionError:
+            if frames > 0:
+                raise
+            wanted = limit  # too deep at this moment for a limit that the run has lowered
         _extra += frames
-        with suppress(RecursionError):  # too deep at this moment for a limit that the run has lowered
-            sys.setrecursionlimit(own + _extra)
-        _raised = own + _extra if _extra else None
+        _raised = wanted
+        if not _extra and wanted == _own:
+            _own = None
