@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import pickle
 import random
 import resource
 import sys
@@ -22,11 +25,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils import parametrize
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from torch.utils.checkpoint import checkpoint
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import FlopCounterMode
 
 import talkerviz as tv
 from talkerviz.recorder import tap
@@ -480,6 +485,144 @@ def sparse_and_complex_tensors() -> tuple[nn.Module, Callable[[], Any]]:
         return torch.sparse.mm(sparse, x.T.contiguous()), wave * wave.imag, self.same(x.to_sparse_csr()).to_dense()
 
     return does(run, X, Y, same=nn.Identity())
+
+
+class Scales(TorchFunctionMode):
+    """A mode of the user's that changes what functions give."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out * 2 if getattr(func, "__name__", "") == "linear" else out
+
+
+class Counts(TorchDispatchMode):
+    """A mode of the user's that sees operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@program
+def modes_of_its_own() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.MultiheadAttention(4, 2, batch_first=True).eval().out_proj)
+
+    def run() -> Any:
+        with Scales(), Counts() as counts:
+            first = model(X)
+        with torch.device("meta"):
+            created = torch.ones(2)
+        with FlopCounterMode(display=False) as flops:
+            second = model(X)
+        return first, second, str(created.device), counts.seen, flops.get_total_flops()
+
+    return model, run
+
+
+@program
+def conditions_under_modes_of_its_own() -> tuple[nn.Module, Callable[[], Any]]:
+    model, run = conditions()
+
+    def run_with_modes() -> Any:
+        with torch.device("cpu"):
+            return run()
+
+    return model, run_with_modes
+
+
+@program
+def selective_checkpoints() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Identity())
+    context = functools.partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
+
+    def run() -> Any:
+        x = X.clone().requires_grad_()
+        out = checkpoint(model, x, use_reentrant=False, context_fn=context).sum()
+        out.backward()
+        return out, x.grad
+
+    return model, run
+
+
+class Doubles(torch.autograd.Function):
+    """A function with a backward of its own, that returns its input as it is when it is told to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, same: bool) -> Tensor:
+        return x if same else x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0] * 2, None
+
+
+@program
+def functions_with_a_backward() -> tuple[nn.Module, Callable[[], Any]]:
+    def forward(self: Any, x: Tensor, y: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            x = self.lin(Doubles.apply(self.same(x), False))
+        return Doubles.apply(x, True).float()
+
+    model = Does(forward, lin=nn.Linear(4, 4), same=nn.Identity())
+
+    def run() -> Any:
+        x, seen = X.clone().requires_grad_(), []
+        out = model(x)
+        out.register_hook(lambda grad: seen.append(grad.clone()))
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+            (out.sum() + model(x).sum()).backward()
+        second = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)[0]
+        return out, x.grad, seen, second
+
+    return model, run
+
+
+@program
+def graphs_of_symbols() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.ReLU())
+
+    def run() -> Any:
+        traced = torch.fx.symbolic_trace(model)
+        flat = make_fx(model)(X)
+        copied = copy.deepcopy(model)
+        again = pickle.loads(pickle.dumps(model))
+        return traced(X), flat(X), flat.code, copied(X), again(X), model(X)
+
+    return model, run
+
+
+@program
+def quantized_weights() -> tuple[nn.Module, Callable[[], Any]]:
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4)).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    return quantized, lambda: quantized(X)
+
+
+@program
+def operators_of_its_own() -> tuple[nn.Module, Callable[[], Any]]:
+    weight = nn.Linear(4, 4).requires_grad_(False)
+
+    @torch.library.custom_op("harmless::project", mutates_args=())
+    def project(x: Tensor) -> Tensor:
+        return weight(x).sin()
+
+    return does(lambda self, x, y: project(self.same(x)), X, same=nn.Identity())
+
+
+@program
+def parts_of_what_was_passed_on() -> tuple[nn.Module, Callable[[], Any]]:
+    def run(self: Any, x: Tensor, y: Tensor) -> Any:
+        q, k, v = x.view(2, 2, 2).unbind(1)[0], *y.chunk(2, 1)
+        q, k = self.q(q), self.k(k)
+        q += 1
+        v[:] = k @ q
+        return x, y, torch.view_as_complex(self.q(y).view(2, 2, 2)), self.k(x.view(torch.int32))
+
+    return does(run, X.clone(), Y.clone(), q=nn.Identity(), k=nn.Identity())
 
 
 @program

@@ -13,7 +13,7 @@ import torch._higher_order_ops.utils as hop_utils
 import torch.nn.attention.flex_attention as flex_attention
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from talkerviz.recorder.patch import hidden_modules, step_in
@@ -53,8 +53,33 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested
 
 
-def _is_innermost(mode: AbstractContextManager[Any]) -> bool:
-    return mode in (_get_current_function_mode_stack()[-1:] + _get_current_dispatch_mode_stack()[-1:])
+def _take_out(mode: AbstractContextManager[Any]) -> int | None:
+    """Take a mode out of force; gives its place among those of its kind, None if it was not in force.
+
+    One of operators stays behind another's: code that runs under that one is left uncompiled in any case.
+    """
+    functions, operators = _get_current_function_mode_stack(), _get_current_dispatch_mode_stack()
+    if mode in functions:
+        place = functions.index(mode)
+        inner = [_pop_mode() for _ in functions[place + 1 :]]
+        mode.__exit__(None, None, None)
+        for one in reversed(inner):
+            _push_mode(one)
+        return int(place)
+    if mode in operators[-1:]:
+        mode.__exit__(None, None, None)
+        return len(operators) - 1
+    return None
+
+
+def _put_back(mode: AbstractContextManager[Any], place: int) -> None:
+    if not isinstance(mode, TorchFunctionMode):
+        mode.__enter__()
+        return
+    inner = [_pop_mode() for _ in _get_current_function_mode_stack()[place:]]
+    mode.__enter__()
+    for one in reversed(inner):
+        _push_mode(one)
 
 
 @functools.lru_cache(maxsize=16)
@@ -131,18 +156,17 @@ class Watching:
                     yield backend
                 return
             # Modes would have it left uncompiled: gradients of what the functions close over would be lost.
-            taken = [mode for mode in self._modes if _is_innermost(mode)]
-            outer, _of_thread.taken = getattr(_of_thread, "taken", ()), taken
-            for mode in reversed(taken):
-                mode.__exit__(None, None, None)
+            places = [(mode, place) for mode in reversed(self._modes) if (place := _take_out(mode)) is not None]
+            outer = getattr(_of_thread, "taken", ())
+            _of_thread.taken = [mode for mode, _ in reversed(places)]
             stance.__exit__(None, None, None)
             try:
                 with below() as backend:
                     yield _watched(backend)
             finally:
                 stance.__enter__()
-                for mode in taken:
-                    mode.__enter__()
+                for mode, place in reversed(places):
+                    _put_back(mode, place)
                 _of_thread.taken = outer
 
         return environment
