@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -74,6 +75,116 @@ def test_what_a_call_hands_on_comes_from_it() -> None:
     model = Does(shortcut_first, same=nn.Identity(), conv=nn.Linear(4, 4))
     assert flow(model, X) == [":x()", ":same.pass(0)", "conv.linear(0)", "add(1, 2)"]
     assert flow(nn.Identity(), X) == [":input()", ":pass(0)"]
+
+
+@pytest.mark.parametrize(
+    ("function", "lines"),
+    [
+        # One tensor under two names: the name that an expression loads tells which is read.
+        (lambda self, x, y: x + self.same(x), ["add(0, 1)"]),
+        (lambda self, x, y: self.same(x) + x, ["add(0, 1)"]),
+        (lambda self, x, y: self.lin(self.same(x)) + x, ["lin.linear(1)", "add(0, 2)"]),
+        (lambda self, x, y: self.lin(x) * x + self.same(x), ["lin.linear(0)", "mul(0, 1)", "add(2, 3)"]),
+        (lambda self, x, y: torch.stack([self.same(x), x]), ["stack(0, 1)"]),
+        (lambda self, x, y: x.add(self.same(x)), ["add(0, 1)"]),
+    ],
+)
+def test_what_is_handed_on_is_read_beside_the_original(function: Any, lines: list[str]) -> None:
+    model = Does(function, lin=nn.Linear(4, 4), same=nn.Identity())
+    passes = [":same.pass(0)"]
+    at = 2 if lines[0].startswith("lin.linear(0)") and len(lines) == 3 else 0
+    assert flow(model, X) == [":x()", *lines[:at], *passes, *lines[at:]]
+
+
+def test_what_is_handed_on_has_a_name() -> None:
+    def both(self: Any, x: Tensor, y: Any) -> Tensor:
+        same = self.same(x)
+        return self.lin(x).cos() + self.lin(same).sin()
+
+    model = Does(both, lin=nn.Linear(4, 4), same=nn.Identity())
+    expected = [":x()", ":same.pass(0)", "lin.linear(0)", "cos(2)", "lin.linear(1)", "sin(4)", "add(3, 5)"]
+    assert flow(model, X) == expected
+
+    def one_after_another(self: Any, x: Tensor, y: Any) -> Tensor:
+        first = self.same(x)
+        second = self.same(first)
+        return torch.stack([x, first, second])
+
+    model = Does(one_after_another, same=nn.Identity())
+    assert flow(model, X) == [":x()", ":same.pass(0)", ":same.pass(1)", "stack(0, 1, 2)"]
+
+    def in_a_loop(self: Any, x: Tensor, y: Any) -> Tensor:
+        kept = x
+        for _ in range(2):
+            x = self.same(x)
+            x = self.same(x)
+        return self.lin(x) + kept
+
+    model = Does(in_a_loop, lin=nn.Linear(4, 4), same=nn.Identity())
+    passes = [f":same.pass({number})" for number in range(4)]
+    # `kept` was never given to a module: it counts as what the last of them returned.
+    assert flow(model, X) == [":x()", *passes, "lin.linear(4)", "add(4, 5)"]
+
+    def two_at_once(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        x, y = self.same(x), self.same(y)
+        return self.lin(y) + x
+
+    model = Does(two_at_once, lin=nn.Linear(4, 4), same=nn.Identity())
+    expected = [":x()", ":y()", ":same.pass(0)", ":same.pass(1)", "lin.linear(3)", "add(2, 4)"]
+    assert flow(model, X, Y) == expected
+
+
+def test_what_is_handed_on_inside_a_call_is_as_it_was_outside() -> None:
+    inner = Does(lambda self, x, y: self.same(x).sum() + x.sin(), same=nn.Identity())
+    model = Does(lambda self, x, y: self.inner(x) + self.lin(x), inner=inner, lin=nn.Linear(4, 4))
+    expected = [":x()", ":inner.same.pass(0)", "inner.sum(1)", "inner.sin(0)", "inner.add(2, 3)", "lin.linear(0)"]
+    assert flow(model, X) == [*expected, "add(4, 5)"]
+
+
+def test_what_is_handed_on_is_written_in_place() -> None:
+    def run(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        same = self.same(x)
+        same += y
+        return same.sin() + x.cos()
+
+    expected = [":x()", ":y()", ":same.pass(0)", "add_(1, 2)", "sin(3)", "cos(3)", "add(4, 5)"]
+    assert flow(Does(run, same=nn.Identity()), X.clone(), Y) == expected
+
+    def rows(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        same = self.same(x + 1)
+        same[0] = y[0]
+        return same.sin()
+
+    expected = [":x()", ":y()", "add(0)", ":same.pass(2)", "setitem(1, 3*)", "sin(4)"]
+    assert flow(Does(rows, same=nn.Identity()), X, Y) == expected
+
+
+def test_parts_of_what_is_handed_on() -> None:
+    def run(self: Any, x: Tensor, y: Any) -> Tensor:
+        q, k, v = self.lin(x).view(2, 3, 2, 2).unbind(1)
+        q, k = self.q(q), self.k(k)
+        return F.scaled_dot_product_attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)) + v
+
+    model = Does(run, lin=nn.Linear(4, 12), q=nn.Identity(), k=nn.Identity())
+    attention = "scaled_dot_product_attention(1, 2, 3)"
+    assert flow(model, X) == [":x()", "lin.linear(0)", ":q.pass(1)", ":k.pass(1)", attention, "add(1, 4)"]
+
+
+def test_a_call_that_raises_has_what_it_read() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(5, 4))
+    with pytest.raises(RuntimeError, match="shapes"), tv.recording(model, measure="flow") as rec:
+        model(X)
+    assert flow_of(rec.trace) == [":input()", "0.linear(0)", "1.relu(1)", "2.linear(2)"]
+
+    def tries(self: Any, x: Tensor, y: Any) -> Tensor:
+        with contextlib.suppress(RuntimeError):
+            x.view(3)
+        with contextlib.suppress(RuntimeError):
+            self.lin(x)
+        return x.sin()
+
+    # What is caught inside of a call is no operation of that one.
+    assert flow(Does(tries, lin=nn.Linear(5, 4)), X) == [":x()", "lin.linear(0)", "sin(0)"]
 
 
 def test_tensors_of_a_tuple_are_handed_on_one_by_one() -> None:

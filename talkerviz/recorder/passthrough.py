@@ -24,6 +24,7 @@ Span = tuple[tuple[int, int], tuple[int, int]]
 _NO_NAMES: frozenset[str] = frozenset()
 # Instructions between a call and the assignment of its result that leave the result as it is.
 _MOVE_RESULTS = {"CACHE", "PRECALL", "EXTENDED_ARG", "NOP", "SWAP", "COPY", "BUILD_TUPLE", "UNPACK_SEQUENCE"}
+_OPERATIONS = ("CALL", "BINARY", "UNARY", "COMPARE", "INPLACE")
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class _Variables:
     Attributes:
         offsets, spans: each instruction's byte offset and expression, in order.
         loads: variables and the spans at which they are loaded.
-        calls: spans of call expressions.
+        operations: spans of calls, sums and the like, which give another value than their operands.
         stores: for each instruction, the variables that the result of a call there is assigned to.
     """
 
     offsets: list[int]
     spans: list[Span | None]
     loads: list[tuple[str, Span]]
-    calls: set[Span]
+    operations: set[Span]
     stores: list[frozenset[str]]
 
     def place(self, frame: FrameType) -> int:
@@ -53,18 +54,18 @@ def _variables_of(code: CodeType) -> _Variables:
     instructions = list(dis.get_instructions(code))
     spans = [_span(one) for one in instructions]
     loads: list[tuple[str, Span]] = []
-    calls: set[Span] = set()
+    operations: set[Span] = set()
     for instruction, span in zip(instructions, spans, strict=True):
         if span is None:
             continue
         loads += [(name, span) for name in _names(instruction, "LOAD")]
-        if instruction.opname.startswith("CALL"):
-            calls.add(span)
+        if instruction.opname.startswith(_OPERATIONS):
+            operations.add(span)
     stores = [
         _stored_after(instructions, spans, place) if one.opname.startswith("CALL") else _NO_NAMES
         for place, one in enumerate(instructions)
     ]
-    return _Variables([one.offset for one in instructions], spans, loads, calls, stores)
+    return _Variables([one.offset for one in instructions], spans, loads, operations, stores)
 
 
 def _span(instruction: dis.Instruction) -> Span | None:
@@ -242,13 +243,13 @@ def _read_in(
         variables: of its code.
         span: the expression.
         history: the passing calls.
-        only_operands: without what is inside of other calls in the expression.
+        only_operands: without what is inside of other operations in the expression.
     """
-    calls = [one for one in variables.calls if one != span and _is_within(one, span)] if only_operands else []
+    inner = [one for one in variables.operations if one != span and _is_within(one, span)] if only_operands else []
     of_passing = [one.span for one in history if one.span is not None and one.span != span]
 
     def counts(at: Span) -> bool:
-        return _is_within(at, span) and not any(one != at and _is_within(at, one) for one in calls)
+        return _is_within(at, span) and not any(one != at and _is_within(at, one) for one in inner)
 
     inside = [one for one in history if one.span is not None and one.span != span and counts(one.span)]
     names = {name for name, at in variables.loads if counts(at) and not any(_is_within(at, one) for one in of_passing)}

@@ -129,7 +129,7 @@ class Provenance:
         first, last = _touched(spans, lo, hi)
         touched = spans[first:last]
         if len(touched) > 1:
-            touched = spans[first : first + self._join(storage, first, last, lo, hi)]
+            touched = spans[first : first + self._join(tensor, storage, first, last)]
         for span in touched:
             if span.read < 0:
                 span.read = reader
@@ -153,12 +153,13 @@ class Provenance:
                     found.pop(below, None)
         return tuple(found)
 
-    def _join(self, storage: Storage, first: int, last: int, lo: int, hi: int) -> int:
+    def _join(self, tensor: Tensor, storage: Storage, first: int, last: int) -> int:
         """Make one of the parts of a tensor that grows: it was read, written further, and is now read as a whole.
 
         So each reader of a cache has an edge from the last of its writes, and each write from the one before, in place
         of each reader having one from every write. Gives the number of spans that are there now.
         """
+        lo, hi, _ = _region(tensor)
         spans = storage.spans
         touched = spans[first:last]
         newest = max((number for span in touched for number in span.producers), default=-1)
@@ -169,7 +170,7 @@ class Provenance:
             return last - first
         before = {number for span in grown for number in span.producers}
         known = storage.over.get(newest, frozenset())
-        for number in sorted(before - known):
+        for number in self._through_calls(tensor, storage, tuple(sorted(before - known))):
             self._link(number, newest)
         storage.over[newest] = known.union(before, *(storage.over.get(number, ()) for number in before))
         for span in grown:
