@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from math import prod
@@ -39,6 +38,10 @@ _MOST_STORAGES = 100_000
 
 _Part = tuple[int, Any, int]
 """Storage, which part of it, how many bytes."""
+
+
+class _NoSizesError(Exception):
+    """A nested tensor, of which rows differ."""
 
 
 @dataclass
@@ -79,20 +82,17 @@ class CostMeter(OperatorMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, and note it."""
         kwargs = kwargs or {}
-        if isinstance(func, HigherOrderOperator):
-            out = run_higher_order(func, args, kwargs)
-            self._note_unmeasured(func, args, kwargs, out)
-            return out
-        out = self._meta.run(func, args, kwargs)
+        takes_functions = isinstance(func, HigherOrderOperator)
+        out = run_higher_order(func, args, kwargs) if takes_functions else self._meta.run(func, args, kwargs)
         try:
-            if is_view(func):
-                return out
-            if _has_sizes((args, kwargs, out)):
+            if takes_functions:
+                self._note_higher_order(func, args, kwargs, out)
+            elif not is_view(func):
                 self._note(func, args, kwargs, out)
-            else:
-                self._note_unmeasured(func, args, kwargs, out)
+        except _NoSizesError:
+            self._note_unmeasured(func)
         except Exception as error:
-            self._note_unmeasured(func, args, kwargs, out)
+            self._note_unmeasured(func)
             self._fault(error)
         return out
 
@@ -158,15 +158,19 @@ class CostMeter(OperatorMode):
             self._unknown[name, self._open[-1]] += 1
         self._append(flops, reads, writes, False)
 
-    def _note_unmeasured(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        """Note an operator of which bytes cannot be told: one that runs functions, or gets nested tensors."""
-        flops = None
-        if func in flop_registry:
-            with suppress(Exception):
-                flops = int(flop_registry[func](*args, **kwargs, out_val=out))
-        if flops is None:
-            self._unknown[name_of(func), self._open[-1]] += 1
-        self._append(flops, [], [], True)
+    def _note_higher_order(self, func: HigherOrderOperator, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        """Note an operator that runs functions: `flex_attention` reads what it is given; of `cond` nothing is known."""
+        if func not in flop_registry:
+            self._note_unmeasured(func)
+            return
+        flops, here = int(flop_registry[func](*args, **kwargs, out_val=out)), len(self._flops)
+        reads = [self._part(tensor, -1) for tensor in _with_storage((args, kwargs))]
+        self._append(flops, reads, [self._part(tensor, here) for tensor in _with_storage(out)], False)
+
+    def _note_unmeasured(self, func: Any) -> None:
+        """Note an operator of which neither arithmetic nor bytes are known."""
+        self._unknown[name_of(func), self._open[-1]] += 1
+        self._append(None, [], [], True)
 
     def _append(self, flops: int | None, reads: list[_Part], writes: list[_Part], unmeasured: bool) -> None:
         self._flops.append(flops)
@@ -175,6 +179,8 @@ class CostMeter(OperatorMode):
         self._unmeasured.append(unmeasured)
 
     def _part(self, tensor: Tensor, born: int) -> _Part:
+        if tensor.is_nested:
+            raise _NoSizesError
         storage = tensor.untyped_storage()
         number = self._numbers.get(storage._cdata)
         if number is None:
@@ -283,11 +289,6 @@ class CostMeter(OperatorMode):
 def _with_storage(value: Any) -> list[Tensor]:
     """The tensors in a value whose bytes can be told; a sparse one is made of others."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
-
-
-def _has_sizes(value: Any) -> bool:
-    """Whether each tensor has one size for each dimension: rows of nested ones differ."""
-    return not any(isinstance(leaf, Tensor) and leaf.is_nested for leaf in tree_leaves(value))
 
 
 def _read(name: str, args: Sequence[Any], made: Tensor) -> int:
