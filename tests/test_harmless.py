@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import functools
 import pickle
@@ -739,7 +740,7 @@ STEPS = st.tuples(st.sampled_from(sorted([*MODULES, *IN_PLACE, *PURE])), st.inte
 
 
 @given(st.lists(STEPS, min_size=1, max_size=12), st.sampled_from(["flow", "cost"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_programs_that_are_drawn(steps: list[tuple[str, int, int]], measure: str) -> None:
     def make() -> tuple[nn.Module, Callable[[], Any]]:
         model = Aliases(steps)
@@ -811,7 +812,7 @@ def test_what_fits_the_stack_still_does(measure: str | None, via: str) -> None:
             with tv.recording(model, measure=measure, via=via):
                 model(X, depth)
 
-    deepest = next(depth for depth in range(100, 1000) if not fits(lambda depth: model(X, depth), depth)) - 1
+    deepest = bisect.bisect(range(1000), False, key=lambda depth: not fits(lambda depth: model(X, depth), depth)) - 1
     assert fits(recorded, deepest)
     assert not fits(recorded, deepest * 12 // 10)
     assert sys.getrecursionlimit() == limit
@@ -896,6 +897,27 @@ def test_a_fault_of_the_recorder_s_own_is_a_warning(monkeypatch: pytest.MonkeyPa
         assert len(said) == 1
         assert len(rec.trace.calls) == 3
         assert rec.trace.calls["flops"].isna().iloc[0]
+
+
+def test_recordings_on_two_threads_leave_the_compiler_as_it_was() -> None:
+    model, began, ended = nn.Linear(4, 4), threading.Event(), threading.Event()
+
+    def record() -> None:
+        with tv.recording(model, measure="flow"):
+            model(X)
+            began.set()
+            ended.wait()
+
+    thread = threading.Thread(target=record)
+    before = torch._dynamo.eval_frame._stance.stance
+    with tv.recording(model, measure="cost"):
+        model(X)
+        thread.start()
+        began.wait()
+    assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+    ended.set()
+    thread.join()
+    assert torch._dynamo.eval_frame._stance.stance == before
 
 
 @pytest.mark.parametrize("to", ["cpu", "disk"])

@@ -184,11 +184,11 @@ class FlowMeter(OperatorMode):
                 self._open.pop()
             return
         if not self._open and len(self._calls) == 1:
-            self._begin_outermost(edge, self._calls[0])
+            self._guarded(self._begin_outermost, edge, self._calls[0])
         # The module that was called last is the one whose call begins.
         if self._following and self._calls and (call := self._calls[-1]).edge < 0 and not is_tracing():
             if not self._open:
-                self._note_arguments(call)
+                self._guarded(self._note_arguments, call)
             call.edge, call.mark, call.first = edge, self._mark(), len(self._notes)
         self._open.append(edge)
         self._begun = edge
@@ -318,16 +318,19 @@ class FlowMeter(OperatorMode):
 
     def _note_end(self, call: _Call, out: Any, returned: bool) -> None:
         """A call is over: what it returned may be what it received; what its own code called that is forgotten."""
-        with _without_functions():
-            noted = returned and call.edge >= 0
-            if noted:
-                self._note_returned(out, call)
-            given = list(self._aliases_in(out)) if returned and self._following else []
-            through = [self._provenance.read(tensor, len(self._notes)) for tensor in given]
+        noted = returned and call.edge >= 0
+        try:
+            with _without_functions():
+                if noted:
+                    self._note_returned(out, call)
+                given = list(self._aliases_in(out)) if returned and self._following else []
+                through = [self._provenance.read(tensor, len(self._notes)) for tensor in given]
+        finally:
             for storage in call.passed:
                 storage.passed = [one for one in storage.passed if one.scope is not call]
-            # Above are `_guarded`, `_around` and the stand-in, and then the code that made the call.
-            caller = sys._getframe(3).f_back if given else None
+        # Above are `_guarded`, `_around` and the stand-in, and then the code that made the call.
+        caller = sys._getframe(3).f_back if given else None
+        with _without_functions():
             for tensor, producers in zip(given, through, strict=True):
                 self._note_passed(tensor, producers, call, noted, caller)
 

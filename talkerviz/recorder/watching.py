@@ -103,6 +103,52 @@ def _watched(backend: Callable[..., Callable[..., Any]]) -> Callable[..., Callab
     return compile_graph
 
 
+class _EagerStance:
+    """The compiler's stance that runs compiled code as it was written, for as long as any recording wants it.
+
+    It is that of all threads, so that recordings may begin and end in any order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = self._suspended = 0
+        self._stance: Any = None
+
+    def begin(self) -> None:
+        with self._lock:
+            self._wanted += 1
+            if self._stance is None:
+                self._stance = torch.compiler.set_stance("force_eager")
+
+    def end(self) -> None:
+        with self._lock:
+            self._wanted -= 1
+            self._settle()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        with self._lock:
+            self._suspended += 1
+            if self._suspended == 1 and self._stance is not None:
+                self._stance.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._suspended -= 1
+                if not self._suspended and self._stance is not None:
+                    self._stance.__enter__()
+                self._settle()
+
+    def _settle(self) -> None:
+        if not (self._wanted or self._suspended) and self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+
+_eager = _EagerStance()
+
+
 class Watching:
     """What watches functions or operators on this thread.
 
@@ -115,19 +161,17 @@ class Watching:
 
     def __init__(self, *modes: AbstractContextManager[Any]) -> None:
         self._modes = modes
-        self._stance: Any = None
-        self._is_wide = False
+        self._began = False
         self._undo: list[Callable[[], None]] = []
 
     def begin(self) -> None:
         """Put the modes in force."""
-        self._is_wide = True
+        self._began = True
         allow_frames(_FRAMES_OF_MODES)
+        _eager.begin()
         for module in (hop_utils, flex_attention):
             if hasattr(module, "setup_compilation_env"):  # since torch 2.9
                 step_in(module, "setup_compilation_env", self._make_environment, self._undo)
-        self._stance = torch.compiler.set_stance("force_eager")
-        self._stance.__enter__()
         for mode in self._modes:
             mode.__enter__()
 
@@ -136,13 +180,11 @@ class Watching:
         for mode in reversed(self._modes):
             if mode in (*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()):
                 mode.__exit__(None, None, None)
-        if self._stance is not None:
-            stance, self._stance = self._stance, None
-            stance.__exit__(None, None, None)
         while self._undo:
             self._undo.pop()()
-        if self._is_wide:
-            self._is_wide = False
+        if self._began:
+            self._began = False
+            _eager.end()
             allow_frames(-_FRAMES_OF_MODES)
 
     def _make_environment(self, below: Callable[[], AbstractContextManager[Any]]) -> Callable[[], Any]:
@@ -150,21 +192,14 @@ class Watching:
 
         @contextmanager
         def environment() -> Iterator[Any]:
-            stance = self._stance
-            if stance is None:
-                with below() as backend:
-                    yield backend
-                return
             # Modes would have it left uncompiled: gradients of what the functions close over would be lost.
             places = [(mode, place) for mode in reversed(self._modes) if (place := _take_out(mode)) is not None]
             outer = getattr(_of_thread, "taken", ())
             _of_thread.taken = [mode for mode, _ in reversed(places)]
-            stance.__exit__(None, None, None)
             try:
-                with below() as backend:
+                with _eager.suspended(), below() as backend:
                     yield _watched(backend)
             finally:
-                stance.__enter__()
                 for mode, place in reversed(places):
                     _put_back(mode, place)
                 _of_thread.taken = outer
