@@ -161,7 +161,7 @@ class FlowMeter(OperatorMode):
         self._ident = threading.get_ident()
         self._keep_weights(self._model, recurse=True)
         self._frames.begin(self._mark(), 0)
-        watch_moved_weights(self._run_unseen, lambda tensor: self._keep([tensor]), self._undo)
+        watch_moved_weights(self._run_unseen, lambda one: self._guarded(self._keep, [one]), self._undo)
         self._watching.begin()
 
     def stop(self) -> None:
@@ -244,13 +244,17 @@ class FlowMeter(OperatorMode):
         """What is to stand in for `nn.Module.__call__`, in front of the tap."""
 
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != meter._ident or is_tracing() or modules_are_hidden():
-                return below(self, *args, **kwargs)
-            if meter._calls:
-                meter._calls_hash = hash((meter._calls_hash, id(self)))
-                if not meter._following:
+            allow_frames(_FRAMES_A_CALL)
+            try:
+                if threading.get_ident() != meter._ident or is_tracing() or modules_are_hidden():
                     return below(self, *args, **kwargs)
-            return meter._around(below, _Call(self, args, kwargs))
+                if meter._calls:
+                    meter._calls_hash = hash((meter._calls_hash, id(self)))
+                    if not meter._following:
+                        return below(self, *args, **kwargs)
+                return meter._around(below, _Call(self, args, kwargs))
+            finally:
+                allow_frames(-_FRAMES_A_CALL)
 
         meter = self
         torch._dynamo.eval_frame.skip_code(call.__code__)
@@ -261,7 +265,6 @@ class FlowMeter(OperatorMode):
         self._group, self._hidden = None, self._is_to_hide_from(call.module)
         self._calls.append(call)
         out, returned = None, False
-        allow_frames(_FRAMES_A_CALL)
         try:
             if self._following:
                 # They may be others for this call, as `functional_call` has it.
@@ -273,7 +276,6 @@ class FlowMeter(OperatorMode):
             self._guarded(self._note_failed, error, call)
             raise
         finally:
-            allow_frames(-_FRAMES_A_CALL)
             self._calls.pop()
             self._group, self._hidden = outer
             self._guarded(self._note_end, call, out, returned)
@@ -286,13 +288,12 @@ class FlowMeter(OperatorMode):
             self._fault(error)
 
     def _keep_weights(self, module: nn.Module, recurse: bool) -> None:
-        with _without_functions():
-            self._keep([*module.parameters(recurse), *module.buffers(recurse)])
+        self._guarded(lambda: self._keep([*module.parameters(recurse), *module.buffers(recurse)]))
 
     def _keep(self, tensors: Sequence[Tensor | None]) -> None:
         if threading.get_ident() == self._ident:
             with _without_functions():
-                self._guarded(self._provenance.keep, tensors)
+                self._provenance.keep(tensors)
 
     def _run_unseen(self, function: Callable[[], Any]) -> Any:
         """Run what is no operation of the model, if it runs on this thread."""
