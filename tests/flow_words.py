@@ -33,9 +33,16 @@ def flow_of(trace: Trace) -> list[str]:
     ]
 
 
+def follow(model: nn.Module, run: Callable[[], object], **options: Any) -> Trace:
+    """The trace of one run, in which tensors are followed."""
+    with tv.recording(model, measure="flow", **options) as rec:
+        run()
+    return rec.trace
+
+
 @torch.no_grad()
 def flow(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
-    return flow_of(tv.record(model, lambda: model(*args, **kwargs), measure="flow"))
+    return flow_of(follow(model, lambda: model(*args, **kwargs)))
 
 
 class Does(nn.Module):

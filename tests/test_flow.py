@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import weakref
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_words import Does, X, Y, flow, flow_of
+from flow_words import Does, X, Y, flow, flow_of, follow
 from taps import every_way
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
@@ -25,7 +26,7 @@ from talkerviz.trace.join import join
 def test_a_residual_goes_around_what_it_goes_around() -> None:
     model = Does(lambda self, x, y: x + self.lin(x), lin=nn.Linear(4, 4))
     assert flow(model, X) == [":x()", "lin.linear(0)", "add(0, 1)"]
-    trace = tv.record(model, lambda: model(X), measure="flow")
+    trace = follow(model, lambda: model(X))
     assert trace.flow is not None
     ops = trace.flow.ops
     assert list(ops["call"]) == [-1, 1, 0]
@@ -42,7 +43,7 @@ def test_a_residual_goes_around_what_it_goes_around() -> None:
 def test_it_is_the_same_in_every_grad_mode(grad: bool, inference: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Conv1d(2, 2, 1), nn.Flatten(), nn.Softmax(-1))
     with torch.set_grad_enabled(grad), torch.inference_mode(inference):
-        trace = tv.record(model.eval(), lambda: model(torch.ones(1, 2, 4)), measure="flow")
+        trace = follow(model.eval(), lambda: model(torch.ones(1, 2, 4)))
     assert flow_of(trace) == [
         "ones()",
         "0.linear(0)",
@@ -74,6 +75,116 @@ def test_what_a_call_hands_on_comes_from_it() -> None:
     model = Does(shortcut_first, same=nn.Identity(), conv=nn.Linear(4, 4))
     assert flow(model, X) == [":x()", ":same.pass(0)", "conv.linear(0)", "add(1, 2)"]
     assert flow(nn.Identity(), X) == [":input()", ":pass(0)"]
+
+
+@pytest.mark.parametrize(
+    ("function", "lines"),
+    [
+        # One tensor under two names: the name that an expression loads tells which is read.
+        (lambda self, x, y: x + self.same(x), ["add(0, 1)"]),
+        (lambda self, x, y: self.same(x) + x, ["add(0, 1)"]),
+        (lambda self, x, y: self.lin(self.same(x)) + x, ["lin.linear(1)", "add(0, 2)"]),
+        (lambda self, x, y: self.lin(x) * x + self.same(x), ["lin.linear(0)", "mul(0, 1)", "add(2, 3)"]),
+        (lambda self, x, y: torch.stack([self.same(x), x]), ["stack(0, 1)"]),
+        (lambda self, x, y: x.add(self.same(x)), ["add(0, 1)"]),
+    ],
+)
+def test_what_is_handed_on_is_read_beside_the_original(function: Any, lines: list[str]) -> None:
+    model = Does(function, lin=nn.Linear(4, 4), same=nn.Identity())
+    passes = [":same.pass(0)"]
+    at = 2 if lines[0].startswith("lin.linear(0)") and len(lines) == 3 else 0
+    assert flow(model, X) == [":x()", *lines[:at], *passes, *lines[at:]]
+
+
+def test_what_is_handed_on_has_a_name() -> None:
+    def both(self: Any, x: Tensor, y: Any) -> Tensor:
+        same = self.same(x)
+        return self.lin(x).cos() + self.lin(same).sin()
+
+    model = Does(both, lin=nn.Linear(4, 4), same=nn.Identity())
+    expected = [":x()", ":same.pass(0)", "lin.linear(0)", "cos(2)", "lin.linear(1)", "sin(4)", "add(3, 5)"]
+    assert flow(model, X) == expected
+
+    def one_after_another(self: Any, x: Tensor, y: Any) -> Tensor:
+        first = self.same(x)
+        second = self.same(first)
+        return torch.stack([x, first, second])
+
+    model = Does(one_after_another, same=nn.Identity())
+    assert flow(model, X) == [":x()", ":same.pass(0)", ":same.pass(1)", "stack(0, 1, 2)"]
+
+    def in_a_loop(self: Any, x: Tensor, y: Any) -> Tensor:
+        kept = x
+        for _ in range(2):
+            x = self.same(x)
+            x = self.same(x)
+        return self.lin(x) + kept
+
+    model = Does(in_a_loop, lin=nn.Linear(4, 4), same=nn.Identity())
+    passes = [f":same.pass({number})" for number in range(4)]
+    # `kept` was never given to a module: it counts as what the last of them returned.
+    assert flow(model, X) == [":x()", *passes, "lin.linear(4)", "add(4, 5)"]
+
+    def two_at_once(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        x, y = self.same(x), self.same(y)
+        return self.lin(y) + x
+
+    model = Does(two_at_once, lin=nn.Linear(4, 4), same=nn.Identity())
+    expected = [":x()", ":y()", ":same.pass(0)", ":same.pass(1)", "lin.linear(3)", "add(2, 4)"]
+    assert flow(model, X, Y) == expected
+
+
+def test_what_is_handed_on_inside_a_call_is_as_it_was_outside() -> None:
+    inner = Does(lambda self, x, y: self.same(x).sum() + x.sin(), same=nn.Identity())
+    model = Does(lambda self, x, y: self.inner(x) + self.lin(x), inner=inner, lin=nn.Linear(4, 4))
+    expected = [":x()", ":inner.same.pass(0)", "inner.sum(1)", "inner.sin(0)", "inner.add(2, 3)", "lin.linear(0)"]
+    assert flow(model, X) == [*expected, "add(4, 5)"]
+
+
+def test_what_is_handed_on_is_written_in_place() -> None:
+    def run(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        same = self.same(x)
+        same += y
+        return same.sin() + x.cos()
+
+    expected = [":x()", ":y()", ":same.pass(0)", "add_(1, 2)", "sin(3)", "cos(3)", "add(4, 5)"]
+    assert flow(Does(run, same=nn.Identity()), X.clone(), Y) == expected
+
+    def rows(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        same = self.same(x + 1)
+        same[0] = y[0]
+        return same.sin()
+
+    expected = [":x()", ":y()", "add(0)", ":same.pass(2)", "setitem(1, 3*)", "sin(4)"]
+    assert flow(Does(rows, same=nn.Identity()), X, Y) == expected
+
+
+def test_parts_of_what_is_handed_on() -> None:
+    def run(self: Any, x: Tensor, y: Any) -> Tensor:
+        q, k, v = self.lin(x).view(2, 3, 2, 2).unbind(1)
+        q, k = self.q(q), self.k(k)
+        return F.scaled_dot_product_attention(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)) + v
+
+    model = Does(run, lin=nn.Linear(4, 12), q=nn.Identity(), k=nn.Identity())
+    attention = "scaled_dot_product_attention(1, 2, 3)"
+    assert flow(model, X) == [":x()", "lin.linear(0)", ":q.pass(1)", ":k.pass(1)", attention, "add(1, 4)"]
+
+
+def test_a_call_that_raises_has_what_it_read() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(5, 4))
+    with pytest.raises(RuntimeError, match="shapes"), tv.recording(model, measure="flow") as rec:
+        model(X)
+    assert flow_of(rec.trace) == [":input()", "0.linear(0)", "1.relu(1)", "2.linear(2)"]
+
+    def tries(self: Any, x: Tensor, y: Any) -> Tensor:
+        with contextlib.suppress(RuntimeError):
+            x.view(3)
+        with contextlib.suppress(RuntimeError):
+            self.lin(x)
+        return x.sin()
+
+    # What is caught inside of a call is no operation of that one.
+    assert flow(Does(tries, lin=nn.Linear(5, 4)), X) == [":x()", "lin.linear(0)", "sin(0)"]
 
 
 def test_tensors_of_a_tuple_are_handed_on_one_by_one() -> None:
@@ -200,7 +311,7 @@ def test_a_cache_that_is_there_from_the_beginning(heads: int) -> None:
             model(torch.ones(4))
 
     with torch.no_grad():
-        lines = flow_of(tv.record(model, run, measure="flow"))
+        lines = flow_of(follow(model, run))
     # Each write of a layer is made from the one before of this layer, and each read has one edge, from the last write.
     expected: list[str] = []
     writes: dict[int, int] = {}
@@ -285,7 +396,7 @@ def test_parameters_and_buffers_are_no_inputs_until_they_are_written() -> None:
         for _ in range(2):
             model(X)
 
-    assert flow_of(tv.record(model, run, measure="flow")) == [
+    assert flow_of(follow(model, run)) == [
         ":input()",
         "add_()",
         "batch_norm(0)",
@@ -298,13 +409,13 @@ def test_parameters_of_one_call_are_no_inputs_either() -> None:
     """What `functional_call` puts in their place, unless it is made in the run itself."""
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     others = {name: weight.detach() * 2 for name, weight in model.named_parameters()}
-    given = tv.record(model, lambda: torch.func.functional_call(model, others, (X,)), measure="flow")
+    given = follow(model, lambda: torch.func.functional_call(model, others, (X,)))
     assert flow_of(given) == [":input()", "0.linear(0)", "1.layer_norm(1)"]
 
     def run() -> None:
         torch.func.functional_call(model, others | {"0.weight": others["0.weight"] + 1}, (X,))
 
-    assert flow_of(tv.record(model, run, measure="flow")) == [
+    assert flow_of(follow(model, run)) == [
         ":input()",
         "add(0)",
         ":input()",
@@ -391,7 +502,7 @@ def test_behind_nothing_a_tensor_stays_what_it_is() -> None:
 
 def test_a_module_that_is_called_twice() -> None:
     model = Does(lambda self, x, y: self.lin(self.lin(x)), lin=nn.Linear(4, 4))
-    trace = tv.record(model, lambda: model(X), measure="flow")
+    trace = follow(model, lambda: model(X))
     assert flow_of(trace) == [":x()", "lin.linear(0)", "lin.linear(1)"]
     assert trace.flow is not None
     assert list(trace.flow.ops["call"]) == [-1, 1, 2]
@@ -452,7 +563,7 @@ def test_nothing_is_left_behind(any_tap: str, error: type[BaseException]) -> Non
 def test_calls_that_are_not_recorded() -> None:
     inner = Does(lambda self, x, y: self.lin(self.same(x)).sin(), lin=nn.Linear(4, 4), same=nn.Identity())
     model = Does(lambda self, x, y: self.inner(x) + x, inner=inner)
-    trace = tv.record(model, lambda: model(X), measure="flow", exclude=["model.inner", "*.same"])
+    trace = follow(model, lambda: model(X), exclude=["model.inner", "*.same"])
     assert flow_of(trace) == [":x()", "inner.lin.linear(0)", "sin(1)", "add(0, 2)"]
 
 
@@ -478,7 +589,7 @@ def test_other_threads_are_not_seen() -> None:
         thread.join()
         model(Y)
 
-    trace = tv.record(model, run, measure="flow")
+    trace = follow(model, run)
     assert len(trace.calls) == 2
     assert trace.flow is not None
     assert list(trace.flow.ops["call"]) == [-1, 1]
@@ -502,7 +613,7 @@ class Block(nn.Module):
 
 def test_a_convolutional_net() -> None:
     model = nn.Sequential(Block(4), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
-    trace = tv.record(model, lambda: model(torch.ones(1, 4, 6, 6)), measure="flow")
+    trace = follow(model, lambda: model(torch.ones(1, 4, 6, 6)))
     assert flow_of(trace) == [
         "ones()",
         ":0.down.pass(0)",
@@ -541,7 +652,7 @@ def test_torch_s_own_large_modules(train: bool) -> None:
     else:  # it calls none of its modules then, as without a recording
         assert lines == [":src()", "transformer_encoder_layer_fwd(0)"]
     plain = tv.record(layer, torch.no_grad()(lambda: layer(x)))
-    joined = join(plain, tv.record(layer, torch.no_grad()(lambda: layer(x)), measure="flow"))
+    joined = join(plain, follow(layer, torch.no_grad()(lambda: layer(x))))
     assert joined.flow is not None
 
 
@@ -579,7 +690,7 @@ def test_select() -> None:
         for _ in range(2):
             x = model(x, Y).cos()
 
-    trace = tv.record(model, run, measure="flow")
+    trace = follow(model, run)
     assert flow_of(trace) == [
         ":x()",
         ":y()",

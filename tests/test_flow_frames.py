@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from flow_words import follow
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -215,7 +216,7 @@ def test_most_of_the_run_is_watched_by_no_mode() -> None:
             return self.a(x)
 
     model = Asks()
-    tv.record(model, lambda: [model(X) for _ in range(1_000)], measure="flow")
+    follow(model, lambda: [model(X) for _ in range(1_000)])
     assert sum(watched) < 20
     assert watched[0]
     assert watched[64]  # to see how sizes grow

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from flow_words import flow
+from flow_words import flow, follow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-
-import talkerviz as tv
 
 # What a program may do with two tensors [3, 4]: give a new one by one operation,
 PURE: dict[str, Callable[[Tensor, Tensor], Any]] = {
@@ -109,7 +107,7 @@ def test_programs_with_writes(program: Program) -> None:
     model = Runs(program)
     with torch.no_grad():
         given = leaves()
-        trace = tv.record(model, lambda: model(*given), measure="flow")
+        trace = follow(model, lambda: model(*given))
         results = model(*leaves())
         changes = [
             {i for i, (one, two) in enumerate(zip(results, model(*leaves(leaf)), strict=True)) if not one.equal(two)}

@@ -269,7 +269,10 @@ def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         recorder, "make_gauges", lambda clock, measure, thread, *rest: [MemoryMeter(thread, 0, read_and_reset)]
     )
-    calls = tv.record(model, lambda: [model(torch.zeros(1)) for _ in range(2)], measure="memory").calls
+    with tv.recording(model, measure="memory") as rec:
+        for _ in range(2):
+            model(torch.zeros(1))
+    calls = rec.trace.calls
     assert calls["memory_peak_bytes"].tolist() == [100, 100, 50] * 2
     assert calls["memory_delta_bytes"].tolist() == [45, 0, 40] * 2
 

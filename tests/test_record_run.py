@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +48,67 @@ def test_measures_in_runs_of_their_own(tmp_path: Path) -> None:
     assert trace.calls["host_ns"].notna().all()
     assert trace.flow is not None
     assert tv.Trace.load(file) == trace
-    # One alone is measured in the run that is recorded.
-    one = tv.record(model, run, measure="cost")
-    assert len(calls) == 5
+    one = tv.record(model, run, measure="cost", file=file)
+    assert len(calls) == 6
     assert one.calls["flops"].tolist() == [72, 64, 8]
+    assert one.calls["host_ns"].notna().all()
+    assert tv.Trace.load(file) == one
+    # Without times there are none to keep apart.
+    untimed = tv.record(model, run, measure=("cost", "flow"), clock="none", file=file)
+    assert len(calls) == 8
+    assert untimed.calls["flops"].tolist() == [72, 64, 8]
+    assert untimed.flow is not None
+    assert tv.Trace.load(file) == untimed
 
 
-def test_a_measure_of_other_calls() -> None:
+def only_warning(record: Callable[[], tv.Trace]) -> tuple[tv.Trace, str]:
+    with pytest.warns(RuntimeWarning) as said:
+        trace = record()
+    assert len(said) == 1
+    return trace, str(said[0].message)
+
+
+@pytest.mark.parametrize("measure", ["cost", ["cost"]])
+def test_a_measure_of_other_calls(measure: Any) -> None:
     model, sizes = nn.Linear(4, 4), iter((2, 3))
-    with pytest.raises(
-        ValueError, match=r"^measure 'cost': the second run differs at call 0, model, in its inputs: what"
-    ):
-        tv.record(model, lambda: model(torch.ones(next(sizes), 4)), measure=["cost"])
+    run = lambda: model(torch.ones(next(sizes), 4))  # noqa: E731
+    trace, said = only_warning(lambda: tv.record(model, run, measure=measure))
+    assert said == (
+        "measure 'cost': the second run differs at call 0, model, in its inputs: what is run must do the same each "
+        "time that it is called; the trace has the times without it"
+    )
+    assert trace.calls["host_ns"].notna().all()
+    assert trace.calls["flops"].isna().all()
+
+
+def test_measures_of_a_run_that_fails_the_second_time() -> None:
+    model, inputs = nn.Linear(4, 4), iter([torch.ones(2, 4)])
+    trace, said = only_warning(lambda: tv.record(model, lambda: model(next(inputs)), measure=("flow", "cost")))
+    assert said.startswith("measure 'flow' and 'cost': it raised StopIteration")
+    assert trace.calls["host_ns"].notna().all()
+    steps = iter([lambda: model(torch.ones(2, 4))])
+    with pytest.raises(KeyboardInterrupt):
+        tv.record(model, lambda: next(steps, interrupt)(), measure="flow")
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("measure", ["flow", ("flow",), ("flow", "cost")])
+def test_measures_of_a_run_on_another_thread(measure: Any) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def run() -> None:
+        thread = threading.Thread(target=lambda: model(torch.ones(1, 4)))
+        thread.start()
+        thread.join()
+
+    trace, said = only_warning(lambda: tv.record(model, run, measure=measure))
+    assert "all calls were made on threads that are not watched" in said
+    assert trace.calls["host_ns"].notna().all()
+    assert trace.calls["flops"].isna().all()
+    assert trace.flow is None
 
 
 @pytest.mark.parametrize(
@@ -72,6 +123,8 @@ def test_a_measure_of_other_calls() -> None:
         ({"warmup": -1}, "warmup must be at least 0, not -1"),
         ({"repeat": 0}, "repeat must be at least 1, not 0"),
         ({"measure": ("flow", "heat")}, "cannot measure 'heat': choose from cost"),
+        ({"measure": ("flow", "busy")}, "'busy' needs a model on a CUDA device"),
+        ({"measure": "memory"}, "'memory' needs a model on a CUDA device"),
         ({"file": "run.csv"}, r'run.csv: a trace is a Parquet file, such as run.parquet; trace.render\("csv"\)'),
     ],
 )

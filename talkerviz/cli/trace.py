@@ -36,9 +36,9 @@ from talkerviz.cli.streams import print_message
 from talkerviz.disk import descriptor_of, is_special
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder import recording
-from talkerviz.recorder.followed_frames import following_changes_of
 from talkerviz.recorder.gauges import clock_for
 from talkerviz.recorder.process import this_process
+from talkerviz.recorder.record_run import measure_again
 from talkerviz.recorder.tap import choose_way
 from talkerviz.render.table import render_table
 from talkerviz.talker.codes_file import write_codes
@@ -55,7 +55,6 @@ from talkerviz.targets import (
 )
 from talkerviz.trace import Trace
 from talkerviz.trace.counted import counted
-from talkerviz.trace.join import join
 from talkerviz.trace.over_runs import over_runs
 from talkerviz.trace.parquet import check_name
 from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of
@@ -313,13 +312,9 @@ def _with_measure(
 ) -> Trace:
     """A trace, and what another run measures of the same calls; if that run fails the trace is good all the same."""
     try:
-        with (
-            frame_progress(frames) as on_frame,
-            following_changes_of(recorded.calls),
-            record(phases=target.phases, clock="none", measure=measure) as again,
-        ):
-            target.run(on_frame)
-        return join(recorded, again.trace)
+        with frame_progress(frames) as on_frame:
+            begin = functools.partial(record, phases=target.phases)
+            return measure_again(recorded, measure, begin, lambda: target.run(on_frame))
     except Exception as error:
         reason = " ".join(f"{error or type(error).__name__}".split())
         without = ", and --no-flow saves the run" if measure == "flow" else ""

@@ -19,14 +19,16 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from talkerviz.recorder.flop_rules import EMBEDDING_BAGS, GROUPED
 from talkerviz.recorder.flops import flops_of, is_view
 from talkerviz.recorder.meta import MetaMemory
-from talkerviz.recorder.watching import Watching
+from talkerviz.recorder.operations import name_of
+from talkerviz.recorder.watching import OperatorMode, Watching, run_higher_order
 
 # Operators that read only some rows of their first tensor; that write only some of it.
 _READS_ROWS = frozenset(("embedding", "index", "gather", "index_select", *EMBEDDING_BAGS))
@@ -38,6 +40,10 @@ _Part = tuple[int, Any, int]
 """Storage, which part of it, how many bytes."""
 
 
+class _NoSizesError(Exception):
+    """A nested tensor, of which rows differ."""
+
+
 @dataclass
 class _Storage:
     born: int  # the operator that made it; -1 for what was there before
@@ -45,18 +51,24 @@ class _Storage:
     alive: StorageWeakRef | None
 
 
-class CostMeter(TorchDispatchMode):
+class CostMeter(OperatorMode):
     """While it is entered it notes every operator; as a gauge of a recording it knows which call each belongs to."""
 
-    def __init__(self, thread: Callable[[], int]) -> None:
-        """`thread` gives the number of the calling thread; only the one that this is started on is seen."""
-        super().__init__()
+    def __init__(self, thread: Callable[[], int], fault: Callable[[Exception], None]) -> None:
+        """Make an instrument that watches nothing yet.
+
+        Args:
+            thread: gives the number of the calling thread; only the one that this is started on is seen.
+            fault: see `OperatorMode`.
+        """
+        super().__init__(fault)
         self._thread = thread
         self._unknown: Counter[tuple[str, int]] = Counter()  # operators, each with the edge at which its call began
         self._unknown_in: dict[str, list[str]] = {}
         self._flops: list[int | None] = []  # an entry an operator, as in the next two
         self._reads: list[list[_Part]] = []
         self._writes: list[list[_Part]] = []
+        self._unmeasured: list[bool] = []  # whether its bytes are not known
         self._edges: list[int] = []  # how many operators there were at each edge of a call
         self._elsewhere: list[int] = []  # how many edges there were at each of another thread
         self._open: list[int] = [-1]  # edges at which the open calls began, the outermost first
@@ -70,9 +82,18 @@ class CostMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, and note it."""
         kwargs = kwargs or {}
-        out = self._meta.run(func, args, kwargs)
-        if not is_view(func):
-            self._note(func, args, kwargs, out)
+        takes_functions = isinstance(func, HigherOrderOperator)
+        out = run_higher_order(func, args, kwargs) if takes_functions else self._meta.run(func, args, kwargs)
+        try:
+            if takes_functions:
+                self._note_higher_order(func, args, kwargs, out)
+            elif not is_view(func):
+                self._note(func, args, kwargs, out)
+        except _NoSizesError:
+            self._note_unmeasured(func)
+        except Exception as error:
+            self._note_unmeasured(func)
+            self._fault(error)
         return out
 
     def start(self) -> None:
@@ -107,8 +128,6 @@ class CostMeter(TorchDispatchMode):
     def _note(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         name = func._overloadpacket.__name__
         flops = flops_of(func, args, kwargs, out)
-        if flops is None:
-            self._unknown[name, self._open[-1]] += 1
         here = len(self._flops)
         made = _with_storage(out)
         reads, writes = [], []
@@ -135,11 +154,33 @@ class CostMeter(TorchDispatchMode):
                 if not (written and only_writes):
                     reads.append(part)
         writes += [part for tensor in made if (part := self._part(tensor, here))[0] not in mutated]
+        if flops is None:
+            self._unknown[name, self._open[-1]] += 1
+        self._append(flops, reads, writes, False)
+
+    def _note_higher_order(self, func: HigherOrderOperator, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        """Note an operator that runs functions: `flex_attention` reads what it is given; of `cond` nothing is known."""
+        if func not in flop_registry:
+            self._note_unmeasured(func)
+            return
+        flops, here = int(flop_registry[func](*args, **kwargs, out_val=out)), len(self._flops)
+        reads = [self._part(tensor, -1) for tensor in _with_storage((args, kwargs))]
+        self._append(flops, reads, [self._part(tensor, here) for tensor in _with_storage(out)], False)
+
+    def _note_unmeasured(self, func: Any) -> None:
+        """Note an operator of which neither arithmetic nor bytes are known."""
+        self._unknown[name_of(func), self._open[-1]] += 1
+        self._append(None, [], [], True)
+
+    def _append(self, flops: int | None, reads: list[_Part], writes: list[_Part], unmeasured: bool) -> None:
         self._flops.append(flops)
         self._reads.append(reads)
         self._writes.append(writes)
+        self._unmeasured.append(unmeasured)
 
     def _part(self, tensor: Tensor, born: int) -> _Part:
+        if tensor.is_nested:
+            raise _NoSizesError
         storage = tensor.untyped_storage()
         number = self._numbers.get(storage._cdata)
         if number is None:
@@ -190,9 +231,10 @@ class CostMeter(TorchDispatchMode):
         unseen = np.ones(len(calls), dtype=bool)
         # What others called meanwhile may have been a call's own work, given to them.
         others = [np.searchsorted(np.sort(self._elsewhere), edge[name], side="right") for name in ("begin", "end")]
-        unseen[rows] = others[0] != others[1]
-        missing = unseen.copy()
-        missing[rows] |= unknown[end] != unknown[begin]
+        unmeasured = np.cumsum([0, *self._unmeasured])
+        unseen[rows] = (others[0] != others[1]) | (unmeasured[end] != unmeasured[begin])
+        missing = np.ones(len(calls), dtype=bool)
+        missing[rows] = (others[0] != others[1]) | (unknown[end] != unknown[begin])
         return {
             "flops": pd.arrays.IntegerArray(found[:, 0].copy(), missing),
             "bytes_read": pd.arrays.IntegerArray(found[:, 1].copy(), unseen.copy()),

@@ -9,35 +9,41 @@ than the run itself, so it is done in a run of its own, and in a loop for a few 
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from talkerviz.recorder.flow_frames import FlowOfFrames
 from talkerviz.recorder.flow_notes import INPUT, OP, PASS, FlowNotes
 from talkerviz.recorder.followed_frames import FollowedFrames
 from talkerviz.recorder.given import given_arguments
 from talkerviz.recorder.meta import MetaMemory
+from talkerviz.recorder.offloading import watch_moved_weights
 from talkerviz.recorder.operations import Rule, name_of, rule_of, tensors_of
+from talkerviz.recorder.passthrough import passed
+from talkerviz.recorder.patch import modules_are_hidden
 from talkerviz.recorder.provenance import Provenance, Storage
+from talkerviz.recorder.recursion import allow_frames
 from talkerviz.recorder.tensors import is_tracing, named_tensors_in, tensors_in
-from talkerviz.recorder.watching import Watching
+from talkerviz.recorder.watching import OperatorMode, Watching, is_plain, run_higher_order
 from talkerviz.trace.flow import Flow, renumber_calls
 from talkerviz.trace.log import Mark
 
 _without_functions = torch._C.DisableTorchFunction
-_without_dispatch = torch._C._DisableTorchDispatch
 # They run the backward of other functions, and modules that were checkpointed.
+_FRAMES_A_CALL = 2  # between the code that makes a module's call and what was called there before
 _RUN_OTHERS = frozenset((Tensor.backward, torch.autograd.backward, torch.autograd.grad))
 # They do not take their fast path, which calls none of the modules inside, where functions are watched.
 _ASK_FOR_FUNCTIONS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
@@ -73,6 +79,7 @@ class _Call:
         edge: the number of its beginning among the edges of calls; -1 if it is not recorded.
         mark: the mark it began with.
         first: the first operation that can be inside.
+        passed: storages of tensors that calls inside have returned as they had received them.
     """
 
     module: nn.Module
@@ -81,6 +88,7 @@ class _Call:
     edge: int = -1
     mark: int = -1
     first: int = 0
+    passed: list[Storage] = field(default_factory=list)
 
 
 class _Functions(TorchFunctionMode):
@@ -94,29 +102,44 @@ class _Functions(TorchFunctionMode):
         """Call the function; what it runs is one operation."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__") or is_tracing():  # an attribute is at most a view
+        # An attribute is at most a view; what an operator calls is a part of it.
+        if name in ("__get__", "__set__") or self._meter.is_blind() or is_tracing():
             return func(*args, **kwargs)
         runs_others = name in ("backward", "grad") and func in _RUN_OTHERS
         return self._meter.call(_Group(func, args, kwargs), runs_others)
 
 
-class FlowMeter(TorchDispatchMode):
+class FlowMeter(OperatorMode):
     """A gauge of a recording that fills no columns: `flow` has what it saw."""
 
-    supports_higher_order_operators = True  # they come to `__torch_dispatch__` as well
-
     def __init__(
-        self, thread: Callable[[], int], model: nn.Module, mark: Callable[[], int], marks: Sequence[Mark]
+        self,
+        thread: Callable[[], int],
+        model: nn.Module,
+        mark: Callable[[], int],
+        marks: Sequence[Mark],
+        fault: Callable[[Exception], None],
     ) -> None:
-        """`thread` gives the number of the calling thread, `mark` that of the mark in force, of the recording's."""
-        super().__init__()
+        """Make an instrument that watches nothing yet.
+
+        Args:
+            thread: gives the number of the calling thread.
+            model: the model.
+            mark: gives the number of the mark in force.
+            marks: the recording's.
+            fault: see `OperatorMode`.
+        """
+        super().__init__(fault)
         self._thread = thread
         self._model = model
         self._mark = mark
         self._functions = _Functions(self)
         self._watching = Watching(self, self._functions)
         self._ident = -1
+        self._undo: list[Callable[[], None]] = []
+        self._unseen = False  # whether what runs is not the model's
         self._group: _Group | None = None
+        self._in_operator = False
         self._hidden = False  # whether functions are not seen: inside a function
         self._calls: list[_Call] = []
         self._edge_count = 0
@@ -129,14 +152,16 @@ class FlowMeter(TorchDispatchMode):
         self._frames = FollowedFrames(self._notes, marks)
         self._following = True
         self._calls_hash = 0  # of the modules that the frame has called
+        self._failed: tuple[int, str, tuple[int, ...]] | None = None  # the function that raised last, see `_fail`
         self._other_modes: tuple[list[Any], list[Any]] = [], []  # in force when following was left off
 
     def start(self) -> None:
         """Watch this thread."""
         self._own_thread = self._thread()
-        self._keep(self._model, recurse=True)
         self._ident = threading.get_ident()
+        self._keep_weights(self._model, recurse=True)
         self._frames.begin(self._mark(), 0)
+        watch_moved_weights(self._run_unseen, lambda one: self._guarded(self._keep, [one]), self._undo)
         self._watching.begin()
 
     def stop(self) -> None:
@@ -145,6 +170,8 @@ class FlowMeter(TorchDispatchMode):
             self._frames.end(self._calls_hash)
         self._ident = -1
         self._watching.end()
+        while self._undo:
+            self._undo.pop()()
 
     def stamp(self, beginning: bool) -> None:
         """Count an edge of a call, and note the tensors that an outermost one gets."""
@@ -157,11 +184,11 @@ class FlowMeter(TorchDispatchMode):
                 self._open.pop()
             return
         if not self._open and len(self._calls) == 1:
-            self._begin_outermost(edge, self._calls[0])
+            self._guarded(self._begin_outermost, edge, self._calls[0])
         # The module that was called last is the one whose call begins.
         if self._following and self._calls and (call := self._calls[-1]).edge < 0 and not is_tracing():
             if not self._open:
-                self._note_arguments(call)
+                self._guarded(self._note_arguments, call)
             call.edge, call.mark, call.first = edge, self._mark(), len(self._notes)
         self._open.append(edge)
         self._begun = edge
@@ -196,7 +223,7 @@ class FlowMeter(TorchDispatchMode):
                 self.__enter__()
                 self._functions.__enter__()
                 self._following = True
-                self._keep(self._model, recurse=True)
+                self._keep_weights(self._model, recurse=True)
         elif functions[-1:] == [self._functions] and operators[-1:] == [self]:
             self._following = False
             self._other_modes = functions[:-1], operators[:-1]
@@ -217,13 +244,17 @@ class FlowMeter(TorchDispatchMode):
         """What is to stand in for `nn.Module.__call__`, in front of the tap."""
 
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != meter._ident or is_tracing():
-                return below(self, *args, **kwargs)
-            if meter._calls:
-                meter._calls_hash = hash((meter._calls_hash, id(self)))
-                if not meter._following:
+            allow_frames(_FRAMES_A_CALL)
+            try:
+                if threading.get_ident() != meter._ident or is_tracing() or modules_are_hidden():
                     return below(self, *args, **kwargs)
-            return meter._around(below, _Call(self, args, kwargs))
+                if meter._calls:
+                    meter._calls_hash = hash((meter._calls_hash, id(self)))
+                    if not meter._following:
+                        return below(self, *args, **kwargs)
+                return meter._around(below, _Call(self, args, kwargs))
+            finally:
+                allow_frames(-_FRAMES_A_CALL)
 
         meter = self
         torch._dynamo.eval_frame.skip_code(call.__code__)
@@ -233,23 +264,46 @@ class FlowMeter(TorchDispatchMode):
         outer = self._group, self._hidden
         self._group, self._hidden = None, self._is_to_hide_from(call.module)
         self._calls.append(call)
+        out, returned = None, False
         try:
             if self._following:
                 # They may be others for this call, as `functional_call` has it.
-                self._keep(call.module, recurse=False)
+                self._keep_weights(call.module, recurse=False)
             with self._functions_from(outer[1]):
                 out = below(call.module, *call.args, **call.kwargs)
-            if call.edge < 0:
-                return out
-            self._note_returned(out, call)
-            return self._handed_on(out, call)
+            returned = True
+        except Exception as error:
+            self._guarded(self._note_failed, error, call)
+            raise
         finally:
             self._calls.pop()
             self._group, self._hidden = outer
+            self._guarded(self._note_end, call, out, returned)
+        return out
 
-    def _keep(self, module: nn.Module, recurse: bool) -> None:
-        with _without_functions():
-            self._provenance.keep([*module.parameters(recurse), *module.buffers(recurse)])
+    def _guarded(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except Exception as error:
+            self._fault(error)
+
+    def _keep_weights(self, module: nn.Module, recurse: bool) -> None:
+        self._guarded(lambda: self._keep([*module.parameters(recurse), *module.buffers(recurse)]))
+
+    def _keep(self, tensors: Sequence[Tensor | None]) -> None:
+        if threading.get_ident() == self._ident:
+            with _without_functions():
+                self._provenance.keep(tensors)
+
+    def _run_unseen(self, function: Callable[[], Any]) -> Any:
+        """Run what is no operation of the model, if it runs on this thread."""
+        if threading.get_ident() != self._ident:
+            return function()
+        outer, self._unseen = self._unseen, True
+        try:
+            return function()
+        finally:
+            self._unseen = outer
 
     def _functions_from(self, hidden: bool) -> AbstractContextManager[Any]:
         if hidden == self._hidden:
@@ -257,43 +311,73 @@ class FlowMeter(TorchDispatchMode):
         return self._functions if hidden else _pop_mode_temporarily()
 
     def _is_to_hide_from(self, module: nn.Module) -> bool:
-        if module.training or not isinstance(module, _ASK_FOR_FUNCTIONS):
+        if not isinstance(module, _ASK_FOR_FUNCTIONS) or module.training:
             return False
         trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
         # Other modes in front, as that of `with torch.device(...)`, would be asked for as well.
         return not trained and (self._hidden or self._functions in _get_current_function_mode_stack()[-1:])
 
-    def _handed_on(self, out: Any, call: _Call) -> Any:
-        """What a call returns; in place of what it was given itself, a copy that it is known to have come from."""
-        if type(out) is tuple:
-            different = {id(item): item for item in out if isinstance(item, Tensor)}
-            copies = {known: self._handed_on(item, call) for known, item in different.items()}
-            if all(copies[known] is item for known, item in different.items()):
-                return out
-            return tuple(copies.get(id(item), item) for item in out)
-        if type(out) not in (Tensor, nn.Parameter):
-            return out
+    def _note_end(self, call: _Call, out: Any, returned: bool) -> None:
+        """A call is over: what it returned may be what it received; what its own code called that is forgotten."""
+        noted = returned and call.edge >= 0
+        try:
+            with _without_functions():
+                if noted:
+                    self._note_returned(out, call)
+                given = list(self._aliases_in(out)) if returned and self._following else []
+                through = [self._provenance.read(tensor, len(self._notes)) for tensor in given]
+        finally:
+            for storage in call.passed:
+                storage.passed = [one for one in storage.passed if one.scope is not call]
+        # Above are `_guarded`, `_around` and the stand-in, and then the code that made the call.
+        caller = sys._getframe(3).f_back if given else None
         with _without_functions():
-            if out.layout is not torch.strided or not out.numel() or self._provenance.storage(out) is None:
-                return out
-            producers = self._provenance.read(out, len(self._notes))
-            if any(number >= call.first and not self._notes.is_input(number) for number in producers):
-                return out
-            number = self._add("pass", PASS, call.edge, call.mark)
+            for tensor, producers in zip(given, through, strict=True):
+                self._note_passed(tensor, producers, call, noted, caller)
+
+    def _aliases_in(self, out: Any) -> Iterator[Tensor]:
+        """The tensors in what a call returned that it may have received, each once."""
+        tensors = {id(one): one for one in (out if type(out) is tuple else (out,)) if isinstance(one, Tensor)}
+        for tensor in tensors.values():
+            is_dense = is_plain(tensor) and tensor.layout is torch.strided and tensor.numel() > 0
+            if is_dense and self._provenance.storage(tensor) is not None:
+                yield tensor
+
+    def _note_passed(
+        self, tensor: Tensor, producers: tuple[int, ...], call: _Call, noted: bool, caller: FrameType | None
+    ) -> None:
+        storage = self._provenance.storage(tensor)
+        assert storage is not None
+        made = self._provenance.made(tensor, storage, len(self._notes))
+        if not noted or any(number >= call.first and not self._notes.is_input(number) for number in producers):
+            # Made inside, or passed on inside and returned from there.
+            numbers = [number for number in producers if number not in made]
+        else:
+            numbers = [self._add("pass", PASS, call.edge, call.mark)]
             for source in producers:
-                self._notes.link(source, number, False)
-            with _without_dispatch():
-                copy: Tensor = out.clone()
-            self._provenance.make(copy, (number,))
-            self._notes.describe(number, (out,), {}, copy)
-        return copy
+                self._notes.link(source, numbers[0], False)
+            self._notes.describe(numbers[0], (tensor,), {}, tensor)
+        around = self._calls[-1] if self._calls else None
+        for number in numbers:
+            storage.passed.append(passed(number, made, around, caller, tensor))
+            if around is not None:
+                around.passed.append(storage)
 
     def _note_returned(self, out: Any, call: _Call) -> None:
-        with _without_functions():
-            for tensor in tensors_in(out):
-                for number in self._provenance.read(tensor, len(self._notes)):
-                    if number >= call.first:
-                        self._notes.returned(number, call.edge)
+        for tensor in tensors_in(out):
+            for number in self._provenance.read(tensor, len(self._notes)):
+                if number >= call.first:
+                    self._notes.returned(number, call.edge)
+
+    def _note_failed(self, error: Exception, call: _Call) -> None:
+        """A call raised: the function that raised in it is an operation that gave nothing."""
+        if self._failed is None or call.edge < 0:
+            return
+        (raised, name, sources), self._failed = self._failed, None
+        if raised == id(error):
+            number = self._add(name, OP, call.edge, call.mark)
+            for source in sources:
+                self._notes.link(source, number, False)
 
     def _note_arguments(self, call: _Call) -> None:
         with _without_functions():
@@ -313,6 +397,10 @@ class FlowMeter(TorchDispatchMode):
 
     # Functions and operators.
 
+    def is_blind(self) -> bool:
+        """Whether functions are no operations now: what an operator calls is a part of it."""
+        return self._in_operator or self._unseen
+
     def call(self, group: _Group, runs_others: bool) -> Any:
         """Call a function and note it; one that `runs_others` is no operation, but each operator inside is."""
         outer = self._group, self._hidden
@@ -321,12 +409,26 @@ class FlowMeter(TorchDispatchMode):
         try:
             out = group.func(*group.args, **group.kwargs)
             if group.number < 0 and type(out) is Tensor:
-                self._note_made_out_of_sight(group, out)
+                self._guarded(self._note_made_out_of_sight, group, out)
+        except Exception as error:
+            if self._open and group.number < 0:
+                self._guarded(self._fail, error, group)
+            raise
         finally:
             self._group, self._hidden = outer
             if group.number >= 0:
-                self._close(group, out)
+                self._guarded(self._close, group, out)
         return out
+
+    def _fail(self, error: Exception, group: _Group) -> None:
+        """Keep what a function had read that raised before it ran an operator, in case it ends a call."""
+        sources: dict[int, None] = {}
+        with _without_functions():
+            for tensor in tensors_in((group.args, group.kwargs)):
+                storage = self._provenance.storage(tensor)
+                if storage is not None and (storage.spans or storage.input >= 0):
+                    sources.update(dict.fromkeys(self._provenance.read(tensor, len(self._notes))))
+        self._failed = id(error), name_of(group.func), tuple(sources)
 
     def _note_made_out_of_sight(self, group: _Group, out: Tensor) -> None:
         """`from_numpy`, and `tensor` on the meta device, are dispatched to nobody."""
@@ -344,28 +446,39 @@ class FlowMeter(TorchDispatchMode):
         """Run the operator, and note it."""
         kwargs = kwargs or {}
         rule = rule_of(func)
-        if rule.composite:
+        if rule.composite and all(map(is_plain, tensors_of([*args, *kwargs.values()]))):
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        with _without_functions():
-            before = self._edge_count
-            out = self._meta.run(func, args, kwargs) if isinstance(func, OpOverload) else func(*args, **kwargs)
-            if not rule.view:
-                # A collective is a call of its own, which may be over by now.
-                call = self._beside if rule.collective and self._beside >= before else -1
-                if self._group is not None:
-                    self._note(self._group, rule, args, kwargs, out, call)
-                else:  # code that is not Python called it
-                    self._group = group = _Group(func, args, kwargs)
-                    try:
-                        self._note(group, rule, args, kwargs, out, call)
-                        if group.number >= 0:
-                            self._close(group, out)
-                    finally:
-                        self._group = None
+        before = self._edge_count
+        outer, self._in_operator = self._in_operator, True
+        try:
+            if isinstance(func, HigherOrderOperator):
+                out = run_higher_order(func, args, kwargs)
+            else:
+                out = self._meta.run(func, args, kwargs)
+        finally:
+            self._in_operator = outer
+        if not (rule.view or self._unseen):
+            # A collective is a call of its own, which may be over by now.
+            call = self._beside if rule.collective and self._beside >= before else -1
+            self._guarded(self._note_operator, func, rule, args, kwargs, out, call)
         return out
+
+    def _note_operator(self, func: Any, rule: Rule, args: Any, kwargs: dict[str, Any], out: Any, call: int) -> None:
+        with _without_functions():
+            if self._group is not None:
+                self._note(self._group, rule, args, kwargs, out, call)
+                return
+            # Code that is not Python called it.
+            self._group = group = _Group(func, args, kwargs)
+            try:
+                self._note(group, rule, args, kwargs, out, call)
+                if group.number >= 0:
+                    self._close(group, out)
+            finally:
+                self._group = None
 
     def _note(self, group: _Group, rule: Rule, args: Any, kwargs: dict[str, Any], out: Any, call: int) -> None:
         """Note an operator; `call` is the edge at which the call that it is began, if it is one, else -1."""

@@ -12,6 +12,7 @@ from talkerviz.recorder.cuda_clock import CudaClock
 from talkerviz.recorder.cuda_memory import MemoryMeter
 from talkerviz.recorder.flow import FlowMeter
 from talkerviz.recorder.gauge import Gauge
+from talkerviz.recorder.offloading import parameter_devices
 from talkerviz.trace.log import Mark
 
 CLOCKS = ("cpu", "cuda", "none")
@@ -21,13 +22,30 @@ MEASURES = ("cost", "memory", "busy", "flow")
 
 def clock_for(model: nn.Module) -> str:
     """The clock that tells most of a model: `cuda` where any of its parameters is, else `cpu`."""
-    return "cuda" if any(parameter.is_cuda for parameter in model.parameters()) else "cpu"
+    return "cuda" if cuda_devices(model) else "cpu"
 
 
-def check_measure(measure: str) -> None:
-    """Raise ValueError for anything but `MEASURES`."""
+def cuda_devices(model: nn.Module) -> tuple[int, ...]:
+    """The numbers of the CUDA devices that a model's parameters are on, or are moved to."""
+    return tuple(sorted({device.index or 0 for device in parameter_devices(model) if device.type == "cuda"}))
+
+
+def check_measure(measure: str, devices: Sequence[int]) -> None:
+    """Check that something can be measured.
+
+    Args:
+        measure: one of `MEASURES`.
+        devices: numbers of the CUDA devices that the model is on.
+
+    Raises:
+        ValueError: unknown, or not possible on these devices.
+    """
     if measure not in MEASURES:
         raise ValueError(f"cannot measure {measure!r}: choose from {', '.join(MEASURES)}")
+    if measure in ("memory", "busy") and not devices:
+        raise ValueError(f"{measure!r} needs a model on a CUDA device")
+    if measure == "memory" and len(devices) > 1:
+        raise ValueError(f"'memory' measures one device, and the model is on {len(devices)}")
 
 
 def make_gauges(
@@ -39,6 +57,7 @@ def make_gauges(
     model: nn.Module,
     mark: Callable[[], int],
     marks: Sequence[Mark],
+    fault: Callable[[Exception], None],
 ) -> list[Gauge]:
     """What a recording stamps at the edges of calls beside the host's time; see `recording` for the first two.
 
@@ -51,25 +70,23 @@ def make_gauges(
         model: the model.
         mark: gives the number of the mark in force.
         marks: the recording's, by number; more are added to it.
+        fault: called with an exception of an instrument's own bookkeeping.
 
     Raises:
         ValueError: unknown, or not possible here.
     """
     if clock not in CLOCKS:
         raise ValueError(f"unknown clock {clock!r}: choose from {', '.join(CLOCKS)}")
+    if clock == "cuda" and not devices:
+        raise ValueError("clock 'cuda' needs a model on a CUDA device")
     if measure is not None:
-        check_measure(measure)
-    needs_cuda = "clock 'cuda'" if clock == "cuda" else f"{measure!r}" if measure in ("memory", "busy") else None
-    if needs_cuda and not devices:
-        raise ValueError(f"{needs_cuda} needs a model on a CUDA device")
+        check_measure(measure, devices)
     gauges: list[Gauge] = [CudaClock(thread, origin_ns, devices)] if clock == "cuda" else []
     if measure == "cost":
-        gauges.append(CostMeter(thread))
+        gauges.append(CostMeter(thread, fault))
     elif measure == "flow":
-        gauges.append(FlowMeter(thread, model, mark, marks))
+        gauges.append(FlowMeter(thread, model, mark, marks, fault))
     elif measure == "memory":
-        if len(devices) > 1:
-            raise ValueError(f"'memory' measures one device, and the model is on {len(devices)}")
         gauges.append(MemoryMeter(thread, devices[0]))
     elif measure == "busy":
         gauges.append(BusyMeter(thread))

@@ -10,6 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from talkerviz.recorder.patch import modules_are_hidden
+from talkerviz.recorder.recursion import allow_frames
+
+_FRAMES_A_CALL = 1  # torch's, where a module has hooks
+_FRAMES_OF_HOOKS = 16  # of a hook, and what it calls
 Begin = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
 End = Callable[[nn.Module, Any], None]
 Fail = Callable[[nn.Module, type[BaseException]], None]
@@ -30,6 +35,14 @@ class ForwardHooks:
         self._begin, self._end, self._fail = begin, end, fail
         self._of_thread = threading.local()
         self._handles: list[Any] = []
+        self._lock = threading.Lock()
+        self._frames = 0  # by which the recursion limit is raised
+        self._allow_frames(_FRAMES_OF_HOOKS)
+
+    def _allow_frames(self, frames: int) -> None:
+        with self._lock:
+            allow_frames(frames)
+            self._frames += frames
 
     def add(self, module: nn.Module) -> None:
         """Put the hooks on a module.
@@ -44,12 +57,14 @@ class ForwardHooks:
         """Take the hooks off again."""
         while self._handles:
             self._handles.pop().remove()
+        self._allow_frames(-self._frames)  # of calls as well that go on, or that Ctrl-C ended
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is about to be called."""
         handled = getattr(self._of_thread, "handled", None)
         if handled is None:
             handled = self._of_thread.handled = []
+        self._allow_frames(_FRAMES_A_CALL)
         # An exception that the code around the call handles is none of the call's.
         handled.append((id(module), sys.exc_info()[1]))
         self._begin(module, args, kwargs)
@@ -61,6 +76,7 @@ class ForwardHooks:
             return  # it was called before there were hooks
         while True:  # after a call that Ctrl-C ended no hook was called
             of, around = handled.pop()
+            self._allow_frames(-_FRAMES_A_CALL)
             if of == id(module):
                 break
         error = sys.exc_info()[1] if output is None else None
@@ -88,13 +104,13 @@ class _Hook:
 class _Before(_Hook):
     # Another thread may call a hook before torch has noted that it takes keyword arguments.
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        if not torch.compiler.is_compiling():  # compiled code is as it would be without
+        if not (torch.compiler.is_compiling() or modules_are_hidden()):  # compiled code is as it would be without
             self._hooks.begin(self._counted_as(module), args, kwargs or {})
 
 
 class _After(_Hook):
     def __call__(self, module: nn.Module, *args_and_output: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or modules_are_hidden()):
             self._hooks.end(self._counted_as(module), args_and_output[-1])
 
 

@@ -10,7 +10,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _Made = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
@@ -36,9 +36,9 @@ class MetaMemory:
                     return list(map(_make, known)) if isinstance(known, list) else _make(known)
         out = func(*args, **kwargs)
         if key is not None:
-            if isinstance(out, Tensor) and out.is_meta:
+            if type(out) is Tensor and out.is_meta:
                 self._known[key] = _made(out)
-            elif isinstance(out, tuple | list) and all(isinstance(t, Tensor) and t.is_meta for t in out):
+            elif isinstance(out, tuple | list) and all(type(t) is Tensor and t.is_meta for t in out):
                 self._known[key] = [_made(tensor) for tensor in out]
         return out
 
@@ -50,9 +50,9 @@ def _gives_new_tensors(func: Any) -> bool:
 
 
 def _describe(value: Any, seen: list[Any]) -> bool:
-    """Append what the operator's result may depend on; False if there is a tensor of another device."""
+    """Append what the operator's result may depend on; False if there is a tensor of another device or class."""
     if isinstance(value, Tensor):
-        if not value.is_meta:
+        if not value.is_meta or type(value) not in (Tensor, nn.Parameter):
             return False
         seen += (value.shape, value.stride(), value.dtype)
         return True

@@ -114,8 +114,11 @@ def rule_of(func: Any) -> Rule:
         return _rule_of_collective(name, [one.name for one in arguments])
     if func.namespace == "prim":  # asks for a property
         return Rule(view=True)
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
-        return Rule(composite=True)
+    try:
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+            return Rule(composite=True)
+    except RuntimeError:  # the dispatcher does not know it: `sym_size` asks a nested tensor for a property
+        return Rule(view=True)
     if name in ("lift_fresh", "lift_fresh_copy"):
         return Rule(creates=True, heavy=False)
     if is_view(func):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -20,6 +22,7 @@ Method = Callable[..., Any]
 _OWN_CALL = "unpatched_nn_module_call"
 _lock = threading.Lock()
 _all: list[StandIn] = []
+_of_thread = threading.local()
 
 
 @dataclass(eq=False)
@@ -27,14 +30,14 @@ class StandIn:
     """One replacement of a method.
 
     Attributes:
-        owner: the class.
+        owner: the class, or the module of a function.
         name: the method's name.
         method: what stands in.
         below: what stood there before.
         over: whether it has stepped back.
     """
 
-    owner: type
+    owner: type | ModuleType
     name: str
     method: Method
     below: Method
@@ -75,8 +78,17 @@ def _dynamo() -> dict[str, Any]:
     return vars(modules)
 
 
-def step_in(owner: type, name: str, make: Callable[[Method], Method], undo: list[Callable[[], None]]) -> None:
-    """Replace a class's method by `make(what stands there)`; what undoes it is in `undo` before it is done."""
+def step_in(
+    owner: type | ModuleType, name: str, make: Callable[[Method], Method], undo: list[Callable[[], None]]
+) -> None:
+    """Replace a class's method, or a module's function, by `make(what stands there)`.
+
+    Args:
+        owner: the class or module.
+        name: the method or function.
+        make: makes the replacement of what stands there.
+        undo: gets what undoes it, before it is done.
+    """
     _dynamo()
     with _lock:
         # Of a class made in C++ `getattr` unwraps it, and that put back would not be bound any more.
@@ -85,3 +97,32 @@ def step_in(owner: type, name: str, make: Callable[[Method], Method], undo: list
         undo.append(one.step_back)
         _all.append(one)
         one._put(one.method)
+
+
+def modules_are_hidden() -> bool:
+    """Whether this thread's module calls are left out of every recording."""
+    return getattr(_of_thread, "hidden", 0) > 0
+
+
+@contextmanager
+def hidden_modules() -> Iterator[None]:
+    """Leave the module calls that this thread makes inside the block out of every recording."""
+    undo: list[Callable[[], None]] = []
+    _of_thread.hidden = getattr(_of_thread, "hidden", 0) + 1
+    try:
+        step_in(nn.Module, "__call__", _without_recordings, undo)
+        yield
+    finally:
+        _of_thread.hidden -= 1
+        for step_back in undo:
+            step_back()
+
+
+def _without_recordings(below: Method) -> Method:
+    """Call what was at `nn.Module.__call__` before the first recording."""
+    first = next((one.below for one in _all if one.owner is nn.Module and one.name == "__call__"), below)
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return (first if modules_are_hidden() else below)(self, *args, **kwargs)
+
+    return call

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from talkerviz.recorder.passthrough import Passed, sources_of
+
 Producers = tuple[int, ...]
 """Numbers of operations."""
 
@@ -48,6 +50,7 @@ class Storage:
         input: the operation that stands for what was in it before; -1 for none as yet.
         spans: what was written where; they do not overlap, and are in order.
         over: from operations in `spans` to others in `spans` that they were made from, by edges with `state`.
+        passed: calls that returned a tensor of it as they had received it, in order.
     """
 
     alive: StorageWeakRef
@@ -57,6 +60,7 @@ class Storage:
     input: int = -1
     spans: list[_Span] = field(default_factory=list)
     over: dict[int, frozenset[int]] = field(default_factory=dict)
+    passed: list[Passed] = field(default_factory=list)
 
 
 class Provenance:
@@ -91,7 +95,7 @@ class Provenance:
         try:
             untyped = tensor.untyped_storage()
             found = self._storages.get(untyped._cdata)
-        except (NotImplementedError, RuntimeError, ValueError):
+        except (NotImplementedError, RuntimeError, ValueError, TypeError):
             return None, False
         if found is not None:
             return found, False
@@ -110,6 +114,10 @@ class Provenance:
         storage = self.storage(tensor)
         if storage is None or not tensor.numel():
             return ()
+        return self._through_calls(tensor, storage, self.made(tensor, storage, reader))
+
+    def made(self, tensor: Tensor, storage: Storage, reader: int) -> Producers:
+        """The same, whatever calls have passed the tensor on since."""
         spans = storage.spans
         if len(spans) == 1 and spans[0].lo == 0 and spans[0].hi == _END:
             if spans[0].read < 0:
@@ -121,11 +129,16 @@ class Provenance:
         first, last = _touched(spans, lo, hi)
         touched = spans[first:last]
         if len(touched) > 1:
-            touched = spans[first : first + self._join(storage, first, last, lo, hi)]
+            touched = spans[first : first + self._join(tensor, storage, first, last)]
         for span in touched:
             if span.read < 0:
                 span.read = reader
         return self._of(tensor, storage, touched, lo, hi)
+
+    def _through_calls(self, tensor: Tensor, storage: Storage, producers: Producers) -> Producers:
+        if not storage.passed or _is_ragged(tensor):
+            return producers
+        return sources_of(storage.passed, within(tensor), producers)
 
     def _of(self, tensor: Tensor, storage: Storage, touched: list[_Span], lo: int, hi: int) -> Producers:
         found = dict.fromkeys(producer for span in touched for producer in span.producers)
@@ -140,12 +153,13 @@ class Provenance:
                     found.pop(below, None)
         return tuple(found)
 
-    def _join(self, storage: Storage, first: int, last: int, lo: int, hi: int) -> int:
+    def _join(self, tensor: Tensor, storage: Storage, first: int, last: int) -> int:
         """Make one of the parts of a tensor that grows: it was read, written further, and is now read as a whole.
 
         So each reader of a cache has an edge from the last of its writes, and each write from the one before, in place
         of each reader having one from every write. Gives the number of spans that are there now.
         """
+        lo, hi, _ = _region(tensor)
         spans = storage.spans
         touched = spans[first:last]
         newest = max((number for span in touched for number in span.producers), default=-1)
@@ -156,7 +170,7 @@ class Provenance:
             return last - first
         before = {number for span in grown for number in span.producers}
         known = storage.over.get(newest, frozenset())
-        for number in sorted(before - known):
+        for number in self._through_calls(tensor, storage, tuple(sorted(before - known))):
             self._link(number, newest)
         storage.over[newest] = known.union(before, *(storage.over.get(number, ()) for number in before))
         for span in grown:
@@ -186,6 +200,7 @@ class Provenance:
         if partial:
             touched = spans[first:last]
             before = tuple(made for made in self._of(tensor, storage, touched, lo, hi) if made != number)
+            before = self._through_calls(tensor, storage, before)
             # Slices that overlap are one from then on, or a cache of many slices would be a pile of remainders.
             lo = min([lo, *(span.lo for span in touched if span.patch)])
             hi = max([hi, *(span.hi for span in touched if span.patch)])
@@ -229,13 +244,18 @@ def within(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _is_ragged(tensor: Tensor) -> bool:
+    """Whether sizes and strides do not tell where a tensor's elements are: a nested one's rows differ."""
+    tensor = within(tensor)
+    return tensor.is_nested or is_traceable_wrapper_subclass(tensor)
+
+
 def _region(tensor: Tensor) -> tuple[int, int, bool]:
     """The first byte of a tensor in its storage, the one after its last, and whether it has all that lie between."""
-    tensor = within(tensor)
-    try:
-        sizes, strides = tuple(tensor.shape), tensor.stride()
-    except (RuntimeError, ValueError):  # a nested tensor's rows differ
+    if _is_ragged(tensor):
         return 0, _END, True
+    tensor = within(tensor)
+    sizes, strides = tuple(tensor.shape), tensor.stride()
     elements = extent = 1
     for size, stride in zip(sizes, strides, strict=True):
         extent += (size - 1) * stride

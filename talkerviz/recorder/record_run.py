@@ -1,9 +1,11 @@
-"""Record what a callable does: warmed up, several times, and with what is measured in runs of its own."""
+"""Recording of a callable: warm-up runs, timed runs, and one more run for each measure."""
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -11,10 +13,10 @@ from typing import Any
 from torch import nn
 
 from talkerviz.recorder.followed_frames import following_changes_of
-from talkerviz.recorder.gauges import check_measure
+from talkerviz.recorder.gauges import check_measure, cuda_devices
 from talkerviz.recorder.modules import check_model
 from talkerviz.recorder.phases import PhaseRule
-from talkerviz.recorder.recorder import recording
+from talkerviz.recorder.recorder import Recording, recording
 from talkerviz.trace.join import join
 from talkerviz.trace.parquet import check_name
 from talkerviz.trace.trace import Trace
@@ -42,14 +44,15 @@ def record(
     Args:
         model: any module.
         run: runs it, such as `lambda: model(x)`.
-        measure: one of what `recording` measures, in this run; or several, such as `("flow", "cost")`: each is measured
-            in one more run, and joined to the times of those without it.
+        measure: what to measure beside the times, see `recording`: one, or several such as `("flow", "cost")`. Each is
+            measured in one more call of `run` and joined to the trace of the timed ones. Where that call fails, or is
+            not the same run again, there is a RuntimeWarning, and the trace has the times without the measure. With
+            `clock="none"`, which takes no times, the first is measured in the recorded run itself.
         warmup: call `run` so often first, and record nothing of it.
         repeat: record so many calls of `run`, each a run of the trace.
 
     Raises:
-        ValueError: as `recording`; a `run` that cannot be called; a number that is too small; a run for a measure that
-            makes other calls than the first.
+        ValueError: as `recording`; a `run` that cannot be called; a number that is too small.
     """
     check_model(model)
     if file is not None:
@@ -59,29 +62,62 @@ def record(
     for option, number, least in (("warmup", warmup, 0), ("repeat", repeat, 1)):
         if number < least:
             raise ValueError(f"{option} must be at least {least}, not {number}")
-    alone, joined = (measure, ()) if measure is None or isinstance(measure, str) else (None, tuple(measure))
-    for one in joined:
-        check_measure(one)
+    measures = () if measure is None else (measure,) if isinstance(measure, str) else tuple(measure)
+    for name_of_measure in measures:
+        check_measure(name_of_measure, cuda_devices(model))
+    first = measures[0] if measures and clock == "none" else None
     noted = dict(facts or {})
     if repeat > 1:
         noted["repeat"] = repeat
     if warmup:
         noted["warmup_ns"] = [_time_of(run) for _ in range(warmup)]
     begin = functools.partial(recording, model, name, phases, include=include, exclude=exclude, depth=depth, via=via)
-    with begin(clock=clock, facts=noted, measure=alone, file=file, nvtx=nvtx) as rec:
+    with begin(clock=clock, facts=noted, measure=first, file=file, nvtx=nvtx) as rec:
         for _ in range(repeat):
             with rec.run():
                 run()
-    trace = rec.trace
-    for one in joined:
-        with following_changes_of(trace.calls), begin(clock="none", measure=one) as again:
-            run()
-        try:
-            trace = join(trace, again.trace)
-        except ValueError as error:
-            raise ValueError(f"measure {one!r}: {error}") from error
-    if joined and rec.file is not None and rec.lost is None:
+    further = measures if first is None else measures[1:]
+    trace = _with_measures(rec.trace, further, begin, run)
+    if further and rec.file is not None and rec.lost is None:
         trace.save(rec.file)
+    return trace
+
+
+def measure_again(
+    trace: Trace, measure: str, begin: Callable[..., AbstractContextManager[Recording]], run: Callable[[], object]
+) -> Trace:
+    """Run once more to measure, and join the result to a timed trace.
+
+    Args:
+        trace: the timed trace of the same run.
+        measure: one of `MEASURES`.
+        begin: makes a `recording` of the model, from `clock` and `measure`.
+        run: runs the model.
+
+    Raises:
+        ValueError: the measure is not possible here, or the run was not the same again.
+    """
+    with following_changes_of(trace.calls), begin(clock="none", measure=measure) as again:
+        run()
+    return join(trace, again.trace)
+
+
+def _with_measures(
+    trace: Trace,
+    measures: Sequence[str],
+    begin: Callable[..., AbstractContextManager[Recording]],
+    run: Callable[[], object],
+) -> Trace:
+    failed: dict[str, list[str]] = {}
+    for measure in measures:
+        try:
+            trace = measure_again(trace, measure, begin, run)
+        except Exception as error:
+            reason = f"{error}" if isinstance(error, ValueError) else f"it raised {type(error).__name__}: {error}"
+            failed.setdefault(reason, []).append(repr(measure))
+    for reason, names in failed.items():
+        said = f"measure {' and '.join(names)}: {reason}; the trace has the times without it"
+        warnings.warn(said, RuntimeWarning, stacklevel=3)
     return trace
 
 

@@ -32,7 +32,7 @@ from talkerviz.recorder.cuda_clock import CudaClock
 from talkerviz.recorder.flow import FlowMeter
 from talkerviz.recorder.garbage import GarbageWatch
 from talkerviz.recorder.gauge import Gauge
-from talkerviz.recorder.gauges import make_gauges
+from talkerviz.recorder.gauges import cuda_devices, make_gauges
 from talkerviz.recorder.graphs import GraphReplays
 from talkerviz.recorder.hooks import ForwardHooks
 from talkerviz.recorder.host_memory import peak_bytes
@@ -46,6 +46,7 @@ from talkerviz.recorder.modules import (
     tree_of,
 )
 from talkerviz.recorder.nvtx import NvtxRanges
+from talkerviz.recorder.offloading import parameter_devices
 from talkerviz.recorder.partial_file import partial_path
 from talkerviz.recorder.passes import PassPhases, passes_of
 from talkerviz.recorder.patch import step_in
@@ -162,16 +163,16 @@ class Recording:
         self._events: Any = None
         self._hooks: ForwardHooks | None = None
         self._collectives: CollectiveLog | None = None
-        devices = {p.device.index for p in model.parameters() if p.is_cuda}
         self._gauges = make_gauges(
             clock,
             measure,
             self._thread,
             self._origin_ns,
-            tuple(sorted(devices)),
+            cuda_devices(model),
             model,
             self._mark_number,
             self._marks,
+            self._say_fault,
         )
         cuda = next((gauge for gauge in self._gauges if isinstance(gauge, CudaClock)), None)
         self._cuda, self._graphs = cuda, GraphReplays(cuda, self._mark_number) if cuda else None
@@ -819,8 +820,9 @@ def _facts(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
     if regions := one_call_regions(model, name):
         facts["one_call"] = regions
     if parameter is not None:
-        facts["device"] = str(parameter.device)
+        device = next(parameter_devices(model))
+        facts["device"] = str(device)
         facts["dtype"] = str(parameter.dtype).removeprefix("torch.")
-        if parameter.is_cuda:
-            facts["gpu"] = torch.cuda.get_device_name(parameter.device)
+        if device.type == "cuda":
+            facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
