@@ -97,6 +97,13 @@ def test_what_a_task_hands_to_a_thread_is_its_own() -> None:
     assert trace.facts["calls_of_other_threads"] == 2
 
 
+def test_one_request_is_recorded_by_what_runs_it() -> None:
+    model = Steps()
+    trace = tv.record(model, lambda: model(torch.ones(1, 4)), only="here", measure=("cost", "flow"))
+    assert batches(trace) == [1, 1]
+    assert trace.calls["flops"].tolist() == [32, 32]
+
+
 def test_only_here_is_all_that_only_may_be() -> None:
     with pytest.raises(ValueError, match="unknown only 'there'"), tv.recording(nn.Linear(1, 1), only="there"):
         pass

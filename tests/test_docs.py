@@ -178,6 +178,12 @@ def test_columns_of_the_trace_file() -> None:
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == CALLS.names
 
 
+def test_the_tests_that_hold_what_is_guaranteed_are_there() -> None:
+    named = re.findall(r"tests/\w+\.py", (DOCS / "guarantees.md").read_text(encoding="utf-8"))
+    assert named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_what_is_not_run() -> None:
     found = {
         page: [command.text for fence in fences(page) if fence.language == "sh" for command in commands(fence)]

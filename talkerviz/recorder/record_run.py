@@ -36,6 +36,7 @@ def record(
     file: str | Path | None = None,
     nvtx: bool = False,
     via: str = "auto",
+    only: str | None = None,
     warmup: int = 0,
     repeat: int = 1,
 ) -> Trace:
@@ -71,7 +72,8 @@ def record(
         noted["repeat"] = repeat
     if warmup:
         noted["warmup_ns"] = [_time_of(run) for _ in range(warmup)]
-    begin = functools.partial(recording, model, name, phases, include=include, exclude=exclude, depth=depth, via=via)
+    chosen: dict[str, Any] = {"include": include, "exclude": exclude, "depth": depth, "via": via, "only": only}
+    begin = functools.partial(recording, model, name, phases, **chosen)
     with begin(clock=clock, facts=noted, measure=first, file=file, nvtx=nvtx) as rec:
         for _ in range(repeat):
             with rec.run():
