@@ -121,7 +121,7 @@ def imported_by(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("part", "may"),
     [
-        ("talker", set()),
+        ("talker", {"disk"}),
         ("trace", {"disk"}),
         ("recorder", {"disk", "trace", "version"}),
         ("graph", {"trace"}),

@@ -343,7 +343,7 @@ def test_weights_that_are_missing_are_named(omni: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("left_out", "says"),
     [
-        ("model.safetensors", "the thinker's weights cannot be loaded"),
+        ("model.safetensors", "has neither model.safetensors nor model.safetensors.index.json"),
         ("config.json", r"config\.json: no such file"),
         ("tokenizer.json", "its processor cannot be loaded"),
         ("preprocessor_config.json", "its processor cannot be loaded"),

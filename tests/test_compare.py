@@ -437,7 +437,9 @@ def test_without_times(
 ) -> None:
     trace = two_traces()[1]
     untimed = tmp_path / "untimed.parquet"
-    none = {name: pd.array([pd.NA] * len(trace.calls), "Int64") for name in ("host_ns", "host_self_ns")}
+    none = {
+        name: pd.array([pd.NA] * len(trace.calls), "Int64") for name in ("host_start_ns", "host_ns", "host_self_ns")
+    }
     Trace(trace.calls.assign(**none), trace.modules, trace.facts).save(untimed)
     assert talkerviz(monkeypatch, "diff", files[0], untimed) == 0
     shown = capsys.readouterr().out

@@ -189,7 +189,7 @@ def test_a_frame_that_was_not_followed_can_be_selected() -> None:
     assert list(one.ops["name"]) == ["linear", "cat", "linear", "scaled_dot_product_attention"]
     assert set(one.ops["call"]) <= set(trace.select(frame=12).calls["call"])
     assert [tensor.shape for tensor in one.ops["inputs"].iloc[3]] == [(1, 1, 1, 8), (1, 1, 13, 8), (1, 1, 13, 8)]
-    assert "cache 3–40" in trace.render("mermaid")
+    assert "cache 2–40" in trace.render("mermaid")
 
 
 def test_sizes_that_follow_no_line_stay_those_of_a_frame() -> None:

@@ -256,7 +256,8 @@ def test_a_cache_is_a_kept_state_from_frame_to_frame() -> None:
     parts = ["key", "setitem", "scaled_dot_product_attention", "out"]
     assert outline(graph.members) == [
         ["forward", "ones"],
-        ["prefill 5 frames · cache 3–7", ["model frame 0", *parts], ["model frames 1–4", *parts]],
+        ["prefill frame 0", ["model", *parts]],
+        ["decode 4 frames · cache 4–7", ["model", *parts]],
     ]
     # From the first step to the others, and from one of these to the next.
     later = [edge for edge in graph.edges if edge.state]

@@ -484,6 +484,9 @@ class Recording:
 
     def _watch_compiled(self, module: nn.Module, path: str) -> None:
         """What `torch.compile` made of a module is called in its place: each is a call of that module."""
+        called = getattr(getattr(module.forward, "_torchdynamo_orig_callable", None), "__func__", None)
+        if called in (self._events, vars(nn.Module)["__call__"]):
+            return  # it was made in this recording, and the module is called in it, by way of the tap
         with self._lock:
             number = next(number for number, (one, _) in enumerate(self._numbered) if one == path)
             self._paths[id(module)] = path

@@ -122,7 +122,9 @@ class Requests:
             kept: of how many of them it is to give logits; None where it is not told.
             last: the request of the pass before.
         """
-        request = self._known(cache)
+        # Each pass makes another tensor, or tuple of them, of the one before.
+        is_value = isinstance(cache, (Tensor, tuple, list))
+        request = last if is_value else self._known(cache)
         length = positions_held(cache)
         holds = length > 0 if length is not None else holds_something(cache)
         if holds is None:
@@ -130,7 +132,7 @@ class Requests:
         if not holds:
             request = None
         elif request is None and last is not None and not self._has_cache(last):
-            request = last  # its first pass made the cache, or each pass makes another
+            request = last  # its first pass made the cache
         if request is not None:
             kind = request.go_on(positions, kept, length)
             turn = kind == "prefill" and request.decoded
@@ -140,7 +142,8 @@ class Requests:
         if turn:
             request = Request()
             request.begin(positions, length, call_site())
-        self._remember(cache, request)
+        if not is_value:
+            self._remember(cache, request)
         return kind, request
 
     def _known(self, cache: Any) -> Request | None:
@@ -154,7 +157,7 @@ class Requests:
         place, of_cache = id(cache), self._of_cache
         try:
             reference = weakref.ref(cache, lambda _: of_cache.pop(place, None))
-        except TypeError:  # a tuple
+        except TypeError:  # of a class with slots
             return
         of_cache[place] = reference, request
 
@@ -173,7 +176,7 @@ def holds_something(cache: Any) -> bool | None:
             return bool(told)
     if isinstance(cache, (list, tuple)):
         return any(isinstance(one, Tensor) or (isinstance(one, (list, tuple)) and len(one) > 0) for one in cache)
-    return None
+    return isinstance(cache, Tensor) or None
 
 
 def _told(cache: Any, name: str) -> Any:
