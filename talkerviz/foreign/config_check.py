@@ -70,7 +70,7 @@ def _checked(fields: Mapping[str, Any], source: str, where: str, depth: int) -> 
             continue
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{source}: {where}{name} is NaN")
-        if _SIZES.fullmatch(name):
+        if isinstance(name, str) and _SIZES.fullmatch(name):
             most = _MAX_LAYERS if _LAYERS.fullmatch(name) else _MAX_COUNT if _COUNTS.fullmatch(name) else _MAX_SIZE
             _check_size(value, source, f"{where}{name}", most)
         kept[name] = value
