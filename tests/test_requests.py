@@ -151,6 +151,14 @@ def test_checks_and_turns_are_told_by_where_they_are_made(model: Any) -> None:
             for _ in range(3):
                 model(guess(1), past_key_values=cache)
 
+    def put_in_pieces() -> None:
+        out = model(guess(4), use_cache=True)
+        for positions in (4, 3):
+            out = model(guess(positions), past_key_values=out.past_key_values)
+        for _ in range(2):
+            out = model(guess(1), past_key_values=out.past_key_values)
+
+    assert passes(model, put_in_pieces) == [("prefill", 0, 3), ("decode", 0, 2)]
     assert passes(model, check) == [("prefill", 0, 1), ("decode", 0, 3)]
     assert passes(model, talk) == [("prefill", 0, 1), ("decode", 0, 3), ("prefill", 1, 1), ("decode", 1, 3)]
 

@@ -189,7 +189,7 @@ def test_trace_and_what_it_says(
 ) -> None:
     for module in ("fused", "faster"):
         monkeypatch.setattr(f"talkerviz.talker.{module}.check_kernels", lambda device, config: None)
-    asked = ("trace", "--preset", "tiny", "--frames", 2, "--device", DEVICE, "--cost", "-o")
+    asked = ("trace", "--preset", "tiny", "--frames", 1, "--device", DEVICE, "--cost", "-o")
     for name, more in (("plain", ()), ("fused", ("--fused",))):
         assert talkerviz(monkeypatch, *asked, tmp_path / name, *more) == 0
         said = capsys.readouterr()

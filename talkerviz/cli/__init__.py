@@ -77,6 +77,9 @@ def _exit_code(arguments: list[str]) -> int:
         return 0
     except (OSError, ValueError) as error:
         return _failed(_line_of(error), 2)
+    except (MemoryError, RecursionError) as error:
+        why = "out of memory" if isinstance(error, MemoryError) else "calls nest too deeply for this"
+        return _failed(f"{why}: ask for less of the trace, as with --depth, --module or --frame", 2)
     except Exception as error:
         # A usage error. Its class is click's or typer's own copy of it, by typer's version.
         if not hasattr(error, "format_message"):

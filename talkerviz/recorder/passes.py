@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import re
+import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from talkerviz.recorder.requests import Request, Requests
+from talkerviz.recorder.requests import Request, Requests, call_site
 from talkerviz.trace.log import Mark
 
 # Where a pass finds what earlier ones left, and where its positions are, as transformers and most others call them.
@@ -73,6 +75,7 @@ class PassPhases:
         self._root = root
         self.landmarks = frozenset({root, *passes.generators, *passes.stacks, *passes.encoders})
         self._here: ContextVar[_Here] = ContextVar("pass", default=_NOWHERE)
+        self._thread = threading.local()
         self._requests = Requests()
         self._frames, self._request_numbers = itertools.count(), itertools.count()
 
@@ -90,10 +93,11 @@ class PassPhases:
 
     def entered(self, path: str, arguments: Mapping[str, Any]) -> Mark | None:
         """A pass begins, unless it is inside of another."""
-        here = self._here.get()
-        self._here.set(here._replace(depth=here.depth + 1))
-        if here.depth:
+        depth = getattr(self._thread, "depth", 0)
+        self._thread.depth = depth + 1
+        if depth:
             return None
+        here = self._here.get()
         if path in self._passes.encoders:
             return Mark("encode")
         kind, request = self._kind(arguments, here)
@@ -101,25 +105,28 @@ class PassPhases:
             return None  # a part that is called alone, and no pass of anything
         if here.owner is not None and path.startswith(f"{here.owner}."):
             step = 0 if kind == "prefill" else here.step + 1
-            self._here.set(here._replace(depth=1, step=step, parts=request))
+            self._here.set(here._replace(step=step, parts=request))
             return Mark(f"{path.rpartition('.')[2]}.{kind}", here.frame, step, request=_number(here.request))
         if request is not None and request.number is None:
             request.number = next(self._request_numbers)
         frame = next(self._frames)
-        self._here.set(_Here(1, path, frame, here.step, request))
+        self._here.set(_Here(path, frame, here.step, request))
         return Mark(f"{self._prefix(path)}{kind}", frame, request=_number(request))
 
     def left(self, path: str) -> Mark | None:
         """What runs between passes belongs to the one before."""
-        here = self._here.get()
-        self._here.set(here._replace(depth=here.depth - 1))
+        self._thread.depth -= 1
         return None
 
     def _kind(self, arguments: Mapping[str, Any], here: _Here) -> tuple[str, Request | None]:
-        caches = [value for name, value in arguments.items() if _CACHE.match(name) and not isinstance(value, bool)]
-        cache = next((cache for cache in caches if cache is not None), None)
+        caches = (arguments[name] for name in arguments if _may_be_cache(name))
+        cache = next((cache for cache in caches if cache is not None and not isinstance(cache, bool)), None)
         if cache is None:
-            return ("prefill", Request()) if arguments.get("use_cache") is True else ("forward", None)
+            if arguments.get("use_cache") is not True:
+                return "forward", None
+            request = Request()
+            request.begin(positions_in(arguments), 0, call_site())
+            return "prefill", request
         if (packed := _packed_kind(arguments)) is not None:
             return packed, None
         kept = arguments.get("logits_to_keep")
@@ -141,7 +148,6 @@ class _Here(NamedTuple):
     """Where a thread or a task stands.
 
     Attributes:
-        depth: landmarks that are being called.
         owner: whose pass the last frame is.
         frame: its number.
         step: of a part's pass in it.
@@ -149,7 +155,6 @@ class _Here(NamedTuple):
         parts: that of the last pass of a part.
     """
 
-    depth: int = 0
     owner: str | None = None
     frame: int = -1
     step: int = 0
@@ -158,6 +163,11 @@ class _Here(NamedTuple):
 
 
 _NOWHERE = _Here()
+
+
+@functools.cache
+def _may_be_cache(name: str) -> bool:
+    return _CACHE.match(name) is not None
 
 
 def _number(request: Request | None) -> int | None:
@@ -180,11 +190,12 @@ def _packed_kind(arguments: Mapping[str, Any]) -> str | None:
 
 def positions_in(arguments: Mapping[str, Any]) -> int | None:
     """How many positions of a sequence go into a pass; None if nothing tells."""
-    named = [arguments[name] for name in _POSITIONS if isinstance(arguments.get(name), Tensor)]
-    first = next(iter([*named, *(value for value in arguments.values() if isinstance(value, Tensor))]), None)
-    if first is None:
-        return None
-    return int(first.shape[1] if first.ndim > 1 else first.numel())
+    named = (arguments.get(name) for name in _POSITIONS)
+    for value in itertools.chain(named, arguments.values()):
+        if isinstance(value, Tensor):
+            shape = value.shape
+            return int(shape[1] if len(shape) > 1 else value.numel())
+    return None
 
 
 def _takes_cache(kind: type[nn.Module]) -> bool:

@@ -102,7 +102,9 @@ class Request:
             if kind == "prefill":
                 return kind
         else:
-            kind = "prefill" if self.pieces > 1 and positions <= (self.piece or 0) else "decode"
+            # The first piece may be put in at a place of its own, or the last.
+            is_piece = positions == self.piece or (self.pieces > 1 and positions <= (self.piece or 0))
+            kind = "prefill" if is_piece else "decode"
         self.sites[site] = kind
         return kind
 
@@ -125,8 +127,7 @@ class Requests:
         # Each pass makes another tensor, or tuple of them, of the one before.
         is_value = isinstance(cache, (Tensor, tuple, list))
         request = last if is_value else self._known(cache)
-        length = positions_held(cache)
-        holds = length > 0 if length is not None else holds_something(cache)
+        length, holds = held_in(cache)
         if holds is None:
             holds = request is not None
         if not holds:
@@ -162,21 +163,19 @@ class Requests:
         of_cache[place] = reference, request
 
 
-def positions_held(cache: Any) -> int | None:
-    """How many positions a cache holds; None if it does not tell, or only at the price of waiting for a device."""
+def held_in(cache: Any) -> tuple[int | None, bool | None]:
+    """How many positions a cache holds, and whether it holds anything; None for what it does not tell, or only at the
+    price of waiting for a device."""
     told = _told(cache, "get_seq_length")
-    return told if isinstance(told, int) and not isinstance(told, bool) else None
-
-
-def holds_something(cache: Any) -> bool | None:
-    """Whether a cache holds anything; None if it does not tell."""
-    for name in ("get_seq_length", "has_previous_state"):
-        told = _told(cache, name)
-        if isinstance(told, (bool, int)):
-            return bool(told)
+    if isinstance(told, int):
+        return told, told > 0
+    told = _told(cache, "has_previous_state")
+    if isinstance(told, (bool, int)):
+        return None, bool(told)
     if isinstance(cache, (list, tuple)):
-        return any(isinstance(one, Tensor) or (isinstance(one, (list, tuple)) and len(one) > 0) for one in cache)
-    return isinstance(cache, Tensor) or None
+        parts = (isinstance(one, Tensor) or (isinstance(one, (list, tuple)) and len(one) > 0) for one in cache)
+        return None, any(parts)
+    return None, isinstance(cache, Tensor) or None
 
 
 def _told(cache: Any, name: str) -> Any:
