@@ -26,7 +26,7 @@ from talkerviz.recorder.tensors import TensorKinds, kind_of, unpack
 
 WAYS = ("auto", "tap", "hooks")
 """What `via` may be."""
-HOOKS_COST = "10 to 25 µs a call, where the tap takes 1 to 4"
+HOOKS_COST = "10 to 25 µs a call, where the tap takes 1 to 7"
 
 try:
     Tap: Any = importlib.import_module("talkerviz.recorder._tap").Tap
