@@ -139,12 +139,11 @@ def test_the_greatest_and_its_embedding(size: int) -> None:
     assert greatest_of(torch.zeros(1, size, device=DEVICE)).item() == 0  # of equals the first
 
 
-@pytest.mark.parametrize("frames", [1, 2])
-def test_codes_stay_what_they_are(frames: int) -> None:
+def test_codes_stay_what_they_are() -> None:
     model = build_talker(CONFIG, device=DEVICE)
     prompt = a_prompt(model)
-    expected = generate(model, prompt, frames, ignore_eos=True)  # type: ignore[arg-type]
-    assert torch.equal(generate(fused_copy(model), prompt, frames, ignore_eos=True), expected)
+    expected = generate(model, prompt, 2, ignore_eos=True)  # type: ignore[arg-type]
+    assert torch.equal(generate(fused_copy(model), prompt, 2, ignore_eos=True), expected)
 
 
 def test_its_modules_are_the_same_but_inside_layers() -> None:

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("triton", reason="no Triton")
 
 
-@pytest.mark.parametrize(("preset", "dtype"), [("full", "bfloat16"), ("tiny", "float32")])
+# `python tests/kernels_child.py tiny float32` compiles the small ones.
+@pytest.mark.parametrize(("preset", "dtype"), [("full", "bfloat16")])
 def test_they_compile(preset: str, dtype: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
