@@ -194,6 +194,8 @@ def positions_in(arguments: Mapping[str, Any]) -> int | None:
     for value in itertools.chain(named, arguments.values()):
         if isinstance(value, Tensor):
             shape = value.shape
+            if len(shape) == 2 and value.is_floating_point():  # positions and features, of a single row
+                return int(shape[0])
             return int(shape[1] if len(shape) > 1 else value.numel())
     return None
 
