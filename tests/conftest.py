@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before Triton is: without a GPU its kernels are interpreted.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_left_as_it_was() -> Iterator[None]:
+    """No dispatch mode, nor torch's note of one, outlives a test."""
+    yield
+    modes = sys.modules.get("torch.utils._python_dispatch")
+    assert modes is None or not modes.is_in_torch_dispatch_mode()
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode_stack,
+    is_in_torch_dispatch_mode,
+)
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -922,6 +926,7 @@ def test_recordings_on_two_threads_leave_the_compiler_as_it_was() -> None:
     ended.set()
     thread.join()
     assert torch._dynamo.eval_frame._stance.stance == before
+    assert not is_in_torch_dispatch_mode()
 
 
 @pytest.mark.parametrize("to", ["cpu", "disk"])

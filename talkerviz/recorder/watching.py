@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch._higher_order_ops.utils as hop_utils
 import torch.nn.attention.flex_attention as flex_attention
+import torch.utils._python_dispatch as python_dispatch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
@@ -149,6 +150,47 @@ class _EagerStance:
 _eager = _EagerStance()
 
 
+class _ModeFlags:
+    """Torch's notes of whether any dispatch mode is in force: one for all threads, each mode puts back what it found.
+
+    Modes of two threads that overlap leave them set for ever, and torch and others then take slower or other ways.
+    """
+
+    _NAMES = (
+        "_is_in_torch_dispatch_mode",
+        "_is_in_non_infra_torch_dispatch_mode",
+        "_is_in_any_mode_without_ignore_compile_internals",
+    )
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watching = 0
+        self._overlapped = False
+        self._before: dict[str, bool] = {}
+
+    def begin(self) -> None:
+        with self._lock:
+            if self._watching:
+                self._overlapped = True
+            else:
+                noted = vars(python_dispatch)
+                self._before = {name: noted[name] for name in self._NAMES if name in noted}
+            self._watching += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._watching -= 1
+            if self._watching or not self._overlapped:
+                return
+            self._overlapped = False
+            vars(python_dispatch).update(self._before)
+            if (internals := self._before.get(self._NAMES[2])) is not None:
+                vars(python_dispatch)["set_is_in_mode_without_ignore_compile_internals"](internals)
+
+
+_flags = _ModeFlags()
+
+
 class Watching:
     """What watches functions or operators on this thread.
 
@@ -167,6 +209,7 @@ class Watching:
     def begin(self) -> None:
         """Put the modes in force."""
         self._began = True
+        _flags.begin()
         allow_frames(_FRAMES_OF_MODES)
         _eager.begin()
         for module in (hop_utils, flex_attention):
@@ -184,6 +227,7 @@ class Watching:
             self._undo.pop()()
         if self._began:
             self._began = False
+            _flags.end()
             _eager.end()
             allow_frames(-_FRAMES_OF_MODES)
 
