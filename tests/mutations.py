@@ -219,7 +219,7 @@ def mutate_columns(content: bytes, rng: random.Random) -> bytes:
         elif name == b"talkerviz.flow":
             metadata[name] = mutate_flow(metadata[name], rng)
         elif name == b"talkerviz.tensors":
-            with contextlib.suppress(ValueError, pa.ArrowException):
+            with contextlib.suppress(ValueError, RecursionError, pa.ArrowException):
                 packed = base64.b64decode(metadata[name])
                 text = pa.decompress(packed[8:], int.from_bytes(packed[:8], "little"), codec="zstd", asbytes=True)
                 new = json_bytes(mutate_json(json.loads(text), rng), rng)
@@ -227,7 +227,7 @@ def mutate_columns(content: bytes, rng: random.Random) -> bytes:
                 packed = size.to_bytes(8, "little") + pa.compress(new, "zstd", asbytes=True)
                 metadata[name] = base64.b64encode(packed)
         else:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):  # what an earlier mutation has left
                 metadata[name] = json_bytes(mutate_json(json.loads(metadata[name]), rng), rng)
     at_end = {name: metadata.pop(name) for name in (b"talkerviz.tensors", b"talkerviz.collections") if name in metadata}
     written = io.BytesIO()

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import flow_trace, merged_trace, mutate_blocks, mutate_bytes, mutate_columns, outcomes_of, partial_trace
-from sample_trace import make_trace, sample_trace
+from sample_trace import call, make_trace, sample_trace
 from test_cli import talkerviz
 
 from talkerviz.trace import Trace, TraceError, blocks
@@ -323,3 +323,21 @@ def test_checksums_are_of_zlib() -> None:
     assert int.from_bytes(made[8:12], "little") == zlib.crc32(made[24:])
     assert int.from_bytes(made[12:20], "little") == 5
     assert int.from_bytes(made[20:24], "little") == zlib.crc32(made[:20])
+
+
+@pytest.mark.parametrize("command", [("tree",), ("render", "-f", "dot", "-o", "-")])
+def test_calls_that_nest_too_deeply_to_be_drawn_are_one_line(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    depth = 3000
+    paths = [".".join(["m", *["c"] * place]) for place in range(depth)]
+    calls = [
+        call(place, place - 1 if place else None, place, path, "C", 2 * (depth - place), 2)
+        for place, path in enumerate(paths)
+    ]
+    make_trace(calls, root="m").save(tmp_path / "deep.parquet")
+    name, *options = command
+    assert talkerviz(monkeypatch, name, tmp_path / "deep.parquet", *options) == 2
+    assert capsys.readouterr().err == (
+        "talkerviz: calls nest too deeply for this: ask for less of the trace, as with --depth, --module or --frame\n"
+    )
