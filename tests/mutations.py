@@ -249,8 +249,9 @@ def mutate_flow(text: bytes, rng: random.Random) -> bytes:
     place = rng.randrange(len(tables))
     metadata = tables[place].schema.metadata
     if metadata and rng.random() < 0.3:
-        tensors = json_bytes(mutate_json(json.loads(metadata[b"tensors"]), rng), rng)
-        tables[place] = tables[place].replace_schema_metadata({b"tensors": tensors})
+        with contextlib.suppress(ValueError, RecursionError):
+            tensors = json_bytes(mutate_json(json.loads(metadata[b"tensors"]), rng), rng)
+            tables[place] = tables[place].replace_schema_metadata({b"tensors": tensors})
     else:
         changed = mutate_table(tables[place], rng)
         if rng.random() < 0.8:  # the same schema again, as far as the values allow
@@ -277,7 +278,7 @@ def mutate_blocks(content: bytes, rng: random.Random) -> bytes:
         elif kind < 0.2 and len(blocks) > 1:
             del blocks[place]
         elif part == 0:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 parts[0] = json_bytes(mutate_json(json.loads(parts[0]), rng), rng)
             blocks[place] = parts
         elif not parts[part]:
