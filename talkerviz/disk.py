@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 _TEMPORARY_PREFIX = ".talkerviz-"
-_CREATE_FLAGS = (
+NEW_FILE_FLAGS = (
     os.O_RDWR
     | os.O_CREAT
     | os.O_EXCL
@@ -25,6 +25,7 @@ _CREATE_FLAGS = (
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
+"""Of `os.open`, for a file that is not there yet; a link of its name is not followed."""
 _DESCRIPTOR = re.compile(r"(?:/dev/fd|/proc/(?P<process>\d+)(?:/task/\d+)?/fd)/(?P<number>\d+)")
 _MAX_LINKS = 40  # as many as Linux follows
 # Errors of a folder, or of a mounted file, in which a file may be writable and yet not replaceable.
@@ -229,7 +230,7 @@ def _create_beside(target: Path, mode: int) -> tuple[int, Path]:
     while True:
         temporary = target.with_name(f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp")
         with suppress(FileExistsError):
-            return os.open(temporary, _CREATE_FLAGS, mode), temporary
+            return os.open(temporary, NEW_FILE_FLAGS, mode), temporary
 
 
 def _copy_owner_and_mode(before: os.stat_result, descriptor: int) -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import disk_of
 from sample_trace import sample_trace
 
 from talkerviz.disk import atomic_write, is_special, write_bytes, write_text
@@ -25,19 +23,6 @@ from talkerviz.trace.peaks import Peaks, save_peaks
 
 OLD, NEW = b"what was there", b"what is new" * 1000
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and devices of POSIX")
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """No file can grow any further, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 def write_wav(path: Path) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import pytest
 import torch
+from full_disk import disk_of
 from taps import every_way
 from test_cli import talkerviz
 from torch import nn
@@ -211,19 +209,6 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
         model(torch.zeros(1))
     assert tv.Trace.load(f"{path}.partial").calls["path"].tolist() == ["model", "model.leaf"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["run.parquet", "run.parquet.partial"]
-
-
-@contextmanager
-def disk_of(size: int) -> Iterator[None]:
-    """No file can grow any further, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
 
 
 @every_way

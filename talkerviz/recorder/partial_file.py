@@ -11,16 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from talkerviz.disk import LeftoverWarning, is_special, named_errors, reason_of
-
-_CREATE_FLAGS = (
-    os.O_WRONLY
-    | os.O_CREAT
-    | os.O_EXCL
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
+from talkerviz.disk import NEW_FILE_FLAGS, LeftoverWarning, is_special, named_errors, reason_of
 
 
 def partial_path(file: Path) -> Path:
@@ -61,7 +52,7 @@ class PartialFile(io.FileIO):
                 self._lock.acquire(blocking=False)
             except Timeout:
                 if not os.path.lexists(self._lock.lock_file):  # no other run, but a folder that takes no files
-                    os.close(os.open(path, _CREATE_FLAGS, 0o666))
+                    os.close(os.open(path, NEW_FILE_FLAGS, 0o666))
                     path.unlink()
                 raise ValueError(f"{path}: another run is writing to it: give this one another name") from None
             except NotImplementedError:
@@ -70,7 +61,7 @@ class PartialFile(io.FileIO):
                 raise OSError(error.errno, reason_of(error), str(path)) from error
             try:
                 _move_leftover(path)
-                descriptor = os.open(path, _CREATE_FLAGS, 0o666)
+                descriptor = os.open(path, NEW_FILE_FLAGS, 0o666)
             except BaseException:
                 self.release()
                 raise

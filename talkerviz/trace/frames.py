@@ -172,7 +172,7 @@ def _frames(trace: Trace) -> pd.DataFrame:
     if speech:
         whole &= (groups["step"].max() == codes - 2).to_numpy(bool, na_value=False)
     else:
-        last = _without_next(trace, found.assign(first=first, last=last, next=following, followed=followed, cut=cut))
+        last = _without_next(trace, found.assign(last=last, next=following, followed=followed, cut=cut))
     end = np.where(followed, following, np.where(whole, last, np.nan))
     begun = (groups["part"].first() == _TALKER).to_numpy() if speech else True
     latency = np.where(begun, end - first, np.nan)
@@ -192,7 +192,7 @@ def _without_next(trace: Trace, frames: pd.DataFrame) -> np.ndarray:
         of_run = frames[frames["run"] == run]
         others = of_run[of_run["followed"]]
         after_calls = (others["next"] - others["last"]).clip(lower=0).sum()
-        if after_calls > _MOST_AFTER_CALLS * (others["next"] - others["first"]).sum():
+        if after_calls > _MOST_AFTER_CALLS * (others["next"] - others["start_ns"]).sum():
             ends[of_run.index] = np.nan
         final = of_run.index[-1]
         end = end_of_run(trace, int(run))
