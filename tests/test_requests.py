@@ -256,3 +256,27 @@ def test_a_talker_that_speaks_twice_has_two_requests() -> None:
     assert spoken["phase"].tolist() == ["prefill", "decode"] * 2
     assert spoken["request"].tolist() == [0, 0, 1, 1]
     assert spoken["frame"].tolist() == [0, 1, 2, 3]
+
+
+def test_what_a_part_generates_is_not_taken_for_the_model_s_own_request() -> None:
+    class Part(nn.Module):
+        def generate(self) -> None: ...
+
+        def forward(self, input_ids: Tensor, past: Tensor | None = None, use_cache: bool = False) -> Tensor:
+            return input_ids
+
+    class Whole(Part):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Part()
+
+    model, one = Whole(), torch.ones(1, 1, dtype=torch.long)
+
+    def run() -> None:
+        for length in range(1, 4):
+            model(one, past=torch.ones(1, length, 2))
+            model.part(one, use_cache=True)
+            model.part(one, past=torch.ones(1, 1, 2))
+
+    assert passes(model, run) == [("decode", 0, 3)]
+    assert passes(model, run, "model.part") == [("part.prefill", 0, 1), ("part.decode", 0, 1)] * 3

@@ -100,10 +100,11 @@ class PassPhases:
         here = self._here.get()
         if path in self._passes.encoders:
             return Mark("encode")
-        kind, request = self._kind(arguments, here)
+        is_part = here.owner is not None and path.startswith(f"{here.owner}.")
+        kind, request = self._kind(arguments, here.parts if is_part else here.request)
         if kind == "forward" and path != self._root:
             return None  # a part that is called alone, and no pass of anything
-        if here.owner is not None and path.startswith(f"{here.owner}."):
+        if is_part:
             step = 0 if kind == "prefill" else here.step + 1
             self._here.set(here._replace(step=step, parts=request))
             return Mark(f"{path.rpartition('.')[2]}.{kind}", here.frame, step, request=_number(here.request))
@@ -118,7 +119,7 @@ class PassPhases:
         self._thread.depth -= 1
         return None
 
-    def _kind(self, arguments: Mapping[str, Any], here: _Here) -> tuple[str, Request | None]:
+    def _kind(self, arguments: Mapping[str, Any], last: Request | None) -> tuple[str, Request | None]:
         caches = (arguments[name] for name in arguments if _may_be_cache(name))
         cache = next((cache for cache in caches if cache is not None and not isinstance(cache, bool)), None)
         if cache is None:
@@ -131,8 +132,6 @@ class PassPhases:
             return packed, None
         kept = arguments.get("logits_to_keep")
         positions = positions_in(arguments)
-        # Of a part its own request goes on, of the model that of the last pass in this context.
-        last = here.parts or here.request
         return self._requests.kind(cache, positions, kept if isinstance(kept, int) else None, last)
 
     def _prefix(self, path: str) -> str:
