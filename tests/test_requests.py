@@ -262,7 +262,9 @@ def test_what_a_part_generates_is_not_taken_for_the_model_s_own_request() -> Non
     class Part(nn.Module):
         def generate(self) -> None: ...
 
-        def forward(self, input_ids: Tensor, past: Tensor | None = None, use_cache: bool = False) -> Tensor:
+        def forward(
+            self, input_ids: torch.Tensor, past: torch.Tensor | None = None, use_cache: bool = False
+        ) -> torch.Tensor:
             return input_ids
 
     class Whole(Part):
