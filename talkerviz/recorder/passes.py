@@ -6,7 +6,6 @@ import functools
 import inspect
 import itertools
 import re
-import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -69,13 +68,14 @@ class PassPhases:
     does between the passes of the one that it is a part of, its passes are the steps of that one's frame.
     """
 
+    outermost = True
+
     def __init__(self, root: str, passes: Passes | None = None) -> None:
         self._passes = passes = passes or Passes()
         self.start = Mark("setup" if passes.generators else "forward")
         self._root = root
         self.landmarks = frozenset({root, *passes.generators, *passes.stacks, *passes.encoders})
         self._here: ContextVar[_Here] = ContextVar("pass", default=_NOWHERE)
-        self._thread = threading.local()
         self._requests = Requests()
         self._frames, self._request_numbers = itertools.count(), itertools.count()
 
@@ -92,11 +92,7 @@ class PassPhases:
         )
 
     def entered(self, path: str, arguments: Mapping[str, Any]) -> Mark | None:
-        """A pass begins, unless it is inside of another."""
-        depth = getattr(self._thread, "depth", 0)
-        self._thread.depth = depth + 1
-        if depth:
-            return None
+        """Begin a pass."""
         here = self._here.get()
         if path in self._passes.encoders:
             return Mark("encode")
@@ -115,13 +111,15 @@ class PassPhases:
         return Mark(f"{self._prefix(path)}{kind}", frame, request=_number(request))
 
     def left(self, path: str) -> Mark | None:
-        """What runs between passes belongs to the one before."""
-        self._thread.depth -= 1
+        """Begin nothing: what runs between passes belongs to the one before."""
         return None
 
     def _kind(self, arguments: Mapping[str, Any], last: Request | None) -> tuple[str, Request | None]:
-        caches = (arguments[name] for name in arguments if _may_be_cache(name))
-        cache = next((cache for cache in caches if cache is not None and not isinstance(cache, bool)), None)
+        cache = None
+        for name, value in arguments.items():
+            if value is not None and _may_be_cache(name) and not isinstance(value, bool):
+                cache = value
+                break
         if cache is None:
             if arguments.get("use_cache") is not True:
                 return "forward", None
@@ -189,14 +187,17 @@ def _packed_kind(arguments: Mapping[str, Any]) -> str | None:
 
 def positions_in(arguments: Mapping[str, Any]) -> int | None:
     """How many positions of a sequence go into a pass; None if nothing tells."""
-    named = (arguments.get(name) for name in _POSITIONS)
-    for value in itertools.chain(named, arguments.values()):
-        if isinstance(value, Tensor):
-            shape = value.shape
-            if len(shape) == 2 and value.is_floating_point():  # positions and features, of a single row
-                return int(shape[0])
-            return int(shape[1] if len(shape) > 1 else value.numel())
-    return None
+    for name in _POSITIONS:
+        if isinstance(value := arguments.get(name), Tensor):
+            return _positions_of(value)
+    return next((_positions_of(value) for value in arguments.values() if isinstance(value, Tensor)), None)
+
+
+def _positions_of(value: Tensor) -> int:
+    shape = value.shape
+    if len(shape) == 2 and value.is_floating_point():  # positions and features, of a single row
+        return int(shape[0])
+    return int(shape[1] if len(shape) > 1 else value.numel())
 
 
 def _takes_cache(kind: type[nn.Module]) -> bool:

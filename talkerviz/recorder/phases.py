@@ -14,10 +14,16 @@ class PhaseRule(Protocol):
     """How one kind of model divides its run into phases.
 
     Only the modules in `landmarks` are watched, so the other calls of a run cost nothing.
+
+    Attributes:
+        start: The mark that a run begins with.
+        landmarks: Paths of the modules whose calls the rule is told of.
+        outermost: True to tell the rule only of landmarks called outside of any other, and not when they return.
     """
 
     start: Mark
     landmarks: frozenset[str]
+    outermost: bool
 
     def entered(self, path: str, arguments: Mapping[str, Any]) -> Mark | None:
         """The mark that begins with this call, if any; arguments by name, given by place too where they have one."""
@@ -40,6 +46,7 @@ class TalkerPhases:
     """
 
     start = Mark("setup")
+    outermost = False
 
     def __init__(self, root: str, warm_ups: int = 0) -> None:
         self._root = root

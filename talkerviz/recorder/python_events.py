@@ -18,7 +18,8 @@ from torch import nn
 from talkerviz.recorder.tensors import Describer, TensorKinds
 from talkerviz.trace.log import GARBAGE, MARK, NAMED, PAUSE, REQUEST, RUN, WIDTH
 
-NO_LANDMARK, FRAME_LANDMARK, RULE_LANDMARK = range(3)
+NO_LANDMARK, FRAME_LANDMARK, PASS_LANDMARK, RULE_LANDMARK = range(4)
+"""Calls that begin a frame, counted here; that the phases' rule is told of, if outside of any other; all, and their end."""
 LANDMARK_ONLY, NOT_RECORDED = -1, -2
 EXCLUDED, JOINS, JOINS_OTHERS = range(3)
 """What `joins` answers: calls of a thread are not recorded; they are; and they are part of what other threads began."""
@@ -86,7 +87,7 @@ class _Log:
     mark: tuple[int, int, int, int] = (-1, -1, -1, -1)
     placed: Any = None
     named: int = -1
-    frames_deep: int = 0
+    passes_deep: int = 0
     excluded: bool = False
     taken: int = 0
 
@@ -145,12 +146,12 @@ class PythonEvents:
             return
         garbage = log.garbage_ns
         self._passes += watched.landmark != NO_LANDMARK
-        if watched.landmark == FRAME_LANDMARK:
-            log.frames_deep += 1
-            if log.frames_deep == 1:
-                self._frame += 1
-                self.mark(self._frame_phase, self._frame, -1, -1)
-        elif watched.landmark == RULE_LANDMARK:
+        outermost = log.passes_deep == 0
+        log.passes_deep += watched.landmark in (FRAME_LANDMARK, PASS_LANDMARK)
+        if watched.landmark == FRAME_LANDMARK and outermost:
+            self._frame += 1
+            self.mark(self._frame_phase, self._frame, -1, -1)
+        elif watched.landmark == RULE_LANDMARK or (watched.landmark == PASS_LANDMARK and outermost):
             self._entered(module, args, kwargs)
         if watched.number < 0:
             return
@@ -211,9 +212,8 @@ class PythonEvents:
 
     def _leave_landmark(self, log: _Log, watched: _Watched, module: nn.Module) -> None:
         self._passes -= watched.landmark != NO_LANDMARK
-        if watched.landmark == FRAME_LANDMARK:
-            log.frames_deep -= 1
-        elif watched.landmark == RULE_LANDMARK:
+        log.passes_deep -= watched.landmark in (FRAME_LANDMARK, PASS_LANDMARK)
+        if watched.landmark == RULE_LANDMARK:
             self._left(module)
 
     def _of(self, module: nn.Module) -> tuple[_Watched, _Log | None]:

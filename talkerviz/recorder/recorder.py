@@ -61,6 +61,7 @@ from talkerviz.recorder.python_events import (
     LANDMARK_ONLY,
     NO_LANDMARK,
     NOT_RECORDED,
+    PASS_LANDMARK,
     RULE_LANDMARK,
     Callbacks,
     Contexts,
@@ -365,7 +366,8 @@ class Recording:
     def _watch(self, module: nn.Module, path: str, number: int, layer: int) -> None:
         landmark = NO_LANDMARK
         if path in self._rule.landmarks:
-            landmark = FRAME_LANDMARK if self._counts_frames else RULE_LANDMARK
+            pass_or_rule = PASS_LANDMARK if self._rule.outermost else RULE_LANDMARK
+            landmark = FRAME_LANDMARK if self._counts_frames else pass_or_rule
         if not self._watched(path):
             number = LANDMARK_ONLY if landmark != NO_LANDMARK else NOT_RECORDED
         self._events.watch(module, number, layer, landmark, True)
@@ -498,8 +500,10 @@ class Recording:
         names = self._arguments.get(id(module))
         if names is None or self._ended:
             return  # a thread that is still inside a call
-        named = {names[place] if place < len(names) else str(place): one for place, one in enumerate(args)}
-        self._set_mark(self._rule.entered(self._paths[id(module)], {**named, **kwargs}))
+        if args:
+            named = {names[place] if place < len(names) else str(place): value for place, value in enumerate(args)}
+            kwargs = {**named, **kwargs}
+        self._set_mark(self._rule.entered(self._paths[id(module)], kwargs))
 
     def _left(self, module: nn.Module) -> None:
         path = self._paths.get(id(module))
@@ -513,7 +517,7 @@ class Recording:
             self._last_frame = max(mark.frame, self._last_frame or 0)
         if self._placed.get() is not getattr(self._of_thread, "mark", None):
             self._events.follow_contexts()  # several take turns on this thread
-        self._of_thread.mark = mark = mark._replace(run=self._run)
+        self._of_thread.mark = mark = Mark(mark.phase, mark.frame, mark.step, self._run, mark.request)
         token = self._placed.set(mark)
         if threading.get_ident() == self._first_thread and token.old_value is Token.MISSING:
             self._tokens.append((self._placed, token))

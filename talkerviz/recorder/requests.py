@@ -109,6 +109,9 @@ class Request:
         return kind
 
 
+_UNKNOWN = (lambda: None, None)
+
+
 class Requests:
     """Requests by the caches of their passes, which are not kept alive."""
 
@@ -126,7 +129,7 @@ class Requests:
         """
         # Each pass makes another tensor, or tuple of them, of the one before.
         is_value = isinstance(cache, (Tensor, tuple, list))
-        request = last if is_value else self._known(cache)
+        request = known = last if is_value else self._known(cache)
         length, holds = held_in(cache)
         if holds is None:
             holds = request is not None
@@ -143,12 +146,12 @@ class Requests:
         if turn:
             request = Request()
             request.begin(positions, length, call_site())
-        if not is_value:
+        if not is_value and request is not known:
             self._remember(cache, request)
         return kind, request
 
     def _known(self, cache: Any) -> Request | None:
-        reference, request = self._of_cache.get(id(cache), (lambda: None, None))
+        reference, request = self._of_cache.get(id(cache), _UNKNOWN)
         return request if reference() is cache else None
 
     def _has_cache(self, request: Request) -> bool:

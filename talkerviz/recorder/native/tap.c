@@ -21,7 +21,7 @@
 /* trace/log.py has the same numbers. */
 enum { MARK = 1 << 30, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED, REQUEST };
 enum { EXCLUDED, JOINS, JOINS_OTHERS }; /* what `joins` answers */
-enum { NO_LANDMARK, FRAME_LANDMARK, RULE_LANDMARK };
+enum { NO_LANDMARK, FRAME_LANDMARK, PASS_LANDMARK, RULE_LANDMARK };
 enum { LANDMARK_ONLY = -1, NOT_RECORDED = -2 };
 #define FLUSH_NS 500000000
 #define UNUSUAL_NS 50000
@@ -70,7 +70,7 @@ typedef struct {
   Mark mark;
   PyObject *placed; /* the value of `placed` in the context that the mark is of; NULL for none */
   int32_t named;    /* the phase that its code has named; -1 for none */
-  int depth, frames_deep, excluded;
+  int depth, passes_deep, excluded;
   Row row;
 } Log;
 
@@ -245,8 +245,8 @@ static int is_here(Tap *tap) {
 static int pass_landmark(Tap *tap, Log *log, const Watched *watched, PyObject *module, PyObject *const *args,
                          Py_ssize_t count, PyObject *names, PyObject *keywords) {
   tap->passes++;
+  if (watched->landmark != RULE_LANDMARK && log->passes_deep++ > 0) return 0;
   if (watched->landmark == FRAME_LANDMARK) {
-    if (log->frames_deep++ > 0) return 0;
     tap->mark = (Mark){tap->frame_phase, -1, (++tap->frame + 1) << 24};
     return set_mark(tap, log, tap->mark);
   }
@@ -291,7 +291,7 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
 /* A landmark is over. */
 static inline void close_landmark(Tap *tap, Log *log, const Watched *watched) {
   tap->passes -= watched->landmark != NO_LANDMARK;
-  log->frames_deep -= watched->landmark == FRAME_LANDMARK;
+  log->passes_deep -= watched->landmark == FRAME_LANDMARK || watched->landmark == PASS_LANDMARK;
 }
 
 static int leave_landmark(Tap *tap, Log *log, const Watched *watched, PyObject *module) {
