@@ -44,6 +44,7 @@ from talkerviz.trace.log import Mark
 _without_functions = torch._C.DisableTorchFunction
 # They run the backward of other functions, and modules that were checkpointed.
 _FRAMES_A_CALL = 2  # between the code that makes a module's call and what was called there before
+_CALLS_ALLOWED_AT_ONCE = 32  # deeper than most models nest: setting the limit takes a microsecond
 _RUN_OTHERS = frozenset((Tensor.backward, torch.autograd.backward, torch.autograd.grad))
 # They do not take their fast path, which calls none of the modules inside, where functions are watched.
 _ASK_FOR_FUNCTIONS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
@@ -135,7 +136,8 @@ class FlowMeter(OperatorMode):
         self._mark = mark
         self._functions = _Functions(self)
         self._watching = Watching(self, self._functions)
-        self._ident = -1
+        self._ident = self._own_ident = -1  # the second stays when it has stopped: calls may be inside
+        self._depth = self._allowed = 0  # of calls of modules, and how deep the recursion limit lets them nest
         self._undo: list[Callable[[], None]] = []
         self._unseen = False  # whether what runs is not the model's
         self._group: _Group | None = None
@@ -158,7 +160,7 @@ class FlowMeter(OperatorMode):
     def start(self) -> None:
         """Watch this thread."""
         self._own_thread = self._thread()
-        self._ident = threading.get_ident()
+        self._ident = self._own_ident = threading.get_ident()
         self._keep_weights(self._model, recurse=True)
         self._frames.begin(self._mark(), 0)
         watch_moved_weights(self._run_unseen, lambda one: self._guarded(self._keep, [one]), self._undo)
@@ -175,7 +177,7 @@ class FlowMeter(OperatorMode):
 
     def stamp(self, beginning: bool) -> None:
         """Count an edge of a call, and note the tensors that an outermost one gets."""
-        if self._thread() != self._own_thread:
+        if threading.get_ident() != self._own_ident:
             return
         edge = self._edge_count
         self._edge_count += 1
@@ -244,9 +246,13 @@ class FlowMeter(OperatorMode):
         """What is to stand in for `nn.Module.__call__`, in front of the tap."""
 
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            allow_frames(_FRAMES_A_CALL)
+            if threading.get_ident() != meter._ident:
+                return below_on_other_thread(self, *args, **kwargs)
+            meter._depth += 1
             try:
-                if threading.get_ident() != meter._ident or is_tracing() or modules_are_hidden():
+                if meter._depth > meter._allowed:
+                    meter._allow_calls(_CALLS_ALLOWED_AT_ONCE)
+                if is_tracing() or modules_are_hidden():
                     return below(self, *args, **kwargs)
                 if meter._calls:
                     meter._calls_hash = hash((meter._calls_hash, id(self)))
@@ -254,11 +260,25 @@ class FlowMeter(OperatorMode):
                         return below(self, *args, **kwargs)
                 return meter._around(below, _Call(self, args, kwargs))
             finally:
+                meter._depth -= 1
+                if meter._depth == 0:
+                    meter._allow_calls(-meter._allowed)
+
+        def below_on_other_thread(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            allow_frames(_FRAMES_A_CALL)
+            try:
+                return below(self, *args, **kwargs)
+            finally:
                 allow_frames(-_FRAMES_A_CALL)
 
         meter = self
         torch._dynamo.eval_frame.skip_code(call.__code__)
         return call
+
+    def _allow_calls(self, more: int) -> None:
+        """Raise the recursion limit by the frames of so many nested calls, or lower it if negative."""
+        allow_frames(more * _FRAMES_A_CALL)
+        self._allowed += more
 
     def _around(self, below: Callable[..., Any], call: _Call) -> Any:
         outer = self._group, self._hidden

@@ -19,7 +19,8 @@ from talkerviz.recorder.tensors import Describer, TensorKinds
 from talkerviz.trace.log import GARBAGE, MARK, NAMED, PAUSE, REQUEST, RUN, WIDTH
 
 NO_LANDMARK, FRAME_LANDMARK, PASS_LANDMARK, RULE_LANDMARK = range(4)
-"""Calls that begin a frame, counted here; that the phases' rule is told of, if outside of any other; all, and their end."""
+"""What calls of a landmark do: nothing; begin a frame, if outermost; tell the phases' rule, if outermost; tell it, and
+when they return."""
 LANDMARK_ONLY, NOT_RECORDED = -1, -2
 EXCLUDED, JOINS, JOINS_OTHERS = range(3)
 """What `joins` answers: calls of a thread are not recorded; they are; and they are part of what other threads began."""
