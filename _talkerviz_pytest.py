@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from talkerviz.testing import TalkerTrace
+    from talkerviz.pytest_support import TalkerTrace
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,8 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def talkertrace(request: pytest.FixtureRequest) -> TalkerTrace:
-    """Record a model, and hold the trace against a baseline; see `talkerviz.testing.TalkerTrace`."""
-    from talkerviz.testing import TalkerTrace
+    """Record a model, and hold the trace against a baseline; see `talkerviz.pytest_support.TalkerTrace`."""
+    from talkerviz.pytest_support import TalkerTrace
 
     folder = request.path.parent / "talkertrace" / request.path.stem
     name = ".".join(request.node.nodeid.split("::")[1:])

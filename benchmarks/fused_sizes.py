@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/fused_sizes.py [--kind full:bfloat16] [--frames 24] [--rounds 2]
         [-o reports/h200/fused-sizes.md]
 
-Needs a CUDA device. What wins here is what `talkerviz/talker/fused/launch.py` should have.
+Needs a CUDA device. What wins here is what `talkerviz/talker/kernels/launch.py` should have.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from speaking import Way, native_talker, need_cuda, replayed, time_once
 from torch import Tensor
 
 from talkerviz.talker import run
-from talkerviz.talker.fused import fuse_talker, launch
-from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.kernels import fuse_talker, launch
 
 CUTS = [(32, 8, True), (32, 8, False), (32, 4, True), (16, 4, True), (16, 2, True), (8, 1, True)]
 """KiB of weights a program, its warps, and whether kernels begin early; the others are compared with the first.

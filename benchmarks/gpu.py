@@ -22,18 +22,18 @@ from rich.console import Console
 from speaking import need_cuda
 
 import talkerviz as tv
-from talkerviz.recorder.gauges import MEASURES
-from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.analysis.device_peaks import limits_of_run, peaks_of
+from talkerviz.analysis.summary import summarise
+from talkerviz.recorder.instruments.registry import MEASURES
+from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.recorder.tap import Tap
 from talkerviz.render.notes import notes_on
-from talkerviz.render.table import render_table
-from talkerviz.talker.config import default_dtype, preset
-from talkerviz.talker.run import run
-from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.weights import build_talker
+from talkerviz.render.terminal.summary_table import render_table
+from talkerviz.talker.files.build import build_talker
+from talkerviz.talker.generation.runner import run
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.model.config import default_dtype, preset
 from talkerviz.trace.join import join
-from talkerviz.trace.peaks import limits_of_run, peaks_of
-from talkerviz.trace.summary import summarise
 
 SCENARIO = Scenario(frames=8)
 

@@ -37,9 +37,9 @@ def write(preset_name: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from talkerviz.talker import build_talker, preset
-    from talkerviz.talker.checkpoint import MODEL_TYPE
+    from talkerviz.talker.files.checkpoint import MODEL_TYPE
 
-    config = json.loads(resources.files("talkerviz.talker").joinpath("qwen3_omni_talker_config.json").read_text())
+    config = json.loads(resources.files("talkerviz.talker.model").joinpath("qwen3_omni_talker_config.json").read_text())
     text = preset(preset_name).text
     for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size"):  # where `lite` differs from `full`
         config["talker_config"]["text_config"][name] = getattr(text, name)
@@ -69,7 +69,7 @@ def load(way: str, folder: Path) -> None:
     from transformers import Qwen3OmniMoeTalkerForConditionalGeneration  # noqa: F401
 
     from talkerviz.talker import find_module, load_talker, read_talker_config
-    from talkerviz.talker.talker import TalkerForConditionalGeneration
+    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
     if way == "at once":
         with torch.device("meta"):

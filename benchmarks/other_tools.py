@@ -45,7 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import talkerviz as tv
 from talkerviz.talker import Scenario, TalkerConfig, assemble_prompt, preset, scenario_inputs
-from talkerviz.talker.cache import KVCache
+from talkerviz.talker.model.cache import KVCache
 from talkerviz.targets import Target, talker_of, talker_target
 
 PEERS = ("torchinfo", "torchview", "torchlens")
@@ -67,7 +67,8 @@ def without_c(tool: Tool) -> Tool:
     """Return the same tool without its C extension, as on a machine with no C compiler: through hooks, in Python."""
 
     def measure() -> Sample:
-        from talkerviz.recorder import recorder, tap
+        from talkerviz.recorder import recording as recorder
+        from talkerviz.recorder import tap
 
         native, recorder.Tap, tap.Tap = recorder.Tap, None, None
         try:

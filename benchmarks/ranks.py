@@ -27,13 +27,13 @@ import torch.distributed._functional_collectives as functional
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.query import query
-from talkerviz.recorder.clock_exchange import exchange_clocks
-from talkerviz.recorder.collective_log import CollectiveLog
-from talkerviz.recorder.collectives import watch_collectives
+from talkerviz.analysis.sql import query
+from talkerviz.recorder.distributed.clock_sync import exchange_clocks
+from talkerviz.recorder.distributed.collective_log import CollectiveLog
+from talkerviz.recorder.distributed.collectives import watch_collectives
 from talkerviz.recorder.python_events import Callbacks, Contexts
 from talkerviz.recorder.tap import Tap, make_events
-from talkerviz.recorder.tensors import TensorKinds
+from talkerviz.recorder.tensor_signatures import TensorKinds
 
 ROUNDS, COLLECTIVES, EXCHANGES, FILES = 15, 2_000, 20, 1_000
 

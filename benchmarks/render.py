@@ -36,21 +36,21 @@ from interleaved import Result, Sample, Tool, Work, measure, processor, reason, 
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.graph.build import build_graph
-from talkerviz.graph.graph import Graph
-from talkerviz.graph.view import View
+from talkerviz.api import Trace
+from talkerviz.flowchart.builder import build_graph
+from talkerviz.flowchart.model import Graph
+from talkerviz.flowchart.options import View
 from talkerviz.recorder import recording
-from talkerviz.render import formats
-from talkerviz.render.dot import render_dot
-from talkerviz.render.dot_flat import render_dot_flat
-from talkerviz.render.formats import render, render_graph
-from talkerviz.render.layout import lay_out
-from talkerviz.talker.cache import KVCache
-from talkerviz.talker.config import preset
-from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.weights import build_talker
+from talkerviz.render import registry as formats
+from talkerviz.render.charts.dot import render_dot
+from talkerviz.render.charts.dot_flat import render_dot_flat
+from talkerviz.render.charts.graphviz import lay_out
+from talkerviz.render.registry import render, render_graph
+from talkerviz.talker.files.build import build_talker
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.model.cache import KVCache
+from talkerviz.talker.model.config import preset
 from talkerviz.targets import talker_of, talker_target
-from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 
 MOST_SECONDS, MOST_MIB = 20, 2048  # for a million calls

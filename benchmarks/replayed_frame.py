@@ -21,12 +21,12 @@ import torch
 from speaking import bytes_of_a_frame, native_talker, need_cuda, replayed
 from torch.profiler import ProfilerActivity, profile
 
-from talkerviz.measured_peaks import measure_peaks
-from talkerviz.recorder.profiled import LAUNCHES, run_times, seen_by
+from talkerviz.recorder.instruments.device_benchmark import measure_peaks
+from talkerviz.recorder.instruments.kernel_time import LAUNCHES, run_times, seen_by
 from talkerviz.talker import run
-from talkerviz.talker.compiled import compile_talker
-from talkerviz.talker.fused import fuse_talker
-from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.generation.compile import compile_talker
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.kernels import fuse_talker
 
 _LAUNCH = "cudaGraphLaunch"
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from talkerviz.talker import build_talker, preset
-from talkerviz.talker.attention import leave_out_cudnn
-from talkerviz.talker.config import TalkerConfig
-from talkerviz.talker.fused import fuse_talker
-from talkerviz.talker.graphs import replay_frames
-from talkerviz.talker.talker import TalkerForConditionalGeneration
+from talkerviz.talker.generation.cuda_graphs import replay_frames
+from talkerviz.talker.kernels import fuse_talker
+from talkerviz.talker.model.attention import leave_out_cudnn
+from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 OURS, REPLAYED = "native", "native, `--graphs`"
 

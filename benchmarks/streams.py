@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from speaking import OURS, REPLAYED, Way, native_talker, need_cuda, replayed, time_once
 
+from talkerviz.analysis.frame_latency import FRAME_NS
 from talkerviz.talker import assemble_prompt, batch_prompts, generate_batch
-from talkerviz.talker.config import TalkerConfig
-from talkerviz.talker.prompt import Prompt
-from talkerviz.talker.run import inputs_of
-from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.talker import TalkerForConditionalGeneration
-from talkerviz.trace.frames import FRAME_NS
+from talkerviz.talker.generation.prompt import Prompt
+from talkerviz.talker.generation.runner import inputs_of
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 def prompt_of(talker: TalkerForConditionalGeneration, config: TalkerConfig, number: int) -> Prompt:

@@ -22,12 +22,12 @@ import torch
 from speaking import OURS, REPLAYED, Way, bytes_of_a_frame, fused_copy, need_cuda, replayed, time_once
 from torch import Tensor, nn
 
-from talkerviz.measured_peaks import device_name, measure_bandwidth
+from talkerviz.recorder.instruments.device_benchmark import device_name, measure_bandwidth
 from talkerviz.talker import build_talker, preset, run
-from talkerviz.talker.compiled import compile_talker, uncompiled
-from talkerviz.talker.config import TalkerConfig
-from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.talker import TalkerForConditionalGeneration
+from talkerviz.talker.generation.compile import compile_talker, uncompiled
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 KINDS = ("lite:float32", "lite:bfloat16", "full:bfloat16")
 THEIRS, COMPILED, BOTH = "transformers", "native, `--compile`", "native, `--compile --graphs`"

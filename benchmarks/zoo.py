@@ -32,18 +32,23 @@ import transformers
 from torch import Tensor, nn
 
 import talkerviz as tv
-from talkerviz.foreign.from_config import build, config_from, model_class, one_line
-from talkerviz.foreign.quiet import quiet
-from talkerviz.foreign.run import Runner, runner
-from talkerviz.render.formats import render
-from talkerviz.report import write_report
+from talkerviz.render.registry import render
+from talkerviz.report.writer import write_report
+from talkerviz.targets.huggingface.from_config import build, config_from, model_class, one_line
+from talkerviz.targets.huggingface.quiet_transformers import quiet
+from talkerviz.targets.huggingface.runner import Runner, runner
 
 FOLDER = Path(__file__).parent.parent / "reports" / "zoo"
 OWN = ("config", "build", "run")
 STAGES = (*OWN, "trace", "equal", "flow", "draw", "report")
 TOKENS = 4
 MOST_PARAMETERS = 800e6
-PRELOADED = ["talkerviz.foreign.run", "talkerviz.report", "transformers.modeling_utils", "transformers.generation"]
+PRELOADED = [
+    "talkerviz.targets.huggingface.runner",
+    "talkerviz.report.writer",
+    "transformers.modeling_utils",
+    "transformers.generation",
+]
 EXTRAS = ("scipy", "pillow", "timm", "torchvision", "torchaudio", "natten", "detectron2")
 
 Result = dict[str, Any]

@@ -6,33 +6,27 @@
 
 from typing import TYPE_CHECKING, Any
 
-from talkerviz import drawing
-from talkerviz.notebook import explore, mimebundle
+from talkerviz.api import Trace, record, recording
+from talkerviz.notebook import explore
 from talkerviz.notebook import load_ipython_extension as load_ipython_extension
-from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 from talkerviz.trace.merge import merge
 from talkerviz.version import __version__
 
 if TYPE_CHECKING:
-    from talkerviz.recorder import Recording, record, recording
+    from talkerviz.recorder import Recording
 
 __all__ = ["Recording", "Trace", "__version__", "explore", "join", "merge", "record", "recording"]
-
-# A trace comes before what draws it, and knows nothing of that.
-Trace.render = drawing.render
-Trace._repr_mimebundle_ = mimebundle
 
 
 def __getattr__(name: str) -> Any:
     # Torch comes with what records, and not before: reading a trace needs none of it.
-    if name not in ("Recording", "record", "recording"):
+    if name != "Recording":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from talkerviz import recorder
+    from talkerviz.recorder import Recording
 
-    found = globals()[name] = getattr(recorder, name)
-    return found
+    return Recording
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

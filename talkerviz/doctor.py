@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from talkerviz.analysis.device_peaks import peaks_of
 from talkerviz.recorder.tap import HOOKS_COST, Tap, why_not
 from talkerviz.render.text import amount_text
-from talkerviz.talker.compiled import check_compiler
-from talkerviz.talker.config import preset
-from talkerviz.talker.fused import check_kernels
-from talkerviz.trace.peaks import peaks_of
+from talkerviz.talker.generation.compile import check_compiler
+from talkerviz.talker.kernels import check_kernels
+from talkerviz.talker.model.config import preset
 from talkerviz.version import __version__
 
 

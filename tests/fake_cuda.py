@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
-from talkerviz.recorder.cuda_clock import Cuda
+from talkerviz.recorder.instruments.cuda_clock import Cuda
 
 
 @dataclass

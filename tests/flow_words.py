@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.trace.trace import Trace
+from talkerviz.api import Trace
 
 
 def paths_of(trace: Trace) -> dict[int, str]:

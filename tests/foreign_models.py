@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import talkerviz as tv
+from talkerviz.api import Trace
 from talkerviz.targets import config_target
-from talkerviz.trace import Trace
 
 TOKENS = 4
 _TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}

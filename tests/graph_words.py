@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from talkerviz.graph.graph import Box, Edge, Graph, Group
+from talkerviz.flowchart.model import Box, Edge, Graph, Group
 
 # A pre-norm transformer layer: x + attention(norm(x)), then x + feed-forward(norm(x)), and on to the next layer.
 RESIDUALS = {

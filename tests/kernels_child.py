@@ -22,10 +22,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from talkerviz.talker import preset
-from talkerviz.talker.cache import KVCache, StaticCache
-from talkerviz.talker.fused import angles, attention, codes, experts, fuse_modules, mlp, rows
-from talkerviz.talker.fused.launch import WARPS
-from talkerviz.talker.talker import TalkerForConditionalGeneration
+from talkerviz.talker.kernels import angles, attention, codes, experts, fuse_modules, mlp, rows
+from talkerviz.talker.kernels.launch import WARPS
+from talkerviz.talker.model.cache import KVCache, StaticCache
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32", torch.bool: "*i1"}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -8,8 +8,8 @@ from typing import Any
 
 from sample_trace import call, make_trace, tensor
 
-from talkerviz.trace import Trace
-from talkerviz.trace.frame import calls_frame
+from talkerviz.api import Trace
+from talkerviz.trace.calls_table import calls_frame
 
 
 @dataclass(frozen=True)

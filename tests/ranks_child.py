@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import talkerviz as tv
 from examples import tensor_parallel
-from talkerviz.recorder import recorder
-from talkerviz.recorder.clock_exchange import exchange_clocks
+from talkerviz.recorder import recording as recorder
+from talkerviz.recorder.distributed.clock_sync import exchange_clocks
 
 folder = Path(sys.argv[1])
 AHEAD_NS = 5_000_000_000

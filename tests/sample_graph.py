@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from talkerviz.graph.graph import Box, Edge, Graph, Group
+from talkerviz.flowchart.model import Box, Edge, Graph, Group
 
 _MS = 1_000_000
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from talkerviz.trace import ModuleInfo, TensorInfo, Trace
-from talkerviz.trace.frame import calls_frame
+from talkerviz.api import Trace
+from talkerviz.trace import ModuleInfo, TensorInfo
+from talkerviz.trace.calls_table import calls_frame
 
 
 def tensor(name: str, *shape: int) -> TensorInfo:

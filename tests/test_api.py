@@ -15,9 +15,9 @@ from sample_trace import make_trace, sample_trace
 from test_cli import talkerviz
 
 import talkerviz as tv
-from talkerviz import drawing
-from talkerviz.render.formats import FORMATS, PICTURES
-from talkerviz.trace import Trace
+from talkerviz import api as drawing
+from talkerviz.api import Trace
+from talkerviz.render.registry import FORMATS, PICTURES
 
 ROOT = Path(tv.__file__).parent
 PUBLIC = sorted(name for name in tv.__all__ if not name.startswith("_"))
@@ -89,7 +89,7 @@ def test_a_model_of_one_s_own_is_traced_without_transformers(tmp_path: Path) -> 
 def test_what_records_is_found_before_it_is_imported() -> None:
     code = "import talkerviz as tv; print({'Recording', 'record', 'recording'} <= {*dir(tv)}, tv.record.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True talkerviz.recorder.record_run"
+    assert done.stdout.strip() == "True talkerviz.recorder.record"
     with pytest.raises(AttributeError, match="no attribute 'recorded'"):
         tv.recorded  # noqa: B018
 

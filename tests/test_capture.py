@@ -29,13 +29,13 @@ from tiny_processor import (
 )
 from torch import Tensor
 
+from talkerviz.api import Trace
 from talkerviz.talker import Scenario, preset, scenario_inputs
-from talkerviz.talker import conversation as conversation_module
-from talkerviz.talker.capture import Answer, capture_answer
-from talkerviz.talker.conversation import Turn, load_processor, read_audio, read_image, thinker_inputs
-from talkerviz.talker.prompt import ThinkerOutputs
-from talkerviz.talker.thinker_file import read_inputs, write_inputs
-from talkerviz.trace import Trace
+from talkerviz.talker.files.thinker_file import read_inputs, write_inputs
+from talkerviz.talker.generation.prompt import ThinkerOutputs
+from talkerviz.talker.thinker import chat_inputs as conversation_module
+from talkerviz.talker.thinker.chat_inputs import Turn, load_processor, read_audio, read_image, thinker_inputs
+from talkerviz.talker.thinker.thinker_capture import Answer, capture_answer
 
 Capture = pytest.CaptureFixture[str]
 TINY = preset("tiny")

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from talkerviz.cli import main
 from talkerviz.talker import Sampling, assemble_prompt, find_module, generate, load_talker, read_talker_config
-from talkerviz.talker.capture import capture_answer
-from talkerviz.talker.conversation import Turn, load_processor, thinker_inputs
-from talkerviz.talker.prompt import ThinkerOutputs
-from talkerviz.talker.thinker_file import read_inputs, write_inputs
+from talkerviz.talker.files.thinker_file import read_inputs, write_inputs
+from talkerviz.talker.generation.prompt import ThinkerOutputs
+from talkerviz.talker.thinker.chat_inputs import Turn, load_processor, thinker_inputs
+from talkerviz.talker.thinker.thinker_capture import capture_answer
 
 ANSWER, FRAMES = 12, 10
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import Qwen3OmniMoeForConditionalGeneration
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
 
+from talkerviz.api import Trace
 from talkerviz.progress import byte_progress
 from talkerviz.talker import (
     Scenario,
@@ -34,10 +35,9 @@ from talkerviz.talker import (
     read_talker_config,
     run,
 )
-from talkerviz.talker import fill as fill_module
-from talkerviz.talker.fill import read_into
+from talkerviz.talker.files import weight_loader as fill_module
+from talkerviz.talker.files.weight_loader import read_into
 from talkerviz.targets import talker_of, talker_target
-from talkerviz.trace import Trace
 
 Capture = pytest.CaptureFixture[str]
 IMPLS = ("native", "transformers")

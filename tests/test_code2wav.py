@@ -15,8 +15,8 @@ from tiny_omni import save_tiny_omni, tiny_omni_config
 from torch import Tensor
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
 
-from talkerviz.talker.checkpoint import find_module
-from talkerviz.talker.code2wav import (
+from talkerviz.talker.files.checkpoint import find_module
+from talkerviz.talker.model.code2wav import (
     build_code2wav,
     chunks_of,
     code2wav_config,

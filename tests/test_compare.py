@@ -18,12 +18,11 @@ from rich.console import Console
 from sample_trace import call, make_trace, tensor
 from test_cli import Capture, talkerviz
 
-from talkerviz.render.compare import comparison_cells, notes_on_comparison, put_together, render_comparison
-from talkerviz.render.table_html import html_table
-from talkerviz.render.table_markdown import markdown_table
-from talkerviz.trace import Trace
-from talkerviz.trace.compare import WHOLE, compare, slower
-from talkerviz.trace.interval import Sample, ratio_interval
+from talkerviz.analysis.compare import WHOLE, compare, slower
+from talkerviz.analysis.confidence import Sample, ratio_interval
+from talkerviz.api import Trace
+from talkerviz.render.tables.writers import html_table, markdown_table
+from talkerviz.render.terminal.comparison import comparison_cells, notes_on_comparison, put_together, render_comparison
 
 
 def frames_of(own: Sequence[int], inner: Sequence[int] | None = None, **facts: Any) -> Trace:

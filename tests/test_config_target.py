@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from talkerviz.foreign.run import Lent
+from talkerviz.api import Trace
 from talkerviz.recorder import recording
 from talkerviz.targets import config_target
-from talkerviz.trace import Trace
+from talkerviz.targets.huggingface.runner import Lent
 
 LLAMA = {
     "model_type": "llama",

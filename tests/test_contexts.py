@@ -19,8 +19,8 @@ from taps import every_way
 from torch import nn
 
 import talkerviz as tv
+from talkerviz.analysis.frame_latency import frame_latencies
 from talkerviz.render.notes import notes_on
-from talkerviz.trace.frames import frame_latencies
 
 
 class Steps(nn.Module):

@@ -16,16 +16,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import talkerviz as tv
-from talkerviz.recorder.flops import flops_of
-from talkerviz.recorder.phases import TalkerPhases
-from talkerviz.talker.config import preset
-from talkerviz.talker.run import run
-from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.weights import build_talker
+from talkerviz.analysis.device_peaks import Peaks, limits_of_run, load_peaks, peaks_of, save_peaks
+from talkerviz.analysis.roofline import roofline
+from talkerviz.analysis.summary import summarise
+from talkerviz.recorder.instruments.flop_formulas import flops_of
+from talkerviz.recorder.phases.talker import TalkerPhases
+from talkerviz.talker.files.build import build_talker
+from talkerviz.talker.generation.runner import run
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.model.config import preset
 from talkerviz.trace.join import join
-from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of, save_peaks
-from talkerviz.trace.roofline import roofline
-from talkerviz.trace.summary import summarise
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", "meta"])
 

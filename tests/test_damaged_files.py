@@ -21,10 +21,12 @@ from mutations import flow_trace, merged_trace, mutate_blocks, mutate_bytes, mut
 from sample_trace import call, make_trace, sample_trace
 from test_cli import talkerviz
 
-from talkerviz.trace import Trace, TraceError, blocks
-from talkerviz.trace.blocks import block, read_blocks
-from talkerviz.trace.check import MAX_DEPTH, DamagedError
-from talkerviz.trace.log import read_log
+from talkerviz.api import Trace
+from talkerviz.trace import TraceError
+from talkerviz.trace import event_blocks as blocks
+from talkerviz.trace.event_blocks import block, read_blocks
+from talkerviz.trace.event_log import read_log
+from talkerviz.trace.validation import MAX_DEPTH, DamagedError
 
 BASES: dict[str, Callable[[Path], None]] = {
     "flow.parquet": flow_trace,

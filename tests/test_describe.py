@@ -15,7 +15,7 @@ from torch import nn
 
 from talkerviz.recorder import tap
 from talkerviz.recorder.python_events import Callbacks, Contexts
-from talkerviz.recorder.tensors import TensorKinds
+from talkerviz.recorder.tensor_signatures import TensorKinds
 from talkerviz.trace.tensor_rows import TensorLists
 
 pytestmark = pytest.mark.skipif(tap.Tap is None, reason="no C compiler built the tap")

@@ -16,10 +16,10 @@ import torch
 from full_disk import disk_of
 from sample_trace import sample_trace
 
-from talkerviz.disk import atomic_write, is_special, write_bytes, write_text
-from talkerviz.talker.codes_file import write_codes
-from talkerviz.talker.wav import open_wav
-from talkerviz.trace.peaks import Peaks, save_peaks
+from talkerviz.analysis.device_peaks import Peaks, save_peaks
+from talkerviz.atomic_file import atomic_write, is_special, write_bytes, write_text
+from talkerviz.talker.files.codes_file import write_codes
+from talkerviz.talker.files.wav import open_wav
 
 OLD, NEW = b"what was there", b"what is new" * 1000
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and devices of POSIX")
@@ -134,7 +134,9 @@ def test_stdout_by_name_goes_on_where_it_is(name: str, tmp_path: Path) -> None:
         pytest.skip("no /proc")
     (tmp_path / "link").symlink_to("/dev/stdout")
     (tmp_path / "log").write_text("before\n")
-    program = f"from talkerviz.disk import write_text; print('one'); write_text({name!r}, 'two\\n'); print('three')"
+    program = (
+        f"from talkerviz.atomic_file import write_text; print('one'); write_text({name!r}, 'two\\n'); print('three')"
+    )
     with (tmp_path / "log").open("a") as log:
         subprocess.run([sys.executable, "-c", program], stdout=log, check=True, cwd=tmp_path)
     assert (tmp_path / "log").read_text() == "before\none\ntwo\nthree\n"
@@ -159,7 +161,7 @@ def test_a_folder_in_which_nothing_can_be_made(tmp_path: Path, monkeypatch: pyte
             raise PermissionError(13, "Permission denied", str(name))
         return create(name, flags, *mode)
 
-    monkeypatch.setattr("talkerviz.disk.os.open", refuse)
+    monkeypatch.setattr("talkerviz.atomic_file.os.open", refuse)
     path.write_bytes(OLD)
     inode = path.stat().st_ino
     write_bytes(path, NEW)
@@ -198,7 +200,7 @@ def test_the_temporary_name_is_unpredictable_and_no_link_of_it_is_followed(
             names += [file.name for file in tmp_path.iterdir() if file.name != "file"]
     assert len(set(names)) == 2
     tokens = iter(["taken", "free"])
-    monkeypatch.setattr("talkerviz.disk.secrets.token_hex", lambda size: next(tokens))
+    monkeypatch.setattr("talkerviz.atomic_file.secrets.token_hex", lambda size: next(tokens))
     (tmp_path / "mine").write_bytes(OLD)
     (tmp_path / ".talkerviz-taken.tmp").symlink_to("mine")
     write_bytes(tmp_path / "file", NEW)
@@ -210,7 +212,7 @@ def test_the_temporary_name_is_unpredictable_and_no_link_of_it_is_followed(
 def test_a_file_that_is_read_only_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(OLD)
-    monkeypatch.setattr("talkerviz.disk.os.access", lambda path, mode: False)  # root may write to all
+    monkeypatch.setattr("talkerviz.atomic_file.os.access", lambda path, mode: False)  # root may write to all
     with pytest.raises(PermissionError) as raised:
         write_bytes(path, NEW)
     assert raised.value.filename == str(path)

@@ -17,7 +17,7 @@ from test_render import NASTY, mermaid_errors, names, needs_parser
 
 import talkerviz as tv
 from talkerviz.notebook import display
-from talkerviz.render.layout import LayoutError
+from talkerviz.render.charts.graphviz import LayoutError
 
 ELEMENTS = {"div", "p", "img", "table", "thead", "tbody", "tr", "th", "td"}
 ALL = {"text/plain", "text/html", "text/markdown", "image/svg+xml"}
@@ -88,7 +88,7 @@ def test_without_a_layout_the_rest_remains(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object) -> bytes:
         raise LayoutError("svg needs <Graphviz>:\ninstall it", "digraph {}")
 
-    monkeypatch.setattr("talkerviz.render.formats.lay_out", fail)
+    monkeypatch.setattr("talkerviz.render.registry.lay_out", fail)
     bundle = bundle_of(sample_trace())
     assert set(bundle) == ALL - {"image/svg+xml"}
     assert "<img" not in bundle["text/html"]

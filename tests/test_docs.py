@@ -23,7 +23,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
-from talkerviz.trace import Trace
+from talkerviz.api import Trace
 from talkerviz.trace.schema import CALLS
 
 ROOT = DOCS.parent

@@ -18,7 +18,7 @@ from test_render import NASTY
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.render.layout import LayoutError
+from talkerviz.render.charts.graphviz import LayoutError
 
 pytest.importorskip("anywidget", reason="pip install 'talkerviz[notebook]'")
 from traitlets import TraitError
@@ -142,7 +142,7 @@ def test_without_a_layout_there_is_the_time_line(trace: tv.Trace, monkeypatch: p
         raise LayoutError("svg needs Graphviz", "digraph {}")
 
     drawn = tv.explore(trace)
-    monkeypatch.setattr("talkerviz.render.formats.lay_out", fail)
+    monkeypatch.setattr("talkerviz.render.registry.lay_out", fail)
     data = tv.explore(trace)._data
     assert (data["charts"], data["why"]) == ([], "svg needs Graphviz")
     assert data["slices"]

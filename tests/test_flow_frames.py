@@ -14,8 +14,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import talkerviz as tv
-from talkerviz.recorder.followed_frames import FollowedFrames, following_changes_of
-from talkerviz.trace.trace import Trace
+from talkerviz.api import Trace
+from talkerviz.recorder.dataflow.followed_frames import FollowedFrames, following_changes_of
 
 FRAMES = 40
 X = torch.ones(1, 1, 8)

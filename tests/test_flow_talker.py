@@ -15,11 +15,11 @@ from flow_words import X, paths_of
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.talker.scenario import Scenario
+from talkerviz.api import Trace
+from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.targets import Target, talker_of, talker_target
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.join import join
-from talkerviz.trace.trace import Trace
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from foreign_models import CONFIGS, OWN, TOKENS, trace_of
 from graph_words import RESIDUALS, arrows, arrows_into, group, outline
 from older import OLDER_TRANSFORMERS, not_with_older_transformers
 
-from talkerviz.graph.build import build_graph
-from talkerviz.graph.graph import Graph, Group
-from talkerviz.graph.view import View
-from talkerviz.render.formats import render
-from talkerviz.report import write_report
+from talkerviz.flowchart.builder import build_graph
+from talkerviz.flowchart.model import Graph, Group
+from talkerviz.flowchart.options import View
+from talkerviz.render.registry import render
+from talkerviz.report.writer import write_report
 
 GENERATED = {"prefill": 1, "decode": TOKENS - 1}
 PHASES: dict[str, dict[str, int]] = {

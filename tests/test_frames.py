@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from sample_trace import call, make_trace
 
-from talkerviz.render.headline import headline
-from talkerviz.trace import Trace
-from talkerviz.trace.frames import frame_latencies, frame_summary, parts_of_calls
-from talkerviz.trace.summary import summarise
+from talkerviz.analysis.frame_latency import frame_latencies, frame_summary, parts_of_calls
+from talkerviz.analysis.summary import summarise
+from talkerviz.api import Trace
+from talkerviz.render.notes import headline
 
 MS = 1_000_000
 TALKER = {"scenario": {"frames": 3}}

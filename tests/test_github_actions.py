@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from talkerviz.api import Trace
 from talkerviz.cli import main
-from talkerviz.trace import Trace
 from talkerviz.version import __version__
 
 ROOT = Path(__file__).parents[1]

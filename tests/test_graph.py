@@ -12,12 +12,12 @@ from sample_trace import call, make_trace, sample_trace, tensor
 from torch import Tensor, nn
 
 import talkerviz as tv
-from talkerviz.graph.build import build_graph
-from talkerviz.graph.close import close_groups
-from talkerviz.graph.diff import diff_graph
-from talkerviz.graph.graph import Graph
-from talkerviz.graph.view import View
-from talkerviz.trace import Trace
+from talkerviz.api import Trace
+from talkerviz.flowchart.builder import build_graph
+from talkerviz.flowchart.collapse import close_groups
+from talkerviz.flowchart.diff import diff_graph
+from talkerviz.flowchart.model import Graph
+from talkerviz.flowchart.options import View
 from talkerviz.trace.join import join
 
 

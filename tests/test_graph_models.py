@@ -13,15 +13,15 @@ from older import OLDER_TRANSFORMERS, not_with_older_transformers
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.graph.build import build_graph
-from talkerviz.graph.diff import changes, diff_graph, without_what_is_same
-from talkerviz.graph.graph import Graph, Group
-from talkerviz.graph.pages import pages_of
-from talkerviz.graph.view import View
+from talkerviz.api import Trace
+from talkerviz.flowchart.builder import build_graph
+from talkerviz.flowchart.diff import changes, diff_graph, without_what_is_same
+from talkerviz.flowchart.model import Graph, Group
+from talkerviz.flowchart.options import View
+from talkerviz.flowchart.subpages import pages_of
 from talkerviz.recorder import recording
-from talkerviz.talker.scenario import Scenario
+from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.targets import talker_of, talker_target
-from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 
 ATTENTION = {

@@ -7,7 +7,7 @@ from itertools import groupby
 from hypothesis import given
 from hypothesis import strategies as st
 
-from talkerviz.graph.sequence import Items
+from talkerviz.flowchart.repeats import Items
 
 
 def fold(*sequences: str) -> tuple[str, list[list[str]]]:

@@ -891,11 +891,11 @@ def test_a_fault_of_the_recorder_s_own_is_a_warning(monkeypatch: pytest.MonkeyPa
     model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
     expected = model(X)
     for target, name in (
-        ("talkerviz.recorder.cost.CostMeter._note", "cost"),
-        ("talkerviz.recorder.flow.FlowMeter._note", "flow"),
-        ("talkerviz.recorder.flow.FlowMeter._close", "flow"),
-        ("talkerviz.recorder.flow.FlowMeter._note_end", "flow"),
-        ("talkerviz.recorder.provenance.Provenance.keep", "flow"),
+        ("talkerviz.recorder.instruments.flop_counter.CostMeter._note", "cost"),
+        ("talkerviz.recorder.dataflow.tracker.FlowMeter._note", "flow"),
+        ("talkerviz.recorder.dataflow.tracker.FlowMeter._close", "flow"),
+        ("talkerviz.recorder.dataflow.tracker.FlowMeter._note_end", "flow"),
+        ("talkerviz.recorder.dataflow.provenance.Provenance.keep", "flow"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, fail)

@@ -19,17 +19,17 @@ from test_cli import Capture, talkerviz
 from test_perfetto import ARGS, FLOWS, PROBLEMS, TRACKS, needs_perfetto, rows_of
 from test_render import NASTY
 
-from talkerviz.graph.build import build_graph
-from talkerviz.render.formats import render
+from talkerviz.analysis.collective_waits import held_up, waits
+from talkerviz.analysis.frame_latency import frame_latencies
+from talkerviz.analysis.stragglers import stragglers
+from talkerviz.api import Trace
+from talkerviz.flowchart.builder import build_graph
 from talkerviz.render.notes import notes_on
-from talkerviz.render.tables import TableView
-from talkerviz.trace import Trace
-from talkerviz.trace.collectives import held_up, waits
+from talkerviz.render.registry import render
+from talkerviz.render.tables.registry import TableView
+from talkerviz.trace.calls_table import calls_frame
 from talkerviz.trace.flow import Flow, edges_frame, ops_frame
-from talkerviz.trace.frame import calls_frame
-from talkerviz.trace.frames import frame_latencies
 from talkerviz.trace.merge import merge
-from talkerviz.trace.stragglers import stragglers
 
 SECOND = 1_000_000_000
 

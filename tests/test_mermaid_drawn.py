@@ -14,8 +14,8 @@ from chromium import BROWSER
 from sample_graph import graph_of, sample_diff, sample_graph, talker_graph
 from test_render import NASTY
 
-from talkerviz.graph.graph import Graph
-from talkerviz.render.mermaid import render_mermaid
+from talkerviz.flowchart.model import Graph
+from talkerviz.render.charts.mermaid import render_mermaid
 
 MERMAID = Path(__file__).parent / "mermaid" / "node_modules" / "mermaid" / "dist" / "mermaid.min.js"
 pytestmark = pytest.mark.skipif(

@@ -22,11 +22,11 @@ from torch import nn
 
 import talkerviz as tv
 from talkerviz.cli import main
-from talkerviz.graph.graph import Box, Edge, Graph, Group
-from talkerviz.graph.view import View
-from talkerviz.render.formats import Style, render
-from talkerviz.render.layout import RenderError
-from talkerviz.render.model_explorer import render_model_explorer
+from talkerviz.flowchart.model import Box, Edge, Graph, Group
+from talkerviz.flowchart.options import View
+from talkerviz.render.charts.graphviz import RenderError
+from talkerviz.render.charts.model_explorer import render_model_explorer
+from talkerviz.render.registry import Style, render
 
 FOUND = importlib.util.find_spec("model_explorer")
 needs_schema = pytest.mark.skipif(

@@ -26,9 +26,9 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import talkerviz as tv
-from talkerviz.recorder import nvtx
-from talkerviz.recorder.nvtx import Nvtx, load_nvtx
-from talkerviz.trace import Trace
+from talkerviz.api import Trace
+from talkerviz.recorder.instruments import nvtx
+from talkerviz.recorder.instruments.nvtx import Nvtx, load_nvtx
 
 
 class Marker:

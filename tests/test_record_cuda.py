@@ -16,14 +16,14 @@ from talker_parity import CONFIG, tiny_prompt
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recorder
-from talkerviz.recorder.busy import busy_until_edges
-from talkerviz.recorder.cuda_clock import CudaClock, device_columns
-from talkerviz.recorder.cuda_memory import MemoryMeter, _range_max
-from talkerviz.recorder.graphs import GraphReplays
-from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.recorder import recording as recorder
+from talkerviz.recorder.instruments.cuda_clock import CudaClock, device_columns
+from talkerviz.recorder.instruments.cuda_graph_clock import GraphReplays
+from talkerviz.recorder.instruments.kernel_time import busy_until_edges
+from talkerviz.recorder.instruments.memory import MemoryMeter, _range_max
+from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import build_talker, generate
-from talkerviz.talker.graphs import WARM_UPS, StaticFrame
+from talkerviz.talker.generation.cuda_graphs import WARM_UPS, StaticFrame
 
 MS = 1_000_000
 
@@ -197,7 +197,7 @@ def test_a_talkers_replays_are_frames(monkeypatch: pytest.MonkeyPatch) -> None:
         generate(model, prompt, 5, ignore_eos=True)
 
     plain = record(monkeypatch, machine, model, speak, name="talker", phases=TalkerPhases).calls
-    monkeypatch.setattr(sys.modules["talkerviz.talker.generate"], "capture", capture)
+    monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", capture)
     model.graphs = True
     rule = partial(TalkerPhases, warm_ups=WARM_UPS)
     replayed = record(monkeypatch, machine, model, speak, name="talker", phases=rule)

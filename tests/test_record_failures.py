@@ -23,7 +23,7 @@ from taps import every_way, tap_alone
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recorder
+from talkerviz.recorder import recording as recorder
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_is_left"),

@@ -20,8 +20,8 @@ from test_cli import talkerviz
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.disk import LeftoverWarning
-from talkerviz.recorder import recorder
+from talkerviz.atomic_file import LeftoverWarning
+from talkerviz.recorder import recording as recorder
 from talkerviz.trace import TraceError
 
 CALLS_A_BATCH, SECONDS_A_BATCH = 1 << 14, 1.0

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import talkerviz as tv
-from talkerviz.recorder import recorder
-from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.recorder import recording as recorder
+from talkerviz.recorder.phases.talker import TalkerPhases
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_is_left"),

@@ -15,7 +15,7 @@ from taps import every_way
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recorder
+from talkerviz.recorder import recording as recorder
 
 
 @dataclasses.dataclass

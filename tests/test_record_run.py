@@ -14,8 +14,8 @@ from test_cli import Capture, talkerviz
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.render.formats import SUFFIXES
-from talkerviz.trace.side_by_side import side_by_side
+from talkerviz.analysis.pivot import side_by_side
+from talkerviz.render.registry import SUFFIXES
 
 
 def counted() -> tuple[nn.Module, Any, list[int]]:

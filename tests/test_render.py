@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sample_trace import call, make_trace, sample_trace
 
-from talkerviz.render.formats import Style, render
-from talkerviz.render.github import over_github_limits
-from talkerviz.render.layout import RenderError, lay_out
-from talkerviz.render.mermaid_flat import render_mermaid_flat
-from talkerviz.render.table import render_table
+from talkerviz.analysis.summary import BY, summarise
+from talkerviz.api import Trace
+from talkerviz.render.charts.graphviz import RenderError, lay_out
+from talkerviz.render.charts.mermaid import over_github_limits
+from talkerviz.render.charts.mermaid_flat import render_mermaid_flat
+from talkerviz.render.registry import Style, render
+from talkerviz.render.terminal.call_tree import render_tree
+from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.render.text import share_text, time_text
-from talkerviz.render.tree import render_tree
-from talkerviz.trace import Trace
-from talkerviz.trace.summary import BY, summarise
 
 HERE = Path(__file__).parent
 PARSER = HERE / "mermaid"

@@ -18,16 +18,14 @@ from hypothesis import strategies as st
 from sample_graph import graph_of, plain_graph, sample_diff, sample_graph, talker_graph
 from test_render import ENGINES, NASTY, drawn, mermaid_errors, names, needs_parser
 
-from talkerviz.graph.graph import Box, Edge, Graph, Group, headings_in
-from talkerviz.render.colours import GROUP_LOOKS, LOOKS
-from talkerviz.render.columns import columns
-from talkerviz.render.dot import render_dot
+from talkerviz.flowchart.model import Box, Edge, Graph, Group, headings_in
+from talkerviz.render.charts.dot import render_dot
+from talkerviz.render.charts.dot_columns import columns
+from talkerviz.render.charts.label_text import facts_line
+from talkerviz.render.charts.mermaid import over_github_limits, render_mermaid
+from talkerviz.render.charts.palette import GROUP_LOOKS, LOOKS, share_heat, share_legend
 from talkerviz.render.escape import link_target, shortened
-from talkerviz.render.formats import render_graph
-from talkerviz.render.github import over_github_limits
-from talkerviz.render.heat import share_heat, share_legend
-from talkerviz.render.label import facts_line
-from talkerviz.render.mermaid import render_mermaid
+from talkerviz.render.registry import render_graph
 
 SVG = "{http://www.w3.org/2000/svg}"
 EMPTY = Graph("nothing", (), (), flow=True, timed=True)

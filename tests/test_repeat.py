@@ -16,18 +16,19 @@ from taps import every_way
 from test_cli import Capture, talkerviz
 from torch import nn
 
-from talkerviz.graph.build import build_graph
-from talkerviz.graph.calls import call_graph
-from talkerviz.graph.graph import Graph
-from talkerviz.graph.view import View
-from talkerviz.recorder import record, recorder, recording
-from talkerviz.recorder.phases import TalkerPhases
-from talkerviz.recorder.spool import Spool
+from talkerviz.analysis.frame_latency import frame_latencies
+from talkerviz.analysis.run_stats import over_runs
+from talkerviz.api import Trace
+from talkerviz.flowchart.builder import build_graph
+from talkerviz.flowchart.flat_calls import call_graph
+from talkerviz.flowchart.model import Graph
+from talkerviz.flowchart.options import View
+from talkerviz.recorder import record, recording
+from talkerviz.recorder import recording as recorder
+from talkerviz.recorder.event_writer import Spool
+from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.render.notes import notes_on
-from talkerviz.trace import Trace
-from talkerviz.trace.frames import frame_latencies
 from talkerviz.trace.join import join
-from talkerviz.trace.over_runs import over_runs
 from talkerviz.trace.runs import as_one_run, end_of_run, whole_runs
 
 

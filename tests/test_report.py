@@ -19,17 +19,17 @@ from test_cli import talkerviz
 from test_render import NASTY, mermaid_errors, needs_parser
 
 from talkerviz import record, report
+from talkerviz.api import Trace
 from talkerviz.render import text
-from talkerviz.render.html import slices
-from talkerviz.render.html.flame import flame_of
-from talkerviz.render.html.pieces import piece
-from talkerviz.render.html.slices import Slicer
-from talkerviz.render.layout import LayoutError
-from talkerviz.report import write_report
-from talkerviz.report_folder import MANIFEST
-from talkerviz.talker.scenario import Scenario
+from talkerviz.render.charts.graphviz import LayoutError
+from talkerviz.report.folder import MANIFEST
+from talkerviz.report.html import timeline_slices as slices
+from talkerviz.report.html.assets import piece
+from talkerviz.report.html.flame import flame_of
+from talkerviz.report.html.timeline_slices import Slicer
+from talkerviz.report.writer import write_report
+from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.targets import talker_of, talker_target
-from talkerviz.trace import Trace
 from talkerviz.trace.join import join
 
 FILES = {MANIFEST, "index.html", "report.md", "calls.csv", "flowchart.svg", "flowchart.mmd", "trace.json", "facts.json"}
@@ -131,7 +131,7 @@ def test_without_a_layout_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def fail(*_: object) -> bytes:
         raise LayoutError("svg needs Graphviz", "digraph {}")
 
-    monkeypatch.setattr("talkerviz.render.formats.lay_out", fail)
+    monkeypatch.setattr("talkerviz.render.registry.lay_out", fail)
     notes = write_report(sample_trace(), tmp_path)
     assert len(notes) == 2
     assert (tmp_path / "flowchart.dot").read_text() == "digraph {}"

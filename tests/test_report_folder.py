@@ -10,8 +10,8 @@ import pytest
 from sample_trace import sample_trace
 from test_cli import talkerviz
 
-from talkerviz.report import write_report
-from talkerviz.report_folder import MANIFEST, ReportFolder
+from talkerviz.report.folder import MANIFEST, ReportFolder
+from talkerviz.report.writer import write_report
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -90,7 +90,7 @@ def test_a_report_that_was_broken_off_can_be_written_again(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     write_report(sample_trace(), tmp_path)
-    monkeypatch.setattr("talkerviz.report._write_calls", stop)
+    monkeypatch.setattr("talkerviz.report.writer._write_calls", stop)
     with pytest.raises(KeyboardInterrupt):
         write_report(sample_trace(), tmp_path)
     monkeypatch.undo()

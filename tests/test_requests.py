@@ -13,9 +13,9 @@ from talker_parity import talker, tiny_prompt
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.analysis.frame_latency import frame_latencies, frame_summary
+from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import generate
-from talkerviz.trace.frames import frame_latencies, frame_summary
 
 transformers = pytest.importorskip("transformers")
 GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}

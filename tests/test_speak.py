@@ -21,16 +21,16 @@ from test_cli import talkerviz
 from tiny_omni import THINKER_WIDTH, save_tiny_omni
 from torch import Tensor
 
+from talkerviz.api import Trace
 from talkerviz.talker import ThinkerOutputs, assemble_prompt, build_talker, preset, scenario_inputs, stream
-from talkerviz.talker import speech as speech_module
-from talkerviz.talker.code2wav import build_code2wav, code2wav_config
-from talkerviz.talker.codes_file import read_codes, write_codes
-from talkerviz.talker.sampling import Sampling
-from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.speech import Speech, say
-from talkerviz.talker.thinker_file import write_inputs
-from talkerviz.talker.wav import open_wav
-from talkerviz.trace import Trace
+from talkerviz.talker.files.codes_file import read_codes, write_codes
+from talkerviz.talker.files.thinker_file import write_inputs
+from talkerviz.talker.files.wav import open_wav
+from talkerviz.talker.generation import streaming_audio as speech_module
+from talkerviz.talker.generation.sampling import Sampling
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.generation.streaming_audio import Speech, say
+from talkerviz.talker.model.code2wav import build_code2wav, code2wav_config
 
 Capture = pytest.CaptureFixture[str]
 

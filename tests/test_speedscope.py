@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from sample_trace import call, make_trace
 from timelines import Tree, timeline_trace, trace_of, trees
 
-from talkerviz.render.formats import render
-from talkerviz.trace import Trace
+from talkerviz.api import Trace
+from talkerviz.render.registry import render
 
 VIEWERS = Path(__file__).parent / "viewers"
 needs_speedscope = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from sample_trace import call, make_trace, sample_trace, tensor
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.trace.summary import BY, summarise
+from talkerviz.analysis.summary import BY, summarise
 
 
 def test_nested_calls_are_not_counted_twice() -> None:

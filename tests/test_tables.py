@@ -21,14 +21,14 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from sample_trace import call, make_trace, sample_trace
 
+from talkerviz.analysis.pivot import side_by_side
+from talkerviz.analysis.summary import BY
+from talkerviz.api import Trace
 from talkerviz.render.escape import one_line, spreadsheet_cell
-from talkerviz.render.formats import render
-from talkerviz.render.table import render_table
-from talkerviz.render.tables import TABLES, TableView, table_of
+from talkerviz.render.registry import render
+from talkerviz.render.tables.registry import TABLES, TableView, table_of
+from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.render.text import factor_text, size_text
-from talkerviz.trace import Trace
-from talkerviz.trace.side_by_side import side_by_side
-from talkerviz.trace.summary import BY
 
 SUFFIX = {"markdown": "md", "csv": "csv", "json": "json", "latex": "tex", "html": "html"}
 NASTY = [

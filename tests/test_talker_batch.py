@@ -23,7 +23,7 @@ from talkerviz.talker import (
     generate,
     generate_batch,
 )
-from talkerviz.talker.transformers_impl import generate_transformers
+from talkerviz.talker.model.transformers_talker import generate_transformers
 
 
 def a_prompt(model: Any, lengths: tuple[int, int] = (11, 20), seed: int = 0, positions: Tensor | None = None) -> Prompt:

@@ -15,11 +15,11 @@ from test_cli import talkerviz
 from torch._inductor.exc import InvalidCxxCompiler
 
 import talkerviz as tv
-from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.api import Trace
+from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import GREEDY, Sampling, build_talker, generate
-from talkerviz.talker.cache import LayerCache
-from talkerviz.talker.compiled import compile_talker
-from talkerviz.trace import Trace
+from talkerviz.talker.generation.compile import compile_talker
+from talkerviz.talker.model.cache import LayerCache
 
 Capture = pytest.CaptureFixture[str]
 

@@ -12,7 +12,7 @@ import torch
 
 from talkerviz.talker import PRESETS, Sampling, Scenario, TalkerConfig, default_dtype, preset, scenario_inputs
 
-FILE = resources.files("talkerviz.talker").joinpath("qwen3_omni_talker_config.json")
+FILE = resources.files("talkerviz.talker.model").joinpath("qwen3_omni_talker_config.json")
 
 
 def published() -> dict[str, Any]:

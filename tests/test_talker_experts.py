@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from talkerviz.talker import build_talker, preset
-from talkerviz.talker.moe import _expert_linear, _grouped_linear
+from talkerviz.talker.model.moe import _expert_linear, _grouped_linear
 
 
 def rows_of_experts(rows: int, experts: int, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:

@@ -17,19 +17,19 @@ from test_talker_batch import a_prompt
 from torch import Tensor
 
 import talkerviz as tv
-from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import GREEDY, Sampling, batch_prompts, build_talker, generate, generate_batch
-from talkerviz.talker.cache import KVCache, LayerCache, StaticCache
-from talkerviz.talker.compiled import compile_talker
-from talkerviz.talker.config import StackConfig
-from talkerviz.talker.fused import check_kernels, fuse_modules, fuse_talker
-from talkerviz.talker.graphs import replay_frames
+from talkerviz.talker.generation.compile import compile_talker
+from talkerviz.talker.generation.cuda_graphs import replay_frames
+from talkerviz.talker.kernels import check_kernels, fuse_modules, fuse_talker
+from talkerviz.talker.model.cache import KVCache, LayerCache, StaticCache
+from talkerviz.talker.model.config import StackConfig
 
 pytest.importorskip("triton", reason="no Triton")
 from triton import language
 from triton.runtime import interpreter
 
-from talkerviz.talker.fused.codes import embedding_of, greatest_of
+from talkerviz.talker.kernels.codes import embedding_of, greatest_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -234,7 +234,7 @@ def test_what_is_not_fused(
 
 
 def test_compiled_or_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("talkerviz.talker.fused.check_kernels", lambda device, config: None)
+    monkeypatch.setattr("talkerviz.talker.kernels.check_kernels", lambda device, config: None)
     model: Any = build_talker(CONFIG)
     compile_talker(model)
     with pytest.raises(ValueError, match=r"are compiled, .* compile it or fuse it"):

@@ -24,8 +24,8 @@ from talkerviz.talker import (
     run,
     scenario_inputs,
 )
-from talkerviz.talker.sampling import choose, keep_top_k, keep_top_p, penalise_repeats, suppressed_codes
-from talkerviz.talker.transformers_impl import generate_transformers
+from talkerviz.talker.generation.sampling import choose, keep_top_k, keep_top_p, penalise_repeats, suppressed_codes
+from talkerviz.talker.model.transformers_talker import generate_transformers
 
 
 def random_logits(seed: int) -> Tensor:

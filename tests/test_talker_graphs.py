@@ -11,9 +11,9 @@ from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
 from test_talker_batch import a_prompt, ending_talker, picture
 
 import talkerviz as tv
-from talkerviz.recorder.phases import TalkerPhases
+from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import GREEDY, Prompt, Sampling, batch_prompts, build_talker, generate, generate_batch
-from talkerviz.talker.graphs import StaticFrame, replay_frames
+from talkerviz.talker.generation.cuda_graphs import StaticFrame, replay_frames
 
 CUDA = torch.cuda.is_available()
 needs_cuda = pytest.mark.skipif(not CUDA, reason="no CUDA device")
@@ -29,7 +29,7 @@ class NotAGraph:
 @pytest.fixture
 def replaying(monkeypatch: pytest.MonkeyPatch) -> Any:
     model: Any = build_talker(CONFIG)
-    monkeypatch.setattr(sys.modules["talkerviz.talker.generate"], "capture", NotAGraph)
+    monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", NotAGraph)
     model.graphs = True
     return model
 
@@ -62,7 +62,7 @@ def test_the_end_of_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ending_talker([own])
     spoken = generate(model, own, 9)
     assert len(spoken) == 2
-    monkeypatch.setattr(sys.modules["talkerviz.talker.generate"], "capture", NotAGraph)
+    monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", NotAGraph)
     model.graphs = True
     assert torch.equal(generate(model, own, 9), spoken)
 

@@ -10,11 +10,12 @@ from talker_parity import CONFIG
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from talkerviz.talker import GREEDY, Sampling, moe
-from talkerviz.talker.cache import KVCache
-from talkerviz.talker.frame import Choosing
-from talkerviz.talker.graphs import StaticFrame
-from talkerviz.talker.talker import TalkerForConditionalGeneration
+from talkerviz.talker import GREEDY, Sampling
+from talkerviz.talker.generation.cuda_graphs import StaticFrame
+from talkerviz.talker.generation.decode_step import Choosing
+from talkerviz.talker.model import moe
+from talkerviz.talker.model.cache import KVCache
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 DRAWN = Sampling(do_sample=True, temperature=0.9, top_k=50, top_p=0.9, repetition_penalty=1.05)
 DEVICES = [

@@ -19,9 +19,10 @@ from timelines import Tree, trace_of, trees
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.render.viewer_json import plain_values
-from talkerviz.testing import TalkerTrace
-from talkerviz.trace import Trace, baseline
+from talkerviz.analysis import snapshot as baseline
+from talkerviz.api import Trace
+from talkerviz.pytest_support import TalkerTrace
+from talkerviz.render.viewers.common import plain_values
 
 pytest_plugins = ["pytester"]
 

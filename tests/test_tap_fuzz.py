@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recorder
+from talkerviz.recorder import recording as recorder
 
 VIAS = ["tap", "hooks"]
 """Ways to record, values of `via`, of which "auto" is one or the other."""

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from sample_trace import call, make_trace, sample_trace, tensor
 from timelines import Tree, timeline_trace, trace_of, trees
 
+from talkerviz.analysis.summary import summarise
+from talkerviz.api import Trace
 from talkerviz.cli import main
-from talkerviz.render.formats import render
-from talkerviz.trace import Trace
-from talkerviz.trace.summary import summarise
+from talkerviz.render.registry import render
 
 Event = dict[str, Any]
 pytestmark = pytest.mark.filterwarnings("ignore:The (inplace|copy) keyword")  # how the readers use pandas

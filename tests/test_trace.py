@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.trace import TensorInfo, Trace, TraceError
-from talkerviz.trace.frame import calls_frame
+from talkerviz.api import Trace
+from talkerviz.trace import TensorInfo, TraceError
+from talkerviz.trace.calls_table import calls_frame
 
 names = st.text(max_size=12)
 tensors = st.lists(

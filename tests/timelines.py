@@ -9,7 +9,7 @@ import pandas as pd
 from hypothesis import strategies as st
 from sample_trace import call, make_trace, sample_trace
 
-from talkerviz.trace import Trace
+from talkerviz.api import Trace
 from talkerviz.trace.flow import Flow, edges_frame, ops_frame
 
 Tree = tuple[int, list[Any]]

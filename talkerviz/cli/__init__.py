@@ -10,8 +10,8 @@ from typing import Annotated
 import pyarrow
 import typer
 
+from talkerviz.atomic_file import reason_of
 from talkerviz.cli.streams import abandon_stdout, flush_stdout, is_stdout_error, prepare_streams, print_message
-from talkerviz.disk import reason_of
 from talkerviz.version import __version__
 
 __all__ = ["main"]
@@ -41,7 +41,7 @@ def _app_for(asked: str) -> typer.Typer:
     if asked in COMMANDS:
         found: typer.Typer = import_module(f"talkerviz.cli.{COMMANDS[asked][0]}").app
     else:
-        from talkerviz.cli.app import new_app
+        from talkerviz.cli.options import new_app
 
         found = new_app()
         for name, (_, summary) in COMMANDS.items():

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from talkerviz.cli.app import app
 from talkerviz.cli.model_options import Device, Dtype, device_name, torch_dtype
+from talkerviz.cli.options import app
 from talkerviz.cli.output import check_writable, console
-from talkerviz.foreign.quiet import quiet
 from talkerviz.render.escape import one_line
-from talkerviz.talker.capture import capture_answer
-from talkerviz.talker.conversation import Turn
-from talkerviz.talker.thinker_file import write_inputs
+from talkerviz.talker.files.thinker_file import write_inputs
+from talkerviz.talker.thinker.chat_inputs import Turn
+from talkerviz.talker.thinker.thinker_capture import capture_answer
+from talkerviz.targets.huggingface.quiet_transformers import quiet
 
 
 @app.command()

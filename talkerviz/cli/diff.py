@@ -13,28 +13,26 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from talkerviz.cli.app import app
-from talkerviz.cli.options import ArrowsAre, MaxNodes, TracePath, format_of
+from talkerviz.analysis.compare import compare, slower
+from talkerviz.api import Trace
+from talkerviz.cli.options import ArrowsAre, MaxNodes, TracePath, app, format_of
 from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, console, write
 from talkerviz.cli.streams import print_message
-from talkerviz.graph.diff import changes, diff_graph, without_what_is_same
-from talkerviz.graph.graph import Graph
-from talkerviz.graph.view import MOST_BOXES
-from talkerviz.render.changes import render_changes
-from talkerviz.render.compare import (
+from talkerviz.flowchart.diff import changes, diff_graph, without_what_is_same
+from talkerviz.flowchart.model import Graph
+from talkerviz.flowchart.options import MOST_BOXES
+from talkerviz.render.registry import CHARTS, PICTURES, render_graph
+from talkerviz.render.tables.cells import TableCells
+from talkerviz.render.tables.writers import html_table, markdown_table
+from talkerviz.render.terminal.comparison import (
     comparison_cells,
     interval_text,
     notes_on_comparison,
     percent_text,
     put_together,
+    render_changes,
     render_comparison,
 )
-from talkerviz.render.formats import CHARTS, PICTURES, render_graph
-from talkerviz.render.table_cells import TableCells
-from talkerviz.render.table_html import html_table
-from talkerviz.render.table_markdown import markdown_table
-from talkerviz.trace import Trace
-from talkerviz.trace.compare import compare, slower
 
 _TABLES: Mapping[str, Callable[[TableCells], str]] = {"markdown": markdown_table, "html": html_table}
 _FORMATS = (*_TABLES, *CHARTS)

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from talkerviz.cli.app import app
+from talkerviz.analysis.stragglers import stragglers
+from talkerviz.api import Trace
+from talkerviz.cli.options import app
 from talkerviz.cli.output import check_writable, console
-from talkerviz.trace import Trace
-from talkerviz.trace.counted import counted
 from talkerviz.trace.merge import merge
+from talkerviz.trace.names import counted
 from talkerviz.trace.parquet import check_name
-from talkerviz.trace.stragglers import stragglers
 
 
 @app.command("merge")

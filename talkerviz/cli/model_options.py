@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
-from talkerviz.talker.config import PRESETS
+from talkerviz.talker.model.config import PRESETS
 
 
 class Device(str, enum.Enum):

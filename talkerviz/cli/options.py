@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from talkerviz.graph.view import MOST_BOXES
-from talkerviz.render.formats import FORMATS, SUFFIXES
-from talkerviz.render.tables import TableView
+from talkerviz.flowchart.options import MOST_BOXES
+from talkerviz.render.registry import FORMATS, SUFFIXES
+from talkerviz.render.tables.registry import TableView
 
 
 class Edges(str, enum.Enum):
@@ -98,3 +98,17 @@ def format_of(fmt: str | None, output: str, formats: Sequence[str] = FORMATS) ->
 def table_asked_for(by: By | None, across: Across | None, sort: Sort | None, top: int | None) -> TableView:
     """What a table shall show."""
     return TableView(by.value if by else "module", across.value if across else None, sort.value if sort else None, top)
+
+
+def new_app() -> typer.Typer:
+    """One without commands."""
+    return typer.Typer(
+        name="talkerviz",
+        help="Run a speech talker, or any torch model, and see every module call.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+
+app = new_app()

@@ -13,16 +13,15 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.segment import Segment
 from rich.text import Text
 
+from talkerviz.analysis.frame_latency import frame_summary
+from talkerviz.analysis.stragglers import stragglers
+from talkerviz.api import Trace
+from talkerviz.atomic_file import descriptor_of, is_special, named_errors, write_bytes, write_text
 from talkerviz.cli.streams import stdout_is_closed
-from talkerviz.disk import descriptor_of, is_special, named_errors, write_bytes, write_text
+from talkerviz.render.charts.graphviz import LayoutError
 from talkerviz.render.escape import visible
-from talkerviz.render.headline import headline
-from talkerviz.render.layout import LayoutError
-from talkerviz.render.notes import notes_on
-from talkerviz.render.table import render_table
-from talkerviz.trace import Trace
-from talkerviz.trace.frames import frame_summary
-from talkerviz.trace.stragglers import stragglers
+from talkerviz.render.notes import headline, notes_on
+from talkerviz.render.terminal.summary_table import render_table
 
 _FILE_WIDTH = 240
 

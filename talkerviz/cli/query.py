@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from talkerviz.cli.app import app
-from talkerviz.cli.options import format_of
+from talkerviz.analysis.sql import query
+from talkerviz.cli.options import app, format_of
 from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, console, write
-from talkerviz.query import query
-from talkerviz.render.answer import ANSWERS, MOST_ROWS, answer_table, render_answer
+from talkerviz.render.tables.query_result import ANSWERS, MOST_ROWS, answer_table, render_answer
 
 _FORMAT_HELP = f"One of {', '.join(ANSWERS)}; left out, it is what the file of -o ends in."
 

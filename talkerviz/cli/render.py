@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from talkerviz.cli.app import app
+from talkerviz.api import Trace
 from talkerviz.cli.options import (
     ArrowsAre,
     Depth,
@@ -20,6 +20,7 @@ from talkerviz.cli.options import (
     SortBy,
     Top,
     TracePath,
+    app,
     format_of,
     table_asked_for,
 )
@@ -33,11 +34,10 @@ from talkerviz.cli.output import (
     write,
 )
 from talkerviz.cli.streams import print_message
-from talkerviz.graph.view import View
-from talkerviz.render.formats import CHARTS, DRAWN, PICTURES, Given, Style, check_options, render, render_graph
-from talkerviz.render.github import over_github_limits
-from talkerviz.render.viewer_json import TENSORBOARD_SUFFIX
-from talkerviz.trace import Trace
+from talkerviz.flowchart.options import View
+from talkerviz.render.charts.mermaid import over_github_limits
+from talkerviz.render.registry import CHARTS, DRAWN, PICTURES, Given, Style, check_options, render, render_graph
+from talkerviz.render.viewers.common import TENSORBOARD_SUFFIX
 
 
 @app.command("render")
@@ -97,8 +97,8 @@ def render_command(
 
 
 def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:
-    from talkerviz.graph.pages import FIRST, pages_of
-    from talkerviz.render.markdown import render_page
+    from talkerviz.flowchart.subpages import FIRST, pages_of
+    from talkerviz.render.charts.markdown_page import render_page
 
     suffix = ".md" if fmt == "mermaid" else f".{fmt}"
     folder.mkdir(exist_ok=True)

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from talkerviz.cli.app import app
-from talkerviz.cli.options import Rank, TracePath
+from talkerviz.api import Trace
+from talkerviz.cli.options import Rank, TracePath, app
 from talkerviz.cli.output import console
 from talkerviz.cli.streams import print_message
-from talkerviz.report import write_report
-from talkerviz.report_folder import ReportFolder
-from talkerviz.trace import Trace
-from talkerviz.trace.counted import counted
+from talkerviz.report.folder import ReportFolder
+from talkerviz.report.writer import write_report
+from talkerviz.trace.names import counted
 
 
 @app.command()

@@ -6,14 +6,25 @@ from typing import Annotated
 
 import typer
 
-from talkerviz.cli.app import app
-from talkerviz.cli.options import By, Depth, Phase, Rank, RowsBy, SetAcross, SortBy, Top, TracePath, table_asked_for
+from talkerviz.analysis.run_stats import over_runs
+from talkerviz.api import Trace
+from talkerviz.cli.options import (
+    By,
+    Depth,
+    Phase,
+    Rank,
+    RowsBy,
+    SetAcross,
+    SortBy,
+    Top,
+    TracePath,
+    app,
+    table_asked_for,
+)
 from talkerviz.cli.output import console, print_headline, print_notes, print_ranks
-from talkerviz.render.table import render_table
-from talkerviz.render.tables import table_of
-from talkerviz.render.tree import render_tree
-from talkerviz.trace import Trace
-from talkerviz.trace.over_runs import over_runs
+from talkerviz.render.tables.registry import table_of
+from talkerviz.render.terminal.call_tree import render_tree
+from talkerviz.render.terminal.summary_table import render_table
 
 
 @app.command()

@@ -11,7 +11,6 @@ import typer
 from rich.text import Text
 from torch import Tensor
 
-from talkerviz.cli.app import app
 from talkerviz.cli.model_options import (
     Checkpoint,
     Compile,
@@ -26,16 +25,17 @@ from talkerviz.cli.model_options import (
     option_of,
     torch_dtype,
 )
+from talkerviz.cli.options import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
-from talkerviz.talker.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
-from talkerviz.talker.codes_file import read_codes
-from talkerviz.talker.faster import Faster
-from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.speech import AS_TRANSFORMERS, Speech, say, talk
-from talkerviz.talker.wav import open_wav
+from talkerviz.talker.files.codes_file import read_codes
+from talkerviz.talker.files.wav import open_wav
+from talkerviz.talker.generation.acceleration import Faster
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS, Speech, say, talk
+from talkerviz.talker.model.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
 from talkerviz.targets import OnFrame, code2wav_config_of, code2wav_of, talker_of
 
 # As many as transformers lets its talker speak; random weights hardly ever come to an end.

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from talkerviz.disk import LeftoverWarning
+from talkerviz.atomic_file import LeftoverWarning
 
 _MIN_COLUMNS, _MAX_COLUMNS = 20, 10_000  # narrower tables show nothing; rich pads each line to the full width
 _MAX_LINES = 10_000

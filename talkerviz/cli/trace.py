@@ -16,8 +16,11 @@ import torch
 import typer
 from torch import nn
 
-from talkerviz.cause import cause_of
-from talkerviz.cli.app import app
+from talkerviz.analysis.device_peaks import Peaks, limits_of_run, load_peaks, peaks_of
+from talkerviz.analysis.run_stats import over_runs
+from talkerviz.analysis.summary import summarise
+from talkerviz.api import Trace, recording
+from talkerviz.atomic_file import descriptor_of, is_special
 from talkerviz.cli.model_options import (
     Checkpoint,
     Compile,
@@ -31,19 +34,18 @@ from talkerviz.cli.model_options import (
     option_of,
     torch_dtype,
 )
+from talkerviz.cli.options import app
 from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes
 from talkerviz.cli.streams import print_message
-from talkerviz.disk import descriptor_of, is_special
 from talkerviz.progress import byte_progress, frame_progress
-from talkerviz.recorder import recording
-from talkerviz.recorder.gauges import clock_for
-from talkerviz.recorder.process import this_process
-from talkerviz.recorder.record_run import measure_again
+from talkerviz.recorder.distributed.process import this_process
+from talkerviz.recorder.instruments.registry import clock_for
+from talkerviz.recorder.record import measure_again
 from talkerviz.recorder.tap import choose_way
-from talkerviz.render.table import render_table
-from talkerviz.talker.codes_file import write_codes
-from talkerviz.talker.faster import Faster
-from talkerviz.talker.scenario import Scenario
+from talkerviz.render.terminal.summary_table import render_table
+from talkerviz.talker.files.codes_file import write_codes
+from talkerviz.talker.generation.acceleration import Faster
+from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.targets import (
     Target,
     code2wav_target,
@@ -53,12 +55,9 @@ from talkerviz.targets import (
     talker_of,
     talker_target,
 )
-from talkerviz.trace import Trace
-from talkerviz.trace.counted import counted
-from talkerviz.trace.over_runs import over_runs
+from talkerviz.trace.names import counted
 from talkerviz.trace.parquet import check_name
-from talkerviz.trace.peaks import Peaks, limits_of_run, load_peaks, peaks_of
-from talkerviz.trace.summary import summarise
+from talkerviz.user_errors import cause_of
 
 
 class Impl(str, enum.Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from talkerviz.trace.trace import Trace
+from talkerviz.trace.trace import TraceRecord
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from talkerviz.notebook.explorer import Explorer
 
 
-def explore(trace: Trace) -> Explorer:
+def explore(trace: TraceRecord) -> Explorer:
     """Look around in a trace: its flowchart and the time line of its frames, in Jupyter, VS Code or marimo.
 
     What is chosen there is known here, and the other way round: see `Explorer`.
@@ -32,7 +32,7 @@ def explore(trace: Trace) -> Explorer:
 
 
 def mimebundle(
-    trace: Trace, include: Collection[str] | None = None, exclude: Collection[str] | None = None
+    trace: TraceRecord, include: Collection[str] | None = None, exclude: Collection[str] | None = None
 ) -> dict[str, str]:
     """What Jupyter shows of a trace, by MIME type: see `talkerviz.notebook.display.mimebundle`."""
     from talkerviz.notebook.display import mimebundle as bundle

@@ -9,17 +9,17 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
 
-from talkerviz.graph.build import build_graph
-from talkerviz.graph.graph import Graph
-from talkerviz.graph.view import View
+from talkerviz.analysis.summary import summarise
+from talkerviz.flowchart.builder import build_graph
+from talkerviz.flowchart.model import Graph
+from talkerviz.flowchart.options import View
+from talkerviz.render.charts.mermaid import render_mermaid
 from talkerviz.render.escape import markdown
-from talkerviz.render.formats import render_graph
-from talkerviz.render.mermaid import render_mermaid
 from talkerviz.render.notes import notes_on
-from talkerviz.render.table_cells import TableCells, table_cells
-from talkerviz.render.table_markdown import markdown_table
-from talkerviz.trace.summary import summarise
-from talkerviz.trace.trace import Trace
+from talkerviz.render.registry import render_graph
+from talkerviz.render.tables.cells import TableCells, table_cells
+from talkerviz.render.tables.writers import markdown_table
+from talkerviz.trace.trace import TraceRecord
 
 _VIEW = View(max_nodes=24)
 _ROWS = 10
@@ -34,7 +34,7 @@ _Part = TypeVar("_Part")
 
 
 def mimebundle(
-    trace: Trace, include: Collection[str] | None = None, exclude: Collection[str] | None = None
+    trace: TraceRecord, include: Collection[str] | None = None, exclude: Collection[str] | None = None
 ) -> dict[str, str]:
     """What Jupyter shows of a trace, by MIME type: HTML, SVG, Markdown with a Mermaid chart, and a line of text.
 
@@ -69,7 +69,7 @@ def _made(what: str, make: Callable[[], _Part], failed: list[str]) -> _Part | No
         return None
 
 
-def _cells(trace: Trace) -> TableCells:
+def _cells(trace: TraceRecord) -> TableCells:
     summary = summarise(trace, "module")
     more = len(summary) - _ROWS
     left_out = [f"{more:,} more rows: trace.table()."] if more > 0 else []
@@ -82,7 +82,7 @@ def _picture(graph: Graph) -> str:
     return _TAG.sub(lambda tag: _DIGITS.sub("", tag[0]), drawn)
 
 
-def _html(trace: Trace, picture: str | None, cells: TableCells | None, failed: list[str]) -> str:
+def _html(trace: TraceRecord, picture: str | None, cells: TableCells | None, failed: list[str]) -> str:
     parts = [f"<p>{html.escape(_line(trace))}</p>"]
     if picture:
         # As an image nothing in it can touch the page, nor a page's style the picture: white on dark pages too.
@@ -100,7 +100,7 @@ def _html(trace: Trace, picture: str | None, cells: TableCells | None, failed: l
     return f'<div class="talkerviz">{"".join(parts)}</div>'
 
 
-def _line(trace: Trace) -> str:
+def _line(trace: TraceRecord) -> str:
     return repr(trace).strip("<>")
 
 
@@ -124,7 +124,7 @@ def _html_table(cells: TableCells) -> str:
     return f'<div style="overflow-x: auto">{table}</div>'
 
 
-def _markdown(trace: Trace, chart: str | None, cells: TableCells | None, failed: list[str]) -> str:
+def _markdown(trace: TraceRecord, chart: str | None, cells: TableCells | None, failed: list[str]) -> str:
     parts = [markdown(_line(trace))]
     if chart:
         parts.append(f"```mermaid\n{chart.strip()}\n```")

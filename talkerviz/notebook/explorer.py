@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 import traitlets
 
+from talkerviz.analysis.summary import summarise
 from talkerviz.notebook.display import mimebundle
-from talkerviz.render.html.charts import Chart, Charts
-from talkerviz.render.html.data import chart_data, frames_data, shared_data, table_data, typical_frame
-from talkerviz.render.html.pieces import controls, piece, vendored, with_pieces
-from talkerviz.render.html.slices import Slicer
-from talkerviz.render.layout import LayoutError
+from talkerviz.render.charts.graphviz import LayoutError
+from talkerviz.report.html.assets import controls, piece, vendored, with_pieces
+from talkerviz.report.html.chart_data import chart_data, frames_data, shared_data, table_data, typical_frame
+from talkerviz.report.html.charts import Chart, Charts
+from talkerviz.report.html.timeline_slices import Slicer
 from talkerviz.trace.runs import as_one_run
-from talkerviz.trace.summary import summarise
-from talkerviz.trace.trace import Trace
+from talkerviz.trace.trace import TraceRecord
 
 # The parts of the report's page that the widget has too, in the order in which they need each other.
 _PARTS = ("text", "state", "chart", "plot", "stacks")
@@ -71,7 +71,7 @@ class Explorer(anywidget.AnyWidget):
     frame = traitlets.Int(None, allow_none=True).tag(sync=True)
     span = traitlets.List(traitlets.Int(), None, allow_none=True, minlen=2, maxlen=2).tag(sync=True)
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: TraceRecord) -> None:
         self.trace = trace = as_one_run(trace)
         self._paths = frozenset(map(str, trace.calls["path"].cat.categories))
         self._slicer = Slicer(trace)

@@ -14,8 +14,9 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 from IPython.display import display
 from torch import nn
 
-from talkerviz.notebook.called import recording_called
-from talkerviz.recorder import Recording, recording
+from talkerviz.api import recording
+from talkerviz.notebook.find_models import recording_called
+from talkerviz.recorder import Recording
 
 
 @magics_class
@@ -42,7 +43,7 @@ class TraceMagics(Magics):
         named = self._model(args.model) if args.model else None
         run = self._compiled(cell)
         recordings = _named(args.model, named) if named is not None else recording_called(self.shell.user_ns)
-        found: Mapping[str, Recording] = {}
+        found: Mapping[str, Recording[Any]] = {}
         try:
             with recordings as found:
                 return run()
@@ -75,7 +76,7 @@ class TraceMagics(Magics):
 
         return run
 
-    def _leave(self, variable: str, found: Mapping[str, Recording]) -> None:
+    def _leave(self, variable: str, found: Mapping[str, Recording[Any]]) -> None:
         """Put the traces of the models that were called into a variable, and show them."""
         traces = {name: rec.trace for name, rec in found.items() if len(rec.trace.calls)}
         if not traces:
@@ -90,7 +91,7 @@ class TraceMagics(Magics):
 
 
 @contextmanager
-def _named(expression: str, model: nn.Module) -> Iterator[Mapping[str, Recording]]:
+def _named(expression: str, model: nn.Module) -> Iterator[Mapping[str, Recording[Any]]]:
     name = expression.rpartition(".")[2]
     with recording(model, name if name.isidentifier() else "model") as rec:
         yield {expression: rec}

@@ -1,6 +1,6 @@
 """Run a model and record every module call as a Trace."""
 
-from talkerviz.recorder.record_run import record
-from talkerviz.recorder.recorder import Recording, recording
+from talkerviz.recorder.record import record
+from talkerviz.recorder.recording import Recording, recording
 
 __all__ = ["Recording", "record", "recording"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from talkerviz.disk import NEW_FILE_FLAGS, LeftoverWarning, is_special, named_errors, reason_of
+from talkerviz.atomic_file import NEW_FILE_FLAGS, LeftoverWarning, is_special, named_errors, reason_of
 
 
 def partial_path(file: Path) -> Path:

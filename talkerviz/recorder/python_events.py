@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from talkerviz.recorder.tensors import Describer, TensorKinds
-from talkerviz.trace.log import GARBAGE, MARK, NAMED, PAUSE, REQUEST, RUN, WIDTH
+from talkerviz.recorder.tensor_signatures import Describer, TensorKinds
+from talkerviz.trace.event_log import GARBAGE, MARK, NAMED, PAUSE, REQUEST, RUN, WIDTH
 
 NO_LANDMARK, FRAME_LANDMARK, PASS_LANDMARK, RULE_LANDMARK = range(4)
 """What calls of a landmark do: nothing; begin a frame, if outermost; tell the phases' rule, if outermost; tell it, and

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from talkerviz.recorder.python_events import Callbacks, Contexts, PythonEvents
-from talkerviz.recorder.tensors import TensorKinds, kind_of, unpack
+from talkerviz.recorder.tensor_signatures import TensorKinds, kind_of, unpack
 
 WAYS = ("auto", "tap", "hooks")
 """What `via` may be."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from talkerviz.render.text import size_text, time_text
-from talkerviz.trace import Trace
-from talkerviz.trace.counted import counted
-from talkerviz.trace.outside import time_outside
+from talkerviz.analysis.frame_latency import FrameSummary
+from talkerviz.analysis.idle_time import time_outside
+from talkerviz.render.text import factor_text, size_text, time_text
+from talkerviz.trace import TraceRecord
+from talkerviz.trace.names import counted
 
 _LEAST_OUTSIDE = 0.05
 _LEAST_COLLECTED = 0.001  # of the calls' time
 
 
-def notes_on(trace: Trace) -> list[str]:
+def notes_on(trace: TraceRecord) -> list[str]:
     """One line for each thing to know about how far a trace's numbers go."""
     outside = time_outside(trace)
     notes = []
@@ -126,3 +127,19 @@ def _on_ranks(processes: Sequence[Mapping[str, Any]], clocks: Mapping[str, Any])
     if clocks["early_ns"] > 2 * max(known, default=0):
         notes.append(f"Clocks drifted: by up to {time_text(clocks['early_ns'])} a collective is over too early.")
     return notes
+
+
+def headline(summary: FrameSummary) -> str:
+    """Time to the first frame, what further ones took, and what that is for speech; without what is not known."""
+    frames = counted(summary.frames, "frame")
+    parts = [f"{frames} of {summary.runs:,} runs" if summary.runs > 1 else frames]
+    if summary.first_ns is not None:
+        parts[0] += f": the first after {time_text(summary.first_ns)}"
+    if summary.mean_ns is not None:
+        spread = {"p50": summary.p50_ns, "p95": summary.p95_ns, "p99": summary.p99_ns, "jitter": summary.jitter_ns}
+        known = ", ".join(f"{name} {time_text(ns)}" for name, ns in spread.items() if ns is not None)
+        further = f"{time_text(summary.mean_ns)} each ({known})"
+        parts[0] += f", then {further}" if summary.first_ns is not None else f": {further}"
+    if summary.real_time_factor is not None:
+        parts += [f"{factor_text(summary.real_time_factor)} real time, {summary.codes_per_second:,.1f} codes/s"]
+    return "; ".join(parts)

@@ -1,8 +1,8 @@
 """What can be traced: talker and code2wav of a preset or a checkpoint, or a model of the user's."""
 
 from talkerviz.targets.code2wav import code2wav_config_of, code2wav_of, code2wav_target
-from talkerviz.targets.config import config_target, is_config
 from talkerviz.targets.function import function_target
+from talkerviz.targets.huggingface.target import config_target, is_config
 from talkerviz.targets.talker import Loaded, talker_of, talker_target
 from talkerviz.targets.target import OnFrame, Target
 

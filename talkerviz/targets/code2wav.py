@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from talkerviz.recorder.passes import PassPhases
-from talkerviz.talker.checkpoint import find_module
-from talkerviz.talker.code2wav import (
+from talkerviz.recorder.phases.generic import PassPhases
+from talkerviz.talker.files.checkpoint import find_module
+from talkerviz.talker.files.codes_file import read_codes
+from talkerviz.talker.files.weight_loader import OnBytes
+from talkerviz.talker.model.code2wav import (
     CHUNK_FRAMES,
     LEFT_CONTEXT,
     build_code2wav,
@@ -18,9 +20,7 @@ from talkerviz.talker.code2wav import (
     read_code2wav_config,
     stream_audio,
 )
-from talkerviz.talker.codes_file import read_codes
-from talkerviz.talker.config import default_dtype
-from talkerviz.talker.fill import OnBytes
+from talkerviz.talker.model.config import default_dtype
 from talkerviz.targets.target import OnFrame, Target, facts_of
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from talkerviz.cause import cause_of
-from talkerviz.recorder.modules import if_several
+from talkerviz.recorder.module_tree import if_several
 from talkerviz.targets.target import Target
+from talkerviz.user_errors import cause_of
 
 
 def function_target(spec: str) -> Target:

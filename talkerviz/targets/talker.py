@@ -11,21 +11,21 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from talkerviz.recorder.phases import TalkerPhases
-from talkerviz.talker.attention import leave_out_cudnn
-from talkerviz.talker.checkpoint import find_module, read_talker_config
-from talkerviz.talker.config import TalkerConfig, default_dtype, preset
-from talkerviz.talker.decoder import DecoderLayer
-from talkerviz.talker.faster import Faster
-from talkerviz.talker.fill import OnBytes
-from talkerviz.talker.graphs import WARM_UPS
-from talkerviz.talker.prompt import ThinkerOutputs
-from talkerviz.talker.rope import RotaryEmbedding
-from talkerviz.talker.run import inputs_of, speak
-from talkerviz.talker.scenario import Scenario
-from talkerviz.talker.talker import TalkerForConditionalGeneration
-from talkerviz.talker.thinker_file import read_inputs
-from talkerviz.talker.weights import build_talker, load_talker
+from talkerviz.recorder.phases.talker import TalkerPhases
+from talkerviz.talker.files.build import build_talker, load_talker
+from talkerviz.talker.files.checkpoint import find_module, read_talker_config
+from talkerviz.talker.files.thinker_file import read_inputs
+from talkerviz.talker.files.weight_loader import OnBytes
+from talkerviz.talker.generation.acceleration import Faster
+from talkerviz.talker.generation.cuda_graphs import WARM_UPS
+from talkerviz.talker.generation.prompt import ThinkerOutputs
+from talkerviz.talker.generation.runner import inputs_of, speak
+from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.model.attention import leave_out_cudnn
+from talkerviz.talker.model.config import TalkerConfig, default_dtype, preset
+from talkerviz.talker.model.decoder import DecoderLayer
+from talkerviz.talker.model.rope import RotaryEmbedding
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 from talkerviz.targets.target import Target, facts_of
 
 _ROOT = "talker"

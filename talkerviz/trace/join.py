@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.calls_table import NULLABLE
 from talkerviz.trace.flow import renumber_calls, select_flow
-from talkerviz.trace.frame import NULLABLE
-from talkerviz.trace.one_call import calls_in_both
-from talkerviz.trace.trace import Trace
+from talkerviz.trace.opaque_calls import calls_in_both
+from talkerviz.trace.trace import RecordT, TraceRecord
 
 _SAME_CALLS = ("path", "depth")
 _SAME_TENSORS = ("inputs", "outputs")
 
 
-def join(trace: Trace, other: Trace) -> Trace:
+def join(trace: RecordT, other: TraceRecord) -> RecordT:
     """The trace with what another run measured and this one did not: costs, busy time, memory, flow and facts.
 
     Where only the flow is new, the other run's tensors may have other shapes. What was not seen in it, the calls of a

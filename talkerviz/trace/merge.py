@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkerviz.trace.alignment import align
+from talkerviz.trace.calls_table import calls_frame
+from talkerviz.trace.clock_alignment import align
 from talkerviz.trace.flow import Flow, edges_frame, ops_frame
-from talkerviz.trace.frame import calls_frame
-from talkerviz.trace.trace import Trace
+from talkerviz.trace.trace import RecordT, TraceRecord
 
 _OF_ALL = ("unfinished", "cut_short")
 
 
-def merge(traces: Sequence[Trace]) -> Trace:
+def merge(traces: Sequence[RecordT]) -> RecordT:
     """The traces of one run's ranks as one, their times on one line, which begins with the first recording.
 
     Calls are those of each rank after the other, by the column `rank`. A rank's calls are numbered on from those of the
@@ -59,7 +59,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
     flows = [trace.flow for trace in traces]
     on_line = [_ends_moved(trace, shift) for trace, shift in zip(traces, alignment.shift_ns, strict=True)]
     whole = [flow for flow in flows if flow is not None]
-    return Trace(
+    return type(traces[0])(
         calls_frame(pd.DataFrame(columns).reset_index(drop=True)),
         tuple(module for trace in traces for module in trace.modules),
         _facts(on_line) | {"clocks": {name: _json(value) for name, value in asdict(alignment).items()}},
@@ -67,7 +67,7 @@ def merge(traces: Sequence[Trace]) -> Trace:
     )
 
 
-def _rank(trace: Trace) -> int:
+def _rank(trace: TraceRecord) -> int:
     return int(trace.facts["process"]["rank"])
 
 
@@ -77,7 +77,7 @@ def _moved(calls: pd.DataFrame, first: int, shift: int) -> pd.DataFrame:
     return found
 
 
-def _ends_moved(trace: Trace, shift: int) -> Trace:
+def _ends_moved(trace: RecordT, shift: int) -> RecordT:
     if "run_ends" not in trace.facts:
         return trace
     ends = [end and {**end, "ns": end["ns"] + shift} for end in trace.facts["run_ends"]]
@@ -106,7 +106,7 @@ def _json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _facts(traces: Sequence[Trace]) -> dict[str, Any]:
+def _facts(traces: Sequence[TraceRecord]) -> dict[str, Any]:
     common = {name: value for name, value in traces[0].facts.items() if name != "process"}
     for name in _OF_ALL:
         if values := [trace.facts[name] for trace in traces if name in trace.facts]:

@@ -14,8 +14,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from talkerviz.disk import atomic_write
-from talkerviz.trace.check import (
+from talkerviz.atomic_file import atomic_write
+from talkerviz.trace.calls_table import NULLABLE, calls_frame, collections_frame, lists_array, log_tables
+from talkerviz.trace.event_log import Log, Rows
+from talkerviz.trace.flow import Flow
+from talkerviz.trace.schema import CALLS, NAME, ModuleInfo, Tensors
+from talkerviz.trace.validation import (
     DamagedError,
     check_collections_json,
     check_tensors,
@@ -26,10 +30,6 @@ from talkerviz.trace.check import (
     numbered_tensors,
     parse_json,
 )
-from talkerviz.trace.flow import Flow
-from talkerviz.trace.frame import NULLABLE, calls_frame, collections_frame, lists_array, log_tables
-from talkerviz.trace.log import Log, Rows
-from talkerviz.trace.schema import CALLS, NAME, ModuleInfo, Tensors
 
 FORMAT = "2"
 _ROWS_EACH = 1 << 16

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from talkerviz.trace.ranks import check_one_rank
-
-if TYPE_CHECKING:
-    from talkerviz.trace.trace import Trace
+from talkerviz.trace.trace import RecordT, TraceRecord, check_one_rank
 
 _TIMES = ("host_start_ns", "host_ns", "host_self_ns", "device_start_ns", "device_ns", "device_self_ns")
 
 
-def whole_runs(trace: Trace) -> list[int]:
+def whole_runs(trace: TraceRecord) -> list[int]:
     """The runs that came to their end; all if none did."""
     runs = [int(run) for run in trace.calls["run"].unique()]
     cut = {*trace.facts.get("cut_short", ()), *(runs[-1:] if trace.facts.get("unfinished") else ())}
     return [run for run in runs if run not in cut] or runs
 
 
-def end_of_run(trace: Trace, run: int) -> int | None:
+def end_of_run(trace: TraceRecord, run: int) -> int | None:
     """When a run was over, on the time line of its calls; what follows the last of them is then known as well.
 
     None where nobody knows: `recording` alone cannot tell what belongs to a run, `Recording.run` and `record` do. None
@@ -35,7 +31,7 @@ def end_of_run(trace: Trace, run: int) -> int | None:
     return int(end["ns"]) if end and end["frame"] == (None if pd.isna(last) else int(last)) else None
 
 
-def as_one_run(trace: Trace) -> Trace:
+def as_one_run(trace: RecordT) -> RecordT:
     """The first of several runs, each of its calls with its mean times over all runs that made the same calls.
 
     What a picture is drawn of: it is that of one run, whatever the number of runs. The fact `mean_of_runs` says over

@@ -1,8 +1,8 @@
 """Descriptions of calls' tensors as rows of whole numbers, read after the run.
 
 While a run goes on a call's tensors are a row of numbers: their shapes, and how they are nested (recorder/native/
-describe.h, and recorder/tensors.py, which write them). Equal rows have one number. `TensorLists` makes `TensorInfo`
-of a row when it is first looked at: a run of a million calls has thousands of rows, most of which nobody asks for.
+describe.h, and recorder/tensor_signatures.py, which write them). Equal rows have one number. `TensorLists` makes
+`TensorInfo` of a row when it is first looked at: a run of a million calls has thousands of rows, most of which nobody asks for.
 """
 
 from __future__ import annotations

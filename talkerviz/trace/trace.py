@@ -1,4 +1,4 @@
-"""The Trace: calls, modules and run facts of one recorded run."""
+"""Record of one run: calls, modules and run facts."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+from typing_extensions import Self, TypeVar
 
-from talkerviz.trace.blocks import MAGIC
-from talkerviz.trace.check import DamagedError, check_facts, check_tensors, check_trace
-from talkerviz.trace.counted import counted
+from talkerviz.trace.call_tree import callers
+from talkerviz.trace.calls_table import collections_frame, log_frame
+from talkerviz.trace.event_blocks import MAGIC
+from talkerviz.trace.event_log import Log, read_log
 from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
-from talkerviz.trace.frame import collections_frame, log_frame
-from talkerviz.trace.log import Log, read_log
-from talkerviz.trace.nesting import callers
+from talkerviz.trace.names import counted
 from talkerviz.trace.parquet import check_name, read_trace, write_trace
-from talkerviz.trace.ranks import of_rank
 from talkerviz.trace.schema import ModuleInfo
-from talkerviz.trace.side_by_side import side_by_side
-from talkerviz.trace.summary import summarise
+from talkerviz.trace.validation import DamagedError, check_facts, check_tensors, check_trace
 
-if TYPE_CHECKING:
-    from talkerviz.drawing import render as draw
-    from talkerviz.notebook.display import mimebundle
+RecordT = TypeVar("RecordT", bound="TraceRecord", default="TraceRecord")
 
 
 class TraceError(ValueError):
@@ -34,7 +30,7 @@ class TraceError(ValueError):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace:
+class TraceRecord:
     """The record of one run.
 
     Attributes:
@@ -54,10 +50,6 @@ class Trace:
     flow: Flow | None = None
     collections: pd.DataFrame = field(default_factory=collections_frame)
 
-    if TYPE_CHECKING:  # a trace knows nothing of what draws it: the package's root gives it these
-        render = draw
-        _repr_mimebundle_ = mimebundle
-
     def __repr__(self) -> str:
         calls = self.calls
         parts = [f"{counted(len(calls), 'call')} of {counted(calls['path'].nunique(), 'module')}"]
@@ -72,7 +64,7 @@ class Trace:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, Trace)
+            isinstance(other, TraceRecord)
             and self.modules == other.modules
             and dict(self.facts) == dict(other.facts)
             and self.calls.equals(other.calls)
@@ -90,7 +82,7 @@ class Trace:
         module: str | None = None,
         run: int | None = None,
         rank: int | None = None,
-    ) -> Trace:
+    ) -> Self:
         """The same trace with only the calls asked for.
 
         The flow goes with them: an operation in a call that is too deep is one of the nearest call around it that is
@@ -140,7 +132,7 @@ class Trace:
         flow = self.flow and select_flow(self.flow, self.calls, keep, phase, frame)
         return replace(self, calls=self.calls[keep], flow=flow)
 
-    def inside(self, calls: np.ndarray) -> Trace:
+    def inside(self, calls: np.ndarray) -> Self:
         """The same trace with only the calls of these numbers and all that ran inside them."""
         parent = callers(self.calls)
         keep = self.calls["call"].isin(calls).to_numpy(copy=True)
@@ -174,32 +166,6 @@ class Trace:
         """The phases in the order in which they first occur."""
         return [str(phase) for phase in self.calls["phase"].dropna().unique()]
 
-    def table(
-        self, by: str = "module", sort: str | None = None, top: int | None = None, across: str | None = None
-    ) -> pd.DataFrame:
-        """Where the time went: a row for each module, class, phase, part, layer, request, frame or call.
-
-        Args:
-            by: what a row stands for.
-            sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts
-                and frames.
-            top: only so many rows; None for all.
-            across: set modules or classes side by side, by `phase`, `part` or `rank`.
-
-        Returns:
-            The columns of [`summarise`][talkerviz.trace.summary.summarise], or with `across` those of
-            [`side_by_side`][talkerviz.trace.side_by_side.side_by_side]; times in nanoseconds. What was not measured is
-            `<NA>`.
-
-        Raises:
-            ValueError: an unknown `by`, `sort` or `across`, or one that has nothing to set side by side; `top` is less
-                than 1.
-        """
-        if top is not None and top < 1:
-            raise ValueError(f"top must be at least 1, not {top}")
-        summary = side_by_side(self, by, across, sort) if across else summarise(self, by, sort)
-        return summary if top is None else summary.head(top)
-
     def save(self, file: str | Path | BinaryIO) -> None:
         """Write the trace as one Parquet file, finished atomically: readers never see half of it.
 
@@ -212,7 +178,7 @@ class Trace:
         write_trace(target, self.calls, self.modules, self.facts, self.flow, self.collections)
 
     @classmethod
-    def load(cls, path: str | Path) -> Trace:
+    def load(cls, path: str | Path) -> Self:
         """Read a trace file, or the `.partial` file that a run writes while it goes on and leaves if it is killed.
 
         Raises:
@@ -246,7 +212,7 @@ class Trace:
         )
 
     @classmethod
-    def _from_log(cls, log: Log) -> Trace:
+    def _from_log(cls, log: Log) -> Self:
         facts = {**log.facts, "unfinished": True}
         try:
             check_facts(facts)
@@ -260,3 +226,50 @@ class Trace:
         except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise DamagedError(f"its content does not fit: {' '.join(repr(error).split())}") from error
         return cls(calls, log.modules, facts, collections=collections)
+
+
+def ranks_of(trace: TraceRecord) -> list[int]:
+    """The ranks that a trace is of, in order; none where it is of no process among several."""
+    processes = trace.facts.get("processes", [trace.facts["process"]] if "process" in trace.facts else [])
+    return [int(process["rank"]) for process in processes]
+
+
+def of_rank(trace: RecordT, rank: int) -> RecordT:
+    """One rank's part of a merged trace, its times where they are; of a single rank's trace all.
+
+    Raises:
+        ValueError: it has no such rank.
+    """
+    ranks = ranks_of(trace)
+    if rank not in ranks:
+        known = f"it has {', '.join(map(str, ranks))}" if ranks else "it is of a single process"
+        raise ValueError(f"no rank {rank} in this trace: {known}")
+    processes = trace.facts.get("processes")
+    if processes is None:
+        return trace
+    place = ranks.index(rank)
+    common = {name: value for name, value in trace.facts.items() if name not in ("processes", "clocks")}
+    own = {name: value for name, value in processes[place].items() if name not in ("modules", "differs")}
+    first = sum(process["modules"] for process in processes[:place])
+    calls = trace.calls[(trace.calls["rank"] == rank).to_numpy()]
+    number = calls["call"].to_numpy()
+    flow = trace.flow and (flow_between(trace.flow, int(number[0]) - 1, int(number[-1])) if len(number) else None)
+    return replace(
+        trace,
+        calls=calls,
+        modules=trace.modules[first : first + processes[place]["modules"]],
+        facts={**common, **processes[place]["differs"], "process": own},
+        flow=flow,
+    )
+
+
+def check_one_rank(trace: TraceRecord) -> None:
+    """Say so if a trace is of several ranks, where it cannot be.
+
+    Raises:
+        ValueError: it is.
+    """
+    ranks = trace.calls["rank"].unique().tolist()
+    if len(ranks) > 1:
+        known = ", ".join(map(str, sorted(ranks)))
+        raise ValueError(f"the trace has ranks {known}, and this is of one: choose it with --rank, or take its file")

@@ -24,7 +24,7 @@
 #include "platform.h"
 #include "pointer_table.h"
 
-/* How a type's values are looked through; recorder/tensors.py's `Kind` has the same numbers. */
+/* How a type's values are looked through; recorder/tensor_signatures.py's `Kind` has the same numbers. */
 enum { NOTHING, TENSOR_KIND, SEQUENCE_KIND, MAPPING_KIND, OBJECT_KIND, CACHE_KIND, UNPACK_KIND };
 enum { END, TENSOR, SEQUENCE, MAPPING, INPUTS, OUTPUT };
 enum {

@@ -18,7 +18,7 @@
 #error "the tables are guarded by the interpreter's lock"
 #endif
 
-/* trace/log.py has the same numbers. */
+/* trace/event_log.py has the same numbers. */
 enum { MARK = 1 << 30, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED, REQUEST };
 enum { EXCLUDED, JOINS, JOINS_OTHERS }; /* what `joins` answers */
 enum { NO_LANDMARK, FRAME_LANDMARK, PASS_LANDMARK, RULE_LANDMARK };

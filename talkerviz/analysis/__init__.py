@@ -1,0 +1,1 @@
+"""Analyses of a trace: summaries, frame latency, comparison, roofline, idle time, stragglers, SQL."""

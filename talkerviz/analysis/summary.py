@@ -1,0 +1,207 @@
+"""Where the time went: calls grouped by module, class, phase, part, layer, request or frame."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.analysis.frame_latency import frame_latencies, parts_of_calls
+from talkerviz.analysis.roofline import roofline
+from talkerviz.analysis.shape_text import shapes_of_calls, with_others
+from talkerviz.trace.call_tree import outermost
+from talkerviz.trace.trace import TraceRecord
+
+BY = ("module", "class", "phase", "part", "layer", "request", "frame", "call")
+SORTS = ("self", "total", "calls")
+
+GARBAGE_COLLECTION = "garbage collection"
+"""The row of Python's garbage collections in tables by module and by class."""
+_LEAST_COLLECTED, _LEAST_COLLECTED_NS = 0.01, 1_000_000  # of all time, and in all: less is in a note alone
+
+_IN_ORDER = ("phase", "part", "request", "frame")  # rows that stand in the run's order unless asked otherwise
+_LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
+
+
+def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -> pd.DataFrame:
+    """One row for each module, class, phase, part, layer, request, frame or call of a trace.
+
+    Args:
+        trace: the whole trace, or what `Trace.select` left of it.
+        by: what a row stands for. A part is the talker, its code predictor or the setup before both. A layer is a
+            module down to the first number in its path, `talker.model.layers.3`; what is in none stands for itself.
+        sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts,
+            requests and frames.
+
+    Returns:
+        Columns: the names of the row (`module` and `class`, or the one asked for; for calls also `call`, `phase`,
+        `frame`, `step`); of a module or layer and all below it `parameters` and `parameter_bytes`; of a frame what
+        `frame_latencies` finds; `calls`; `total_ns`, the time inside them, where a call within another of the same row
+        is not counted twice; `self_ns`, less the time in calls they made; `mean_ns`, `p50_ns`, `p95_ns`, `p99_ns` of a
+        single call; `share` of all the self time, 0 to 1; `device_ns` and `busy_ns`, the like of `total_ns` on the
+        device; `flops` and `bytes` read and written, of the same calls as `total_ns`; `intensity`, `of_peak` and
+        `bound`, see `roofline`; `memory_peak_bytes`, the largest; `shapes`, the commonest and how many others there
+        are, of a single call how many more tensors went in and out, `1x20x1024 +2 → 1x20x2048`. What was not measured
+        is `<NA>`, as is the frame of what runs outside of them. By module and by class, Python's garbage collections
+        have a row where they took a hundredth of the time.
+
+    Raises:
+        ValueError: an unknown `by` or `sort`.
+    """
+    if by not in BY:
+        raise ValueError(f"cannot group by {by!r}: choose from {', '.join(BY)}")
+    check_sort(sort)
+    calls = trace.calls
+    codes, names = pd.factorize(_keys(trace, by), use_na_sentinel=False)
+    timed = bool(calls["host_ns"].notna().all()) and len(calls) > 0
+    host = calls["host_ns"].to_numpy(dtype=float, na_value=np.nan)
+    own = calls["host_self_ns"].to_numpy(dtype=float, na_value=np.nan)
+    outer = outermost(calls, codes)
+    rows = pd.DataFrame({"key": codes, "host": host, "self": own, "outer": np.where(outer, host, 0)})
+    groups = rows.groupby("key", sort=True)
+    whole = own.sum()
+
+    summary = _names(calls, by, names, codes)
+    if by in ("module", "layer"):
+        summary["parameters"], summary["parameter_bytes"] = _parameters(trace, summary[by])
+    if by == "frame":
+        # Of several runs the mean.
+        latencies = frame_latencies(trace).drop(columns="run").groupby("frame").mean()
+        for name, values in latencies.reindex(summary["frame"]).items():
+            summary[name] = values.round().astype("Int64").array if str(name).endswith("_ns") else values.array
+    summary["calls"] = groups.size().to_numpy()
+    times = {
+        "total_ns": groups["outer"].sum(),
+        "self_ns": groups["self"].sum(),
+        "mean_ns": groups["host"].mean(),
+        "p50_ns": groups["host"].quantile(0.50),
+        "p95_ns": groups["host"].quantile(0.95),
+        "p99_ns": groups["host"].quantile(0.99),
+    }
+    for name, values in times.items():
+        summary[name] = pd.array(values.round() if timed else [pd.NA] * len(names), dtype="Int64")
+    share = times["self_ns"] / whole if timed and whole else [pd.NA] * len(names)
+    summary["share"] = pd.array(share, dtype="Float64")
+    summary["device_ns"] = _total(calls["device_ns"], codes, outer)
+    summary["busy_ns"] = _total(calls["busy_ns"], codes, outer)
+    summary["flops"] = _total(calls["flops"], codes, outer)
+    summary["bytes"] = _total(calls["bytes_read"] + calls["bytes_written"], codes, outer)
+    on_device = summary["device_ns"].notna().any()
+    limits = roofline(
+        summary["flops"],
+        summary["bytes"],
+        summary["device_ns" if on_device else "total_ns"],
+        summary["busy_ns"],
+        trace.facts.get("peaks", {}),
+    )
+    summary[limits.columns] = limits
+    peak = pd.Series(calls["memory_peak_bytes"].array).groupby(codes).max()
+    summary["memory_peak_bytes"] = pd.array(peak.to_numpy(), dtype="Int64")
+    summary["shapes"] = _commonest_shapes(calls, codes, len(names), more=by == "call")
+    if by in ("module", "class") and timed:
+        summary = _with_collections(summary, trace, by)
+    return _sorted(summary, by, sort, timed)
+
+
+def _with_collections(summary: pd.DataFrame, trace: TraceRecord, by: str) -> pd.DataFrame:
+    """Add a row for Python's garbage collections inside the calls, where they took enough to matter."""
+    took = trace.collections_inside()["host_ns"]
+    whole = int(took.sum()) + int(summary["self_ns"].sum())
+    if took.sum() < max(_LEAST_COLLECTED_NS, _LEAST_COLLECTED * whole):
+        return summary
+    summary["share"] = (summary["self_ns"] / whole).astype("Float64")
+    quantiles = {f"p{part}_ns": round(float(took.quantile(part / 100))) for part in (50, 95, 99)}
+    row: dict[str, object] = {
+        by: GARBAGE_COLLECTION,
+        "calls": len(took),
+        "total_ns": int(took.sum()),
+        "self_ns": int(took.sum()),
+        "mean_ns": round(float(took.mean())),
+        **quantiles,
+        "share": took.sum() / whole,
+        "shapes": "",
+    }
+    if by == "module":
+        row |= {"class": "", "parameters": 0, "parameter_bytes": 0}
+    added = pd.DataFrame([{name: row.get(str(name), pd.NA) for name in summary}]).astype(summary.dtypes.to_dict())
+    every: pd.DataFrame = pd.concat([summary, added], ignore_index=True)
+    return every
+
+
+def check_sort(sort: str | None) -> None:
+    """Raise ValueError for anything but `SORTS` and None."""
+    if sort is not None and sort not in SORTS:
+        raise ValueError(f"cannot sort by {sort!r}: choose from {', '.join(SORTS)}")
+
+
+def _keys(trace: TraceRecord, by: str) -> pd.Series:
+    if by == "part":
+        return parts_of_calls(trace)
+    if by == "layer":
+        layer_of = {path: _layer(path) for path in trace.calls["path"].cat.categories}
+        layers: pd.Series = trace.calls["path"].astype(object).map(layer_of)
+        return layers
+    keys: pd.Series = trace.calls[{"module": "path"}.get(by, by)]
+    # A phase or frame that calls have none of, such as the talker's setup, is a row as well.
+    return keys.astype(object).where(keys.notna(), None) if keys.dtype == "category" else keys
+
+
+def _layer(path: str) -> str:
+    found = _LAYER.match(path)
+    return found[1] if found else path
+
+
+def _parameters(trace: TraceRecord, paths: pd.Series) -> tuple[list[int], list[int]]:
+    """Numbers and bytes of all that is in each module and below it."""
+    sums: dict[str, list[int]] = {}
+    for module in trace.modules:
+        path = module.path
+        while True:
+            below = sums.setdefault(path, [0, 0])
+            below[0] += module.parameters
+            below[1] += module.parameter_bytes
+            if "." not in path:
+                break
+            path = path.rpartition(".")[0]
+    found = [sums.get(path, [0, 0]) for path in paths]
+    return [numbers for numbers, _ in found], [size for _, size in found]
+
+
+def _total(values: pd.Series, codes: np.ndarray, outer: np.ndarray) -> pd.api.extensions.ExtensionArray:
+    """The sum of each group's outermost calls; missing where one of them is."""
+    whole = pd.Series(values.array)[outer]
+    sums = whole.groupby(codes[outer]).sum()
+    unknown = np.bincount(codes[outer][whole.isna()], minlength=len(sums)) > 0
+    total: pd.api.extensions.ExtensionArray = pd.array(sums.mask(unknown), dtype="Int64")
+    return total
+
+
+def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> pd.DataFrame:
+    if by == "call":
+        described = ["call", "path", "class", "phase", "frame", "step"]
+        rows: pd.DataFrame = calls[described].rename(columns={"path": "module"}).reset_index(drop=True)
+        return rows
+    summary: pd.DataFrame = pd.DataFrame({by: names})
+    if by == "module":
+        first = np.unique(codes, return_index=True)[1]
+        summary["class"] = calls["class"].astype(object).to_numpy()[first]
+    return summary
+
+
+def _commonest_shapes(calls: pd.DataFrame, codes: np.ndarray, groups: int, more: bool) -> list[str]:
+    text_of, texts = pd.factorize(np.array(shapes_of_calls(calls, more), dtype=object))
+    pairs, first, count = np.unique(codes * max(len(texts), 1) + text_of, return_index=True, return_counts=True)
+    group, text = np.divmod(pairs, max(len(texts), 1))
+    best = np.lexsort((first, -count, group))  # of a group the commonest, of equally common ones the first
+    best = best[np.unique(group[best], return_index=True)[1]]
+    different = np.bincount(group, minlength=groups)
+    return [with_others(texts[t], n - 1) for t, n in zip(text[best], different.tolist(), strict=True)]
+
+
+def _sorted(summary: pd.DataFrame, by: str, sort: str | None, timed: bool) -> pd.DataFrame:
+    if sort is None and by in _IN_ORDER:
+        return summary
+    column = {"self": "self_ns", "total": "total_ns", "calls": "calls"}[sort or "self"] if timed else "calls"
+    ordered: pd.DataFrame = summary.sort_values(column, ascending=False, kind="stable", ignore_index=True)
+    return ordered

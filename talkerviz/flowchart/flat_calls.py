@@ -1,0 +1,120 @@
+"""Every call of a trace as a node of its own, in the order in which calls began, grouped by phase and frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.analysis.shape_text import shapes_of_calls
+from talkerviz.flowchart.model import phase_title
+from talkerviz.trace import TraceRecord
+from talkerviz.trace.runs import as_one_run
+
+HEATS = 5
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call.
+
+    Attributes:
+        call: its number in the trace: unique, whatever was selected.
+        path: the module's path.
+        class_name: the module's class.
+        shapes: first tensor in and first out, or empty.
+        host_ns: its time with the calls inside it; None where it was not measured.
+        self_ns: its time without those.
+        heat: 0 (cool) to 4 (hot) by self time; None where it was not measured.
+        error: the exception's class name where it raised.
+    """
+
+    call: int
+    path: str
+    class_name: str
+    shapes: str
+    host_ns: int | None
+    self_ns: int | None
+    heat: int | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class CallGroup:
+    """Calls that follow each other in one phase of one frame."""
+
+    title: str
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class CallGraph:
+    """A trace's calls.
+
+    Attributes:
+        groups: in the order of the run.
+        heat_floors: the least self time in nanoseconds of heats 1 to 4; empty where nothing was measured.
+    """
+
+    groups: tuple[CallGroup, ...]
+    heat_floors: tuple[float, ...]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes, in the order in which the calls began."""
+        return [node for group in self.groups for node in group.nodes]
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """Pairs of call numbers: each call and the next one to begin. Call order, not data flow."""
+        calls = [node.call for node in self.nodes]
+        return list(pairwise(calls))
+
+
+def call_graph(trace: TraceRecord) -> CallGraph:
+    """Draw up the graph of a trace, or of what `Trace.select` left of it."""
+    calls = as_one_run(trace).calls
+    floors = _heat_floors(calls["host_self_ns"].dropna().to_numpy(dtype=float))
+    rows = list(zip(*(calls[name].astype(object) for name in _COLUMNS), shapes_of_calls(calls), strict=True))
+    groups = [
+        CallGroup(title, tuple(_node(row, floors) for row in members))
+        for title, members in groupby(rows, key=lambda row: _title(*row[:2]))
+    ]
+    return CallGraph(tuple(groups), floors)
+
+
+_COLUMNS = ("phase", "frame", "call", "path", "class", "host_ns", "host_self_ns", "error")
+
+
+def _node(row: tuple[object, ...], floors: tuple[float, ...]) -> Node:
+    _, _, call, path, class_name, host_ns, self_ns, error, shapes = row
+    own = _number(self_ns)
+    return Node(
+        call=int(call),  # type: ignore[call-overload]
+        path=str(path),
+        class_name=str(class_name),
+        shapes=str(shapes),
+        host_ns=_number(host_ns),
+        self_ns=own,
+        heat=None if own is None else int(np.searchsorted(floors, own, side="right")),
+        error=None if pd.isna(error) else str(error),  # type: ignore[call-overload]
+    )
+
+
+def _title(phase: object, frame: object) -> str:
+    name = phase_title(phase)
+    return name if pd.isna(frame) else f"{name} · frame {frame}"  # type: ignore[call-overload]
+
+
+def _number(value: object) -> int | None:
+    return None if pd.isna(value) else int(value)  # type: ignore[call-overload]
+
+
+def _heat_floors(own: np.ndarray) -> tuple[float, ...]:
+    """Halves of the 99th percentile: the very first call of a run is often an outlier that would cool all others."""
+    if len(own) == 0:
+        return ()
+    top = float(np.quantile(own, 0.99))
+    return tuple(top / 2**halvings for halvings in range(HEATS - 1, 0, -1))

@@ -1,0 +1,1 @@
+"""Data flow between module calls: which operation made what each call reads."""

@@ -1,0 +1,1 @@
+"""Several processes: collectives, ranks, and the offsets between their clocks."""

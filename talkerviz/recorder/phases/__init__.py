@@ -1,0 +1,1 @@
+"""Phases, frames and requests of module calls."""

@@ -1,0 +1,1 @@
+"""Flowcharts: Mermaid, Graphviz, Model Explorer."""

@@ -1,0 +1,1 @@
+"""Latency tables in files: Markdown, LaTeX, HTML, CSV, JSON."""

@@ -1,0 +1,58 @@
+"""A summary as the cells of a printed table, units in its headings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.render.column_formats import Scales, is_number, quantity, shown_columns
+from talkerviz.render.escape import one_line
+
+
+@dataclass(frozen=True)
+class TableCells:
+    """What a table shows, all of it text that is not yet escaped.
+
+    Attributes:
+        title: what it is.
+        notes: what to know of its numbers.
+        cells: its rows, by heading, `total [ms]`. What was not measured is empty.
+        numbers: whether each column is of numbers.
+    """
+
+    title: str
+    notes: tuple[str, ...]
+    cells: pd.DataFrame
+    numbers: tuple[bool, ...]
+
+
+def table_cells(summary: pd.DataFrame, by: str, title: str, notes: tuple[str, ...]) -> TableCells:
+    """The cells of what `summarise` or `side_by_side` made; all times are in one unit, and all sizes."""
+    names = shown_columns(summary, by)
+    kinds = {name: what for name in names if (what := quantity(name))}
+    units = {
+        scales: _unit(scales, summary[[name for name, what in kinds.items() if what.scales == scales]])
+        for scales in {what.scales for what in kinds.values()}
+    }
+    columns: dict[str, list[str]] = {}
+    for name in names:
+        if what := kinds.get(name):
+            scale, unit = units[what.scales]
+            # In its base unit what has larger ones is whole.
+            decimals = 0 if scale == 1 and len(what.scales) > 1 else what.decimals
+            columns[f"{what.heading} [{unit}]" if unit else what.heading] = [
+                "" if pd.isna(value) else f"{value / scale:,.{decimals}f}" for value in summary[name]
+            ]
+        else:
+            columns[name] = ["" if pd.isna(value) else one_line(str(value)) for value in summary[name]]
+    return TableCells(title, notes, pd.DataFrame(columns), tuple(map(is_number, names)))
+
+
+def _unit(scales: Scales, values: pd.DataFrame) -> tuple[float, str]:
+    """The unit that suits most values: the one that the middle one has at least one of."""
+    numbers = values.to_numpy(float, na_value=np.nan)
+    some = numbers[numbers > 0]
+    middle = float(np.median(some)) if len(some) else 0.0
+    return next((scale for scale in scales if middle >= scale[0]), scales[-1])

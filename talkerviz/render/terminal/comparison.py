@@ -1,0 +1,146 @@
+"""Two runs side by side: a table for the terminal, and the cells of the same table for other formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from talkerviz.flowchart.model import Box
+from talkerviz.render.charts.label_text import CHANGE_MARKS
+from talkerviz.render.escape import visible
+from talkerviz.render.tables.cells import TableCells
+from talkerviz.render.terminal.rich_table import fitting_columns, plain_table
+from talkerviz.render.text import time_text
+
+TITLE = "Time of a frame, before and after"
+
+_MARKS = {"new": "+", "vanished": "−", "changed": "~", "same": ""}
+_STYLES = {"new": "green", "vanished": "red", "changed": "yellow", "same": ""}
+_NUMBERS = {"self before", "self after", "change", "95 % interval", "total before", "total after", "calls"}
+_ALL = "all of it"
+# Where there is no room for all, these go, in this order; what differs is also listed below.
+_ROOM_PERMITTING = ("differs", "total before", "total after", "calls", "95 % interval", "self before")
+_LEAST_OF_A_NAME = 32  # characters; longer ones are folded
+
+
+def put_together(phases: pd.DataFrame, rows: pd.DataFrame, by: str, top: int) -> pd.DataFrame:
+    """The rows of `compare(..., "phase")` and below them the first `top` ones of `compare(..., by)`."""
+    if by == "phase":
+        return phases
+    both: pd.DataFrame = pd.concat([phases.assign(**{by: _ALL}), rows.head(top)], ignore_index=True)
+    return both
+
+
+def comparison_cells(compared: pd.DataFrame, by: str, notes: tuple[str, ...]) -> TableCells:
+    """The cells of what `put_together` gave."""
+    rows = [_cells(row, by) for row in compared.to_dict("records")]
+    cells = pd.DataFrame(rows, columns=list(rows[0]) if rows else [])
+    return TableCells(TITLE, notes, cells, tuple(name in _NUMBERS for name in cells.columns))
+
+
+def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int, width: int) -> Table:
+    """The same for a terminal of so many characters: what is certain is coloured, and fewer columns are shown where
+    there is no room. Of the rows below the phases `left_out` were not among the first `top`."""
+    more = f"{left_out:,} more rows: --top {top + left_out}" if left_out else None
+    table = plain_table(TITLE, more)
+    cells = comparison_cells(compared, by, ()).cells
+    names = fitting_columns({name: _room(name, cells[name]) for name in map(str, cells)}, _ROOM_PERMITTING, width)
+    cells = cells[names]
+    for name in names:
+        number = name in _NUMBERS
+        table.add_column(
+            name,
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=number or name == "phase",
+        )
+    for (_, texts), (_, row) in zip(cells.iterrows(), compared.iterrows(), strict=True):
+        table.add_row(*(Text(visible(text), style=_style(str(name), row)) for name, text in texts.items()))
+    return table
+
+
+def _room(name: str, cells: pd.Series) -> int:
+    widest = max(len(name), *map(len, cells), 0)
+    return min(widest, _LEAST_OF_A_NAME) if name in ("module", "class", "layer", "differs") else widest
+
+
+def notes_on_comparison(phases: pd.DataFrame) -> tuple[str, ...]:
+    """What to know of the numbers of `compare(..., "phase")`."""
+    counts = [f"{row.phase} {row.frames_before:,} and {row.frames_after:,}" for row in phases.itertuples()]
+    notes = [
+        f"Means over frames, without the first of three or more if nothing warmed up before: {'; '.join(counts)}.",
+        f"The interval is of self time, on the {'device' if phases.attrs['clock'] == 'device' else 'host'}'s clock. It"
+        " knows how frames differ in these two recordings, not how one process or machine differs from the next.",
+    ]
+    single = phases[phases["low"].isna() & phases["change"].notna()]["phase"]
+    if len(single):
+        notes.append(f"No interval for {', '.join(single)}: it takes two frames in both. `trace --repeat` gives more.")
+    return tuple(notes)
+
+
+def percent_text(change: Any) -> str:
+    """A share of one as `+12.3 %`; empty where there is none."""
+    return "" if pd.isna(change) else f"{_signed(change)} %"
+
+
+def interval_text(low: Any, high: Any) -> str:
+    """The ends of an interval as `+1.2 to +5.6 %`; empty where there is none."""
+    return "" if pd.isna(low) else f"{_signed(low)} to {_signed(high)} %"
+
+
+def _signed(share: float) -> str:
+    return "∞" if np.isinf(share) else f"{share * 100:+,.1f}".replace("-", "−")
+
+
+def _cells(row: dict[Any, Any], by: str) -> dict[str, str]:
+    calls = [f"{row[f'calls_{side}']:,.4g}" for side in ("before", "after")]
+    classes = [row["class"]] if by == "module" and "⇒" in str(row["class"]) else []
+    shapes = [row["shapes_before"], row["shapes_after"]]
+    return {
+        " ": _MARKS[row["status"]],
+        "phase": row["phase"],
+        **({} if by == "phase" else {by: row[by]}),
+        "self before": time_text(row["self_before_ns"]),
+        "self after": time_text(row["self_after_ns"]),
+        "change": percent_text(row["change"]),
+        "95 % interval": interval_text(row["low"], row["high"]),
+        "total before": time_text(row["total_before_ns"]),
+        "total after": time_text(row["total_after_ns"]),
+        "calls": calls[0] if calls[0] == calls[1] else " ⇒ ".join(calls),
+        "differs": "; ".join([*classes, *([" ⇒ ".join(shape or "–" for shape in shapes)] if any(shapes) else [])]),
+    }
+
+
+def _style(name: str, row: pd.Series) -> str:
+    if name in ("change", "95 % interval"):
+        if not row["significant"]:
+            return "dim"
+        return "bold red" if row["change"] > 0 else "bold green"
+    return _STYLES[row["status"]] if name in (" ", "module", "class", "layer") else ""
+
+
+_CHANGE_STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
+
+
+def render_changes(changes: Sequence[Box]) -> Table:
+    """One line a module or operation that only one run has, or that differs; `before ⇒ after` where it does."""
+    table = plain_table()
+    for column in ("", "module", "class", "shapes"):
+        table.add_column(column, overflow="fold")
+    for change in changes:
+        if change.change is None:
+            continue
+        name = f"{change.path or change.name}{f'  {change.repeats}' if change.repeats else ''}"
+        style = _CHANGE_STYLES[change.change]
+        table.add_row(
+            Text(CHANGE_MARKS[change.change], style=style),
+            Text(visible(name), style=style),
+            Text(visible(change.class_name)),
+            Text(visible(change.shapes), style="dim"),
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Files for other viewers of time lines and flame graphs."""

@@ -1,0 +1,1 @@
+"""Profiling reports: a folder with a page, tables, charts and files for other viewers."""

@@ -1,0 +1,131 @@
+"""A frame's calls as the page's timeline draws them, small enough to be loaded one frame at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from talkerviz.analysis.shape_text import shapes_of_calls
+from talkerviz.trace import TraceRecord
+
+MOST_SLICES = 4000
+"""Of one frame; those that take the longest are kept."""
+_CALLBACK = "talkervizFrame"
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The calls of one frame, or those outside of frames.
+
+    Attributes:
+        frame: its number; None for what is in none.
+        data: columns, a value a call, as JSON has them.
+    """
+
+    frame: int | None
+    data: dict[str, Any]
+
+    def script(self) -> str:
+        """The file: a call of a function of the page, as pages opened from a disk may not read other files."""
+        return f"{_CALLBACK}({json.dumps(self.data, separators=(',', ':'))});\n"
+
+
+def file_name(frame: int | None) -> str:
+    """The name of a frame's file."""
+    return "outside.js" if frame is None else f"frame-{frame:04d}.js"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the numbers in slices stand for."""
+
+    modules: list[str]
+    classes: list[str]
+    phases: list[str]
+    shapes: list[str]
+
+
+class Slicer:
+    """The calls of a trace, a frame at a time."""
+
+    def __init__(self, trace: TraceRecord) -> None:
+        calls = trace.calls
+        shape, shapes = pd.factorize(np.array(shapes_of_calls(calls, more=True), dtype=object))
+        path = calls["path"].cat.codes.to_numpy()
+        modules = [str(name) for name in calls["path"].cat.categories]
+        kinds = np.empty(len(modules), dtype=object)
+        kinds[path] = calls["class"].astype(object).to_numpy()
+        self.names = Names(
+            modules, [str(kind) for kind in kinds], [str(name) for name in calls["phase"].cat.categories], list(shapes)
+        )
+        self._columns = {
+            "call": calls["call"].to_numpy(),
+            "depth": calls["depth"].to_numpy(),
+            "thread": calls["thread"].to_numpy(),
+            "module": path,
+            "phase": calls["phase"].cat.codes.to_numpy(),
+            "step": _whole(calls["step"]),
+            "shapes": shape,
+            "start": _whole(calls["host_start_ns"]),
+            "total": _whole(calls["host_ns"]),
+            "self": _whole(calls["host_self_ns"]),
+            "device_start": _whole(calls["device_start_ns"]),
+            "device": _whole(calls["device_ns"]),
+        }
+        self._errors = calls["error"]
+        frame = _whole(calls["frame"])
+        order = np.argsort(frame, kind="stable")
+        bounds = np.flatnonzero(np.diff(frame[order])) + 1
+        groups = [rows for rows in np.split(order, bounds) if len(rows)]
+        self._rows = {None if frame[rows[0]] < 0 else int(frame[rows[0]]): rows for rows in groups}
+
+    @property
+    def frames(self) -> list[dict[str, Any]]:
+        """What there is, in order: `frame`, `file`, `calls`, and the `time` in them."""
+        own = self._columns["self"]
+        return [
+            {"frame": frame, "file": file_name(frame), "calls": len(rows), "time": int(own[rows].sum())}
+            for frame, rows in self._rows.items()
+        ]
+
+    def held(self, most: int) -> list[int | None]:
+        """The frames that fit in so many slices: all, or else the first ones and the longest one."""
+        sizes = {frame: min(len(rows), MOST_SLICES) for frame, rows in self._rows.items()}
+        if sum(sizes.values()) <= most:
+            return list(sizes)
+        longest = max(self.frames, key=lambda frame: int(frame["time"]))["frame"]
+        return list(dict.fromkeys([*list(sizes)[:3], longest]))
+
+    def slices(self, frame: int | None) -> Slices:
+        """The calls of a frame."""
+        return Slices(frame, self._data(frame, self._rows[frame]))
+
+    def _data(self, frame: int | None, rows: np.ndarray) -> dict[str, Any]:
+        kept = rows
+        if len(rows) > MOST_SLICES:
+            # A call takes no less than those inside it, so none of these lacks its caller.
+            longest = np.argsort(-self._columns["total"][rows], kind="stable")[:MOST_SLICES]
+            kept = rows[np.sort(longest)]
+        columns = {name: values[kept] for name, values in self._columns.items()}
+        began = int(columns["start"].min())
+        # Differences are shorter.
+        columns["call"] = np.diff(columns["call"], prepend=0)
+        if began >= 0:
+            columns["start"] = np.diff(columns["start"], prepend=began)
+        data: dict[str, Any] = {"frame": frame, "began": began, "left_out": len(rows) - len(kept)}
+        for name, values in columns.items():
+            # A column that says nothing is left out.
+            if (values != (0 if name == "thread" else -1)).any():
+                data[name] = values.tolist()
+        errors = self._errors.iloc[kept]
+        data["errors"] = {int(place): str(errors.iloc[place]) for place in np.flatnonzero(errors.notna())}
+        return data
+
+
+def _whole(column: pd.Series) -> np.ndarray:
+    found: np.ndarray = column.to_numpy(dtype=np.int64, na_value=-1)
+    return found

@@ -1,0 +1,148 @@
+"""A profiling report: a folder with a page, a text, tables, diagrams, and what other programs open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+
+from talkerviz.analysis.shape_text import shapes_of_calls
+from talkerviz.atomic_file import named_errors
+from talkerviz.flowchart.builder import Prepared, draw_prepared, prepare
+from talkerviz.flowchart.options import View
+from talkerviz.render.charts.graphviz import LayoutError
+from talkerviz.render.registry import mermaid_for_github, render_graph
+from talkerviz.render.viewers.perfetto import perfetto_pieces
+from talkerviz.report.folder import ReportFolder
+from talkerviz.report.headline_figures import Figures, figures_of
+from talkerviz.report.html.charts import Chart, Charts
+from talkerviz.report.html.page import render_page
+from talkerviz.report.html.timeline_slices import Slicer
+from talkerviz.report.markdown import render_report
+from talkerviz.trace import TraceRecord
+from talkerviz.trace.flow import flow_between
+from talkerviz.trace.runs import as_one_run
+
+_HELD_SLICES = 16_000
+"""What the page itself holds; of a longer run it holds a few frames, and the others are in files beside it."""
+_MOST_SHOWN = 250_000
+"""Calls that Perfetto still opens in no time; of a longer run it gets the beginning."""
+_ROWS_EACH = 1 << 16  # of `calls.csv`: what is in memory of it at a time
+
+
+def write_report(trace: TraceRecord, folder: Path, on_file: Callable[[str], None] = lambda name: None) -> list[str]:
+    """Write a report on a trace.
+
+    Args:
+        trace: the whole trace, or what `Trace.select` left of it. Of several runs the mean is told.
+        folder: the folder to write; made if it is not there. An earlier report in it is written over.
+        on_file: called with the name of each file that is about to be written.
+
+    Returns:
+        Notes on the report, such as what could not be made, a line each.
+
+    Raises:
+        OSError: the folder or a file in it cannot be written.
+        ValueError: the folder is another one than a report's, or a file of the report in it was changed: see
+            `ReportFolder`.
+    """
+    with named_errors(folder):
+        return _write_all(trace, ReportFolder(folder), on_file)
+
+
+def _write_all(trace: TraceRecord, folder: ReportFolder, on_file: Callable[[str], None]) -> list[str]:
+    one = as_one_run(trace)
+    notes: list[str] = []
+    on_file("index.html")
+    figures = figures_of(one)
+    prepared = prepare(one, None)
+    _write_page(one, prepared, figures, folder, notes)
+    on_file("flowchart.svg")
+    _write_picture(prepared, folder, notes)
+    on_file("flowchart.mmd")
+    chart = mermaid_for_github(prepared, View())
+    folder.write_text("flowchart.mmd", chart)
+    folder.write_text("report.md", render_report(one, figures, chart))
+    on_file("calls.csv")
+    _write_calls(trace, folder)
+    if trace.calls["host_ns"].notna().any():
+        on_file("trace.json")
+        _write_timeline(trace, folder, notes)
+    folder.write_text("facts.json", json.dumps(dict(trace.facts), indent=2) + "\n")
+    folder.finish()
+    return notes
+
+
+def _write_page(
+    trace: TraceRecord, prepared: Prepared, figures: Figures, folder: ReportFolder, notes: list[str]
+) -> None:
+    slicer = Slicer(trace)
+    charts: list[Chart] = []
+    try:
+        charts = list(Charts(trace, prepared).all())
+    except LayoutError as error:
+        notes.append(f"the page's flowchart: {error}")
+    held = slicer.held(_HELD_SLICES)
+    page = render_page(trace, figures, charts, slicer, [slicer.slices(frame) for frame in held])
+    folder.write_text("index.html", page)
+    for frame in slicer.frames:
+        if frame["frame"] not in held:
+            folder.write_text(f"frames/{frame['file']}", slicer.slices(frame["frame"]).script())
+
+
+def _write_picture(prepared: Prepared, folder: ReportFolder, notes: list[str]) -> None:
+    try:
+        folder.write_bytes("flowchart.svg", render_graph(draw_prepared(prepared, View()).graph, "svg"))
+    except LayoutError as error:
+        folder.write_text("flowchart.dot", error.dot)
+        notes.append(f"flowchart.svg: {error}; the DOT is in flowchart.dot")
+
+
+def _write_calls(trace: TraceRecord, folder: ReportFolder) -> None:
+    tables = _tables_of_calls(trace)
+    first = next(tables)
+    with folder.open("calls.csv") as file, pyarrow.csv.CSVWriter(file, first.schema) as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(table)
+
+
+def _tables_of_calls(trace: TraceRecord) -> Iterator[pa.Table]:
+    """Yield every call with all of its numbers, its tensors as `1x20x1024 +2 → 1x20x2048`."""
+    calls = trace.calls
+    shapes = pd.Categorical(shapes_of_calls(calls, more=True))
+    for first in range(0, max(len(calls), 1), _ROWS_EACH):
+        columns = {}
+        part = calls.iloc[first : first + _ROWS_EACH]
+        for name in calls.columns:
+            if name in ("inputs", "outputs"):
+                continue
+            columns[name] = _plain(pa.array(part[name], from_pandas=True))
+            if name == "error":
+                columns["shapes"] = _plain(pa.array(shapes[first : first + _ROWS_EACH], from_pandas=True))
+        yield pa.table(columns)
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    return values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
+
+
+def _write_timeline(trace: TraceRecord, folder: ReportFolder, notes: list[str]) -> None:
+    calls = trace.calls
+    if len(calls) > _MOST_SHOWN:
+        # Up to where a call begins that is in no other, so that none is cut.
+        outermost = np.flatnonzero(~calls["parent"].isin(calls["call"]).to_numpy()[: _MOST_SHOWN + 1])
+        kept = int(outermost[-1]) or _MOST_SHOWN
+        numbers = calls["call"].to_numpy()
+        flow = trace.flow and flow_between(trace.flow, int(numbers[0]), int(numbers[kept - 1]))
+        notes.append(f"trace.json: the first {kept:,} calls; `talkerviz render -f perfetto` writes all")
+        trace = replace(trace, calls=calls.iloc[:kept], flow=flow)
+    with folder.open("trace.json") as file:
+        for piece in perfetto_pieces(trace):
+            file.write(piece.encode(errors="replace"))

@@ -1,0 +1,1 @@
+"""Files of the talker: checkpoints, codes, thinker outputs, WAV."""

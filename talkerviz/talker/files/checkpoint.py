@@ -1,0 +1,251 @@
+"""What a Qwen3-Omni directory holds: its config, and where in which file each tensor is. No weight is read here.
+
+Weights are safetensors files, which are a length (8 bytes, little endian), a JSON header that says of each tensor its
+dtype, shape and place, and the bytes: https://huggingface.co/docs/safetensors. The header is read here and not by the
+library, which maps whole files into memory and does not say which tensor is cut off.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from talkerviz.talker.files.json_file import read_json
+from talkerviz.talker.model.config import TalkerConfig
+
+MODEL_TYPE = "qwen3_omni_moe"
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_MOST_HEADER_BYTES = 100_000_000  # as the library has it
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its full name, and its bytes from `offset` on, row-major."""
+
+    file: Path
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class StoredModule:
+    """All tensors whose names begin with a prefix such as `talker.`, by their names without it."""
+
+    directory: Path
+    prefix: str
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Their size in the files."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def file_names(self) -> list[str]:
+        """The names of the files that hold them."""
+        return sorted({tensor.file.name for tensor in self.tensors.values()})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype they have; of several, one that holds the values of all."""
+        return functools.reduce(torch.promote_types, {tensor.dtype for tensor in self.tensors.values()})
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The parsed config.json of a Qwen3-Omni directory.
+
+    Raises:
+        ValueError: there is none, or it is of another model.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such folder; give that of a Qwen3-Omni, with config.json and safetensors")
+    file = directory / "config.json"
+    config = _read_json(file)
+    if config.get("model_type") != MODEL_TYPE:
+        raise ValueError(f"{file}: model_type is {config.get('model_type')!r}: only '{MODEL_TYPE}' can be loaded")
+    return config
+
+
+def read_talker_config(directory: Path) -> TalkerConfig:
+    """The same, as the talker's numbers.
+
+    Raises:
+        ValueError: as `read_config`, and for a talker that is not implemented.
+    """
+    config = read_config(directory)
+    try:
+        return TalkerConfig.from_dict(config)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from error
+
+
+def find_module(directory: Path, prefix: str) -> StoredModule:
+    """Find the tensors of a part of the model: the headers of the files that hold them are read, and nothing more.
+
+    Raises:
+        ValueError: there are no such tensors, or a file or a tensor in it is missing, damaged, cut off, or of a dtype
+            that is no float of 16 or 32 bits.
+    """
+    holders = _holders(directory, prefix)
+    files = sorted(set(holders.values()))
+    absent = [file for file in files if not file.is_file()]
+    if absent:
+        lost = few(repr(name) for name, file in holders.items() if file in absent)
+        raise ValueError(f"{few(map(str, absent))}: no such file, and {_INDEX} says it has {lost}: download it")
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        header = _Header.read(file)
+        names = [name for name, its_file in holders.items() if its_file == file]
+        if lost := few(repr(name) for name in names if name not in header.entries):
+            raise ValueError(f"{file}: does not hold {lost}, though {_INDEX} says so: download both again")
+        entries = {name: header.entries[name] for name in names}
+        if odd := few(f"{name!r} ({one['dtype']})" for name, one in entries.items() if one["dtype"] not in _DTYPES):
+            raise ValueError(f"{file}: only {', '.join(_DTYPES)} can be loaded, and not {odd}")
+        found = {name: header.tensor(name) for name in names}
+        if cut := few(repr(name) for name, one in found.items() if one.offset + one.nbytes > header.file_bytes):
+            raise ValueError(f"{file}: ends at byte {header.file_bytes:,}, before {cut} does: download it again")
+        tensors |= found
+    return StoredModule(directory, prefix, {name.removeprefix(prefix): one for name, one in tensors.items()})
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a model's weights: the index, if there is one, and the safetensors files.
+
+    No weight is read, and no file that is not safetensors is opened.
+
+    Raises:
+        ValueError: there are none, the index names a file that is no safetensors file or not in the folder itself, or
+            one is missing or damaged.
+    """
+    single, index = directory / _SINGLE, directory / _INDEX
+    if single.is_file():
+        found = [single]
+    elif index.is_file():
+        found = sorted(set(_indexed_files(index).values()))
+    else:
+        raise ValueError(f"{directory}: has neither {_SINGLE} nor {_INDEX}")
+    if absent := few(str(file) for file in found if not file.is_file()):
+        raise ValueError(f"{absent}: no such file, though {_INDEX} names it: download it")
+    for file in found:
+        _Header.read(file)
+    return found if single.is_file() else [index, *found]
+
+
+def _indexed_files(index: Path) -> dict[str, Path]:
+    """The file of each tensor, by the index."""
+    names = _read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index}: 'weight_map' does not say the file of each tensor: download it again")
+    for tensor, name in names.items():
+        if not _is_file_name(name):
+            raise ValueError(f"{index}: 'weight_map' leads out of the folder for {tensor!r}: {name!r}; nothing is read")
+        if not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{index}: 'weight_map' names {name!r} for {tensor!r}, which is no safetensors file; pickles are never "
+                "opened"
+            )
+    return {tensor: index.parent / name for tensor, name in names.items()}
+
+
+def few(names: Iterable[str]) -> str:
+    """The first of some names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - 3:,} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more
+
+
+def _holders(directory: Path, prefix: str) -> dict[str, Path]:
+    """The file of each tensor whose name begins with the prefix, as the index has it if there is one."""
+    single, index = directory / _SINGLE, directory / _INDEX
+    if single.is_file():
+        files = dict.fromkeys(_Header.read(single).entries, single)
+    elif index.is_file():
+        files = _indexed_files(index)
+    elif any(directory.glob("*.bin")):
+        raise ValueError(f"{directory}: has no safetensors but pickled weights, which are never opened: convert them")
+    else:
+        raise ValueError(f"{directory}: has neither {_SINGLE} nor {_INDEX}")
+    found = {name: file for name, file in files.items() if name.startswith(prefix)}
+    if not found:
+        raise ValueError(f"{directory}: has no tensors '{prefix}*': is it a model with speech?")
+    return found
+
+
+def _is_file_name(value: Any) -> bool:
+    """Whether it names a file in the same folder, and nothing beyond."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not {"/", "\\", "\0"} & set(value)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The header of a safetensors file: an entry for each tensor, and where their bytes begin."""
+
+    file: Path
+    entries: Mapping[str, Mapping[str, Any]]
+    data_offset: int
+    file_bytes: int
+
+    @classmethod
+    def read(cls, file: Path) -> _Header:
+        with file.open("rb") as source:
+            start = source.read(8)
+            length = int.from_bytes(start, "little")
+            text = source.read(length) if length <= _MOST_HEADER_BYTES else b""
+        if start == b"version ":
+            raise ValueError(f"{file}: is a Git LFS pointer: `git lfs pull` brings the weights themselves")
+        try:
+            entries = json.loads(text)
+        except (ValueError, RecursionError):
+            entries = None
+        if not isinstance(entries, dict):
+            raise ValueError(f"{file}: its header cannot be read: it is no safetensors file, or damaged")
+        entries.pop("__metadata__", None)
+        if damaged := few(repr(name) for name, entry in entries.items() if not _is_entry(entry)):
+            raise ValueError(f"{file}: its header is damaged at {damaged}: download it again")
+        return cls(file, entries, 8 + length, file.stat().st_size)
+
+    def tensor(self, name: str) -> StoredTensor:
+        entry = self.entries[name]
+        dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(
+                f"{self.file}: its header is damaged: {name!r} has {end - begin:,} bytes, too few or too many for "
+                f"{list(shape)} of {entry['dtype']}: download it again"
+            )
+        return StoredTensor(self.file, name, dtype, shape, self.data_offset + begin)
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    shape, place = entry.get("shape"), entry.get("data_offsets")
+    return (
+        isinstance(entry.get("dtype"), str)
+        and isinstance(shape, list)
+        and isinstance(place, list)
+        and len(place) == 2
+        and all(type(number) is int and number >= 0 for number in (*shape, *place))
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    parsed = read_json(file, "; a Qwen3-Omni's folder has it")
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{file}: is no JSON object")
+    return parsed

@@ -1,0 +1,1 @@
+"""Generation: the loop from a prompt to frames of codes."""

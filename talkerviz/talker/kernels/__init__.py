@@ -1,0 +1,85 @@
+"""A talker whose layers are few kernels each, for one stream on a GPU: frames near the time in which memory gives their
+weights.
+
+A dense layer is five kernels, one with experts seven. Each asks for its weights before it waits for what the kernel
+before it computes: with programmatic dependent launch they are there by then, and memory never rests. Numbers are
+rounded where the layers' own code rounds them; sums are taken in another order.
+
+In all kernels PDL says whether they are launched so, TOKENS how many rows of x there are, and BLOCK_* are powers of 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from talkerviz.talker.generation.compile import is_compiled
+
+if TYPE_CHECKING:
+    from talkerviz.talker.model.config import TalkerConfig
+    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+
+
+def fuse_talker(talker: TalkerForConditionalGeneration) -> None:
+    """Have layers and what is between them run as few Triton kernels, in place; all modules stay where they are.
+
+    That is for a frame of one stream; prompts and batches run as before. In float32 codes stay what they are. In
+    bfloat16 numbers are rounded where they were, and sums taken in another order.
+
+    Raises ValueError as `check_kernels` does, and for a talker that is compiled.
+    """
+    check_kernels(talker.codec_head.weight.device, talker.config)
+    if is_compiled(talker):
+        raise ValueError("the talker's layers are compiled, which makes other kernels of them: compile it or fuse it")
+    fuse_modules(talker)
+
+
+def check_kernels(device: torch.device, config: TalkerConfig) -> None:
+    """Raises ValueError for a device that is not CUDA, an activation that is not SiLU, or where Triton is missing."""
+    if device.type != "cuda":
+        raise ValueError(f"fused kernels need a CUDA device, and the talker is on {device.type}: leave out --fused")
+    if others := {config.text.hidden_act, config.code_predictor.hidden_act} - {"silu"}:
+        raise ValueError(f"fused kernels have silu, and the talker's hidden_act is {others.pop()}: leave out --fused")
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise ValueError("fused kernels need Triton, which torch for CUDA brings: pip install triton") from error
+
+
+def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
+    """What `fuse_talker` does, wherever the talker is: on a CPU for Triton's interpreter."""
+    from talkerviz.talker.kernels.codes import greatest_of
+    from talkerviz.talker.kernels.layer import (
+        angles_forward,
+        embedding_forward,
+        head_forward,
+        known_angles_forward,
+        layer_forward,
+        norm_forward,
+        predictor_forward,
+    )
+
+    predictor = talker.code_predictor
+    for layer in (*talker.model.layers, *predictor.model.layers):
+        _replace(layer, layer_forward)
+    for norm in (talker.model.norm, predictor.model.norm):
+        _replace(norm, norm_forward)
+    for head in (talker.codec_head, *predictor.lm_head):
+        _replace(head, head_forward)
+    for embedding in (talker.model.codec_embedding, *predictor.model.codec_embedding):
+        _replace(embedding, embedding_forward)
+    talker.greatest = greatest_of
+    like, rotary = talker.codec_head.weight, predictor.model.rotary_emb
+    places = torch.arange(talker.config.num_code_groups, device=like.device)[None]
+    angles = rotary(like, places)
+    _replace(predictor.model, predictor_forward(places))
+    _replace(rotary, known_angles_forward(angles))
+    _replace(talker.model.rotary_emb, angles_forward)
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any]) -> None:
+    vars(module)["forward"] = MethodType(forward, module)

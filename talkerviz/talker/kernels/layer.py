@@ -1,0 +1,100 @@
+"""What modules of a fused talker do when they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from talkerviz.talker.kernels.angles import angles_of
+from talkerviz.talker.kernels.attention import add_attention
+from talkerviz.talker.kernels.codes import embedding_of
+from talkerviz.talker.kernels.experts import add_experts
+from talkerviz.talker.kernels.mlp import add_mlp
+from talkerviz.talker.kernels.rows import normalise_rows, project_rows
+from talkerviz.talker.model.cache import KVCache, LayerCache
+from talkerviz.talker.model.code_predictor import TalkerCodePredictorModel
+from talkerviz.talker.model.decoder import DecoderLayer, ModelOutput, run_layers
+from talkerviz.talker.model.layers import Linear, RMSNorm
+from talkerviz.talker.model.moe import TalkerTextSparseMoeBlock
+from talkerviz.talker.model.rope import RotaryEmbedding, TalkerRotaryEmbedding
+
+_TOKENS = 2
+"""How many tokens a dense layer's kernels take at once: a frame's first pass of the code predictor has two."""
+
+
+def _is_fused(x: Tensor) -> bool:
+    """Whether x [batch, tokens, hidden] is what the kernels are for.
+
+    Where operations are counted or followed they run one by one: what a kernel does, nobody sees.
+    """
+    return x.shape[0] == 1 and x.shape[1] <= _TOKENS and not is_in_torch_dispatch_mode()
+
+
+def layer_forward(
+    layer: DecoderLayer,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    cache: LayerCache,
+    mask: Tensor | None,
+) -> Tensor:
+    """A layer's."""
+    mixture = isinstance(layer.mlp, TalkerTextSparseMoeBlock)
+    several = hidden_states.shape[1] > 1 and (mixture or mask is not None)
+    if several or not _is_fused(hidden_states):
+        return type(layer).forward(layer, hidden_states, position_embeddings, cache, mask)
+    x = hidden_states.contiguous()
+    x = add_attention(x, layer.self_attn, layer.input_layernorm, position_embeddings, cache, mask)
+    if isinstance(layer.mlp, TalkerTextSparseMoeBlock):
+        return add_experts(x, layer.mlp, layer.post_attention_layernorm)
+    return add_mlp(x, layer.mlp, layer.post_attention_layernorm)
+
+
+def norm_forward(norm: RMSNorm, hidden_states: Tensor) -> Tensor:
+    """A last norm's."""
+    if not _is_fused(hidden_states):
+        return type(norm).forward(norm, hidden_states)
+    return normalise_rows(hidden_states.contiguous(), norm)
+
+
+def head_forward(head: Linear, input: Tensor) -> Tensor:
+    """A head's."""
+    if not _is_fused(input):
+        return type(head).forward(head, input)
+    return project_rows(input.contiguous(), [head.weight])
+
+
+def embedding_forward(embedding: nn.Embedding, input: Tensor) -> Tensor:
+    """An embedding's of a code."""
+    if input.numel() > 1 or is_in_torch_dispatch_mode():
+        return type(embedding).forward(embedding, input)
+    return embedding_of(embedding.weight, input)
+
+
+def predictor_forward(places: Tensor) -> Callable[..., ModelOutput]:
+    """The code predictor's stack's, which no kernel counts out `places` [1, positions] for anew."""
+
+    def forward(self: TalkerCodePredictorModel, *, inputs_embeds: Tensor, cache: KVCache) -> ModelOutput:
+        if not _is_fused(inputs_embeds):
+            return type(self).forward(self, inputs_embeds=inputs_embeds, cache=cache)
+        own = places[:, cache.length : cache.length + inputs_embeds.shape[1]]
+        return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, own, cache)
+
+    return forward
+
+
+def known_angles_forward(angles: tuple[Tensor, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The code predictor's angles': those of all positions, among which the kernels find those of theirs."""
+
+    def forward(self: RotaryEmbedding, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return angles if _is_fused(hidden_states) else type(self).forward(self, hidden_states, position_ids)
+
+    return forward
+
+
+def angles_forward(rotary: TalkerRotaryEmbedding, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoder's angles'."""
+    if position_ids.shape[1:] != (1, 1) or not _is_fused(hidden_states):
+        return type(rotary).forward(rotary, hidden_states, position_ids)
+    return angles_of(rotary, hidden_states, position_ids)

@@ -1,0 +1,107 @@
+"""Rows: normalised, and multiplied with up to three matrices."""
+
+# ruff: noqa: N803 (what is known when a kernel is compiled is in capitals, as in Triton's own code)
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from talkerviz.talker.kernels.launch import block_rows, launch, power
+from talkerviz.talker.kernels.parts import load_row, load_rows, normed, times
+from talkerviz.talker.model.layers import RMSNorm
+
+
+@triton.jit
+def project(
+    x,
+    norm,
+    eps,
+    first,
+    second,
+    third,
+    out,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    THIRD: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NORMED: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Three matrices of so many rows times x, which is normalised on the way: out [TOKENS, FIRST + SECOND + THIRD]."""
+    if PDL:
+        gdc_launch_dependents()
+    start = tl.program_id(0) * BLOCK_ROWS
+    if start < FIRST:
+        matrix = first
+        skipped = 0
+    elif start < FIRST + SECOND:
+        matrix = second
+        skipped = FIRST
+    else:
+        matrix = third
+        skipped = FIRST + SECOND
+    rows = start + tl.arange(0, BLOCK_ROWS)
+    columns = tl.arange(0, BLOCK_COLUMNS)
+    weights = load_rows(matrix, rows - skipped, columns, COLUMNS)
+    if NORMED:
+        scale = load_row(norm, columns, COLUMNS)
+    if PDL:
+        gdc_wait()
+    for token in tl.static_range(TOKENS):
+        row = load_row(x + token * COLUMNS, columns, COLUMNS)
+        if NORMED:
+            row = normed(row, scale, eps, x, COLUMNS)
+        tl.store(out + token * (FIRST + SECOND + THIRD) + rows, times(weights, row).to(out.dtype.element_ty))
+
+
+@triton.jit
+def normalise(x, norm, eps, out, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PDL: tl.constexpr):
+    """RMSNorm of rows, one a program: out [rows, COLUMNS]."""
+    if PDL:
+        gdc_launch_dependents()
+    columns = tl.arange(0, BLOCK_COLUMNS)
+    scale = load_row(norm, columns, COLUMNS)
+    if PDL:
+        gdc_wait()
+    start = tl.program_id(0) * COLUMNS
+    row = normed(load_row(x + start, columns, COLUMNS), scale, eps, x, COLUMNS)
+    tl.store(out + start + columns, row.to(out.dtype.element_ty), columns < COLUMNS)
+
+
+def project_rows(x: Tensor, weights: list[Tensor], norm: RMSNorm | None = None) -> Tensor:
+    """Up to three matrices [rows, hidden] times x [1, tokens, hidden], normalised: [1, tokens, all rows]."""
+    sizes = [*map(len, weights), 0, 0][:3]
+    out = x.new_empty(1, x.shape[1], sum(sizes))
+    rows = block_rows(*weights, at_once=1)
+    project[(sum(sizes) // rows,)](
+        x,
+        weights[0] if norm is None else norm.weight,
+        0.0 if norm is None else norm.eps,
+        weights[0],
+        weights[min(1, len(weights) - 1)],
+        weights[-1],
+        out,
+        FIRST=sizes[0],
+        SECOND=sizes[1],
+        THIRD=sizes[2],
+        COLUMNS=x.shape[2],
+        NORMED=norm is not None,
+        TOKENS=x.shape[1],
+        BLOCK_ROWS=rows,
+        BLOCK_COLUMNS=power(x.shape[2]),
+        **launch(x),
+    )
+    return out
+
+
+def normalise_rows(x: Tensor, norm: RMSNorm) -> Tensor:
+    """RMSNorm of x [1, tokens, hidden]."""
+    out, columns = torch.empty_like(x), x.shape[2]
+    normalise[(x.shape[1],)](x, norm.weight, norm.eps, out, COLUMNS=columns, BLOCK_COLUMNS=power(columns), **launch(x))
+    return out

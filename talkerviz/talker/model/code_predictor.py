@@ -1,0 +1,73 @@
+"""The code predictor: from a frame's hidden state and first code to its 15 other codes, one pass each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from talkerviz.talker.model.cache import KVCache
+from talkerviz.talker.model.config import CodePredictorConfig
+from talkerviz.talker.model.decoder import ModelOutput, TalkerCodePredictorDecoderLayer, next_positions, run_layers
+from talkerviz.talker.model.layers import Linear, RMSNorm
+from talkerviz.talker.model.rope import RotaryEmbedding
+
+
+class TalkerCodePredictorModel(nn.Module):
+    """A small dense stack and the embeddings of codes 1 to 15 (`talker.code_predictor.model`)."""
+
+    def __init__(self, config: CodePredictorConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(TalkerCodePredictorDecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = RotaryEmbedding(config)
+        self.codec_embedding = nn.ModuleList(
+            nn.Embedding(config.vocab_size, config.hidden_size) for _ in range(config.num_code_groups - 1)
+        )
+
+    def forward(self, *, inputs_embeds: Tensor, cache: KVCache) -> ModelOutput:
+        """Hidden states of new tokens [batch, tokens, hidden], which follow those in the cache."""
+        position_ids = next_positions(inputs_embeds, cache)
+        return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, position_ids, cache)
+
+
+@dataclass(frozen=True)
+class CodePredictorOutput:
+    """One pass.
+
+    logits: of the next code [batch, tokens, codes].
+    inputs_embeds: the embeddings that it began with [batch, tokens, hidden].
+    """
+
+    logits: Tensor
+    inputs_embeds: Tensor
+
+
+class TalkerCodePredictorModelForConditionalGeneration(nn.Module):
+    """The code predictor with a head for each of the codes 1 to 15."""
+
+    def __init__(self, config: CodePredictorConfig) -> None:
+        super().__init__()
+        self.model = TalkerCodePredictorModel(config)
+        self.lm_head = nn.ModuleList(
+            Linear(config.hidden_size, config.vocab_size) for _ in range(config.num_code_groups - 1)
+        )
+
+    def forward(
+        self,
+        *,
+        cache: KVCache,
+        group: int,
+        inputs_embeds: Tensor | None = None,
+        code: Tensor | None = None,
+    ) -> CodePredictorOutput:
+        """Predict the code of `group`, 1 to 15.
+
+        The first pass of a frame (group 1) takes `inputs_embeds` [batch, 2, hidden]: the talker's hidden state and
+        the embedded first code. Each later pass takes `code` [batch, 1], the code of the group before.
+        """
+        if inputs_embeds is None:
+            # Group g's own embedding and head have index g - 1, since group 0 belongs to the talker's decoder.
+            inputs_embeds = self.model.codec_embedding[group - 2](code)
+        hidden_states = self.model(inputs_embeds=inputs_embeds, cache=cache).last_hidden_state
+        return CodePredictorOutput(self.lm_head[group - 1](hidden_states), inputs_embeds)

@@ -1,0 +1,71 @@
+"""The talker: everything between the thinker's embeddings and a frame's codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from talkerviz.talker.generation.generate import Frame, stream
+from talkerviz.talker.generation.prompt import Prompt
+from talkerviz.talker.generation.sampling import GREEDY, Sampling, greatest
+from talkerviz.talker.model.cache import KVCache
+from talkerviz.talker.model.code_predictor import TalkerCodePredictorModelForConditionalGeneration
+from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.decoder import TalkerModel
+from talkerviz.talker.model.layers import Linear, activation
+
+
+class TalkerResizeMLP(nn.Module):
+    """Bring what the thinker hands over to the talker's width."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.linear_fc1 = nn.Linear(config.thinker_hidden_size, config.text.intermediate_size)
+        self.linear_fc2 = nn.Linear(config.text.intermediate_size, config.text.hidden_size)
+        self.act_fn = activation(config.text.hidden_act)
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        """[..., thinker_hidden] to [..., hidden]."""
+        out: Tensor = self.linear_fc2(self.act_fn(self.linear_fc1(hidden_state)))
+        return out
+
+
+@dataclass(frozen=True)
+class TalkerOutput:
+    """One pass: logits [batch, tokens, vocab] of the next first code, hidden states [batch, tokens, hidden]."""
+
+    logits: Tensor
+    last_hidden_state: Tensor
+
+
+class TalkerForConditionalGeneration(nn.Module):
+    """The Qwen3-Omni talker. `state_dict` keys are the checkpoint's `talker.*` less `talker.`."""
+
+    def __init__(self, config: TalkerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = TalkerModel(config.text)
+        self.text_projection = TalkerResizeMLP(config)
+        self.hidden_projection = TalkerResizeMLP(config)
+        self.codec_head = Linear(config.text.hidden_size, config.text.vocab_size)
+        self.code_predictor = TalkerCodePredictorModelForConditionalGeneration(config.code_predictor)
+        self.graphs = False  # see graphs.replay_frames
+        self.greatest = greatest  # see fused
+
+    def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> TalkerOutput:
+        """Read new positions [batch, tokens, hidden], the prompt or one frame, which follow those in the cache.
+
+        `position_ids` [3, batch, tokens]: see `TalkerModel`.
+        """
+        hidden_states = self.model(
+            inputs_embeds=inputs_embeds, cache=cache, position_ids=position_ids
+        ).last_hidden_state
+        return TalkerOutput(self.codec_head(hidden_states), hidden_states)
+
+    def stream(
+        self, prompt: Prompt, frames: int, sampling: Sampling = GREEDY, *, ignore_eos: bool = False
+    ) -> Iterator[Frame]:
+        """Speak at most `frames` frames of 80 ms, and give each as soon as it is there: see `generate.stream`."""
+        return stream(self, prompt, frames, sampling, ignore_eos=ignore_eos)

@@ -1,0 +1,1 @@
+"""Thinker outputs for the talker, captured from transformers."""

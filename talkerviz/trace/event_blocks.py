@@ -1,0 +1,117 @@
+"""Checksummed blocks of a file that grows while a run goes on.
+
+A block is a head of 24 bytes, all little endian, and its parts, compressed with zstd:
+
+| bytes | is |
+| --- | --- |
+| 4 | `TVB1` |
+| 4 | the size of what follows the head |
+| 4 | CRC-32 of what follows the head |
+| 8 | where in the file the block begins |
+| 4 | CRC-32 of the 20 bytes before |
+
+What follows are the sizes of the parts, 8 bytes each behind their number in 4 bytes, and the compressed parts.
+
+A write that was cut short leaves a beginning of a block, or zeros where the machine went down. Anything else that does
+not fit its checksum was damaged later.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from talkerviz.trace.validation import DamagedError, decompress
+
+MAGIC = b"TVB1"
+_HEAD = struct.Struct("<4sIIQI")
+_MAX_PARTS = 16
+# Of a file's blocks when they are decompressed: a hostile file must not take more memory than is in proportion to it.
+_MIN_BUDGET_BYTES, _MAX_RATIO, _MAX_BLOCK_BYTES = 1 << 28, 1 << 11, 1 << 29
+_ZEROS_READ = 1 << 16
+
+
+def block(at: int, parts: Sequence[bytes]) -> bytes:
+    """Make the block that begins at this byte of the file."""
+    content = b"".join(parts)
+    compressed = pa.compress(content, "zstd", asbytes=True) if content else b""
+    body = struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)) + compressed
+    head = _HEAD.pack(MAGIC, len(body), zlib.crc32(body), at, 0)[:-4]
+    return head + zlib.crc32(head).to_bytes(4, "little") + body
+
+
+def read_blocks(source: Path | bytes, size: int | None = None) -> Iterator[list[bytes]]:
+    """Read the parts of each block that is whole, up to a number of bytes of the file.
+
+    Raises:
+        DamagedError: a block was damaged after it was written, or it claims more than it can hold.
+    """
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        at, budget = 0, _MIN_BUDGET_BYTES
+        while True:
+            head = file.read(_HEAD.size)
+            if size is not None and at + len(head) > size:
+                return
+            if len(head) < _HEAD.size:
+                if head.rstrip(b"\0") and not _is_beginning(head, at):
+                    raise _damaged(at)
+                return
+            magic, length, crc, begins, head_crc = _HEAD.unpack(head)
+            if zlib.crc32(head[:-4]) != head_crc:
+                if not head.rstrip(b"\0") and _only_zeros(file):
+                    return
+                raise _damaged(at)
+            if magic != MAGIC or begins != at:
+                raise _damaged(at)
+            if size is not None and at + _HEAD.size + length > size:
+                return
+            body = file.read(length)
+            if len(body) < length:
+                return
+            if zlib.crc32(body) != crc:
+                # The machine went down, and the disk had the size of the file but not yet all of its bytes.
+                if not body[-1:].rstrip(b"\0") and _only_zeros(file):
+                    return
+                raise _damaged(at)
+            budget += _MAX_RATIO * len(body)
+            parts = _parts(body, min(budget, _MAX_BLOCK_BYTES))
+            budget -= sum(map(len, parts))
+            yield parts
+            at += _HEAD.size + length
+
+
+def _damaged(at: int) -> DamagedError:
+    if at == 0:
+        return DamagedError("its beginning is not as it was written")
+    return DamagedError(
+        f"what is behind its first {at:,} bytes is not as it was written; these can be read: head -c {at}"
+    )
+
+
+def _is_beginning(head: bytes, at: int) -> bool:
+    """Whether a part of a head can be one of a block that begins here."""
+    return head[:4] == MAGIC[: len(head)] and head[12:20] == at.to_bytes(8, "little")[: len(head[12:20])]
+
+
+def _only_zeros(file: BinaryIO) -> bool:
+    return all(not chunk.rstrip(b"\0") for chunk in iter(lambda: file.read(_ZEROS_READ), b""))
+
+
+def _parts(body: bytes, most: int) -> list[bytes]:
+    count = int.from_bytes(body[:4], "little")
+    begin = 4 + 8 * count
+    if count > _MAX_PARTS or len(body) < begin:
+        raise DamagedError("a block has other parts than it should")
+    sizes = struct.unpack_from(f"<{count}Q", body, 4)
+    content = decompress(body[begin:], sum(sizes), most, "its blocks")
+    parts, at = [], 0
+    for part in sizes:
+        parts.append(content[at : at + part])
+        at += part
+    return parts
