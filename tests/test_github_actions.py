@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from repo_paths import EXAMPLES, ROOT
 
 from talkerviz.api import Trace
 from talkerviz.cli import main
 from talkerviz.version import __version__
 
-ROOT = Path(__file__).parents[1]
-FILE = ROOT / "examples" / "github-actions.yml"
+FILE = EXAMPLES / "github-actions.yml"
 OWN = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 BENCH = """
 import torch

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign_models import CONFIGS, OWN, TOKENS, trace_of
 from graph_words import RESIDUALS, arrows, arrows_into, group, outline
-from older import OLDER_TRANSFORMERS, not_with_older_transformers
+from huggingface_models import CONFIGS, OWN, TOKENS, trace_of
+from transformers_versions import OLDER_TRANSFORMERS, not_with_older_transformers
 
 from talkerviz.flowchart.builder import build_graph
 from talkerviz.flowchart.model import Graph, Group

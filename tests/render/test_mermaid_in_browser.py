@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 from chromium import BROWSER
+from repo_paths import MERMAID
 from sample_graph import graph_of, sample_diff, sample_graph, talker_graph
 from test_render import NASTY
 
 from talkerviz.flowchart.model import Graph
 from talkerviz.render.charts.mermaid import render_mermaid
 
-MERMAID = Path(__file__).parent / "mermaid" / "node_modules" / "mermaid" / "dist" / "mermaid.min.js"
+MERMAID_JS = MERMAID / "node_modules" / "mermaid" / "dist" / "mermaid.min.js"
 pytestmark = pytest.mark.skipif(
-    BROWSER is None or not MERMAID.exists(), reason="needs chromium and `npm ci --prefix tests/mermaid`"
+    BROWSER is None or not MERMAID_JS.exists(), reason="needs chromium and `npm ci --prefix tests/mermaid`"
 )
 PAGE = """<!doctype html><meta charset="utf-8"><script src="{script}"></script><pre id="said"></pre>
 <script>
@@ -39,7 +40,7 @@ def drawn(graph: Graph, theme: str, folder: Path) -> dict[str, str]:
     """The text in each box and group of the picture, by id."""
     page = folder / "page.html"
     chart = json.dumps(render_mermaid(graph)).replace("<", "\\u003c")
-    page.write_text(PAGE.format(script=MERMAID.as_uri(), chart=chart, theme=theme), encoding="utf-8")
+    page.write_text(PAGE.format(script=MERMAID_JS.as_uri(), chart=chart, theme=theme), encoding="utf-8")
     assert BROWSER is not None
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000"]
     command += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri()]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-GOLDEN = Path(__file__).parent / "golden"
+from repo_paths import GOLDEN
+
 UPDATE = "TALKERVIZ_UPDATE_GOLDENS"
 
 

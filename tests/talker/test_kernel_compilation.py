@@ -9,16 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from repo_paths import HELPERS
 
 pytest.importorskip("triton", reason="no Triton")
 
 
-# `python tests/kernels_child.py tiny float32` compiles the small ones.
+# `python tests/helpers/kernels_child.py tiny float32` compiles the small ones.
 @pytest.mark.parametrize(("preset", "dtype"), [("full", "bfloat16")])
 def test_they_compile(preset: str, dtype: str, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path)}
-    child = Path(__file__).parent / "kernels_child.py"
+    child = HELPERS / "kernels_child.py"
     done = subprocess.run([sys.executable, child, preset, dtype], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kernels = json.loads(done.stdout)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from repo_paths import BENCHMARKS
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
 import replayed_frame
 import streams
 
@@ -67,5 +67,4 @@ def test_they_need_nothing_that_draws() -> None:
     """A GPU's machine may have torch, transformers and little else."""
     names = ("fused_sizes", "gpu", "replayed_frame", "streams", "talker")
     code = f"import sys; sys.modules['graphviz'] = None; import {', '.join(names)}"
-    folder = Path(__file__).parent.parent / "benchmarks"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(folder)})
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(BENCHMARKS)})

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from racing import race
 from small_model import BLOCK, CALLS, Model, made, rows, shapes, state, tree, values
 from taps import every_way
+from thread_race import race
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

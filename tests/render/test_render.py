@@ -18,6 +18,7 @@ import pytest
 from golden_files import check_golden
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from repo_paths import GOLDEN, MERMAID
 from rich.console import Console
 from sample_trace import call, make_trace, sample_trace
 
@@ -31,10 +32,8 @@ from talkerviz.render.terminal.call_tree import render_tree
 from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.render.text import share_text, time_text
 
-HERE = Path(__file__).parent
-PARSER = HERE / "mermaid"
 needs_parser = pytest.mark.skipif(
-    not (PARSER / "node_modules").is_dir() or not shutil.which("node"),
+    not (MERMAID / "node_modules").is_dir() or not shutil.which("node"),
     reason="needs node and `npm ci --prefix tests/mermaid`",
 )
 ENGINES = [
@@ -58,7 +57,7 @@ def printed(renderable: object, width: int = 200) -> str:
 def mermaid_errors(charts: list[str]) -> list[str]:
     """What the real parser says of each chart; empty where it is fine."""
     done = subprocess.run(
-        ["node", "parse.mjs"], cwd=PARSER, input=json.dumps(charts), capture_output=True, text=True, check=True
+        ["node", "parse.mjs"], cwd=MERMAID, input=json.dumps(charts), capture_output=True, text=True, check=True
     )
     found: list[str] = json.loads(done.stdout)
     return found
@@ -144,7 +143,7 @@ def test_mermaid_parses(clock: str) -> None:
         render_mermaid_flat(make_trace(rows)),
         render_mermaid_flat(make_trace([])),
     ]
-    golden = (HERE / "golden" / "qwen3_omni_talker_mermaid.md").read_text()
+    golden = (GOLDEN / "qwen3_omni_talker_mermaid.md").read_text()
     charts.append(golden.split("```mermaid\n")[1].removesuffix("```\n"))
     assert mermaid_errors(charts) == [""] * len(charts)
 

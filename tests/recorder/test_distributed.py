@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from repo_paths import HELPERS, ROOT
 from test_cli import Capture, talkerviz
 from torch import nn
 
@@ -29,7 +30,6 @@ from talkerviz.trace.merge import merge
 if not dist.is_available() or not dist.is_gloo_available():
     pytest.skip("this torch has no gloo", allow_module_level=True)
 
-ROOT = Path(__file__).parents[1]
 AHEAD_NS = 5_000_000_000
 
 
@@ -45,7 +45,7 @@ def torchrun(processes: int, *args: object, folder: Path = ROOT) -> subprocess.C
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes have left of `ranks_child.py`."""
     folder = tmp_path_factory.mktemp("two")
-    done = torchrun(2, Path(__file__).with_name("ranks_child.py"), folder)
+    done = torchrun(2, HELPERS / "ranks_child.py", folder)
     assert done.returncode == 0, done.stderr
     return folder
 

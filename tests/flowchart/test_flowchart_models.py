@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from graph_words import RESIDUALS, arrows, arrows_into, group, outline
-from older import OLDER_TRANSFORMERS, not_with_older_transformers
 from torch import nn
+from transformers_versions import OLDER_TRANSFORMERS, not_with_older_transformers
 
 import talkerviz as tv
 from talkerviz.api import Trace

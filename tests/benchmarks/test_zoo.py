@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repo_paths import BENCHMARKS
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
 
 import zoo
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 from golden_files import check_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from repo_paths import VIEWERS
 from sample_trace import call, make_trace
 from timelines import Tree, timeline_trace, trace_of, trees
 
 from talkerviz.api import Trace
 from talkerviz.render.registry import render
 
-VIEWERS = Path(__file__).parent / "viewers"
 needs_speedscope = pytest.mark.skipif(
     not (VIEWERS / "node_modules").is_dir() or not shutil.which("node"),
     reason="needs node and `npm ci --prefix tests/viewers`",

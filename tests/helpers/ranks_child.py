@@ -1,4 +1,4 @@
-"""What `test_ranks.py` has two processes do: `torchrun ... ranks_child.py FOLDER`."""
+"""What `test_distributed.py` has two processes do: `torchrun ... ranks_child.py FOLDER`."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from repo_paths import HELPERS
 from taps import tap_alone
 from test_cli import talkerviz
 from torch import nn
@@ -308,7 +309,7 @@ with tv.recording(model, "Модель", nvtx=True):
 def test_what_a_tool_sees(tmp_path: Path) -> None:
     """The real library, with a tool in it as Nsight Systems is one."""
     tool, out = tmp_path / "tool.so", tmp_path / "out"
-    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", tool, Path(__file__).with_name("nvtx_tool.c")], check=True)
+    subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", tool, HELPERS / "nvtx_tool.c"], check=True)
     found = {**os.environ, "NVTX_INJECTION64_PATH": str(tool), "NVTX_TOOL_OUT": str(out)}
     subprocess.run([sys.executable, "-c", SCRIPT], env=found, check=True)
     call = ["push Модель [forward]", "push Модель.0 [forward]", "pop", "push Модель.1 [forward]", "pop", "pop"]
