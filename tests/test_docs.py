@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import talkerviz
 from doc_pages import DOCS, PAGES, Fence, commands, fences, is_shown
-from test_cli import talkerviz
-from test_github_actions import timed
+from fixed_times import timed
 from tiny_omni import tiny_omni
 from tiny_processor import save_tiny_processor, write_picture, write_sound
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from command_line import Capture, talkerviz
 from golden_files import check_golden
 from rich.console import Console
 from sample_trace import call, make_trace, tensor
-from test_cli import Capture, talkerviz
 
 from talkerviz.analysis.compare import WHOLE, compare, slower
 from talkerviz.analysis.confidence import Sample, ratio_interval

@@ -15,11 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import Capture, talkerviz
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rank_traces import meeting, rank_traces
 from sample_trace import sample_trace
-from test_cli import Capture, talkerviz
 
 from talkerviz.analysis.sql import query
 from talkerviz.api import Trace

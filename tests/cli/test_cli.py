@@ -11,24 +11,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from command_line import Capture, talkerviz
 from repo_paths import GOLDEN
 
 from talkerviz.analysis.device_peaks import Peaks
 from talkerviz.api import Trace
-from talkerviz.cli import COMMANDS, main
+from talkerviz.cli import COMMANDS
 from talkerviz.cli.options import app
 from talkerviz.doctor import diagnose
 
 SOURCE_DOCUMENT = GOLDEN / "qwen3_omni_talker_mermaid.md"
-Capture = pytest.CaptureFixture[str]
-
-
-def talkerviz(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["talkerviz", *map(str, args)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    code = stop.value.code
-    return code if isinstance(code, int) else 0
 
 
 @pytest.fixture(scope="module")

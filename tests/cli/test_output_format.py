@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Capture, talkerviz
 from sample_trace import sample_trace
-from test_cli import Capture, talkerviz
 
 from talkerviz.cli.options import format_of
 from talkerviz.render.tables.query_result import ANSWERS

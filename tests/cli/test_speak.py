@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import talkerviz
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import talkerviz
 from tiny_omni import THINKER_WIDTH, save_tiny_omni
 from torch import Tensor
 

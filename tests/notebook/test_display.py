@@ -12,8 +12,9 @@ import pytest
 from chromium import needs_browser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mermaid_parser import mermaid_errors, needs_parser
+from nasty_text import NASTY, names, nasty_trace
 from sample_trace import call, make_trace, sample_trace
-from test_render import NASTY, mermaid_errors, names, needs_parser
 
 import talkerviz as tv
 from talkerviz.notebook import display
@@ -25,12 +26,6 @@ ALL = {"text/plain", "text/html", "text/markdown", "image/svg+xml"}
 
 def bundle_of(trace: tv.Trace, **how: list[str]) -> dict[str, str]:
     return trace._repr_mimebundle_(**how)
-
-
-def nasty_trace(texts: list[str], facts: str = "cpu") -> tv.Trace:
-    rows = [call(0, None, 0, "net", "Net", 10_000_000, 1_000_000)]
-    rows += [call(n, 0, 1, f"net.{text}", text or "Empty", 1000 * n, 1000 * n) for n, text in enumerate(texts, 1)]
-    return make_trace(rows, device=facts, model=facts)
 
 
 def test_a_picture_and_a_table() -> None:

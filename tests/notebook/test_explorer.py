@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 from chromium import needs_browser
+from nasty_text import NASTY, nasty_trace
 from sample_trace import call, make_trace, sample_trace
-from test_display import nasty_trace
-from test_render import NASTY
 from torch import nn
 
 import talkerviz as tv

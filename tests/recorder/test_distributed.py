@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from command_line import Capture, talkerviz
 from repo_paths import HELPERS, ROOT
-from test_cli import Capture, talkerviz
 from torch import nn
 
 from talkerviz.analysis.collective_waits import held_up, ranks_among, waits

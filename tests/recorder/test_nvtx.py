@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import talkerviz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from repo_paths import HELPERS
 from taps import tap_alone
-from test_cli import talkerviz
 from torch import nn
 from torch._dynamo.utils import counters
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_models import Broken, by_forward, in_place, whole, wrapped
 from small_model import CALLS, Block, Model, made, shapes, state, tree, values
 from taps import every_way, tap_alone
 from torch import nn
@@ -24,15 +25,6 @@ pytestmark = [
 ]
 
 
-class Broken(Block):
-    """Cannot be one graph."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x)
-        torch._dynamo.graph_break()
-        return self.second(x)
-
-
 class Compiler:
     """A backend that counts graphs, and leaves them as they are."""
 
@@ -42,22 +34,6 @@ class Compiler:
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
         self.graphs += 1
         return graph.forward
-
-
-def wrapped(model: Model, backend: Any) -> None:
-    model.block = torch.compile(model.block, backend=backend)
-
-
-def in_place(model: Model, backend: Any) -> None:
-    model.block.compile(backend=backend)
-
-
-def by_forward(model: Model, backend: Any) -> None:
-    model.block.forward = torch.compile(model.block.forward, backend=backend)
-
-
-def whole(model: Model, backend: Any) -> None:
-    model.compile(backend=backend)
 
 
 def compile_and_run(

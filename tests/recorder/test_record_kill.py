@@ -14,9 +14,9 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 import torch
+from command_line import talkerviz
 from full_disk import disk_of
 from taps import every_way
-from test_cli import talkerviz
 from torch import nn
 
 import talkerviz as tv

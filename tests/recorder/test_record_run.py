@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import Capture, talkerviz
 from sample_trace import sample_trace
-from test_cli import Capture, talkerviz
 from torch import nn
 
 import talkerviz as tv

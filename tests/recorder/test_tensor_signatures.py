@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_record_property import VALUES
+from random_values import VALUES
 from torch import nn
 
 from talkerviz.recorder import tap

@@ -13,10 +13,12 @@ from random import Random
 
 import pytest
 from golden_files import check_golden
+from graphviz_engines import ENGINES, drawn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mermaid_parser import mermaid_errors, needs_parser
+from nasty_text import NASTY, names
 from sample_graph import graph_of, plain_graph, sample_diff, sample_graph, talker_graph
-from test_render import ENGINES, NASTY, drawn, mermaid_errors, names, needs_parser
 
 from talkerviz.flowchart.model import Box, Edge, Graph, Group, headings_in
 from talkerviz.render.charts.dot import render_dot

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from chromium import BROWSER
+from nasty_text import NASTY
 from repo_paths import MERMAID
 from sample_graph import graph_of, sample_diff, sample_graph, talker_graph
-from test_render import NASTY
 
 from talkerviz.flowchart.model import Graph
 from talkerviz.render.charts.mermaid import render_mermaid

@@ -15,9 +15,9 @@ import torch
 from golden_files import check_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nasty_text import NASTY
 from sample_graph import graph_of, plain_graph, sample_diff, sample_graph, talker_graph
 from sample_trace import sample_trace
-from test_render import NASTY
 from torch import nn
 
 import talkerviz as tv

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
-from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 from golden_files import check_golden
+from graphviz_engines import ENGINES, drawn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from repo_paths import GOLDEN, MERMAID
+from mermaid_parser import mermaid_errors, needs_parser
+from nasty_text import NASTY, names
+from repo_paths import GOLDEN
 from rich.console import Console
 from sample_trace import call, make_trace, sample_trace
 
@@ -32,35 +29,11 @@ from talkerviz.render.terminal.call_tree import render_tree
 from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.render.text import share_text, time_text
 
-needs_parser = pytest.mark.skipif(
-    not (MERMAID / "node_modules").is_dir() or not shutil.which("node"),
-    reason="needs node and `npm ci --prefix tests/mermaid`",
-)
-ENGINES = [
-    name for name in ("dot", "graphviz-pure") if shutil.which(name) or (Path(sys.executable).parent / name).exists()
-]
-NASTY = [
-    'a"b', "a[b]{c}(d)", "`md`", "end", "<script>alert(1)</script>", "two\nlines", "Слой-层", "x" * 500, "#quot;",
-    "&amp;&lt;", "a\\", "\\n\\l", "--> n1", "%% note", "1. one", "- item", "**b** _i_ __c__", "\x00\x1b\u202e",
-    ":::heat4", "subgraph", "|pipe|", "</TD></TABLE>", "graph TD;", "click n0 href", "", " ", "$$x$$", "@{ shape: x }",
-    "    direction TB",
-]  # fmt: skip
-names = st.text(max_size=30) | st.sampled_from(NASTY)
-
 
 def printed(renderable: object, width: int = 200) -> str:
     console = Console(width=width, color_system=None, record=True, file=io.StringIO())
     console.print(renderable)
     return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
-
-
-def mermaid_errors(charts: list[str]) -> list[str]:
-    """What the real parser says of each chart; empty where it is fine."""
-    done = subprocess.run(
-        ["node", "parse.mjs"], cwd=MERMAID, input=json.dumps(charts), capture_output=True, text=True, check=True
-    )
-    found: list[str] = json.loads(done.stdout)
-    return found
 
 
 def nasty_trace(texts: list[str]) -> Trace:
@@ -161,21 +134,6 @@ def test_mermaid_parses_whatever_the_names(lists: list[list[str]]) -> None:
     sources = [render(nasty_trace(texts), "mermaid", Style.source).decode() for texts in [NASTY, *lists]]
     charts += [text.split("```mermaid\n")[1].removesuffix("```\n") for text in sources]
     assert mermaid_errors(charts) == [""] * len(charts)
-
-
-def drawn(engine: str, dot: str) -> tuple[dict[str, str], set[str]]:
-    """Titles of nodes and of edges in the SVG that an engine draws."""
-    program = shutil.which(engine) or str(Path(sys.executable).parent / engine)
-    done = subprocess.run([program, "-Tsvg"], input=dot.encode(), capture_output=True, check=True)
-    titles: dict[str, dict[str, str]] = {"node": {}, "edge": {}}
-    for group in ElementTree.fromstring(done.stdout).iter("{http://www.w3.org/2000/svg}g"):
-        kind = group.get("class", "")
-        if kind in titles:
-            title = group.findtext("{http://www.w3.org/2000/svg}title", "")
-            text = "".join(part.text or "" for part in group.iter("{http://www.w3.org/2000/svg}text"))
-            titles[kind][title] = text
-    # An edge that is given the sides of its boxes says so: n5:e->n6:w.
-    return titles["node"], {re.sub(r":[ew]", "", title) for title in titles["edge"]}
 
 
 @pytest.mark.parametrize("engine", ["dot", "graphviz-pure"])

@@ -14,9 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from chromium import needs_browser
+from command_line import talkerviz
+from mermaid_parser import mermaid_errors, needs_parser
+from nasty_text import NASTY
 from sample_trace import call, make_trace, sample_trace
-from test_cli import talkerviz
-from test_render import NASTY, mermaid_errors, needs_parser
 
 from talkerviz import record, report
 from talkerviz.api import Trace

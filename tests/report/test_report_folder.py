@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from command_line import talkerviz
 from sample_trace import sample_trace
-from test_cli import talkerviz
 
 from talkerviz.report.folder import MANIFEST, ReportFolder
 from talkerviz.report.writer import write_report

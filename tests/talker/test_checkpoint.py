@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import talkerviz
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_cli import talkerviz
 from tiny_omni import save_tiny_omni, tiny_omni_config
 from torch import Tensor
 from transformers import Qwen3OmniMoeForConditionalGeneration

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
-from test_talker_batch import a_prompt, ending_talker, picture
+from talker_prompts import a_prompt, ending_talker, picture
 
 import talkerviz as tv
 from talkerviz.recorder.phases.talker import TalkerPhases

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import talkerviz
 from talker_parity import CONFIG, SPEECH, talker
-from test_cli import talkerviz
-from test_talker_batch import a_prompt
+from talker_prompts import a_prompt
 from torch import Tensor
 
 import talkerviz as tv

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
+from command_line import talkerviz
 from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
-from test_cli import talkerviz
 from torch._inductor.exc import InvalidCxxCompiler
 
 import talkerviz as tv

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import talkerviz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_cli import talkerviz
 from tiny_omni import THINKER_WIDTH, tiny_omni, tiny_omni_config
 from tiny_processor import (
     Image,

@@ -15,11 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import talkerviz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import flow_trace, merged_trace, mutate_blocks, mutate_bytes, mutate_columns, outcomes_of, partial_trace
 from sample_trace import call, make_trace, sample_trace
-from test_cli import talkerviz
 
 from talkerviz.api import Trace
 from talkerviz.trace import TraceError

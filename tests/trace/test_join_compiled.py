@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_models import Broken, by_forward, in_place, whole, wrapped
 from small_model import Block, made, tree, values
-from test_record_compilers import Broken, by_forward, in_place, whole, wrapped
 from torch import nn
 
 import talkerviz as tv

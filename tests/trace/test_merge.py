@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from command_line import Capture, talkerviz
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nasty_text import NASTY
+from perfetto_processor import ARGS, FLOWS, PROBLEMS, TRACKS, needs_perfetto, rows_of
 from rank_traces import Meeting, meeting, rank_traces
 from sample_trace import call, make_trace, sample_trace
-from test_cli import Capture, talkerviz
-from test_perfetto import ARGS, FLOWS, PROBLEMS, TRACKS, needs_perfetto, rows_of
-from test_render import NASTY
 
 from talkerviz.analysis.collective_waits import held_up, waits
 from talkerviz.analysis.frame_latency import frame_latencies

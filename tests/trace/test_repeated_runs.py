@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from command_line import Capture, talkerviz
 from sample_trace import call, make_trace
 from taps import every_way
-from test_cli import Capture, talkerviz
 from torch import nn
 
 from talkerviz.analysis.frame_latency import frame_latencies
