@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def pytest_sessionstart() -> None:
 @pytest.fixture
 def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have recordings see calls in the way that `taps.every_way` names."""
-    from talkerviz.recorder import recording as recorder
+    recorder = import_module("talkerviz.recorder.recording")
 
     way = "tap" if request.param == "tap" else "hooks"
     monkeypatch.setattr(recorder, "choose_way", lambda via: way)

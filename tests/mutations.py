@@ -32,9 +32,11 @@ import torch
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recording as recorder
 from talkerviz.trace.event_blocks import block, read_blocks
 from talkerviz.trace.join import join
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 NUMBERS = (0, -1, 1, 2, 7, 1 << 20, 1 << 31, (1 << 31) - 1, 1 << 40, 1 << 61, (1 << 63) - 1, -(1 << 63))
 VALUES: tuple[Any, ...] = (
@@ -441,4 +443,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent / "helpers"))
     main()

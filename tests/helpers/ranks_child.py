@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 import talkerviz as tv
 from examples import tensor_parallel
-from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.distributed.clock_sync import exchange_clocks
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 folder = Path(sys.argv[1])
 AHEAD_NS = 5_000_000_000

@@ -6,6 +6,7 @@ import copy
 import resource
 import threading
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import torch
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.trace.calls_table import log_tables
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 
 class Nested(nn.Module):

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import talkerviz as tv
-from talkerviz.recorder import recording as recorder
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_is_left"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from talker_parity import CONFIG, tiny_prompt
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.instruments.cuda_clock import CudaClock, device_columns
 from talkerviz.recorder.instruments.cuda_graph_clock import GraphReplays
 from talkerviz.recorder.instruments.kernel_time import busy_until_edges
@@ -24,6 +24,9 @@ from talkerviz.recorder.instruments.memory import MemoryMeter, _range_max
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import build_talker, generate
 from talkerviz.talker.generation.cuda_graphs import WARM_UPS, StaticFrame
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 MS = 1_000_000
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -23,7 +24,9 @@ from taps import every_way, tap_alone
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recording as recorder
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_is_left"),

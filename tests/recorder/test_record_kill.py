@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,10 @@ from torch import nn
 
 import talkerviz as tv
 from talkerviz.atomic_file import LeftoverWarning
-from talkerviz.recorder import recording as recorder
 from talkerviz.trace import TraceError
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 CALLS_A_BATCH, SECONDS_A_BATCH = 1 << 14, 1.0
 CHILD = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import talkerviz as tv
-from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.phases.talker import TalkerPhases
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 pytestmark = [
     pytest.mark.usefixtures("nothing_is_left"),

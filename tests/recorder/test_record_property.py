@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import UserDict
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,7 +17,9 @@ from taps import every_way
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recording as recorder
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 
 class Seen(NamedTuple):

@@ -22,6 +22,7 @@ from collections import OrderedDict, UserDict, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import pytest
@@ -31,7 +32,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.recorder import recording as recorder
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 VIAS = ["tap", "hooks"]
 """Ways to record, values of `via`, of which "auto" is one or the other."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from talkerviz.flowchart.flat_calls import call_graph
 from talkerviz.flowchart.model import Graph
 from talkerviz.flowchart.options import View
 from talkerviz.recorder import record, recording
-from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.event_writer import Spool
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.render.notes import notes_on
 from talkerviz.trace.join import join
 from talkerviz.trace.runs import as_one_run, end_of_run, whole_runs
+
+# Not by name: the package has a function `recording` too.
+recorder = import_module("talkerviz.recorder.recording")
 
 
 def model() -> nn.Sequential:
