@@ -23,7 +23,7 @@ step() { # seconds, name, command
 }
 
 on_gpu="python3 -m pytest -m gpu -q -p no:cacheprovider"
-step 90 tests $on_gpu -n 3 tests/test_{talker_fused,talker_graphs,talker_experts,checkpoint,code2wav}.py
+step 90 tests $on_gpu -n 3 tests/talker/test_{kernels,cuda_graphs,moe,checkpoint,code2wav}.py
 without=()
 step 110 sizes python3 benchmarks/fused_sizes.py -o "$folder/fused-sizes.md"
 # What kernels spoil, they spoil for a whole process.
@@ -31,7 +31,7 @@ step 110 sizes python3 benchmarks/fused_sizes.py -o "$folder/fused-sizes.md"
 step 120 talker python3 benchmarks/talker.py --device cuda --kinds full:bfloat16 --without compile "${without[@]}" \
     -o "$folder/talker.md"
 step 90 replayed-fused python3 benchmarks/replayed_frame.py --fused -o "$folder/replayed-frame-fused.md"
-step 50 clock-tests $on_gpu tests/test_record_cuda.py # alone: they are about time
+step 50 clock-tests $on_gpu tests/recorder/test_record_cuda.py # alone: they are about time
 step 70 replayed python3 benchmarks/replayed_frame.py -o "$folder/replayed-frame.md"
 step 80 streams python3 benchmarks/streams.py --rounds 2 -o "$folder/streams.md"
 step 100 gpu python3 benchmarks/gpu.py --presets full lite --repeats 2 -o "$folder"

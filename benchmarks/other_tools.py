@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,10 @@ def without_c(tool: Tool) -> Tool:
     """Return the same tool without its C extension, as on a machine with no C compiler: through hooks, in Python."""
 
     def measure() -> Sample:
-        from talkerviz.recorder import recording as recorder
         from talkerviz.recorder import tap
+
+        # Not by name: the package has a function `recording` too.
+        recorder = import_module("talkerviz.recorder.recording")
 
         native, recorder.Tap, tap.Tap = recorder.Tap, None, None
         try:

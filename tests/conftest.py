@@ -43,6 +43,7 @@ def pytest_sessionstart() -> None:
 @pytest.fixture
 def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have recordings see calls in the way that `taps.every_way` names."""
+
     from talkerviz.recorder import recording as recorder
 
     way = "tap" if request.param == "tap" else "hooks"

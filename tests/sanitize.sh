@@ -90,13 +90,13 @@ else
   if [ $# = 0 ]; then
     # Whatever exercises the tap, except what takes long: compiled regions, killed processes, random models and Ctrl-C at
     # each moment of a call. Variants that go through Python alone are left out. Nothing is known not to run under ASan.
-    for name in fuzz contexts describe record record_calls record_values record_several record_failures; do
-      set -- "$@" "$root/tests/test_${name/#fuzz/tap_fuzz}.py"
+    for name in tap_fuzz contexts tensor_signatures record record_calls record_values record_several record_failures; do
+      set -- "$@" "$root/tests/recorder/test_$name.py"
     done
     # After a crash xdist may wait for its new workers for ever.
     set -- -n 2 --max-worker-restart 0 --hypothesis-profile=ci -k 'not python] and not hooks] and not ctrl_c' "$@"
-    set -- "$@" "$root/tests/test_record_compilers.py::test_functional_transforms"
-    set -- "$@" "$root/tests/test_record_compilers.py::test_torch_s_own_tracers_make_the_same_of_a_watched_model"
+    set -- "$@" "$root/tests/recorder/test_record_compilers.py::test_functional_transforms"
+    set -- "$@" "$root/tests/recorder/test_record_compilers.py::test_torch_s_own_tracers_make_the_same_of_a_watched_model"
   fi
   "$python" -m pytest -q -p no:cacheprovider --rootdir "$root" -c "$root/pyproject.toml" "$@" || status=$?
 fi

@@ -11,8 +11,8 @@ import typing
 from pathlib import Path
 
 import pytest
+from command_line import talkerviz
 from sample_trace import make_trace, sample_trace
-from test_cli import talkerviz
 
 import talkerviz as tv
 from talkerviz import api as drawing

@@ -6,20 +6,19 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import yaml
+from fixed_times import timed
+from repo_paths import EXAMPLES, ROOT
 
 from talkerviz.api import Trace
 from talkerviz.cli import main
 from talkerviz.version import __version__
 
-ROOT = Path(__file__).parents[1]
-FILE = ROOT / "examples" / "github-actions.yml"
+FILE = EXAMPLES / "github-actions.yml"
 OWN = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 BENCH = """
 import torch
@@ -57,14 +56,6 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> int:
             if stop.value.code:
                 return int(stop.value.code)
     return 0
-
-
-def timed(trace: Trace, times: int) -> Trace:
-    """The same with times that are the same everywhere: nothing is to be measured here."""
-    calls = trace.calls
-    own = pd.array([1_000 * times] * len(calls), dtype="Int64")
-    whole = pd.array(own * (1 + 2 * (calls["depth"] == 0).to_numpy()), dtype="Int64")
-    return replace(trace, calls=calls.assign(host_self_ns=own, host_ns=whole))
 
 
 def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

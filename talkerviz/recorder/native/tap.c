@@ -4,7 +4,7 @@
    then a call that goes on costs one more C function and no Python object. Cython, nanobind and PyO3 all put a tuple and
    a dict of arguments in between. There are four files, each for one thing; the rules that keep them safe are few:
    whatever is looked at while Python code may run is owned (Py_INCREF), exceptions of the recorder's own are cleared
-   (`must_go_on`), and nothing is kept alive after `close`. tests/test_tap_fuzz.py holds it to them under AddressSanitizer.
+   (`must_go_on`), and nothing is kept alive after `close`. tests/recorder/test_tap_fuzz.py holds it to them under AddressSanitizer.
 
    Where it is not built, python_events.py does the same by way of forward hooks. */
 

@@ -1,0 +1,332 @@
+"""Several processes, for real: what each records of the collectives between them, and how their clocks are compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from command_line import Capture, talkerviz
+from repo_paths import HELPERS, ROOT
+from torch import nn
+
+from talkerviz.analysis.collective_waits import held_up, ranks_among, waits
+from talkerviz.api import Trace
+from talkerviz.recorder.distributed.clock_sync import exchange_clocks
+from talkerviz.recorder.distributed.collectives import ranges_text
+from talkerviz.recorder.distributed.process import Process, file_of_rank, this_process
+from talkerviz.recorder.record import record
+from talkerviz.trace.merge import merge
+
+if not dist.is_available() or not dist.is_gloo_available():
+    pytest.skip("this torch has no gloo", allow_module_level=True)
+
+AHEAD_NS = 5_000_000_000
+
+
+def torchrun(processes: int, *args: object, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [*command, *map(str, args)], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes have left of `ranks_child.py`."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(2, HELPERS / "ranks_child.py", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder with the traces of a pipeline of four, and what was printed."""
+    folder = tmp_path_factory.mktemp("four")
+    args = ("-m", "talkerviz", "trace", "examples.pipeline:stage", "-o", folder / "run.parquet")
+    done = torchrun(4, *args)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def loaded(folder: Path, name: str, ranks: int = 2) -> list[Trace]:
+    return [Trace.load(folder / f"{name}.rank{rank}.parquet") for rank in range(ranks)]
+
+
+def said(folder: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"said{rank}.json").read_text())
+    return found
+
+
+def rows(trace: Trace) -> list[tuple[str, str, int]]:
+    found = trace.calls[trace.calls["peers"].notna()]
+    return list(zip(found["path"], found["peers"], found["collective"], strict=True))
+
+
+EVERY = [
+    ("model.inner.all_reduce", "0-1", 0),
+    ("model.all_reduce", "{own}", 0),
+    ("model.all_gather", "0-1", 1),
+    ("model.all_gather", "0-1", 2),
+    ("model.reduce_scatter", "0-1", 3),
+    ("model.all_to_all", "0-1", 4),
+    ("model.broadcast", "0-1", 5),
+    ("model.reduce", "0-1", 6),
+    ("model.gather", "0-1", 7),
+    ("model.scatter", "0-1", 8),
+    ("model.barrier", "0-1", 9),
+    ("model.{first}", "0>1 tag 7", 0),
+    ("model.{second}", "1>0", 0),
+    ("model.all_reduce", "0-1", 10),
+    ("model.wait", "1>0", 0),
+    ("model.wait", "0-1", 10),
+    ("model.all_reduce", "0-1", 11),
+    ("model.wait", "0-1", 11),
+    ("model.all_gather", "0-1", 12),
+    ("model.wait", "0-1", 12),
+]
+
+
+def test_every_kind(two: Path) -> None:
+    for rank, (trace, first, second) in enumerate(
+        zip(loaded(two, "kinds"), ("send", "recv"), ("recv", "send"), strict=True)
+    ):
+        names = {"own": rank, "first": first, "second": second}
+        assert rows(trace) == [(path.format(**names), peers.format(**names), n) for path, peers, n in EVERY]
+        calls = trace.calls
+        assert (calls["rank"] == rank).all()
+        kinds = calls["class"].astype(object)
+        assert (kinds == calls["path"].str.rpartition(".")[2].where(calls["peers"].notna(), kinds)).all()
+        inner = calls[calls["path"] == "model.inner"]
+        assert calls["parent"][calls["path"] == "model.inner.all_reduce"].tolist() == inner["call"].tolist()
+        assert (inner["host_self_ns"] < inner["host_ns"]).all()
+        assert calls["error"].isna().all()
+
+
+def test_tensors_of_collectives(two: Path) -> None:
+    calls = loaded(two, "kinds")[0].calls
+
+    def shapes(path: str, number: int, name: str) -> list[str]:
+        found = calls[(calls["path"] == path) & (calls["collective"] == number) & (calls["peers"] == "0-1")]
+        return [f"{tensor.name} {tensor.shape_text}" for tensor in found[name].iloc[0]]
+
+    assert shapes("model.all_gather", 1, "inputs") == ["0 4"]
+    assert shapes("model.all_gather", 1, "outputs") == ["0 4", "1 4"]
+    assert shapes("model.all_gather", 2, "outputs") == ["output 8"]
+    assert shapes("model.reduce_scatter", 3, "outputs") == ["output 2"]
+    assert shapes("model.scatter", 8, "inputs") == ["0 4", "1 4"]
+    # What is begun and waited for later gives its results then.
+    assert shapes("model.all_reduce", 10, "inputs") == ["0 4"]
+    assert shapes("model.all_reduce", 10, "outputs") == []
+    assert shapes("model.wait", 10, "outputs") == ["output 4"]
+
+
+def test_nothing_is_left_in_torch(two: Path) -> None:
+    for rank in range(2):
+        found = said(two, rank)
+        assert not found["untouched too soon"]  # or it says nothing
+        assert found["untouched"]
+        assert found["untouched after an error"]
+
+
+def test_recordings_in_each_other(two: Path) -> None:
+    outer, inner = loaded(two, "outer")[1], loaded(two, "kinds")[1]
+    assert [path for path, _, _ in rows(outer)] == 2 * [path for path, _, _ in rows(inner)]
+    assert [number for _, peers, number in rows(outer) if peers == "0-1" and number >= 13][:1] == [13]
+
+
+def test_one_that_fails(two: Path) -> None:
+    for trace in loaded(two, "wrong"):
+        last = trace.calls.iloc[-1]
+        assert last["path"] == "model.all_gather"
+        assert last["error"] == trace.calls["error"].iloc[0] == said(two, 0)["raised"]
+
+
+def test_compiled_code(two: Path) -> None:
+    for trace in loaded(two, "compiled"):
+        assert rows(trace) == [("model.all_reduce", "0-1", 0), ("model.wait", "0-1", 0)]
+
+
+def test_who_holds_others_up_is_a_call(two: Path) -> None:
+    for trace in loaded(two, "written"):
+        calls = trace.calls
+        recorder = calls[calls["class"] == "recorder"]
+        assert len(recorder) > 2
+        assert (recorder["host_ns"] > 0).all()
+        assert recorder["peers"].isna().all()
+
+
+def test_a_killed_rank_has_what_it_wrote(two: Path) -> None:
+    whole = loaded(two, "written")[0].calls
+    half = Trace.load(two / "half.rank0.parquet.partial").calls
+    assert 0 < len(half) < len(whole)
+    columns = ["path", "peers", "collective", "rank"]
+    assert half[columns].astype(object).equals(whole[columns].iloc[: len(half)].astype(object))
+
+
+@pytest.mark.parametrize("name", ["plain", "dtensor"])
+def test_tensor_parallel(name: str, two: Path) -> None:
+    one, other = loaded(two, name)
+    of_layers = [path for path, _, _ in rows(one) if path.startswith("model.layers")]
+    place = "" if name == "plain" else ".down"
+    assert of_layers == [f"model.layers.{layer}{place}.all_reduce" for layer in range(4)] * 4
+    assert rows(one) == rows(other)
+    # DTensor's results are waited for where they are used.
+    assert ("model.wait" in {path for path, _, _ in rows(one)}) == (name == "dtensor")
+    merged = merge([one, other])
+    found = waits(held_up(merged))
+    assert len(found) == 2 * 16
+    assert (found["wait_ns"] >= 0).all()
+    assert (found["end_ns"] >= found["last_ns"]).all()
+    assert (found["bytes"] == 128 * 512 * 4).all()
+    assert merged.facts["clocks"] == {
+        "shift_ns": merged.facts["clocks"]["shift_ns"],
+        "error_ns": [0, 0],
+        "by": ["one host's clock"],
+        "early_ns": 0,
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "dtensor"])
+def test_flow_goes_through_collectives(name: str, two: Path) -> None:
+    trace = Trace.load(two / f"{name}flow.rank1.parquet")
+    assert trace.flow is not None
+    path = dict(zip(trace.calls["call"], trace.calls["path"], strict=True))
+    ops = [
+        (path.get(call, ""), name) for call, name in zip(trace.flow.ops["call"], trace.flow.ops["name"], strict=True)
+    ]
+    edges = {(ops[s], ops[t]) for s, t in zip(trace.flow.edges["source"], trace.flow.edges["target"], strict=True)}
+    down = ("model.layers.0.down", "linear")
+    reduced = (f"model.layers.0{'' if name == 'plain' else '.down'}.all_reduce", "all_reduce")
+    assert (down, reduced) in edges
+    assert (reduced, ("model", "add")) in edges
+    assert (down, ("model", "add")) not in edges
+
+
+def test_cost_of_collectives(two: Path) -> None:
+    calls = Trace.load(two / "plaincost.rank0.parquet").calls
+    moved = calls[calls["class"] == "all_reduce"]
+    assert (moved["flops"] == 0).all()
+    assert (moved["bytes_read"] == 128 * 512 * 4).all()
+    assert calls["flops"].notna().all()
+
+
+def test_facts_and_files(two: Path) -> None:
+    for rank, trace in enumerate(loaded(two, "kinds")):
+        process = trace.facts["process"]
+        assert (process["rank"], process["local_rank"], process["world_size"]) == (rank, rank, 2)
+        assert process["backend"] == "gloo"
+        assert process["host"]
+        assert said(two, rank)["file"] == f"kinds.rank{rank}.parquet"
+        assert abs(process["offset_ns"]) <= process["offset_error_ns"]
+    assert "offset_ns" not in Trace.load(two / "plainflow.rank0.parquet").facts["process"]  # it has no times
+
+
+def test_the_exchange_finds_a_clock_that_is_ahead(two: Path) -> None:
+    for offset, error in said(two, 1)["clocks"]:
+        assert abs(offset + AHEAD_NS) <= error
+        assert 0 < error < 1_000_000_000
+    assert said(two, 0)["clocks"] == [[0, 0], [0, 0]]
+
+
+def test_who_does_not_come_is_not_waited_for() -> None:
+    store = dist.HashStore()
+    assert exchange_clocks(store, 1, 2, perf_counter_ns, seconds=0.05) is None
+    assert exchange_clocks(store, 0, 3, perf_counter_ns, seconds=0.05) == (0, 0)
+
+
+def test_clocks_of_three() -> None:
+    store, found = dist.HashStore(), {}
+    ahead = [0, 7_000_000_000, -3_000_000_000]
+
+    def take_part(rank: int) -> None:
+        found[rank] = exchange_clocks(store, rank, 3, lambda: perf_counter_ns() + ahead[rank])
+
+    threads = [threading.Thread(target=take_part, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rank in range(3):
+        offset, error = found[rank] or (None, None)
+        assert offset is not None
+        assert error is not None
+        assert abs(offset + ahead[rank]) <= error
+
+
+def test_pipeline(four: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    folder, printed = four
+    names = [f"run.rank{rank}.parquet" for rank in range(4)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    # Rank 0 alone says something.
+    assert len(re.findall("Time by phase", printed)) == 1
+    assert f"-> {folder / names[0]}" in printed.replace("\n", "")
+    traces = loaded(folder, "run", 4)
+    for rank, trace in enumerate(traces):
+        peers = [peers for _, peers, _ in rows(trace)]
+        assert set(peers) == {f"{one}>{one + 1}" for one in (rank - 1, rank) if 0 <= one < 3}
+        assert trace.flow is not None  # of the run that watches tensors, which all ranks make
+    assert talkerviz(monkeypatch, "merge", *(folder / name for name in names), "-o", folder / "all.parquet") == 0
+    assert re.search(r"198 calls of 4 ranks -> .*all\.parquet", capsys.readouterr().out.replace("\n", ""))
+    merged = Trace.load(folder / "all.parquet")
+    found = held_up(merged)
+    assert (found.attrs["left_out"], found.attrs["out_of_step"]) == (0, 0)
+    assert found[["peers", "collective"]].drop_duplicates().shape[0] == 3 * 6
+    (folder / "all.parquet").unlink()
+
+
+def test_stdout_is_not_shared(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "-o", "-") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_process_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert this_process() is None
+    monkeypatch.setenv("RANK", "3")
+    assert this_process() is None
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert this_process() == Process(3, 4, None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert this_process() == Process(3, 4, 1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert this_process() is None
+
+
+def test_names_of_files() -> None:
+    assert file_of_rank(Path("a/run.parquet"), Process(2, 4, None)) == Path("a/run.rank2.parquet")
+    assert file_of_rank(Path("a/run"), Process(0, 4, None)) == Path("a/run.rank0")
+    assert file_of_rank(Path("a/run.parquet"), None) == Path("a/run.parquet")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"), [([0], "0"), ([0, 1], "0-1"), ([3, 1, 0, 2, 7], "0-3,7"), ([1, 3, 5], "1,3,5"), ([], "")]
+)
+def test_peers(ranks: list[int], text: str) -> None:
+    assert ranges_text(ranks) == text
+    if ranks:
+        assert ranks_among(text) == len(ranks)
+    assert (ranks_among("0>1"), ranks_among("12>3 tag 7"), ranks_among("*>3")) == (2, 2, 0)
+
+
+def test_one_process_has_none_of_it() -> None:
+    model = nn.Linear(2, 2)
+    trace = record(model, lambda: model(torch.ones(1, 2)))
+    assert "process" not in trace.facts
+    assert trace.calls["rank"].tolist() == [0]
+    assert trace.calls[["peers", "collective"]].isna().all(axis=None)
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("c10d::allreduce_", "BackendSelect")

@@ -1,0 +1,88 @@
+"""Several prompts at once, frames as they come, and prompts with pictures in them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from talker_parity import CONFIG, SPEECH, talker
+from talker_prompts import a_prompt, ending_talker, picture
+from torch import Tensor
+
+from talkerviz.talker import (
+    GREEDY,
+    Sampling,
+    batch_prompts,
+    generate,
+    generate_batch,
+)
+from talkerviz.talker.model.transformers_talker import generate_transformers
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 14), st.integers(5, 9)), min_size=1, max_size=4),
+    sampling=st.sampled_from([GREEDY, SPEECH]),
+)
+def test_a_batch_speaks_as_its_rows_do_alone(lengths: list[tuple[int, int]], sampling: Sampling) -> None:
+    model = talker("tiny", "native")
+    prompts = [a_prompt(model, pair, seed) for seed, pair in enumerate(lengths)]
+    together = generate_batch(model, batch_prompts(prompts), 7, sampling, ignore_eos=True)
+    alone = [generate(model, prompt, 7, sampling, ignore_eos=True) for prompt in prompts]
+    assert len(together) == len(alone)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
+
+
+def test_each_row_ends_with_its_own_speech() -> None:
+    prompts = [a_prompt(talker("tiny", "native"), pair, seed) for seed, pair in enumerate([(11, 20), (4, 7), (9, 12)])]
+    model = ending_talker(prompts)
+    together = generate_batch(model, batch_prompts(prompts), 6)
+    alone = [generate(model, prompt, 6) for prompt in prompts]
+    assert [len(codes) for codes in together] == [len(codes) for codes in alone]
+    assert len(together[0]) == 2
+    assert max(map(len, together)) > 2
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
+
+
+def test_a_stream_gives_the_frames_one_by_one() -> None:
+    model = talker("tiny", "native")
+    prompt = a_prompt(model)
+    coming = model.stream(prompt, 5, SPEECH, ignore_eos=True)
+    codes = [frame.codes for frame in coming]
+    assert torch.equal(torch.cat(codes), generate(model, prompt, 5, SPEECH, ignore_eos=True))
+
+
+def test_a_stream_says_who_speaks_and_stops_when_nobody_does() -> None:
+    prompts = [a_prompt(talker("tiny", "native"), (11, 20), seed) for seed in (0, 0, 1)]
+    model = ending_talker(prompts)
+    speaking = [frame.speaking.tolist() for frame in model.stream(batch_prompts(prompts), 4)]
+    assert speaking[:3] == [[True, True, True], [True, True, True], [False, False, True]]
+    assert len(list(model.stream(batch_prompts(prompts[:2]), 4))) == 2
+
+
+def test_one_row_is_asked_for_as_one() -> None:
+    model = talker("tiny", "native")
+    with pytest.raises(ValueError, match="2 rows: use generate_batch"):
+        generate(model, batch_prompts([a_prompt(model), a_prompt(model)]), 2)
+
+
+@pytest.mark.skipif(version("transformers") < "5.24", reason="transformers' talker makes its own of such positions")
+@pytest.mark.parametrize("positions", [picture(2, 2, 3, 3), picture(1, 3, 2, 4).float(), picture(4, 1, 7, 0)])
+def test_pictures_have_three_positions_as_in_transformers(positions: Tensor) -> None:
+    native, transformers = talker("tiny", "native"), talker("tiny", "transformers")
+    plain = a_prompt(native)
+    prompt = a_prompt(native, positions=positions)
+    codes = generate(native, prompt, 6, ignore_eos=True)
+    assert torch.equal(codes, generate_transformers(transformers, CONFIG, prompt, 6, ignore_eos=True))
+    assert not torch.equal(codes, generate(native, plain, 6, ignore_eos=True))
+
+
+def test_pictures_in_a_batch() -> None:
+    model = talker("tiny", "native")
+    prompts = [a_prompt(model, positions=picture(2, 2, 3, 3)), a_prompt(model, (5, 9), 1)]
+    together = generate_batch(model, batch_prompts(prompts), 6, ignore_eos=True)
+    alone = [generate(model, prompt, 6, ignore_eos=True) for prompt in prompts]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
