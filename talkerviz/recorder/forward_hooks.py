@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from talkerviz.recorder.method_patch import modules_are_hidden
-from talkerviz.recorder.recursion_limit import allow_frames
+from talkerviz.recorder.method_patch import allow_frames, modules_are_hidden
 
 _FRAMES_A_CALL = 1  # torch's, where a module has hooks
 _FRAMES_OF_HOOKS = 16  # of a hook, and what it calls

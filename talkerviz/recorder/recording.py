@@ -40,7 +40,7 @@ from talkerviz.recorder.instruments.cuda_graph_clock import GraphReplays
 from talkerviz.recorder.instruments.memory import peak_bytes
 from talkerviz.recorder.instruments.nvtx import NvtxRanges
 from talkerviz.recorder.instruments.registry import cuda_devices, make_gauges
-from talkerviz.recorder.method_patch import step_in
+from talkerviz.recorder.method_patch import patch_method
 from talkerviz.recorder.module_tree import (
     check_model,
     info_of,
@@ -278,17 +278,17 @@ class Recording(Generic[RecordT]):
     def _attach(self) -> None:
         if self._ranges is not None:
             self._undo.append(self._ranges.close)
-            step_in(nn.Module, "__call__", self._ranges.stand_in, self._undo)
+            patch_method(nn.Module, "__call__", self._ranges.stand_in, self._undo)
         if self._way == "tap":
-            step_in(nn.Module, "__call__", self._make_tap, self._undo)
-            step_in(nn.Module, "_replicate_for_data_parallel", self._make_replicate, self._undo)
+            patch_method(nn.Module, "__call__", self._make_tap, self._undo)
+            patch_method(nn.Module, "_replicate_for_data_parallel", self._make_replicate, self._undo)
         else:
             self._make_events(None)
             told = (not_compiled(tell) for tell in (self._events.begin, self._events.end, self._events.fail))
             self._hooks = ForwardHooks(*told)
             self._undo.append(self._hooks.remove)
             self._hook_modules()
-        step_in(BaseProcess, "start", self._make_start, self._undo)
+        patch_method(BaseProcess, "start", self._make_start, self._undo)
         self._undo.append(self._reset_contexts)
         if self._here is not None:
             self._tokens.append((self._here, self._here.set(True)))
@@ -306,7 +306,7 @@ class Recording(Generic[RecordT]):
             self._graphs.attach(self._undo)
         for gauge in self._gauges:
             if isinstance(gauge, FlowMeter):
-                step_in(nn.Module, "__call__", gauge.stand_in, self._undo)
+                patch_method(nn.Module, "__call__", gauge.stand_in, self._undo)
             self._running.append(gauge)
             gauge.start()
         for other in list(_going_on.values()):

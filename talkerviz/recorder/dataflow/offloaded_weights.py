@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talkerviz.recorder.method_patch import step_in
+from talkerviz.recorder.method_patch import patch_method
 
 
 def parameter_devices(model: nn.Module) -> Iterator[torch.device]:
@@ -56,5 +56,5 @@ def watch_moved_weights(
     def make_getitem(below: Callable[..., Any]) -> Callable[..., Any]:
         return lambda self, key: hide(lambda: below(self, key))
 
-    step_in(hooks, "set_module_tensor_to_device", make_set, undo)
-    step_in(offload.OffloadedWeightsLoader, "__getitem__", make_getitem, undo)
+    patch_method(hooks, "set_module_tensor_to_device", make_set, undo)
+    patch_method(offload.OffloadedWeightsLoader, "__getitem__", make_getitem, undo)

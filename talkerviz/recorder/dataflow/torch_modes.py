@@ -17,8 +17,7 @@ from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from talkerviz.recorder.method_patch import hidden_modules, step_in
-from talkerviz.recorder.recursion_limit import allow_frames
+from talkerviz.recorder.method_patch import allow_frames, hidden_modules, patch_method
 
 _of_thread = threading.local()
 _FRAMES_OF_MODES = 64  # Python frames that modes and what they call may take on top of those of the run
@@ -214,7 +213,7 @@ class Watching:
         _eager.begin()
         for module in (hop_utils, flex_attention):
             if hasattr(module, "setup_compilation_env"):  # since torch 2.9
-                step_in(module, "setup_compilation_env", self._make_environment, self._undo)
+                patch_method(module, "setup_compilation_env", self._make_environment, self._undo)
         for mode in self._modes:
             mode.__enter__()
 

@@ -35,8 +35,7 @@ from talkerviz.recorder.dataflow.passthrough import passed
 from talkerviz.recorder.dataflow.provenance import Provenance, Storage
 from talkerviz.recorder.dataflow.repeated_frames import FlowOfFrames
 from talkerviz.recorder.dataflow.torch_modes import OperatorMode, Watching, is_plain, run_higher_order
-from talkerviz.recorder.method_patch import modules_are_hidden
-from talkerviz.recorder.recursion_limit import allow_frames
+from talkerviz.recorder.method_patch import allow_frames, modules_are_hidden
 from talkerviz.recorder.tensor_signatures import is_tracing, named_tensors_in, tensors_in
 from talkerviz.trace.event_log import Mark
 from talkerviz.trace.flow import Flow, renumber_calls
