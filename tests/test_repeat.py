@@ -25,7 +25,7 @@ from talkerviz.flowchart.model import Graph
 from talkerviz.flowchart.options import View
 from talkerviz.recorder import record, recording
 from talkerviz.recorder import recording as recorder
-from talkerviz.recorder.event_writer import Spool
+from talkerviz.recorder.event_writer import EventWriter
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.render.notes import notes_on
 from talkerviz.trace.join import join
@@ -161,12 +161,12 @@ def test_when_runs_end() -> None:
 def test_the_recorders_own_pauses_are_no_time_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
 
-    def slow(self: Spool, *args: Any) -> None:
+    def slow(self: EventWriter, *args: Any) -> None:
         time.sleep(0.05)
         write(self, *args)
 
-    write = Spool.write
-    monkeypatch.setattr(Spool, "write", slow)
+    write = EventWriter.write
+    monkeypatch.setattr(EventWriter, "write", slow)
     monkeypatch.setattr(recorder, "_BATCH", 2)  # writes at each call
     with recording(net) as rec, rec.run():
         run_twice(net)

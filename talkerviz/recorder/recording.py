@@ -31,9 +31,9 @@ from talkerviz.recorder.dataflow.tracker import FlowMeter
 from talkerviz.recorder.distributed.collective_log import CollectiveLog
 from talkerviz.recorder.distributed.collectives import watch_collectives
 from talkerviz.recorder.distributed.process import file_of_rank, process_facts, this_process
-from talkerviz.recorder.event_writer import Spool
+from talkerviz.recorder.event_writer import EventWriter
 from talkerviz.recorder.forward_hooks import ForwardHooks
-from talkerviz.recorder.garbage_collections import GarbageWatch
+from talkerviz.recorder.garbage_collections import GarbageCollectionTimer
 from talkerviz.recorder.instruments.base import Gauge
 from talkerviz.recorder.instruments.cuda_clock import CudaClock
 from talkerviz.recorder.instruments.cuda_graph_clock import GraphReplays
@@ -183,7 +183,7 @@ class Recording(Generic[RecordT]):
             # Times of several processes are put together by when each began, on its own clock and on all clocks.
             began = {"origin_ns": self._origin_ns, "unix_ns": time_ns() - (perf_counter_ns() - self._origin_ns)}
             self._facts = {**facts, "process": {**facts["process"], **began}}
-        self._spool = Spool(partial, self._infos, self._facts, self._origin_ns, self._timed)
+        self._spool = EventWriter(partial, self._infos, self._facts, self._origin_ns, self._timed)
 
     @cached_property
     def trace(self) -> RecordT:
@@ -294,7 +294,7 @@ class Recording(Generic[RecordT]):
             self._tokens.append((self._here, self._here.set(True)))
         self._undo.append(register_module_module_registration_hook(self._registered).remove)
         if self._timed:
-            watch = GarbageWatch(self._events.garbage)
+            watch = GarbageCollectionTimer(self._events.garbage)
             self._undo.append(watch.stop)
             watch.start()
         if "process" in self._facts:
@@ -640,7 +640,7 @@ class Recording(Generic[RecordT]):
         except Exception as error:
             self.lost = self.lost or _reason(error)
         finally:
-            self._spool.let_go()
+            self._spool.release()
             self._modules, self._paths, self._numbered = {}, {}, []
         if self.lost is not None:
             wanted, self.file = self._given, self._spool.path
