@@ -63,7 +63,7 @@ class EventWriter:
         new = {name: values[first:] for name, values, first in zip(NAMES, lists, self._names_written, strict=True)}
         batch = json.dumps({"thread": thread, "first": self._names_written, **new})
         self._append(batch.encode(), rows, event_columns(events))
-        # Counted in the batch itself: other threads may be adding names. If Ctrl-C comes first, names are written twice.
+        # Counted in the batch itself: other threads may be adding names. Ctrl-C before this repeats names, no harm.
         counts = zip(self._names_written, new.values(), strict=True)
         self._names_written = tuple(first + len(values) for first, values in counts)
 
