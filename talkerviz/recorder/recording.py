@@ -27,7 +27,7 @@ from torch.nn.parameter import is_lazy
 
 from talkerviz.atomic_file import reason_of
 from talkerviz.recorder.dataflow.offloaded_weights import parameter_devices
-from talkerviz.recorder.dataflow.tracker import FlowMeter
+from talkerviz.recorder.dataflow.tracker import FlowTracker
 from talkerviz.recorder.distributed.collective_log import CollectiveLog
 from talkerviz.recorder.distributed.collectives import watch_collectives
 from talkerviz.recorder.distributed.process import file_of_rank, process_facts, this_process
@@ -261,7 +261,7 @@ class Recording(Generic[RecordT]):
         for gauge in self._gauges:
             calls = calls.assign(**gauge.measured(calls, edges))
             facts.update(gauge.facts())
-            if isinstance(gauge, FlowMeter):
+            if isinstance(gauge, FlowTracker):
                 flow = gauge.flow(calls, edges, self._marks)
         if self._measure is not None and (elsewhere := int((calls["thread"] != 0).sum())):
             facts["unwatched_calls"] = elsewhere
@@ -305,7 +305,7 @@ class Recording(Generic[RecordT]):
         if self._graphs is not None:
             self._graphs.attach(self._undo)
         for gauge in self._gauges:
-            if isinstance(gauge, FlowMeter):
+            if isinstance(gauge, FlowTracker):
                 patch_method(nn.Module, "__call__", gauge.stand_in, self._undo)
             self._running.append(gauge)
             gauge.start()
@@ -462,7 +462,7 @@ class Recording(Generic[RecordT]):
 
     def _stamp_beside(self, beginning: bool) -> None:
         for gauge in self._gauges:
-            (gauge.stamp_beside if isinstance(gauge, FlowMeter) else gauge.stamp)(beginning)
+            (gauge.stamp_beside if isinstance(gauge, FlowTracker) else gauge.stamp)(beginning)
 
     def _joins(self) -> int:
         """Whether calls of this thread belong to the recording.
