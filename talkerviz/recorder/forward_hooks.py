@@ -123,6 +123,5 @@ def _no_op_hook() -> _NoOpHook:
 
 
 # Between the pieces of a compiled region Dynamo would compile the hooks themselves.
-
 for _hook in (_Before, _After):
     torch._dynamo.eval_frame.skip_code(_hook.__call__.__code__)

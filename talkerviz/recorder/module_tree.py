@@ -135,5 +135,4 @@ def one_call_regions(model: nn.Module, name: str) -> dict[str, str]:
 
 def takes_hooks(module: nn.Module) -> bool:
     """Return whether hooks on a module of `one_call_regions` run around the compiled code, and not inside it."""
-
     return not isinstance(module, torch.jit.ScriptModule) and module._compiled_call_impl is None

@@ -285,7 +285,9 @@ class PythonEvents:
 
         Args:
             phase: number of the phase.
-            frame, step, request: their numbers; -1 for none.
+            frame: number of the frame; -1 for none.
+            step: number of the step; -1 for none.
+            request: number of the request; -1 for none.
         """
         log = self._log()
         log.placed = self._placed.get(None)
@@ -369,5 +371,4 @@ class PythonEvents:
 
     def close(self) -> None:
         """Stop watching all modules."""
-
         self._watched.clear()

@@ -105,7 +105,6 @@ def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     `torch.compiler.disable` does the same for 15 microseconds a call.
     """
-
     set_eval_frame = torch._C._dynamo.eval_frame.set_eval_frame
 
     def call(*args: Any) -> Any:

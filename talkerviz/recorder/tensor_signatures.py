@@ -199,7 +199,8 @@ class Describer:
         """Return the number of a call's arguments; 0 without tensors.
 
         Args:
-            args, kwargs: the arguments.
+            args: the positional arguments.
+            kwargs: the keyword arguments.
             layer: index of the only layer of a cache to describe; `NO_LAYER` for all.
         """
         traversal = _Traversal(self, layer)

@@ -65,7 +65,8 @@ class FlowBuilder:
 
         Args:
             number: the operation's number.
-            args, kwargs: its arguments.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
             out: its result.
             heavy: whether it is a product, reduction, sort or the like.
         """
@@ -89,7 +90,8 @@ class FlowBuilder:
         """Append an edge.
 
         Args:
-            source, target: numbers of operations.
+            source: number of the operation that is read from.
+            target: number of the operation that reads.
             state: whether the target only kept a part of the source's result, and did not read it.
         """
         self._sources.append(source)
@@ -166,5 +168,4 @@ class FlowBuilder:
         first = np.ones(edges.shape[1], dtype=bool)
         first[1:] = (edges[:2, 1:] != edges[:2, :-1]).any(axis=0)
         target, source, state = edges[:, first]
-
         return Flow(ops_frame(ops), edges_frame(source, target, state))

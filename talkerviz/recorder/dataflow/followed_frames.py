@@ -359,6 +359,5 @@ class FollowedFrames:
 
 def _is_sample(number: int) -> bool:
     """Return whether a frame is sampled: 16 and 17, 64 and 65, 256 and 257, ..."""
-
     even = number & ~1
     return even >= _FIRST_SAMPLE and even & (even - 1) == 0 and even.bit_length() % 2 == 1

@@ -297,7 +297,8 @@ class RepeatedFrames:
             marks: the recording's marks.
             repeats: what each frame repeats.
             begins: row of each frame's first operation.
-            rows, tails: number of each frame's rows, and of those after the repeated ones.
+            rows: number of each frame's own rows, those after the repeated ones excluded.
+            tails: number of each frame's own rows after the repeated ones.
         """
         sized: dict[int, list[int]] = {}  # id of each steady state -> frames of it with known sizes
         for frame, repeat in zip(self._frames, repeats, strict=True):

@@ -517,7 +517,8 @@ class FlowTracker(OperatorMode):
         Args:
             function_call: the function around it.
             rule: the operator's rule.
-            args, kwargs: its arguments.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
             out: its result.
             call: begin edge of the operator's own call, if it is a collective; else -1.
         """

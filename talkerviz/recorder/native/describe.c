@@ -466,7 +466,6 @@ int describer_traverse(Describer *d, visitproc visit, void *arg) {
   Py_VISIT(d->names);
   Py_VISIT(d->types);
   return 0; /* recent names are strings and take part in no cycle */
-
 }
 
 void describer_clear(Describer *d) {

@@ -133,7 +133,6 @@ int64_t describe_output(Describer *describer, Row *row, PyObject *output, int la
 PyObject *describer_take(Describer *describer);
 
 /* Returns 1 if an exception is set that must be propagated (KeyboardInterrupt and the like); clears any other. */
-
 int must_go_on(void);
 
 #endif

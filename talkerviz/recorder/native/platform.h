@@ -27,7 +27,6 @@ static inline int64_t clock_ns(void) {
   if (frequency.QuadPart == 0) QueryPerformanceFrequency(&frequency);
   QueryPerformanceCounter(&ticks);
   /* Whole seconds separately: ticks * 1e9 would overflow within a day. */
-
   return ticks.QuadPart / frequency.QuadPart * 1000000000 +
          ticks.QuadPart % frequency.QuadPart * 1000000000 / frequency.QuadPart;
 }

@@ -10,7 +10,6 @@
 typedef struct {
   const void *key;
   int64_t value; /* not negative; -1 once removed */
-
 } PointerSlot;
 
 typedef struct {
@@ -32,7 +31,6 @@ static inline int64_t pointer_get(const PointerTable *table, const void *key) {
 }
 
 /* Sets the value of a pointer. Returns 0, or -1 if out of memory. */
-
 static inline int pointer_put(PointerTable *table, const void *key, int64_t value) {
   if (table->slots == NULL || table->used * 2 > table->mask) {
     size_t size = table->slots == NULL ? 64 : (table->mask + 1) * 2;

@@ -745,7 +745,6 @@ static PyMethodDef tap_methods[] = {
     {"totals", (PyCFunction)tap_totals, METH_NOARGS, "totals() -> (calls, usual own ns, skipped calls, unknown calls)"},
     {"own_ns", (PyCFunction)tap_own_ns, METH_NOARGS, "own_ns() -> the recorder's own time on this thread in ns"},
     {"close", (PyCFunction)tap_close, METH_NOARGS, "close(): stop watching all modules"},
-
     {NULL, NULL, 0, NULL}};
 
 static PyMemberDef tap_members[] = {
