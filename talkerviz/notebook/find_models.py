@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from talkerviz.api import recording
-from talkerviz.recorder.method_patch import step_in
+from talkerviz.recorder.method_patch import patch_method
 from talkerviz.recorder.recording import Recording
 
 
@@ -46,7 +46,7 @@ def recording_called(variables: Mapping[str, Any]) -> Iterator[Mapping[str, Reco
 
             return call
 
-        step_in(nn.Module, "__call__", until_one_is_called, undo)
+        patch_method(nn.Module, "__call__", until_one_is_called, undo)
         try:
             yield found
         finally:

@@ -1,4 +1,4 @@
-"""Tell a log of Python's garbage collections, which run inside whatever module happens to allocate."""
+"""Timer of Python's garbage collections, which run inside whatever module happens to allocate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from time import perf_counter_ns
 from typing import Any
 
 
-class GarbageWatch:
+class GarbageCollectionTimer:
     """Times garbage collections from `start` to `stop`.
 
     Args:
-        collected: (generation, nanoseconds) of one that is over.
+        collected: called after each collection with (generation, nanoseconds).
     """
 
     def __init__(self, collected: Callable[[int, int], None]) -> None:
@@ -20,11 +20,11 @@ class GarbageWatch:
         self._began_ns = 0
 
     def start(self) -> None:
-        """Watch from here on."""
+        """Time collections from here on."""
         gc.callbacks.append(self._call)
 
     def stop(self) -> None:
-        """Watch no more; to stop twice does no harm."""
+        """Stop timing; stopping twice does no harm."""
         if self._call in gc.callbacks:
             gc.callbacks.remove(self._call)
 

@@ -1,4 +1,4 @@
-"""The modules of a model: by path, described, and chosen by pattern."""
+"""Module tree of a model: modules by path, their descriptions, and their selection by pattern."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from talkerviz.trace.schema import ModuleInfo
 
 
 def check_model(model: object) -> None:
-    """Raise ValueError for what is no module."""
+    """Raise ValueError for anything but a module."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model must be a torch.nn.Module, not a {type(model).__name__}{if_several(model)}")
 
 
 def if_several(roots: object) -> str:
-    """What to do with several models, to be added to a message; empty where it is something else that is no module."""
+    """Return the end of an error message for a list or tuple of models; empty for any other object."""
     return "; several roots go into a torch.nn.ModuleList" if isinstance(roots, list | tuple) else ""
 
 
 def tree_of(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], tuple[ModuleInfo, ...]]:
-    """Every module by its first path from the root, which has the name given, and what is to be known of it."""
+    """Return every module by its first path from the root, and a description of each.
+
+    Args:
+        model: the root module.
+        name: the root's path.
+    """
     modules: dict[str, nn.Module] = {}
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(prefix=name, remove_duplicate=False):
@@ -36,7 +41,13 @@ def tree_of(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], tuple[Mo
 
 
 def info_of(path: str, module: nn.Module, aliases: tuple[str, ...] = ()) -> ModuleInfo:
-    """What is to be known of a module."""
+    """Return the description of a module.
+
+    Args:
+        path: its first path from the root.
+        module: the module.
+        aliases: its other paths.
+    """
     parameters = _sized_parameters(module)
     return ModuleInfo(
         path,
@@ -48,23 +59,23 @@ def info_of(path: str, module: nn.Module, aliases: tuple[str, ...] = ()) -> Modu
 
 
 def _sized_parameters(module: nn.Module) -> list[nn.Parameter]:
-    # A lazy module learns its parameters' sizes at its first call.
+    # A lazy module's parameters have no sizes before its first call.
     return [parameter for parameter in module.parameters(recurse=False) if not is_lazy(parameter)]
 
 
 def select_modules(
     model: nn.Module, name: str, include: Sequence[str], exclude: Sequence[str], depth: int | None
 ) -> Callable[[str], bool]:
-    """Which paths to record; see `recording` for the arguments.
+    """Return a predicate of the paths to record; see `recording` for the arguments.
 
     Raises:
-        ValueError: a pattern that no module fits, or nothing left to record.
+        ValueError: a pattern matches no module, or no module is left to record.
     """
     paths = [path for path, _ in model.named_modules(prefix=name)]
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise ValueError(
-                f"no module fits {pattern!r}: paths begin with {name!r}, such as {paths[len(paths) // 2]!r}"
+                f"no module matches {pattern!r}: paths begin with {name!r}, such as {paths[len(paths) // 2]!r}"
             )
 
     def is_chosen(path: str) -> bool:
@@ -80,48 +91,48 @@ def select_modules(
 
 
 def layers_of(modules: Mapping[str, nn.Module]) -> dict[str, int]:
-    """The layer that each module is in, -1 for none: which part of a cache its calls read.
+    """Return each module's layer index, -1 for none: the part of a cache that its calls read.
 
-    It is what `layer_idx` says, transformers' name for it, of the module, one around it or the one inside it; else the
-    place in the outermost list of modules.
+    It is transformers' attribute `layer_idx` of the module, of a module around it or of the only one inside it; else
+    the index in the outermost `ModuleList`.
 
     Args:
-        modules: every module by its path, callers before what they call.
+        modules: every module by its path, parents before children.
     """
-    found: dict[str, int] = {}
+    layers: dict[str, int] = {}
     for path, module in modules.items():
         own = vars(module).get("layer_idx")
         around, _, last = path.rpartition(".")
         if type(own) is int and own >= 0:
-            found[path] = own
-        elif (layer := found.get(around, -1)) >= 0:
-            found[path] = layer
+            layers[path] = own
+        elif (layer := layers.get(around, -1)) >= 0:
+            layers[path] = layer
         elif isinstance(modules.get(around), nn.ModuleList) and last.isdigit() and "." in around:
             inside = {vars(part).get("layer_idx") for part in module.modules()} - {None}
             alone = inside.pop() if len(inside) == 1 else None
-            found[path] = alone if type(alone) is int and alone >= 0 else int(last)
+            layers[path] = alone if type(alone) is int and alone >= 0 else int(last)
         else:
-            found[path] = -1
-    return found
+            layers[path] = -1
+    return layers
 
 
 def one_call_regions(model: nn.Module, name: str) -> dict[str, str]:
-    """Modules inside which there may be no Python calls to record, and why: `compiled` or `scripted`."""
-    found: dict[str, str] = {}
+    """Return the paths of modules without Python calls inside, and the reason: `compiled` or `scripted`."""
+    regions: dict[str, str] = {}
     for path, module in model.named_modules(prefix=name):
-        if any(path.startswith(f"{outer}.") for outer in found):
+        if any(path.startswith(f"{outer}.") for outer in regions):
             continue
         if isinstance(module, torch.jit.ScriptModule):
-            found[path] = "scripted"
+            regions[path] = "scripted"
         elif (
             isinstance(module, torch._dynamo.OptimizedModule)
             or module._compiled_call_impl is not None
             or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
         ):
-            found[path] = "compiled"
-    return found
+            regions[path] = "compiled"
+    return regions
 
 
 def takes_hooks(module: nn.Module) -> bool:
-    """Whether hooks on a module that `one_call_regions` finds are called around what is compiled, and not in it."""
+    """Return whether hooks on a module of `one_call_regions` run around the compiled code, and not inside it."""
     return not isinstance(module, torch.jit.ScriptModule) and module._compiled_call_impl is None

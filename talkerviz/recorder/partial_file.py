@@ -1,4 +1,4 @@
-"""A run's unfinished file, `run.parquet.partial`: locked against other runs, and never overwritten by one."""
+"""Unfinished file of a run, `run.parquet.partial`: locked against other runs, and never overwritten by one."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from talkerviz.atomic_file import NEW_FILE_FLAGS, LeftoverWarning, is_special, n
 
 
 def partial_path(file: Path) -> Path:
-    """Return the name of a trace's unfinished file.
+    """Return the path of a trace's unfinished file.
 
     Raises:
         ValueError: the trace's name is that of a device, FIFO or descriptor, or is not UTF-8.
     """
     if is_special(file):
-        raise ValueError(f"{file}: not a regular file: record without a file, and write the trace with Trace.save")
+        raise ValueError(f"{file}: not a regular file; record without a file, and write the trace with Trace.save")
     try:
         str(file).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{file}: a name that is not UTF-8, which pyarrow does not read: name another file") from None
+        raise ValueError(f"{file}: the name is not UTF-8, which pyarrow requires; choose another name") from None
     return file.with_name(f"{file.name}.partial")
 
 
 class PartialFile(io.FileIO):
     """A new unfinished file, unbuffered and locked against other runs.
 
-    An unfinished file of a killed run is moved to `.partial.1` or the next free number, with a LeftoverWarning. The
-    lock is a file of the system's locks beside it: it is released when the process ends, however that happens, and
-    `.run.parquet.partial.lock` is then taken over by the next run.
+    A killed run's unfinished file is moved to `.partial.1` or the next free number, with a LeftoverWarning. The lock is
+    an operating-system lock on `.run.parquet.partial.lock` beside the file: it is released when the process ends,
+    however that happens, and the next run takes the lock file over.
 
     Args:
-        path: the file's name; a link there is not followed.
+        path: the file's path; a symbolic link there is not followed.
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: another run is writing to it, or there is something that is not a regular file.
+        ValueError: another run is writing to it, or the path is not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +54,7 @@ class PartialFile(io.FileIO):
                 if not os.path.lexists(self._lock.lock_file):  # no other run, but a folder that takes no files
                     os.close(os.open(path, NEW_FILE_FLAGS, 0o666))
                     path.unlink()
-                raise ValueError(f"{path}: another run is writing to it: give this one another name") from None
+                raise ValueError(f"{path}: another run is writing to it; choose another name for this one") from None
             except NotImplementedError:
                 pass  # a file system without locks
             except OSError as error:
@@ -68,7 +68,7 @@ class PartialFile(io.FileIO):
         super().__init__(descriptor, "wb")
 
     def write(self, data: object) -> int:
-        """Write all of the data: a full disk is an error, never a part of it."""
+        """Write all of the data; a full disk raises instead of a short write."""
         rest = memoryview(data).cast("B")  # type: ignore[arg-type]
         size = len(rest)
         while rest:
@@ -76,9 +76,9 @@ class PartialFile(io.FileIO):
         return size
 
     def release(self) -> None:
-        """End the lock, and remove its file."""
+        """Release the lock and remove its file."""
         if self._lock.is_locked:
-            # Removed while it is held: whoever opened it meanwhile sees that it is gone, and tries again.
+            # Removed while it is held: a process that opened it meanwhile sees that it is gone, and tries again.
             if os.name == "posix":
                 Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
@@ -91,7 +91,7 @@ def _move_leftover(path: Path) -> None:
         return
     if not stat.S_ISREG(status.st_mode):
         kind = "a link" if stat.S_ISLNK(status.st_mode) else "a folder" if path.is_dir() else "not a regular file"
-        raise ValueError(f"{path}: is {kind}, where the unfinished trace would be: remove it")
+        raise ValueError(f"{path}: is {kind} at the path of the unfinished trace; remove it")
     if not status.st_size:
         path.unlink()
         return
@@ -99,4 +99,5 @@ def _move_leftover(path: Path) -> None:
     kept = next(name for name in free if not os.path.lexists(name))
     path.rename(kept)
     message = f"{path.name}: left by a run that did not end; kept as {kept}: `talkerviz show` reads it"
+
     warnings.warn(message, LeftoverWarning, stacklevel=2)

@@ -1,6 +1,6 @@
-"""Log the two ends of calls in Python: what `native/tap.c` does, where that could not be built.
+"""Event log of calls in Python, the twin of `native/tap.c` for installations without a C compiler.
 
-It has no way in of its own: forward hooks call `begin`, `end` and `fail`.
+It patches nothing: forward hooks call `begin`, `end` and `fail`.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from talkerviz.recorder.tensor_signatures import Describer, TensorKinds
 from talkerviz.trace.event_log import GARBAGE, MARK, NAMED, PAUSE, REQUEST, RUN, WIDTH
 
 NO_LANDMARK, FRAME_LANDMARK, PASS_LANDMARK, RULE_LANDMARK = range(4)
-"""What calls of a landmark do: nothing; begin a frame, if outermost; tell the phases' rule, if outermost; tell it, and
-when they return."""
+"""Effect of a landmark's calls: none; begin a frame, if outermost; call `entered`, if outermost; call `entered` and
+`left`."""
 LANDMARK_ONLY, NOT_RECORDED = -1, -2
+"""Numbers of modules without call events: landmarks that are not recorded, and modules that are neither."""
 EXCLUDED, JOINS, JOINS_OTHERS = range(3)
-"""What `joins` answers: calls of a thread are not recorded; they are; and they are part of what other threads began."""
-_FLUSH_NS = 500_000_000
+"""Answers of `joins`: a thread's calls are not recorded; they are; they are, as part of other threads' passes."""
+_FLUSH_NS = 500_000_000  # half a second between writes to disk, to bound what a killed process loses
 
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a log tells and asks its recording; by default nobody listens.
+    """Functions of the recording that a log calls; the defaults do nothing.
 
     Attributes:
-        entered: (module, args, kwargs) of a landmark of the phases' rule about to be called.
-        left: (module) of one that has returned or raised.
-        failed: the type of an exception -> -1 less its number.
-        joins: () -> whether calls of the thread that runs it are recorded: `EXCLUDED`, `JOINS` or `JOINS_OTHERS`; asked
-            once a thread.
-        full: () -> whether it has logged itself what it took; called on a thread that has events to write away.
-        stranger: (module, whether inside a watched call) of some that are not watched.
-        moved: (value of `Contexts.placed`) before a call of another context than the one before on its thread, once
-            contexts are followed.
-        stamp: (whether the call begins) just outside the two times of a call, or None.
+        entered: called with (module, args, kwargs) before a call of a landmark.
+        left: called with (module) after a landmark's call has returned or raised, for `RULE_LANDMARK`.
+        failed: function from the type of an exception to -1 minus its number.
+        joins: returns whether the current thread's calls are recorded: `EXCLUDED`, `JOINS` or `JOINS_OTHERS`; called
+            once for each thread.
+        full: called on a thread that has events to write to disk; returns whether it has logged its own duration.
+        stranger: called with (module, whether inside a watched call) for some calls of unwatched modules.
+        moved: called with the value of `Contexts.placed` before a call whose context differs from that of the thread's
+            previous call, once contexts are followed.
+        stamp: called with (whether the call begins) just outside the begin and end times of a call; None for no-op.
     """
 
     entered: Callable[..., None] = lambda module, args, kwargs: None
@@ -56,12 +57,12 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class Contexts:
-    """What goes with the context of a call, that of a thread or of one of asyncio's tasks.
+    """Context variables of calls, set for each thread or asyncio task.
 
     Attributes:
-        phase: the number of the phase that code has named.
-        placed: what calls belong to.
-        here: True in the contexts whose calls are recorded; None where all are.
+        phase: number of the phase that the code has named.
+        placed: mark (phase, frame, step, request) of the context's latest pass.
+        here: True in the contexts whose calls are recorded; None if all calls are.
     """
 
     phase: ContextVar[int]
@@ -84,7 +85,7 @@ class _Log:
     garbage_ns: int = 0
     own_ns: int = 0
     calls: int = 0
-    passed_by: int = 0
+    skipped_calls: int = 0
     mark: tuple[int, int, int, int] = (-1, -1, -1, -1)
     placed: Any = None
     named: int = -1
@@ -93,12 +94,12 @@ class _Log:
     taken: int = 0
 
     def push(self, what: int, tensors: int, time: int, value: int) -> None:
-        # Two of 32 bits in one of 64, as the native tap has them.
+        # `what` and `tensors` are 32 bits each, packed as in the native tap's events.
         self.events.extend((what & 0xFFFFFFFF | tensors << 32, time, value))
 
 
 class PythonEvents:
-    """What `_tap.Tap` is, but for its way in; see `tap.py` for the arguments."""
+    """The interface of `_tap.Tap` without the patched `nn.Module.__call__`; `make_events` has the arguments."""
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class PythonEvents:
         self._phase, self._placed, self._here = contexts.phase, contexts.placed, contexts.here
         self._frame_phase, self._frame, self._run = frame, -1, 0
         self._latest_mark = self._start = (start, -1, -1, -1)
-        self._passes = 0  # landmarks that are being called, on all threads
+        self._passes = 0  # landmarks being called, on all threads
         self._names_phases, self._first_named, self._follows_contexts = False, -1, False
         self._named_where: Callable[[], int] = lambda: self._phase.get()
         self._limit = limit
@@ -128,22 +129,27 @@ class PythonEvents:
         self._of_thread = threading.local()
 
     def watch(self, module: nn.Module, number: int, layer: int, landmark: int, keep: bool) -> None:
-        """Log the module's calls under a number from here on; `layer` is the one of a cache that it is in, or -1.
+        """Log a module's calls from here on.
 
-        What is not to be kept alive must be unwatched when it dies.
+        Args:
+            module: the module.
+            number: its number in events, or `LANDMARK_ONLY` or `NOT_RECORDED`.
+            layer: index of its layer in a cache; -1 for none.
+            landmark: one of the constants `..._LANDMARK`.
+            keep: whether to keep the module alive; if not, it must be unwatched when it dies.
         """
         self._watched[id(module)] = _Watched(module if keep else None, number, layer, landmark)
 
     def unwatch(self, identity: int) -> None:
-        """Forget the module of this `id`."""
+        """Forget the module with this `id`."""
         self._watched.pop(identity, None)
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A call begins."""
+        """Log that a call begins."""
         entered = self._now()
-        watched, log = self._of(module)
+        watched, log = self._watched_and_log(module)
         if log is None:
-            self._count_passed_by(watched)
+            self._count_skipped(watched)
             return
         garbage = log.garbage_ns
         self._passes += watched.landmark != NO_LANDMARK
@@ -177,15 +183,15 @@ class PythonEvents:
         return named if named >= 0 or log.number == 0 else self._first_named
 
     def end(self, module: nn.Module, output: Any) -> None:
-        """It returns."""
+        """Log that a call returns."""
         time = self._now()
-        watched, log = self._of(module)
+        watched, log = self._watched_and_log(module)
         if log is None:
             return
-        garbage, place, taken = log.garbage_ns, len(log.events), log.taken
+        garbage, position, taken = log.garbage_ns, len(log.events), log.taken
         outputs = 0
         if watched.number >= 0:
-            # The end comes first in the log: what the recorder does from here on is no part of the call.
+            # The end is logged first: the recorder's work from here on is no part of the call.
             log.push(-1 - watched.number, 0, time, 0)
             if self._stamp is not None:
                 self._stamp(False)
@@ -194,14 +200,14 @@ class PythonEvents:
         own = self._now() - time - (log.garbage_ns - garbage)
         log.own_ns += own
         if watched.number >= 0 and log.taken == taken:
-            log.events[place] |= outputs << 32
-            log.events[place + 2] = own
+            log.events[position] |= outputs << 32
+            log.events[position + 2] = own
         self._flush_if_due(log)
 
     def fail(self, module: nn.Module, error: type[BaseException]) -> None:
-        """It raises."""
+        """Log that a call raises."""
         time = self._now()
-        watched, log = self._of(module)
+        watched, log = self._watched_and_log(module)
         if log is None:
             return
         if watched.number >= 0:
@@ -217,7 +223,7 @@ class PythonEvents:
         if watched.landmark == RULE_LANDMARK:
             self._left(module)
 
-    def _of(self, module: nn.Module) -> tuple[_Watched, _Log | None]:
+    def _watched_and_log(self, module: nn.Module) -> tuple[_Watched, _Log | None]:
         watched = self._watched.get(id(module), _Watched(None, NOT_RECORDED, -1, NO_LANDMARK))
         if watched.number == NOT_RECORDED:
             return watched, None
@@ -227,9 +233,9 @@ class PythonEvents:
     def _is_here(self) -> bool:
         return self._here is None or self._here.get(False)
 
-    def _count_passed_by(self, watched: _Watched) -> None:
+    def _count_skipped(self, watched: _Watched) -> None:
         if watched.number != NOT_RECORDED:
-            self._log().passed_by += 1
+            self._log().skipped_calls += 1
 
     def _log(self) -> _Log:
         log: _Log | None = getattr(self._of_thread, "log", None)
@@ -238,7 +244,7 @@ class PythonEvents:
             log = self._of_thread.log = _Log(len(self._logs), excluded=joins == EXCLUDED)
             self._logs.append(log)
             log.push(RUN, self._run, self._now(), 0)
-            # What runs beside a pass is a part of it, as the threads of DataParallel are.
+            # A thread that runs beside a pass is a part of it, as the threads of DataParallel are.
             self._set_mark(log, self._latest_mark if joins == JOINS_OTHERS or self._passes else self._start)
         return log
 
@@ -263,32 +269,44 @@ class PythonEvents:
         self._log().push(what, tensors, time, value)
 
     def garbage(self, generation: int, took_ns: int) -> None:
-        """A garbage collection is over."""
+        """Log a finished garbage collection.
+
+        Args:
+            generation: the collected generation.
+            took_ns: its duration in nanoseconds, which is not counted as the recorder's own.
+        """
         log = getattr(self._of_thread, "log", None)
         if log is not None and not log.excluded:
             log.garbage_ns += took_ns
             log.push(GARBAGE, generation, self._now(), took_ns)
 
     def mark(self, phase: int, frame: int, step: int, request: int) -> None:
-        """What calls of this thread belong to from here on; -1 for no frame, no step and no request."""
+        """Set the mark of this thread's calls from here on.
+
+        Args:
+            phase: number of the phase.
+            frame: number of the frame; -1 for none.
+            step: number of the step; -1 for none.
+            request: number of the request; -1 for none.
+        """
         log = self._log()
         log.placed = self._placed.get(None)
         self._latest_mark = (phase, frame, step, request)
         self._set_mark(log, self._latest_mark)
 
     def latest(self) -> tuple[int, int, int, int, int, int]:
-        """The phase, frame, step, request, run and named phase that hold on this thread, -1 for none."""
+        """Return this thread's current phase, frame, step, request, run and named phase; -1 for none."""
         log = getattr(self._of_thread, "log", None)
         if log is None:
             return *self._latest_mark, self._run, self._first_named
         return *log.mark, self._run, log.named
 
     def frames(self) -> int:
-        """How many frames were counted in this run."""
+        """Return the number of frames counted in this run."""
         return self._frame + 1
 
     def begin_run(self, run: int, phase: int) -> None:
-        """Begin a run: frames count anew."""
+        """Begin a run: frames are counted from 0 again."""
         self._log()
         self._run, self._frame, self._latest_mark = run, -1, (phase, -1, -1, -1)
         self._start = self._latest_mark
@@ -297,33 +315,33 @@ class PythonEvents:
             self._set_mark(log, self._start)
 
     def name_phases(self, first: int, where: Callable[[], int] | None) -> None:
-        """Calls have the phase that their context names from here on, or `where` tells, or else `first`; -1 for none.
+        """Log the phase that the code around each call has named, from here on.
 
         Args:
-            first: what the code around has named, of the thread that began to record.
-            where: finds it for the running code; None where contexts are enough.
+            first: number of the phase named around the recording, for calls whose own context names none; -1 for none.
+            where: function that finds the phase of the running code; None to read it from the context.
         """
         self._names_phases, self._first_named = True, first
         self._named_where = where or (lambda: self._phase.get())
 
     def follow_contexts(self) -> None:
-        """What calls belong to goes with their context from here on."""
+        """Take the mark of calls from their context from here on."""
         self._follows_contexts = True
 
     def exclude(self, excluded: bool) -> None:
-        """Record no calls of this thread, or do again."""
+        """Stop recording this thread's calls, or resume."""
         self._log().excluded = excluded
 
     def describe(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """The number of arguments' tensors."""
+        """Return the number of the description of a call's arguments."""
         return self._describer.of_inputs(args, kwargs)
 
     def describe_output(self, output: Any) -> int:
-        """The number of a result's tensors."""
+        """Return the number of the description of a call's result."""
         return self._describer.of_output(output)
 
     def take(self, thread: int) -> bytes:
-        """A thread's events, which are let go."""
+        """Return a thread's events as bytes and remove them from its log."""
         events = self._logs[thread].events
         self._logs[thread].taken += 1
         taken = events[:]
@@ -331,26 +349,26 @@ class PythonEvents:
         return taken.tobytes()
 
     def take_rows(self) -> bytes:
-        """New descriptions of tensors."""
+        """Return the descriptions of tensors that are new since the last call."""
         return self._describer.take()
 
     def thread(self) -> int:
-        """The number of this thread."""
+        """Return the number of the current thread."""
         return self._log().number
 
     def threads(self) -> int:
-        """How many threads there are."""
+        """Return the number of threads."""
         return len(self._logs)
 
     def totals(self) -> tuple[int, int, int, int]:
-        """Calls, the recorder's nanoseconds, calls of excluded threads, and calls of modules that nobody told of."""
-        sums = [sum(getattr(log, name) for log in self._logs) for name in ("calls", "own_ns", "passed_by")]
+        """Return the counts of calls, recorder nanoseconds, calls on excluded threads, and calls of unknown modules."""
+        sums = [sum(getattr(log, name) for log in self._logs) for name in ("calls", "own_ns", "skipped_calls")]
         return sums[0], sums[1], sums[2], 0
 
     def own_ns(self) -> int:
-        """Nanoseconds that the recorder took on this thread."""
+        """Return the recorder's own time on this thread, in nanoseconds."""
         return self._log().own_ns
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching all modules."""
         self._watched.clear()

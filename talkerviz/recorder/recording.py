@@ -27,20 +27,20 @@ from torch.nn.parameter import is_lazy
 
 from talkerviz.atomic_file import reason_of
 from talkerviz.recorder.dataflow.offloaded_weights import parameter_devices
-from talkerviz.recorder.dataflow.tracker import FlowMeter
+from talkerviz.recorder.dataflow.tracker import FlowTracker
 from talkerviz.recorder.distributed.collective_log import CollectiveLog
 from talkerviz.recorder.distributed.collectives import watch_collectives
 from talkerviz.recorder.distributed.process import file_of_rank, process_facts, this_process
-from talkerviz.recorder.event_writer import Spool
+from talkerviz.recorder.event_writer import EventWriter
 from talkerviz.recorder.forward_hooks import ForwardHooks
-from talkerviz.recorder.garbage_collections import GarbageWatch
+from talkerviz.recorder.garbage_collections import GarbageCollectionTimer
 from talkerviz.recorder.instruments.base import Gauge
 from talkerviz.recorder.instruments.cuda_clock import CudaClock
 from talkerviz.recorder.instruments.cuda_graph_clock import GraphReplays
 from talkerviz.recorder.instruments.memory import peak_bytes
 from talkerviz.recorder.instruments.nvtx import NvtxRanges
 from talkerviz.recorder.instruments.registry import cuda_devices, make_gauges
-from talkerviz.recorder.method_patch import step_in
+from talkerviz.recorder.method_patch import patch_method
 from talkerviz.recorder.module_tree import (
     check_model,
     info_of,
@@ -183,7 +183,7 @@ class Recording(Generic[RecordT]):
             # Times of several processes are put together by when each began, on its own clock and on all clocks.
             began = {"origin_ns": self._origin_ns, "unix_ns": time_ns() - (perf_counter_ns() - self._origin_ns)}
             self._facts = {**facts, "process": {**facts["process"], **began}}
-        self._spool = Spool(partial, self._infos, self._facts, self._origin_ns, self._timed)
+        self._spool = EventWriter(partial, self._infos, self._facts, self._origin_ns, self._timed)
 
     @cached_property
     def trace(self) -> RecordT:
@@ -261,7 +261,7 @@ class Recording(Generic[RecordT]):
         for gauge in self._gauges:
             calls = calls.assign(**gauge.measured(calls, edges))
             facts.update(gauge.facts())
-            if isinstance(gauge, FlowMeter):
+            if isinstance(gauge, FlowTracker):
                 flow = gauge.flow(calls, edges, self._marks)
         if self._measure is not None and (elsewhere := int((calls["thread"] != 0).sum())):
             facts["unwatched_calls"] = elsewhere
@@ -278,23 +278,23 @@ class Recording(Generic[RecordT]):
     def _attach(self) -> None:
         if self._ranges is not None:
             self._undo.append(self._ranges.close)
-            step_in(nn.Module, "__call__", self._ranges.stand_in, self._undo)
+            patch_method(nn.Module, "__call__", self._ranges.stand_in, self._undo)
         if self._way == "tap":
-            step_in(nn.Module, "__call__", self._make_tap, self._undo)
-            step_in(nn.Module, "_replicate_for_data_parallel", self._make_replicate, self._undo)
+            patch_method(nn.Module, "__call__", self._make_tap, self._undo)
+            patch_method(nn.Module, "_replicate_for_data_parallel", self._make_replicate, self._undo)
         else:
             self._make_events(None)
             told = (not_compiled(tell) for tell in (self._events.begin, self._events.end, self._events.fail))
             self._hooks = ForwardHooks(*told)
             self._undo.append(self._hooks.remove)
             self._hook_modules()
-        step_in(BaseProcess, "start", self._make_start, self._undo)
+        patch_method(BaseProcess, "start", self._make_start, self._undo)
         self._undo.append(self._reset_contexts)
         if self._here is not None:
             self._tokens.append((self._here, self._here.set(True)))
         self._undo.append(register_module_module_registration_hook(self._registered).remove)
         if self._timed:
-            watch = GarbageWatch(self._events.garbage)
+            watch = GarbageCollectionTimer(self._events.garbage)
             self._undo.append(watch.stop)
             watch.start()
         if "process" in self._facts:
@@ -305,8 +305,8 @@ class Recording(Generic[RecordT]):
         if self._graphs is not None:
             self._graphs.attach(self._undo)
         for gauge in self._gauges:
-            if isinstance(gauge, FlowMeter):
-                step_in(nn.Module, "__call__", gauge.stand_in, self._undo)
+            if isinstance(gauge, FlowTracker):
+                patch_method(nn.Module, "__call__", gauge.stand_in, self._undo)
             self._running.append(gauge)
             gauge.start()
         for other in list(_going_on.values()):
@@ -462,7 +462,7 @@ class Recording(Generic[RecordT]):
 
     def _stamp_beside(self, beginning: bool) -> None:
         for gauge in self._gauges:
-            (gauge.stamp_beside if isinstance(gauge, FlowMeter) else gauge.stamp)(beginning)
+            (gauge.stamp_beside if isinstance(gauge, FlowTracker) else gauge.stamp)(beginning)
 
     def _joins(self) -> int:
         """Whether calls of this thread belong to the recording.
@@ -640,7 +640,7 @@ class Recording(Generic[RecordT]):
         except Exception as error:
             self.lost = self.lost or _reason(error)
         finally:
-            self._spool.let_go()
+            self._spool.release()
             self._modules, self._paths, self._numbered = {}, {}, []
         if self.lost is not None:
             wanted, self.file = self._given, self._spool.path

@@ -1,13 +1,13 @@
-"""The two ways in: a tap at `nn.Module.__call__`, in C, and torch's forward hooks.
+"""Event log behind two ways of recording calls: a tap at `nn.Module.__call__`, in C, and torch's forward hooks.
 
-While a recording goes on through the tap, it stands in for `nn.Module.__call__`. Nothing is put on the modules
-themselves: not a hook, which would send each call down torch's slow path and cost more than a microsecond before it
-does a thing, nor an attribute, which copies made during the run would carry to other modules. A module that is not
-watched goes straight on. Around a watched one the way on is what it was, so its own hooks, and a `forward` that
-someone has replaced, work as ever; keyword arguments arrive as they are, and every way out is seen.
+During a recording through the tap, the tap replaces `nn.Module.__call__`. Modules themselves stay unchanged: a hook
+would send each call down torch's slow path, which costs more than a microsecond by itself, and an attribute would be
+copied to other modules with copies made during the run. A call of an unwatched module goes straight to the original
+`__call__`. So does a watched one, between the log's begin and end: the module's own hooks, and a replaced `forward`,
+work as ever, keyword arguments arrive unchanged, and returns and exceptions are both recorded.
 
-Hooks are what anyone may put on a module, know and trust. They do the same through the same log, so each is a check of
-the other. They are the way in where the tap could not be built, and where nothing may be patched.
+Forward hooks are torch's documented interface. They write to the same log, so each way is a check of the other. They
+are used if the tap could not be built, and where nothing may be patched.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from talkerviz.recorder.python_events import Callbacks, Contexts, PythonEvents
 from talkerviz.recorder.tensor_signatures import TensorKinds, kind_of, unpack
 
 WAYS = ("auto", "tap", "hooks")
-"""What `via` may be."""
-HOOKS_COST = "10 to 25 µs a call, where the tap takes 1 to 7"
+"""Values of the option `via`."""
+HOOKS_COST = "10 to 25 µs a call, where the tap takes 1 to 7"  # measured by benchmarks/overhead.py
 
 try:
     Tap: Any = importlib.import_module("talkerviz.recorder._tap").Tap
@@ -36,29 +36,29 @@ except ImportError as error:
 
 
 def choose_way(via: str) -> str:
-    """The way in that `via` asks for: `tap` or `hooks`.
+    """Resolve the option `via` to `tap` or `hooks`.
 
     Raises:
-        ValueError: unknown, or the tap was asked for and could not be built.
+        ValueError: the value is unknown, or it is `tap` and the tap could not be built.
     """
     if via not in WAYS:
         raise ValueError(f"unknown via {via!r}: choose from {', '.join(WAYS)}")
     if via == "tap" and Tap is None:
         raise ValueError(f"via 'tap': it is not built here ({why_not}); use 'hooks', or install with a C compiler")
     if via == "auto" and Tap is None:
-        _say_that_it_is_slow()
+        _warn_of_slow_hooks()
     return "hooks" if via == "hooks" or Tap is None else "tap"
 
 
 @functools.cache
-def _say_that_it_is_slow() -> None:
-    said = f"the compiled tap could not be loaded ({why_not}): recording through forward hooks, {HOOKS_COST}"
-    warnings.warn(f"{said}; reinstall talkerviz with a C compiler", RuntimeWarning, stacklevel=4)
+def _warn_of_slow_hooks() -> None:
+    problem = f"the compiled tap could not be loaded ({why_not}): recording through forward hooks, {HOOKS_COST}"
+    warnings.warn(f"{problem}; reinstall talkerviz with a C compiler", RuntimeWarning, stacklevel=4)
 
 
 def make_events(
     native: Any,
-    below: Callable[..., Any] | None,
+    original: Callable[..., Any] | None,
     names: dict[str, int],
     kinds: TensorKinds,
     callbacks: Callbacks,
@@ -68,24 +68,24 @@ def make_events(
     timed: bool = True,
     limit: int = 1 << 15,
 ) -> Any:
-    """The log that calls go to.
+    """Create the log of call events, native or in Python.
 
     Args:
         native: the compiled class, or None to log in Python.
-        below: what stood at `nn.Module.__call__` before: where calls go on; None for hooks.
-        names: names of places in containers -> their numbers; new ones are added.
-        kinds: dtypes and devices.
-        callbacks: what it tells and asks.
-        contexts: what goes with the context of a call.
-        start: the number of the phase that the run begins with.
-        frame: the number of the phase of frames that are counted here, those of `FRAME_LANDMARK`.
-        timed: whether events hold times; -1 otherwise.
-        limit: events after which `full` is called.
+        original: the `nn.Module.__call__` that the tap calls; None for hooks.
+        names: numbers of dict keys and attribute names on the way to tensors; new ones are added.
+        kinds: numbers of dtypes and devices.
+        callbacks: functions of the recording that the log calls.
+        contexts: context variables that the log reads.
+        start: number of the phase that the run begins with.
+        frame: number of the phase of frames that the log counts itself, at modules of `FRAME_LANDMARK`.
+        timed: whether events hold times, in nanoseconds; -1 otherwise.
+        limit: number of events after which `full` is called.
     """
-    told = {name: function and not_compiled(function) for name, function in vars(callbacks).items()}
+    functions = {name: function and not_compiled(function) for name, function in vars(callbacks).items()}
     common: dict[str, Any] = {"names": names, "start": start, "frame": frame, "timed": timed, "limit": limit}
     if native is None:
-        return PythonEvents(kinds=kinds, callbacks=Callbacks(**told), contexts=contexts, **common)
+        return PythonEvents(kinds=kinds, callbacks=Callbacks(**functions), contexts=contexts, **common)
     return native(
         tensor=Tensor,
         parameter=nn.Parameter,
@@ -93,15 +93,15 @@ def make_events(
         unpack=not_compiled(unpack),
         tensor_row=not_compiled(kinds.row),
         tensor_kind=not_compiled(kinds.number),
-        below=below,
-        **told,
+        below=original,
+        **functions,
         **vars(contexts),
         **common,
     )
 
 
 def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, left alone by Dynamo: between the pieces of a compiled region it looks at all Python that runs.
+    """Wrap a function so that Dynamo does not compile it between the pieces of a compiled region.
 
     `torch.compiler.disable` does the same for 15 microseconds a call.
     """

@@ -1,9 +1,9 @@
-"""What the tensors of a call look like, found wherever they are nested, and numbered: equal lists, equal numbers.
+"""Descriptions of a call's tensors at any nesting depth, with equal numbers for equal lists of tensors.
 
-Containers are looked through without running any code of theirs: tuples, lists and dicts as they are stored, other
-objects by their attributes. So one that is lazy, endless, or raises when it is read is left alone. How much is looked
-at for one call is bounded. `native/describe.c` does the same in C, and writes the same rows; what is here serves where
-that could not be built, and says what it has to ask Python.
+Containers are traversed without running code of theirs: tuples, lists and dicts as they are stored, other objects by
+their attributes. A container that is lazy, endless, or raises when it is read is therefore left alone. The number of
+values visited for one call is bounded. `native/describe.c` writes the same rows in C, and calls `kind_of`, `unpack` and
+`TensorKinds` of this file; `Describer` serves installations without a C compiler.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from talkerviz.trace.tensor_rows import (
 
 is_tracing: Callable[[], bool] = torch._C._is_tracing
 NO_LAYER = -1
+# Bounds of one call's description, the same as in describe.h, which gives the units.
 MERGED_ITEMS, MAX_ENTRIES, MAX_LOOKS, MAX_NESTING = 8, 256, 1024, 8
-_MOST_PLACES = 8
+_MAX_NAMED_TENSORS = 8  # more tensors in one argument, as in a cache, all have the argument's name
 _PLAIN = (type(None), int, float, str, bool)
 
 
 class Kind(enum.IntEnum):
-    """How a type's values are looked through; `describe.h` has the same numbers."""
+    """Traversal of a type's values; `describe.h` has the same numbers."""
 
     NOTHING = 0
     TENSOR = 1
@@ -53,7 +54,7 @@ class Kind(enum.IntEnum):
 
 
 def kind_of(kind: type) -> Kind:
-    """The `Kind` of a type's values."""
+    """Return the `Kind` of a type's values."""
     if issubclass(kind, Tensor):
         return Kind.TENSOR
     if issubclass(kind, dict):
@@ -65,7 +66,7 @@ def kind_of(kind: type) -> Kind:
     if kind.__module__ in ("builtins", "typing", "logging") or issubclass(kind, nn.Module | type | enum.Enum):
         return Kind.NOTHING
     has_dict = kind.__dictoffset__ != 0
-    # Caches are told by their names: of what they hold, a layer reads its own part.
+    # Caches are recognized by name: each layer reads only its own part of one.
     if has_dict and ("cache" in kind.__name__.lower() or "cache" in kind.__module__.lower()):
         return Kind.CACHE
     if _slots(kind):
@@ -74,38 +75,38 @@ def kind_of(kind: type) -> Kind:
 
 
 def _slots(kind: type) -> dict[str, MemberDescriptorType]:
-    found: dict[str, MemberDescriptorType] = {}
+    slots: dict[str, MemberDescriptorType] = {}
     for owner in reversed(kind.__mro__):
         if "__slots__" in vars(owner):
-            found |= {name: value for name, value in vars(owner).items() if isinstance(value, MemberDescriptorType)}
-    return found
+            slots |= {name: value for name, value in vars(owner).items() if isinstance(value, MemberDescriptorType)}
+    return slots
 
 
 def unpack(value: Any) -> dict[Any, Any] | list[Any] | None:
-    """What is in a value of kind `UNPACK`, read without its own code."""
+    """Return the content of a value of kind `UNPACK`, read without running its code."""
     kind = type(value)
     if issubclass(kind, deque):
         count, half = deque.__len__(value), MAX_ITEMS // 2
-        places = range(count) if count <= MAX_ITEMS else (*range(half), *range(count - half, count))
-        return [deque.__getitem__(value, place) for place in places]
+        indices = range(count) if count <= MAX_ITEMS else (*range(half), *range(count - half, count))
+        return [deque.__getitem__(value, index) for index in indices]
     attributes: dict[str, Any] = object.__getattribute__(value, "__dict__") if kind.__dictoffset__ else {}
     if issubclass(kind, UserDict | UserList):
         inside = attributes.get("data")
         return inside if type(inside) in (dict, list) else None
-    found = dict(attributes)
+    content = dict(attributes)
     for name, slot in _slots(kind).items():
         try:
-            found[name] = slot.__get__(value)
+            content[name] = slot.__get__(value)
         except AttributeError:  # not set
             continue
-    return found
+    return content
 
 
 class TensorKinds:
-    """Numbers for pairs of dtype and device.
+    """Numbering of pairs of dtype and device.
 
     Args:
-        kinds: where a new pair is put, at the place that is its number.
+        kinds: list that gets each new pair, at the index that is its number.
     """
 
     def __init__(self, kinds: list[TensorKind]) -> None:
@@ -113,7 +114,7 @@ class TensorKinds:
         self._numbers: dict[tuple[torch.dtype, torch.device], int] = {}
 
     def number(self, tensor: Tensor) -> int:
-        """The number of a tensor's dtype and device."""
+        """Return the number of a tensor's dtype and device."""
         with torch._C.DisableTorchFunctionSubclass():
             pair = tensor.dtype, tensor.device
         if pair not in self._numbers:
@@ -122,8 +123,11 @@ class TensorKinds:
         return self._numbers[pair]
 
     def row(self, tensor: Tensor) -> tuple[int, ...] | None:
-        """The number of a tensor's dtype and device, and its sizes, -1 for one that is no number; None if not told."""
-        if is_tracing():  # to read a shape would become an operator of what is made
+        """Return the number of a tensor's dtype and device, and its sizes; None while `torch.jit.trace` runs.
+
+        A size that is not an int, such as a symbolic one, is -1.
+        """
+        if is_tracing():  # reading a shape would become an operator of the traced graph
             return None
         return (self.number(tensor), *_sizes(tensor))
 
@@ -132,10 +136,10 @@ _shape_of: Callable[[Tensor], Sequence[Any]] = Tensor.shape.__get__  # type: ign
 
 
 def _sizes(tensor: Tensor) -> tuple[int, ...]:
-    # Past what a subclass says of itself: that may be code of any kind.
+    # The sizes of torch.Tensor itself: a subclass may override `shape` with code of any kind.
     with torch._C.DisableTorchFunctionSubclass():
         if is_lazy(tensor):
-            return ()  # a lazy module's parameter has no shape as yet
+            return ()  # a lazy module's parameter has no shape yet
         try:
             return tuple(size if type(size) is int else -1 for size in _shape_of(tensor))
         except (RuntimeError, ValueError):
@@ -143,10 +147,10 @@ def _sizes(tensor: Tensor) -> tuple[int, ...]:
 
 
 class Signatures:
-    """Numbers for lists of tensors, in Python.
+    """Numbering of lists of tensors, in Python.
 
     Args:
-        lists: where a new list is put, at the place that is its number; it holds the empty one already.
+        lists: list that gets each new list of tensors, at the index that is its number; index 0 is the empty one.
     """
 
     def __init__(self, lists: list[Tensors]) -> None:
@@ -158,11 +162,11 @@ class Signatures:
         self._known = [0]
 
     def of_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-        """The number of a call's arguments; positional ones are named by position, the others by keyword."""
+        """Return the number of a call's tensor arguments, named by position or by keyword."""
         return self._number(self._describer.of_inputs(args, kwargs))
 
     def of_output(self, output: Any) -> int:
-        """The number of what a call returned; a bare tensor is named `output`, others by where they are in it."""
+        """Return the number of a call's result: a bare tensor is named `output`, others by their path in it."""
         return self._number(self._describer.of_output(output))
 
     def _number(self, row: int) -> int:
@@ -177,11 +181,11 @@ class Signatures:
 
 
 class Describer:
-    """Writes rows, and gives equal rows equal numbers: what `describe.c` does, in Python.
+    """Describes calls' tensors as numbered rows, as `describe.c` does in C.
 
     Args:
-        names: name -> its number; new ones are added.
-        kinds: dtypes and devices.
+        names: numbers of dict keys and attribute names; new ones are added.
+        kinds: numbers of dtypes and devices.
     """
 
     def __init__(self, names: dict[str, int], kinds: TensorKinds) -> None:
@@ -192,36 +196,42 @@ class Describer:
         self._fresh = array("q")
 
     def of_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], layer: int = NO_LAYER) -> int:
-        """The number of a call's arguments; 0 without tensors. In a layer's call caches are that layer's alone."""
-        looking = _Looking(self, layer)
-        items = looking.items(args, NO_LAYER) or [0, END]
-        entries = looking.entries(kwargs, False, False)
+        """Return the number of a call's arguments; 0 without tensors.
+
+        Args:
+            args: the positional arguments.
+            kwargs: the keyword arguments.
+            layer: index of the only layer of a cache to describe; `NO_LAYER` for all.
+        """
+        traversal = _Traversal(self, layer)
+        items = traversal.items(args, NO_LAYER) or [0, END]
+        entries = traversal.entries(kwargs, False, False)
         return self._number([INPUTS, *items, *entries] if entries or len(items) > 2 else [])
 
     def of_output(self, output: Any, layer: int = NO_LAYER) -> int:
-        """The number of what a call returned."""
-        value = _Looking(self, layer).value(output, False)
+        """Return the number of a call's result; 0 without tensors."""
+        value = _Traversal(self, layer).value(output, False)
         return self._number([OUTPUT, *value] if value else [])
 
     def take(self) -> bytes:
-        """New rows since the last time, as `describe.c` gives them."""
+        """Return the rows that are new since the last call, in the format of `describe.c`."""
         taken, self._fresh = self._fresh, array("q")
         return taken.tobytes()
 
-    def kind(self, of: type) -> Kind:
-        """The kind of a type, asked once."""
-        kind = self._kinds.get(of)
+    def kind(self, value_type: type) -> Kind:
+        """Return the kind of a type, from a cache."""
+        kind = self._kinds.get(value_type)
         if kind is None:
-            kind = self._kinds[of] = kind_of(of)
+            kind = self._kinds[value_type] = kind_of(value_type)
         return kind
 
     def name(self, key: Any) -> int:
-        """The number of an entry's name."""
+        """Return the number of an entry's name."""
         text = _text_of(key)
         return self._names.setdefault(text, len(self._names))
 
     def tensor(self, tensor: Tensor) -> list[int]:
-        """A tensor's part of a row."""
+        """Return a tensor's part of a row."""
         row = self._tensor_kinds.row(tensor)
         return [] if row is None else [TENSOR, row[0], len(row) - 1, *row[1:]]
 
@@ -237,8 +247,8 @@ class Describer:
         return number
 
 
-class _Looking:
-    """One look at a call's values; see describe.c for its bounds."""
+class _Traversal:
+    """Traversal of one call's values; describe.h has its bounds."""
 
     def __init__(self, describer: Describer, layer: int) -> None:
         self._describer, self._layer = describer, layer
@@ -252,7 +262,7 @@ class _Looking:
             return []
         try:
             return self._value(value, self._describer.kind(kind), of_cache)
-        except Exception:  # a value that cannot be looked at is not described
+        except Exception:  # a value that cannot be read is not described
             return []
 
     def _value(self, value: Any, kind: Kind, of_cache: bool) -> list[int]:
@@ -270,14 +280,14 @@ class _Looking:
             if kind is Kind.SEQUENCE:
                 count = tuple.__len__(value) if isinstance(value, tuple) else list.__len__(value)
                 only = self._layer if of_cache and 1 < count > self._layer else NO_LAYER
-                found = self.items(value, only)
-                return [SEQUENCE, *found] if found else []
+                tokens = self.items(value, only)
+                return [SEQUENCE, *tokens] if tokens else []
             if kind is Kind.MAPPING:
-                found = self.entries(value, False, of_cache)
+                tokens = self.entries(value, False, of_cache)
             else:
                 attributes = object.__getattribute__(value, "__dict__")
-                found = self.entries(attributes, kind is Kind.CACHE and self._layer >= 0, False)
-            return [MAPPING, *found] if found else []
+                tokens = self.entries(attributes, kind is Kind.CACHE and self._layer >= 0, False)
+            return [MAPPING, *tokens] if tokens else []
         finally:
             self._above.pop()
 
@@ -294,8 +304,8 @@ class _Looking:
         for bit in range(min(count, most)):
             if self._looks <= 0:
                 break
-            place = bit if bit < half or count <= most else count - most + bit
-            inside = self.value(get(values, place), False)
+            index = bit if bit < half or count <= most else count - most + bit
+            inside = self.value(get(values, index), False)
             if not inside:
                 continue
             alike = range(len(different) - 1, max(-1, len(different) - 5), -1) if count > MERGED_ITEMS else ()
@@ -313,18 +323,18 @@ class _Looking:
         items: Any = dict.items(values) if isinstance(values, dict) else values.items()
         if of_layers and self._layer >= 0 and type(values) is dict and len(values) > 1 and self._layer in values:
             items = [("*", values[self._layer])]
-        found: list[int] = []
-        for looked, (key, value) in enumerate(items):
-            if looked >= MAX_ENTRIES or self._looks <= 0:
+        tokens: list[int] = []
+        for visited, (key, value) in enumerate(items):
+            if visited >= MAX_ENTRIES or self._looks <= 0:
                 break
             inside = self.value(value, of_cache)
             if inside:
-                found += [1 + self._describer.name(key), *inside]
-        return [*found, END] if found else []
+                tokens += [1 + self._describer.name(key), *inside]
+        return [*tokens, END] if tokens else []
 
 
 def _text_of(key: Any) -> str:
-    """The name of an entry; that of a key whose text would be the user's code is `?`."""
+    """Return the name of an entry; `?` for a key whose `str` would run the user's code."""
     if type(key) is str:
         return key
     plain = type(key) in _PLAIN or (type(key) is tuple and len(key) <= MAX_LISTED and {*map(type, key)} <= {*_PLAIN})
@@ -335,28 +345,33 @@ _KINDS: dict[type, Kind] = {}
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors themselves, found where the description of a value has theirs."""
+    """Iterate over the tensors in a value that its description contains."""
     for _, tensor in _walk(value, (), (), [MAX_LOOKS]):
         yield tensor
 
 
 def named_tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors themselves with the names of their places; of many, such as a cache's, with the one name alone."""
-    found = [*_walk(value, (), (), [MAX_LOOKS])]
-    for place, tensor in found:
-        yield ".".join((name, *place)) if len(found) <= _MOST_PLACES else name, tensor
+    """Iterate over the tensors in a value with their dotted paths, or all with `name` if they are many, as in a cache.
+
+    Args:
+        value: the value.
+        name: name of the value itself.
+    """
+    tensors = [*_walk(value, (), (), [MAX_LOOKS])]
+    for path, tensor in tensors:
+        yield ".".join((name, *path)) if len(tensors) <= _MAX_NAMED_TENSORS else name, tensor
 
 
 def _walk(
-    value: Any, place: tuple[str, ...], above: tuple[int, ...], looks: list[int]
+    value: Any, path: tuple[str, ...], above: tuple[int, ...], looks: list[int]
 ) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    """Tensors with their places; `looks` holds how many values may still be looked at."""
+    """Iterate over tensors with their paths; `looks` holds the number of values that may still be visited."""
     looks[0] -= 1
     kind = _KINDS.get(type(value))
     if kind is None:
         kind = _KINDS[type(value)] = kind_of(type(value))
     if kind is Kind.TENSOR:
-        yield place, value
+        yield path, value
         return
     if kind is Kind.NOTHING or len(above) > MAX_NESTING or id(value) in above:
         return
@@ -374,4 +389,4 @@ def _walk(
         if looks[0] <= 0:
             return
         name = _text_of(key)
-        yield from _walk(item, place if name.startswith("_") else (*place, name), above, looks)
+        yield from _walk(item, path if name.startswith("_") else (*path, name), above, looks)

@@ -227,7 +227,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["render", "good.parquet", "-f", "svg", "--pages", "-o", "none/pages"], "none/pages: no such folder"),
         (
             ["trace", "--preset", "tiny", "--include", "nosuch.*"],
-            "no module fits 'nosuch.*': paths begin with 'talker'",
+            "no module matches 'nosuch.*': paths begin with 'talker'",
         ),
         (["trace", "--preset", "tiny", "--exclude", "*"], "no module is left to record: widen --include"),
         (["trace", "--device", "meta", "--codes", "c.json"], "--codes: the meta device computes no codes"),

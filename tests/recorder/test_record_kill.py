@@ -312,7 +312,7 @@ def test_what_is_at_the_name_of_the_unfinished_file_is_not_touched(kind: str, tm
     else:
         os.mkfifo(partial)
     with (
-        pytest.raises(ValueError, match=r"run.parquet.partial: is (a link|a folder|not a regular file), where"),
+        pytest.raises(ValueError, match=r"run.parquet.partial: is (a link|a folder|not a regular file) at"),
         tv.recording(Inner(), file=tmp_path / "run.parquet"),
     ):
         pytest.fail("the run must not begin")

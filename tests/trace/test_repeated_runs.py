@@ -24,7 +24,7 @@ from talkerviz.flowchart.flat_calls import call_graph
 from talkerviz.flowchart.model import Graph
 from talkerviz.flowchart.options import View
 from talkerviz.recorder import recording as recorder
-from talkerviz.recorder.event_writer import Spool
+from talkerviz.recorder.event_writer import EventWriter
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.recorder.record import record
 from talkerviz.recorder.recording import recording
@@ -162,12 +162,12 @@ def test_when_runs_end() -> None:
 def test_the_recorders_own_pauses_are_no_time_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     net = model()
 
-    def slow(self: Spool, *args: Any) -> None:
+    def slow(self: EventWriter, *args: Any) -> None:
         time.sleep(0.05)
         write(self, *args)
 
-    write = Spool.write
-    monkeypatch.setattr(Spool, "write", slow)
+    write = EventWriter.write
+    monkeypatch.setattr(EventWriter, "write", slow)
     monkeypatch.setattr(recorder, "_BATCH", 2)  # writes at each call
     with recording(net) as rec, rec.run():
         run_twice(net)

@@ -1,1 +1,1 @@
-"""Data flow between module calls: which operation made what each call reads."""
+"""Data flow of a run: operations, and edges from each to the readers of its result."""

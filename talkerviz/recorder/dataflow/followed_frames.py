@@ -1,7 +1,7 @@
-"""Which frames of a run have their tensors followed: as long as they differ, and again when one differs.
+"""Sampling of the frames whose tensors are followed: every frame until they repeat, then a few.
 
-Following is several times slower than the run. Frames of a loop are made alike, so a few of them are followed, and the
-`Flow` says of each other frame which of those it is made like.
+Following is several times slower than the run. Frames of a loop have the same operations, so a few of them are
+followed, and the `Flow` maps every other frame to the followed frame that it repeats.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from talkerviz.recorder.dataflow.builder import INPUT, FlowNotes
+from talkerviz.recorder.dataflow.builder import INPUT, FlowBuilder
 from talkerviz.trace.event_log import Mark
 from talkerviz.trace.schema import Tensors
 
 _CHANGES: ContextVar[frozenset[int]] = ContextVar("changes", default=frozenset())
-_FIRST_SAMPLE = 16  # a power of 4
-_TURNS = 4  # frames of so many kinds may take turns
-_FORGET_AFTER = 16  # frames of a loop: what has not come again by then was an exception
+_FIRST_SAMPLE = 16  # frame number in its loop; a power of 4, as `_is_sample` requires
+_MAX_ALTERNATING_KINDS = 4  # kinds of frames that may alternate in a loop; of more, each frame counts as a change
+_FORGET_AFTER_FRAMES = 16  # of a loop: a kind that has not come again by then was an exception
 
 Key = tuple[str, str, int]
-"""A kind of frame: its loop, see `Frame.loop`, and a hash of the modules that it called."""
+"""Kind of a frame: its loop, see `Frame.loop`, and a hash of the modules that it called."""
 
-_Ends = tuple[int, int, int, int, int]
+_LinkEnd = tuple[int, int, int, int, int]
 
 
 @dataclass
 class Frame:
-    """A frame, or a stretch of the run outside of frames.
+    """A frame, or a segment of the run outside of frames.
 
     Attributes:
-        number: its place among all of the run.
-        mark: the mark that it began with.
-        loop: the phase of the frame before it, and its own.
-        edge: the call edge at which it begins.
+        number: its index among all frames of the run.
+        mark: number of the mark that it began with.
+        loop: phases of the frame before it and of the frame itself.
+        edge: call edge at which it begins.
         first, last: its first operation, and the one after its last.
         link: its first link between operations.
         followed: whether its tensors were followed.
-        complete: whether those of the frame before it were as well, so that all of its sources are known.
-        calls: a hash of the modules that it called, in order.
-        ops: a hash of its operations and of the links between them.
-        core: the same without inputs.
+        complete: whether the previous frame was followed too, so that all sources of this frame are known.
+        calls: hash of the modules that it called, in order.
+        ops: hash of its operations and of the links between them.
+        core: hash of the same without inputs.
     """
 
     number: int
@@ -63,16 +63,16 @@ class Frame:
 
     @property
     def key(self) -> Key:
-        """What kind of frame it is."""
+        """Kind of the frame."""
         return (*self.loop, self.calls)
 
 
 @dataclass(frozen=True)
-class Settled:
-    """Two frames of a kind that were made alike, the links from other frames included.
+class SteadyState:
+    """Two frames of a kind with the same operations and links, links from other frames included.
 
     Attributes:
-        first, second: the two; other frames are made like the second.
+        first, second: the two frames; frames that were not followed repeat the second.
     """
 
     first: Frame
@@ -81,11 +81,11 @@ class Settled:
 
 @dataclass
 class _Loop:
-    """Frames of one phase after another.
+    """Consecutive frames of one phase.
 
     Attributes:
-        frames: how many began.
-        waiting: kinds that are not settled -> how many frames there were when one of the kind ended last.
+        frames: number of frames begun.
+        waiting: kinds without a steady state -> number of frames begun when a frame of the kind last ended.
     """
 
     frames: int = 0
@@ -94,12 +94,12 @@ class _Loop:
 
 @contextmanager
 def following_changes_of(calls: pd.DataFrame) -> Iterator[None]:
-    """Know, in recordings begun inside the block, which frames differ from those beside them in another run.
+    """Follow the frames that differ from their neighbours in another run, and the last, in recordings begun inside.
 
-    Those are followed, and the last, whatever is seen before them.
+    These frames are followed even if their loop is in a steady state.
 
     Args:
-        calls: those of a run of the same program.
+        calls: the calls table of a run of the same program.
     """
     token = _CHANGES.set(_changes(calls))
     try:
@@ -114,104 +114,114 @@ def _changes(calls: pd.DataFrame) -> frozenset[int]:
     if own.empty:
         return frozenset()
     frame = own["frame"].to_numpy(np.int64)
-    made_of = np.stack([own["path"].cat.codes, own["phase"].cat.codes, own["depth"]], axis=1)
+    call_kinds = np.stack([own["path"].cat.codes, own["phase"].cat.codes, own["depth"]], axis=1)
     begins = np.concatenate([[0], np.flatnonzero(np.diff(frame)) + 1])
-    parts = np.split(made_of, begins[1:])
+    parts = np.split(call_kinds, begins[1:])
     numbers = frame[begins].tolist()
-    found = {numbers[-1]}
-    for place in range(1, len(parts)):
-        if not any(np.array_equal(one, parts[place]) for one in parts[max(place - _TURNS, 0) : place]):
-            found.update(numbers[max(place - 1, 0) : place + 2])
+    changed = {numbers[-1]}
+    for index in range(1, len(parts)):
+        earlier = parts[max(index - _MAX_ALTERNATING_KINDS, 0) : index]
+        if not any(np.array_equal(part, parts[index]) for part in earlier):
+            changed.update(numbers[max(index - 1, 0) : index + 2])
     growth = _growth_of_frames(own, begins, parts)
-    for place in range(1, len(growth)):
-        if growth[place] and growth[place] not in growth[max(place - _TURNS, 0) : place]:
-            found.update(numbers[place - 1 : place + 2])
-    return frozenset(found)
+    for index in range(1, len(growth)):
+        if growth[index] and growth[index] not in growth[max(index - _MAX_ALTERNATING_KINDS, 0) : index]:
+            changed.update(numbers[index - 1 : index + 2])
+    return frozenset(changed)
 
 
 def _growth_of_frames(calls: pd.DataFrame, begins: np.ndarray, parts: Sequence[np.ndarray]) -> list[bytes]:
-    """For each frame, by how much the sizes of its tensors differ from the frame before, as bytes; none if in calls."""
+    """Return, as bytes for each frame, the differences of tensor sizes from the frame before.
+
+    The bytes are empty if the two frames' calls differ.
+
+    Args:
+        calls: calls of all frames.
+        begins: index of each frame's first call.
+        parts: module, phase and depth of each frame's calls.
+    """
     known: dict[tuple[object, ...], int] = {}
     steps: dict[tuple[int, int], int] = {}
     columns = [calls[name].to_numpy() for name in ("inputs", "outputs")]
-    found = [b""]
-    for place in range(1, len(parts)):
-        if not np.array_equal(parts[place - 1], parts[place]):
-            found.append(b"")
+    growth = [b""]
+    for index in range(1, len(parts)):
+        if not np.array_equal(parts[index - 1], parts[index]):
+            growth.append(b"")
             continue
-        one, two, count = begins[place - 1], begins[place], len(parts[place])
-        of_frame = []
+        previous, current, count = begins[index - 1], begins[index], len(parts[index])
+        frame_steps = []
         for column in columns:
-            for before, after in zip(column[one : one + count], column[two : two + count], strict=True):
+            tensors = zip(column[previous : previous + count], column[current : current + count], strict=True)
+            for before, after in tensors:
                 if before is after:
-                    of_frame.append(-1)
+                    frame_steps.append(-1)
                     continue
                 pair = id(before), id(after)
                 if pair not in steps:
                     steps[pair] = known.setdefault(_step(before, after), len(known))
-                of_frame.append(steps[pair])
-        found.append(np.array(of_frame, dtype=np.int64).tobytes())
-    return found
+                frame_steps.append(steps[pair])
+        growth.append(np.array(frame_steps, dtype=np.int64).tobytes())
+    return growth
 
 
 def _step(before: Tensors, after: Tensors) -> tuple[object, ...]:
     if len(before) != len(after):
         return ()
     return tuple(
-        tuple(b - a for a, b in zip(one.shape, two.shape, strict=False)) for one, two in zip(before, after, strict=True)
+        tuple(new - old for old, new in zip(a.shape, b.shape, strict=False)) for a, b in zip(before, after, strict=True)
     )
 
 
 class FollowedFrames:
-    """The frames of a run, and which of them are followed.
+    """Frames of a run, with the decision which of them are followed.
 
-    A kind of frame is settled once three in a row were made alike: in the modules that they called, in operations, and
-    in where those had their tensors from. Frames are followed until all kinds that come up in their loop are settled,
-    and then two of them now and then, to see how sizes grow.
+    A kind of frame is in a steady state once three consecutive frames of it were the same: in the modules called, in
+    operations, and in the sources of their tensors. Frames are followed until all kinds of their loop are in a steady
+    state, and then in pairs at growing intervals, to see how sizes grow.
 
     Args:
-        notes: what is noted of the frames that are followed.
-        marks: the marks of the recording, which adds to them.
+        builder: operations and links of the followed frames.
+        marks: the recording's marks, a list that grows.
 
     Attributes:
-        frames: those that have begun.
-        settled: the settled states of each kind, in the order in which they were found.
+        frames: the frames that have begun.
+        steady_states: steady states of each kind, in the order in which they were reached.
     """
 
-    def __init__(self, notes: FlowNotes, marks: Sequence[Mark]) -> None:
-        self._notes = notes
+    def __init__(self, builder: FlowBuilder, marks: Sequence[Mark]) -> None:
+        self._builder = builder
         self._marks = marks
         self.frames: list[Frame] = []
-        self.settled: dict[Key, list[Settled]] = {}
+        self.steady_states: dict[Key, list[SteadyState]] = {}
         self._loops: dict[tuple[str, str], _Loop] = {}
         self._recent: dict[Key, list[Frame]] = {}
         self._changes = _CHANGES.get()
-        self._places: dict[int, np.ndarray] = {}
-        self._stale: set[Key] = set()  # kinds whose tensors from before their loop may be others by now
+        self._core_indices: dict[int, np.ndarray] = {}
+        self._stale: set[Key] = set()  # kinds whose tensors from before their loop may have been replaced
 
     def is_new(self, mark: int) -> bool:
-        """Whether a mark belongs to another frame than the last one."""
+        """Return whether a mark belongs to another frame than the latest one."""
         before, now = self._marks[self.frames[-1].mark], self._marks[mark]
         return (before.run, before.frame) != (now.run, now.frame)
 
     def begin(self, mark: int, edge: int) -> Frame:
-        """Begin a frame; `followed` is whether it should be, and is to be corrected where it cannot."""
+        """Begin a frame; its `followed` says whether it should be followed, and the caller corrects it if it cannot."""
         before = self.frames[-1] if self.frames else None
-        said = self._marks[mark]
-        loop = (self._marks[before.mark].phase if before else "", said.phase)
-        if before and before.loop != loop and before.key not in self.settled:
-            self._distrust(loop)
-        follow = self._is_to_follow(loop) if said.frame is not None else True
-        follow |= said.run == 0 and said.frame in self._changes
+        now = self._marks[mark]
+        loop = (self._marks[before.mark].phase if before else "", now.phase)
+        if before and before.loop != loop and before.key not in self.steady_states:
+            self._expire(loop)
+        follow = self._is_to_follow(loop) if now.frame is not None else True
+        follow |= now.run == 0 and now.frame in self._changes
         complete = before is None or before.followed
-        links = self._notes.links_noted
-        frame = Frame(len(self.frames), mark, loop, edge, len(self._notes), links, follow, complete)
+        links = self._builder.link_count
+        frame = Frame(len(self.frames), mark, loop, edge, len(self._builder), links, follow, complete)
         self.frames.append(frame)
         return frame
 
-    def _distrust(self, loop: tuple[str, str]) -> None:
-        """Settle the kinds of a loop anew: it begins again after something else, as with another prompt."""
-        for key in self.settled:
+    def _expire(self, loop: tuple[str, str]) -> None:
+        """Require new steady states of a loop that begins again after other frames, as with another prompt."""
+        for key in self.steady_states:
             if key[:2] == loop:
                 self._stale.add(key)
                 self._recent.pop(key, None)
@@ -224,70 +234,73 @@ class FollowedFrames:
         return number == 0 or bool(known.waiting) or _is_sample(number)
 
     def end(self, calls: int) -> None:
-        """End the frame; `calls` is a hash of the modules that it called."""
+        """End the latest frame; `calls` is a hash of the modules that it called."""
         frame = self.frames[-1]
-        frame.calls, frame.last = calls, len(self._notes)
+        frame.calls, frame.last = calls, len(self._builder)
         if frame.followed:
             frame.ops, frame.core = self._hashes(frame)
         if self._marks[frame.mark].frame is None:
             return
         loop = self._loops[frame.loop]
-        if self._is_settled(frame):
+        if self._is_steady(frame):
             loop.waiting.pop(frame.key, None)
         else:
             loop.waiting[frame.key] = loop.frames
         for key, seen in list(loop.waiting.items()):
-            if loop.frames - seen > _FORGET_AFTER:
+            if loop.frames - seen > _FORGET_AFTER_FRAMES:
                 del loop.waiting[key]
 
-    def _is_settled(self, frame: Frame) -> bool:
-        known = self.settled.get(frame.key)
+    def _is_steady(self, frame: Frame) -> bool:
+        known = self.steady_states.get(frame.key)
         stale = frame.key in self._stale
         if not frame.followed:
             return known is not None and not stale
-        if known is not None and not stale and any(self.is_alike(frame, one) for one in known):
+        if known is not None and not stale and any(self.is_alike(frame, steady) for steady in known):
             return True
         recent = [*self._recent.get(frame.key, ()), frame][-3:]
         self._recent[frame.key] = recent
-        if len(recent) < 3 or len({one.ops for one in recent}) > 1 or not all(one.complete for one in recent):
+        if len(recent) < 3 or len({each.ops for each in recent}) > 1 or not all(each.complete for each in recent):
             return False
         first, second, _ = recent
-        # What reads a part of a tensor may link earlier operations: they are known once the next frame is over.
-        if not all(self.frames[one.number + 1].followed for one in (first, second)):
+        # A read of a part of a tensor may link earlier operations: links are complete once the next frame is over.
+        if not all(self.frames[each.number + 1].followed for each in (first, second)):
             return False
         if self.links_back(first, second) is None:
             return False
-        self.settled.setdefault(frame.key, []).append(Settled(first, second))
+        self.steady_states.setdefault(frame.key, []).append(SteadyState(first, second))
         self._stale.discard(frame.key)
         return True
 
-    def is_alike(self, frame: Frame, settled: Settled) -> bool:
-        """Whether a frame that was followed after others that were not is made like those of a kind."""
-        return frame.core == settled.second.core and self.reads_the_same(frame, settled)
+    def is_alike(self, frame: Frame, steady: SteadyState) -> bool:
+        """Return whether a frame, followed after frames that were not, is in a steady state of its kind."""
+        return frame.core == steady.second.core and self.reads_the_same(frame, steady)
 
-    def reads_the_same(self, frame: Frame, settled: Settled, operations: int | None = None) -> bool:
-        """Whether a frame reads what all frames of a kind read from one place, as the text of a prompt.
+    def reads_the_same(self, frame: Frame, steady: SteadyState, operations: int | None = None) -> bool:
+        """Return whether a frame reads the tensors from before the loop that its kind reads, as a prompt's embedding.
 
         Args:
             frame: a frame with the operations of that kind.
-            settled: the kind.
-            operations: so many of its first operations are looked at, inputs not counted; all by default.
+            steady: the steady state of the kind.
+            operations: number of its first operations to compare, inputs not counted; all by default.
         """
-        second = settled.second
-        back = self.links_back(settled.first, second) or {}
-        wanted = {(source, self._core_place(second, target)) for (source, target), far in back.items() if not far}
+        second = steady.second
+        back = self.links_back(steady.first, second) or {}
+        wanted = {
+            (source, self._core_index(second, target)) for (source, target), distance in back.items() if not distance
+        }
         links = self._links_to(frame)
-        known = {(source, self._core_place(frame, target)) for source, target, _ in links.T.tolist()}
+        known = {(source, self._core_index(frame, target)) for source, target, _ in links.T.tolist()}
         return {link for link in wanted if operations is None or link[1] < operations} <= known
 
-    def _core_place(self, frame: Frame, operation: int) -> int:
-        if frame.number not in self._places:
-            _, kind, _ = self._notes.operations(frame.first, frame.last)
-            self._places[frame.number] = np.cumsum(kind != INPUT) - 1
-        return int(self._places[frame.number][operation - frame.first])
+    def _core_index(self, frame: Frame, operation: int) -> int:
+        """Return an operation's index among those of its frame that are no inputs."""
+        if frame.number not in self._core_indices:
+            _, kind, _ = self._builder.operations(frame.first, frame.last)
+            self._core_indices[frame.number] = np.cumsum(kind != INPUT) - 1
+        return int(self._core_indices[frame.number][operation - frame.first])
 
     def _hashes(self, frame: Frame) -> tuple[bytes, bytes]:
-        name, kind, call = self._notes.operations(frame.first, frame.last)
+        name, kind, call = self._builder.operations(frame.first, frame.last)
         inside = np.where(call >= frame.edge, call - frame.edge, -1)
         links = self._links_to(frame)
         links = links[:, links[0] >= frame.first]
@@ -295,56 +308,56 @@ class FollowedFrames:
         links = links[:, np.lexsort(links)]
         whole = hashlib.blake2b(np.stack([name, kind, inside]).tobytes(), digest_size=16)
         whole.update(links.tobytes())
-        whole.update(repr(self._notes.late(frame.first, frame.last)).encode())
+        whole.update(repr(self._builder.late(frame.first, frame.last)).encode())
         kept = kind != INPUT
-        place = np.cumsum(kept) - 1
+        index = np.cumsum(kept) - 1
         core = hashlib.blake2b(np.stack([name, kind, inside])[:, kept].tobytes(), digest_size=16)
         between = links[:, kept[links[0]] & kept[links[1]]]
-        between[:2] = place[between[:2]]
+        between[:2] = index[between[:2]]
         core.update(between.tobytes())
         return whole.digest(), core.digest()
 
     def _links_to(self, frame: Frame) -> np.ndarray:
-        """Rows `source`, `target` and `state` of the links whose target is in a frame."""
-        links = self._notes.links(frame.link)
-        found: np.ndarray = links[:, (links[1] >= frame.first) & (links[1] < frame.last)]
-        return np.unique(found, axis=1)
+        """Return rows `source`, `target` and `state` of the links whose target is in a frame."""
+        links = self._builder.links(frame.link)
+        to_frame: np.ndarray = links[:, (links[1] >= frame.first) & (links[1] < frame.last)]
+        return np.unique(to_frame, axis=1)
 
-    def _ends(self, frame: Frame) -> dict[tuple[int, int], tuple[_Ends, _Ends]]:
-        """Links to a frame from others, by their ends: how far back they come from, and from where at all."""
+    def _link_ends(self, frame: Frame) -> dict[tuple[int, int], tuple[_LinkEnd, _LinkEnd]]:
+        """Return the ends of links to a frame from earlier ones: relative to the two frames, and absolute."""
         links = self._links_to(frame)
-        starts = np.array([one.first for one in self.frames])
-        found: dict[tuple[int, int], tuple[_Ends, _Ends]] = {}
+        starts = np.array([each.first for each in self.frames])
+        ends: dict[tuple[int, int], tuple[_LinkEnd, _LinkEnd]] = {}
         for source, target, state in links[:, links[0] < frame.first].T.tolist():
-            of = self.frames[int(np.searchsorted(starts, source, side="right")) - 1]
-            place = target - frame.first
-            back = (place, state, frame.number - of.number, source - of.first, hash(of.key))
-            found.setdefault((source, target), (back, (place, state, 0, source, 0)))
-        return found
+            origin = self.frames[int(np.searchsorted(starts, source, side="right")) - 1]
+            index = target - frame.first
+            relative = (index, state, frame.number - origin.number, source - origin.first, hash(origin.key))
+            ends.setdefault((source, target), (relative, (index, state, 0, source, 0)))
+        return ends
 
     def links_back(self, first: Frame, second: Frame) -> dict[tuple[int, int], int] | None:
-        """How the links of two frames from earlier ones go on; None where they are not alike.
+        """Match the links of two frames from earlier frames.
 
         Returns:
-            The ends of each link to the second -> how many frames it goes back, 0 where it comes from the same place
-            whatever the frame.
+            (source, target) of each link to the second frame -> number of frames it goes back, 0 for a source that is
+            the same operation for both frames; None if the links of the two frames do not match.
         """
-        before, after = self._ends(first), self._ends(second)
+        before, after = self._link_ends(first), self._link_ends(second)
         if len(before) != len(after):
             return None
         known = {end for ends in before.values() for end in ends}
-        found = {}
-        for link, (back, fixed) in after.items():
-            if fixed in known:
-                found[link] = 0
-            elif back in known:
-                found[link] = back[2]
+        distances = {}
+        for link, (relative, absolute) in after.items():
+            if absolute in known:
+                distances[link] = 0
+            elif relative in known:
+                distances[link] = relative[2]
             else:
                 return None
-        return found
+        return distances
 
 
 def _is_sample(number: int) -> bool:
-    """16 and 17, 64 and 65, 256 and 257, ..."""
+    """Return whether a frame is sampled: 16 and 17, 64 and 65, 256 and 257, ..."""
     even = number & ~1
     return even >= _FIRST_SAMPLE and even & (even - 1) == 0 and even.bit_length() % 2 == 1

@@ -1,27 +1,45 @@
-"""What the tensors that a run is given are called, for runs that know it: who reads them first may not."""
+"""Names for a run's input tensors: set by the caller, or those of `forward`'s parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-_GIVEN: ContextVar[Mapping[str, Tensor]] = ContextVar("given", default={})  # noqa: B039  (nothing is put in it)
+_NAMES: ContextVar[Mapping[str, Tensor]] = ContextVar("input_names", default={})  # noqa: B039  (it is never changed)
 
 
 @contextmanager
-def naming(arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Inside the block, tensors from outside that are among these arguments are called by their names."""
-    token = _GIVEN.set({name: value for name, value in arguments.items() if isinstance(value, Tensor)})
+def name_inputs(arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Name the input tensors of runs inside the block.
+
+    Args:
+        arguments: values by name; those that are no tensors are ignored.
+    """
+    token = _NAMES.set({name: value for name, value in arguments.items() if isinstance(value, Tensor)})
     try:
         yield
     finally:
-        _GIVEN.reset(token)
+        _NAMES.reset(token)
 
 
-def given_arguments() -> Mapping[str, Tensor]:
-    """The tensors that the run at hand is given."""
-    return _GIVEN.get()
+def named_inputs() -> Mapping[str, Tensor]:
+    """Return the tensors that the current run's caller has named."""
+    return _NAMES.get()
+
+
+def named_arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Iterate over the arguments of a module's call with the names of its `forward`'s parameters."""
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    names = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    further = next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), "input")
+    for index, value in enumerate(args):
+        yield names[index] if index < len(names) else further, value
+    yield from kwargs.items()

@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps elsewhere and moves in for each call, as `device_map="auto"` has it."""
+"""Weights that accelerate offloads and moves to the device for each call, as with `device_map="auto"`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talkerviz.recorder.method_patch import step_in
+from talkerviz.recorder.method_patch import patch_method
 
 
 def parameter_devices(model: nn.Module) -> Iterator[torch.device]:
-    """The device that each parameter of a model is on, or is moved to when its module is called."""
+    """Iterate over the device of each parameter, or the one that it is moved to when its module is called."""
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             yield _execution_device(module) if parameter.is_meta else parameter.device
@@ -21,8 +21,8 @@ def parameter_devices(model: nn.Module) -> Iterator[torch.device]:
 
 def _execution_device(module: nn.Module) -> torch.device:
     hook = getattr(module, "_hf_hook", None)
-    for one in (hook, *getattr(hook, "hooks", ())):
-        device = getattr(one, "execution_device", None)
+    for candidate in (hook, *getattr(hook, "hooks", ())):
+        device = getattr(candidate, "execution_device", None)
         if device is not None:
             return torch.device(device)
     return torch.device("meta")
@@ -31,20 +31,20 @@ def _execution_device(module: nn.Module) -> torch.device:
 def watch_moved_weights(
     hide: Callable[[Callable[[], Any]], Any], keep: Callable[[Tensor], None], undo: list[Callable[[], None]]
 ) -> None:
-    """Tell of weights that accelerate moves in from now on.
+    """Report weights that accelerate moves to the device from now on.
 
     Args:
-        hide: called with a function that reads or moves a weight, to run it and return its result.
-        keep: called with each weight that is in its module now.
-        undo: gets what ends it.
+        hide: called with a function that reads or moves a weight; runs it and returns its result.
+        keep: called with each weight that was moved into its module.
+        undo: list that gets the functions that end the reports.
     """
     hooks, offload = sys.modules.get("accelerate.hooks"), sys.modules.get("accelerate.utils.offload")
     if hooks is None or offload is None:
         return
 
-    def make_set(below: Callable[..., Any]) -> Callable[..., Any]:
+    def make_set(original: Callable[..., Any]) -> Callable[..., Any]:
         def set_tensor(module: nn.Module, tensor_name: str, *args: Any, **kwargs: Any) -> Any:
-            result = hide(lambda: below(module, tensor_name, *args, **kwargs))
+            result = hide(lambda: original(module, tensor_name, *args, **kwargs))
             path, _, name = tensor_name.rpartition(".")
             tensor = getattr(module.get_submodule(path), name, None)
             if isinstance(tensor, Tensor) and not tensor.is_meta:
@@ -53,8 +53,8 @@ def watch_moved_weights(
 
         return set_tensor
 
-    def make_getitem(below: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, key: hide(lambda: below(self, key))
+    def make_getitem(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, key: hide(lambda: original(self, key))
 
-    step_in(hooks, "set_module_tensor_to_device", make_set, undo)
-    step_in(offload.OffloadedWeightsLoader, "__getitem__", make_getitem, undo)
+    patch_method(hooks, "set_module_tensor_to_device", make_set, undo)
+    patch_method(offload.OffloadedWeightsLoader, "__getitem__", make_getitem, undo)

@@ -1,4 +1,4 @@
-"""What is to be known of torch's functions and operators to follow tensors through them."""
+"""Rules of torch's operators for following tensors through them: arguments read, arguments written, views, copies."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch.utils.flop_counter import flop_registry
 
 from talkerviz.recorder.instruments.flop_formulas import COLLECTIVE, is_view
 
-# The values stay what they are: another layout, dtype or device. `torch.Tag.view_copy` has the others.
-_MOVES = {"_to_copy", "clone", "_pin_memory", "_unsafe_view", "_reshape_copy", "lift"}
-# Written without being read.
+# Operators that only change layout, dtype or device, besides those with `torch.Tag.view_copy`.
+_COPIES = {"_to_copy", "clone", "_pin_memory", "_unsafe_view", "_reshape_copy", "lift"}
+# In-place operators that do not read the tensor that they write.
 _OVERWRITES = {
     *("copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_"),
     *("geometric_", "log_normal_"),
 }
-# Written in some rows, which only the device knows; the others stay.
+# In-place operators that write some rows, known only to the device, and leave the others.
 _WRITES_ROWS = {
     *("index_put_", "_index_put_impl_", "index_copy_", "index_add_", "index_fill_", "index_reduce_", "scatter_"),
     *("scatter_add_", "scatter_reduce_", "put_", "masked_scatter_"),
 }
-# Neither arithmetic nor a choice that depends on values: arranging, filling, dropping.
+# Operators without arithmetic and without a choice that depends on values: rearranging, filling, dropping.
 _LIGHT = {
     *("cat", "stack", "copy", "fill", "zero", "index_put", "_index_put_impl", "index_copy", "index_fill", "scatter"),
     *("slice_scatter", "select_scatter", "as_strided_scatter", "diagonal_scatter", "masked_scatter", "put"),
@@ -35,7 +35,7 @@ _LIGHT = {
     *("random", "bernoulli", "exponential", "floor_divide"),
 }
 _NAMES = {"truediv": "div", "floordiv": "floor_divide", "lift_fresh": "tensor", "lift_fresh_copy": "tensor"}
-_TWO_SIDED = {
+_REFLECTED = {  # have the forms `__radd__` and `__iadd__`
     *(
         "add",
         "sub",
@@ -57,48 +57,48 @@ _TWO_SIDED = {
 
 @dataclass(frozen=True)
 class Rule:
-    """How one operator treats tensors.
+    """Treatment of tensors by one operator.
 
     Attributes:
-        composite: it is made of others, which are to be seen in its place.
-        view: it moves no byte.
-        moves: it gives the values that it gets.
-        creates: whatever it gets, it does not look at the values.
-        heavy: see `trace.flow.OPS`.
+        composite: whether it decomposes into other operators, which are followed instead.
+        view: whether it moves no byte.
+        copies: whether its result has the values of its argument.
+        creates: whether it reads only sizes and dtypes of its arguments, no values.
+        heavy: whether it is a product, reduction, sort or the like, see `trace.flow.OPS`.
         written: positions and names of the arguments that it writes.
-        reads_written: whether it reads those as well.
-        rows: whether it writes only some rows of them.
-        joins: whether it puts tensors behind each other: with empty ones, it gives the other as it is.
+        reads_written: whether it also reads the arguments that it writes.
+        writes_rows: whether it writes only some rows of them.
+        concatenates: whether it joins tensors; with all but one empty, it copies that one.
         collective: whether it moves tensors between processes.
     """
 
     composite: bool = False
     view: bool = False
-    moves: bool = False
+    copies: bool = False
     creates: bool = False
     heavy: bool = True
     written: frozenset[int | str] = frozenset()
     reads_written: bool = False
-    rows: bool = False
-    joins: bool = False
+    writes_rows: bool = False
+    concatenates: bool = False
     collective: bool = False
 
     def split(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-        """Of an operator's arguments the tensors that are read and those that are written; one may be both."""
+        """Return the tensors among an operator's arguments that it reads, and that it writes; a tensor may be both."""
         reads: list[Tensor] = []
         writes: list[Tensor] = []
-        for place, value in (*enumerate(args), *kwargs.items()):
-            found = tensors_of(value)
-            if place in self.written:
-                writes += found
+        for key, value in (*enumerate(args), *kwargs.items()):
+            tensors = tensors_of(value)
+            if key in self.written:
+                writes += tensors
                 if not self.reads_written:
                     continue
-            reads += found
+            reads += tensors
         return reads, writes
 
 
 def tensors_of(out: Any) -> list[Tensor]:
-    """The tensors that an operator gave."""
+    """Return the tensors in an operator's result or argument."""
     if isinstance(out, Tensor):
         return [out]
     return [tensor for item in out for tensor in tensors_of(item)] if isinstance(out, list | tuple) else []
@@ -106,65 +106,72 @@ def tensors_of(out: Any) -> list[Tensor]:
 
 @functools.cache
 def rule_of(func: Any) -> Rule:
-    """The rule of an operator."""
+    """Return the rule of an operator."""
     if not isinstance(func, OpOverload):
-        return Rule()  # a higher-order one
+        return Rule()  # a higher-order operator
     name, arguments = func._overloadpacket.__name__, func._schema.arguments
     if func.namespace == "c10d":
-        return _rule_of_collective(name, [one.name for one in arguments])
-    if func.namespace == "prim":  # asks for a property
+        return _rule_of_collective(name, [argument.name for argument in arguments])
+    if func.namespace == "prim":  # reads a property
         return Rule(view=True)
     try:
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             return Rule(composite=True)
-    except RuntimeError:  # the dispatcher does not know it: `sym_size` asks a nested tensor for a property
+    except RuntimeError:  # unknown to the dispatcher: `sym_size` reads a property of a nested tensor
         return Rule(view=True)
     if name in ("lift_fresh", "lift_fresh_copy"):
         return Rule(creates=True, heavy=False)
     if is_view(func):
         return Rule(view=True)
-    places = [(place, one) for place, one in enumerate(arguments) if one.alias_info and one.alias_info.is_write]
-    moves = name in _MOVES or torch.Tag.view_copy in func.tags
+    written = [
+        (index, argument)
+        for index, argument in enumerate(arguments)
+        if argument.alias_info and argument.alias_info.is_write
+    ]
+    copies = name in _COPIES or torch.Tag.view_copy in func.tags
     creates = name.endswith("_like") or name.startswith("new_")
-    gets_tensors = any("Tensor" in str(one.type) for one in arguments)
+    takes_tensors = any("Tensor" in str(argument.type) for argument in arguments)
     return Rule(
-        moves=moves,
+        copies=copies,
         creates=creates,
         heavy=func._overloadpacket in flop_registry
         or not (
-            moves
+            copies
             or creates
-            or not gets_tensors
+            or not takes_tensors
             or torch.Tag.pointwise in func.tags
             or name.rstrip("_") in _LIGHT
             or name.startswith("_foreach_")
         ),
-        written=frozenset(key for place, one in places for key in (place, one.name)),
-        reads_written=not all(one.kwarg_only for _, one in places)
+        written=frozenset(key for index, argument in written for key in (index, argument.name)),
+        reads_written=not all(argument.kwarg_only for _, argument in written)
         and name not in _OVERWRITES
         and name not in _WRITES_ROWS,
-        rows=name in _WRITES_ROWS,
-        joins=name == "cat",
+        writes_rows=name in _WRITES_ROWS,
+        concatenates=name == "cat",
         collective=func.namespace in COLLECTIVE,
     )
 
 
 def _rule_of_collective(name: str, arguments: Sequence[str]) -> Rule:
-    """Its schema does not tell what it writes, but names do: results, or in place of any the tensors themselves."""
-    results = [(place, one) for place, one in enumerate(arguments) if one.startswith("output")]
-    in_place = [(place, one) for place, one in enumerate(arguments) if one in ("tensors", "tensor")]
+    """Return the rule of a collective, from its arguments' names: its schema does not mark the arguments it writes.
+
+    These are the arguments named `output...`, or the tensors themselves if there are none.
+    """
+    results = [(index, argument) for index, argument in enumerate(arguments) if argument.startswith("output")]
+    in_place = [(index, argument) for index, argument in enumerate(arguments) if argument in ("tensors", "tensor")]
     written = results or ([] if name == "send" else in_place)
-    if "barrier" in name:  # what it is given is never looked at
+    if "barrier" in name:  # does not read its tensor
         return Rule(view=True)
     return Rule(
-        written=frozenset(key for place in written for key in place),
+        written=frozenset(key for argument in written for key in argument),
         reads_written=not results and name != "recv_",
         collective=True,
     )
 
 
 def name_of(func: Any) -> str:
-    """What a function or operator is called in a flow: `a + b`, `a.add(b)` and `b.__radd__(a)` are `add`."""
+    """Return a function's or operator's name in a flow: `a + b`, `a.add(b)` and `b.__radd__(a)` are `add`."""
     return _plain(getattr(getattr(func, "_overloadpacket", func), "__name__", type(func).__name__))
 
 
@@ -172,6 +179,6 @@ def name_of(func: Any) -> str:
 def _plain(name: str) -> str:
     bare = name.strip("_") if name.startswith("__") else name.lstrip("_")
     inplace = False
-    if name.startswith("__") and bare[0] in "ri" and bare[1:] in _TWO_SIDED:
+    if name.startswith("__") and bare[0] in "ri" and bare[1:] in _REFLECTED:
         inplace, bare = bare[0] == "i", bare[1:]
     return _NAMES.get(bare, bare) + "_" * inplace

@@ -1,8 +1,9 @@
-"""Tensors that a module call returns as it received them, and which later reads go through that call.
+"""Alias passthrough: module calls that return a tensor argument unchanged, and the later reads that go through them.
 
-`y = identity(x)` leaves one tensor under two names, and nothing in the tensor tells which name an operation was given.
-The bytecode of the calling function does: a read of `y` comes from the call, a read of `x` from what made `x`. Where
-the names do not tell, as behind containers, attributes and helper functions, the read comes from the last such call.
+`y = identity(x)` leaves one tensor under two names, and the tensor itself does not show which name an operation was
+given. The bytecode of the calling function does: a read of `y` comes from the call, a read of `x` from the producer of
+`x`. If the names are ambiguous, as behind containers, attributes and helper functions, the read comes from the last
+such call.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from typing import Any
 from torch import Tensor
 
 Span = tuple[tuple[int, int], tuple[int, int]]
-"""Line and column where an expression begins and where it ends."""
+"""Line and column of an expression's begin, and of its end."""
 
 _NO_NAMES: frozenset[str] = frozenset()
-# Instructions between a call and the assignment of its result that leave the result as it is.
+# Instructions between a call and the assignment of its result that leave the result unchanged.
 _MOVE_RESULTS = {"CACHE", "PRECALL", "EXTENDED_ARG", "NOP", "SWAP", "COPY", "BUILD_TUPLE", "UNPACK_SEQUENCE"}
 _OPERATIONS = ("CALL", "BINARY", "UNARY", "COMPARE", "INPLACE")
 
 
 @dataclass(frozen=True)
 class _Variables:
-    """Where a code object loads and stores its variables.
+    """Positions in a code object at which it loads and stores its variables.
 
     Attributes:
-        offsets, spans: each instruction's byte offset and expression, in order.
+        offsets, spans: byte offset and expression of each instruction, in order.
         loads: variables and the spans at which they are loaded.
-        operations: spans of calls, sums and the like, which give another value than their operands.
-        stores: for each instruction, the variables that the result of a call there is assigned to.
+        operations: spans of calls, sums and the like, whose value differs from their operands.
+        stores: for each instruction, the variables that a call's result is assigned to.
     """
 
     offsets: list[int]
@@ -44,15 +45,15 @@ class _Variables:
     operations: set[Span]
     stores: list[frozenset[str]]
 
-    def place(self, frame: FrameType) -> int:
-        """The instruction that a frame of this code executes."""
+    def instruction(self, frame: FrameType) -> int:
+        """Return the index of the instruction that a frame of this code executes."""
         return bisect_right(self.offsets, frame.f_lasti) - 1
 
 
 @functools.lru_cache(maxsize=4096)
 def _variables_of(code: CodeType) -> _Variables:
     instructions = list(dis.get_instructions(code))
-    spans = [_span(one) for one in instructions]
+    spans = [_span(instruction) for instruction in instructions]
     loads: list[tuple[str, Span]] = []
     operations: set[Span] = set()
     for instruction, span in zip(instructions, spans, strict=True):
@@ -62,10 +63,10 @@ def _variables_of(code: CodeType) -> _Variables:
         if instruction.opname.startswith(_OPERATIONS):
             operations.add(span)
     stores = [
-        _stored_after(instructions, spans, place) if one.opname.startswith("CALL") else _NO_NAMES
-        for place, one in enumerate(instructions)
+        _stored_after(instructions, spans, index) if instruction.opname.startswith("CALL") else _NO_NAMES
+        for index, instruction in enumerate(instructions)
     ]
-    return _Variables([one.offset for one in instructions], spans, loads, operations, stores)
+    return _Variables([instruction.offset for instruction in instructions], spans, loads, operations, stores)
 
 
 def _span(instruction: dis.Instruction) -> Span | None:
@@ -77,18 +78,23 @@ def _span(instruction: dis.Instruction) -> Span | None:
 
 
 def _names(instruction: dis.Instruction, action: str) -> list[str]:
-    """The variables that an instruction loads, or stores; one may do both, to several."""
+    """Return the variables that an instruction loads, or stores; `STORE_FAST_LOAD_FAST` does both.
+
+    Args:
+        instruction: the instruction.
+        action: `LOAD` or `STORE`.
+    """
     parts = instruction.opname.split("_")
-    kinds = [place for place, part in enumerate(parts[:-1]) if part in ("LOAD", "STORE")]
+    kinds = [index for index, part in enumerate(parts[:-1]) if part in ("LOAD", "STORE")]
     if not kinds or not {"FAST", "DEREF", "NAME", "GLOBAL"} & set(parts):
         return []
     names = instruction.argval if isinstance(instruction.argval, tuple) else [instruction.argval]
-    return [name for place, name in zip(kinds, names, strict=False) if parts[place] == action and isinstance(name, str)]
+    return [name for index, name in zip(kinds, names, strict=False) if parts[index] == action and isinstance(name, str)]
 
 
-def _stored_after(instructions: Sequence[dis.Instruction], spans: Sequence[Span | None], place: int) -> frozenset[str]:
-    call, stored = spans[place], set[str]()
-    for instruction, span in zip(instructions[place + 1 :], spans[place + 1 :], strict=True):
+def _stored_after(instructions: Sequence[dis.Instruction], spans: Sequence[Span | None], index: int) -> frozenset[str]:
+    call, stored = spans[index], set[str]()
+    for instruction, span in zip(instructions[index + 1 :], spans[index + 1 :], strict=True):
         if names := _names(instruction, "STORE"):
             stored.update(names)
         elif stored or span is None or call is None:
@@ -105,23 +111,23 @@ def _is_within(inner: Span, outer: Span) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
-    """A tensor that a call returned as it had received it.
+class Passthrough:
+    """A tensor that a call returned unchanged.
 
     Attributes:
         number: the operation of kind `pass`.
-        replaced: the operations that made the tensor.
-        scope: the module call in whose code it was returned; None outside of all.
-        frame: the `id` of the calling Python frame.
-        code: its code.
-        span: where the call stands in it; None if that is unknown.
-        arguments: variables that the call was given.
-        results: variables that its result was assigned to.
-        offset, sizes, strides: the part of the storage that the tensor has.
+        producers: the operations that made the tensor.
+        scope: the module call whose code made this call; None outside of all module calls.
+        frame: `id` of the calling Python frame.
+        code: code object of that frame.
+        span: expression of the call in the code; None if unknown.
+        arguments: variables among the call's arguments.
+        results: variables that its result is assigned to.
+        offset, sizes, strides: part of the storage that the tensor covers, in elements.
     """
 
     number: int
-    replaced: tuple[int, ...]
+    producers: tuple[int, ...]
     scope: Any
     frame: int
     code: CodeType | None
@@ -133,63 +139,65 @@ class Passed:
     strides: tuple[int, ...]
 
     def begins_in(self, tensor: Tensor) -> bool:
-        """Whether the first element of a tensor of the same storage is one of this tensor's."""
-        left = int(tensor.storage_offset()) - self.offset
+        """Return whether the first element of a tensor of the same storage is one of this tensor's."""
+        remainder = int(tensor.storage_offset()) - self.offset
         for stride, size in sorted(zip(self.strides, self.sizes, strict=True), reverse=True):
-            if stride and left > 0:
-                left -= min(left // stride, size - 1) * stride
-        return left == 0
+            if stride and remainder > 0:
+                remainder -= min(remainder // stride, size - 1) * stride
+        return remainder == 0
 
     @property
     def last(self) -> int:
-        """The last element in the storage."""
+        """Storage index of the tensor's last element."""
         return self.offset + sum((size - 1) * stride for size, stride in zip(self.sizes, self.strides, strict=True))
 
 
-def passed(number: int, replaced: tuple[int, ...], scope: Any, frame: FrameType | None, tensor: Tensor) -> Passed:
-    """Note a tensor that a call has returned as it had received it.
+def alias_passthrough(
+    number: int, producers: tuple[int, ...], scope: Any, frame: FrameType | None, tensor: Tensor
+) -> Passthrough:
+    """Describe a tensor that a call has returned unchanged.
 
     Args:
         number: the operation of kind `pass`.
-        replaced: the operations that made the tensor.
-        scope: the module call around.
+        producers: the operations that made the tensor.
+        scope: the module call around the call; None for none.
         frame: the Python frame that made the call.
         tensor: the tensor.
     """
-    where = int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
+    region = int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
     if frame is None:
-        return Passed(number, replaced, scope, 0, None, None, _NO_NAMES, _NO_NAMES, *where)
+        return Passthrough(number, producers, scope, 0, None, None, _NO_NAMES, _NO_NAMES, *region)
     variables = _variables_of(frame.f_code)
-    place = variables.place(frame)
-    span, results = variables.spans[place], variables.stores[place]
+    index = variables.instruction(frame)
+    span, results = variables.spans[index], variables.stores[index]
     arguments: set[str] = set()
     if span is not None:
-        # What is called stands at the beginning of the call: `self.norms[i](x)`.
-        inner = [one for one in variables.spans if one is not None and one[0] == span[0] and one[1] < span[1]]
+        # The callee is at the beginning of the call's expression: `self.norms[i](x)`.
+        inner = [each for each in variables.spans if each is not None and each[0] == span[0] and each[1] < span[1]]
         callee = max(inner, default=(span[0], span[0]))
-        arguments = {name for name, at in variables.loads if _is_within(at, span) and not _is_within(at, callee)}
+        arguments = {name for name, load in variables.loads if _is_within(load, span) and not _is_within(load, callee)}
     names = frozenset(arguments) - results
-    return Passed(number, replaced, scope, id(frame), frame.f_code, span, names, results, *where)
+    return Passthrough(number, producers, scope, id(frame), frame.f_code, span, names, results, *region)
 
 
-def sources_of(history: Sequence[Passed], tensor: Tensor, producers: tuple[int, ...]) -> tuple[int, ...]:
-    """What an operation reads from, that is given a tensor now.
+def sources_of(history: Sequence[Passthrough], tensor: Tensor, producers: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the operations that the current read of a tensor goes to: its producers, or calls that returned it.
 
     Args:
-        history: how tensors of this storage were passed on, in order.
-        tensor: what it is given.
+        history: passthroughs of tensors of this storage, in order.
+        tensor: the tensor that is read.
         producers: the operations that made the tensor.
     """
-    left = [one for one in history if _is_about(one, tensor, producers)]
+    remaining = [passthrough for passthrough in history if _returned(passthrough, tensor, producers)]
     read: dict[int, None] = {}
-    while left:
-        scope = left[-1].scope
-        of_scope = [one for one in reversed(left) if one.scope is scope]
-        left = [one for one in left if one.scope is not scope]
-        chosen, original = _choose(of_scope)
+    while remaining:
+        scope = remaining[-1].scope
+        in_scope = [passthrough for passthrough in reversed(remaining) if passthrough.scope is scope]
+        remaining = [passthrough for passthrough in remaining if passthrough.scope is not scope]
+        chosen, original = _choose(in_scope)
         if chosen:
-            read.update(dict.fromkeys(one.number for one in chosen))
-            replaced = {number for one in chosen for number in one.replaced}
+            read.update(dict.fromkeys(passthrough.number for passthrough in chosen))
+            replaced = {number for passthrough in chosen for number in passthrough.producers}
             partly = int(tensor.storage_offset()) < chosen[0].offset or _last(tensor) > chosen[0].last
             if not original:
                 rest = producers if partly else [number for number in producers if number not in replaced]
@@ -197,9 +205,10 @@ def sources_of(history: Sequence[Passed], tensor: Tensor, producers: tuple[int, 
     return tuple({**dict.fromkeys(producers), **read})
 
 
-def _is_about(one: Passed, tensor: Tensor, producers: tuple[int, ...]) -> bool:
-    made = not set(one.replaced).isdisjoint(producers) if one.replaced else not producers
-    return made and one.begins_in(tensor)
+def _returned(passthrough: Passthrough, tensor: Tensor, producers: tuple[int, ...]) -> bool:
+    """Return whether a passthrough's tensor has the same producers as a tensor, and its first element."""
+    made = not set(passthrough.producers).isdisjoint(producers) if passthrough.producers else not producers
+    return made and passthrough.begins_in(tensor)
 
 
 def _last(tensor: Tensor) -> int:
@@ -207,27 +216,31 @@ def _last(tensor: Tensor) -> int:
     return int(tensor.storage_offset()) + sum((size - 1) * stride for size, stride in sizes)
 
 
-def _choose(history: Sequence[Passed]) -> tuple[list[Passed], bool]:
-    """Which of the calls that passed a tensor on, last first, a read goes through; whether one goes around them."""
-    frames = {one.frame for one in history}
+def _choose(history: Sequence[Passthrough]) -> tuple[list[Passthrough], bool]:
+    """Return the passthroughs that the current read goes through, and whether it also reads the original tensor.
+
+    Args:
+        history: passthroughs of one scope, last first.
+    """
+    frames = {passthrough.frame for passthrough in history}
     for frame in _frames():
         if id(frame) not in frames:
             continue
-        here = [one for one in history if one.frame == id(frame) and one.code is frame.f_code]
+        here = [each for each in history if each.frame == id(frame) and each.code is frame.f_code]
         variables = _variables_of(frame.f_code) if here else None
-        span = variables.spans[variables.place(frame)] if variables is not None else None
+        span = variables.spans[variables.instruction(frame)] if variables is not None else None
         if variables is None or span is None:
             continue
         for only_operands in (True, False):
             names, inside = _read_in(variables, span, here, only_operands)
-            chosen = {one.number: one for one in inside}
+            chosen = {passthrough.number: passthrough for passthrough in inside}
             original = False
             for name in names:
-                through = next((one for one in here if name in one.results), None)
+                through = next((passthrough for passthrough in here if name in passthrough.results), None)
                 if through is not None:
                     chosen[through.number] = through
                 else:
-                    original |= any(name in one.arguments for one in here)
+                    original |= any(name in passthrough.arguments for passthrough in here)
             if chosen or original:
                 return list(chosen.values()), original
         break
@@ -235,24 +248,28 @@ def _choose(history: Sequence[Passed]) -> tuple[list[Passed], bool]:
 
 
 def _read_in(
-    variables: _Variables, span: Span, history: Sequence[Passed], only_operands: bool
-) -> tuple[set[str], list[Passed]]:
-    """The variables that an expression loads, and the passing calls that are part of it.
+    variables: _Variables, span: Span, history: Sequence[Passthrough], only_operands: bool
+) -> tuple[set[str], list[Passthrough]]:
+    """Return the variables that an expression loads, and the passthrough calls that are part of it.
 
     Args:
-        variables: of its code.
+        variables: the variables of its code.
         span: the expression.
-        history: the passing calls.
-        only_operands: without what is inside of other operations in the expression.
+        history: the passthroughs.
+        only_operands: whether to leave out the inside of other operations in the expression.
     """
-    inner = [one for one in variables.operations if one != span and _is_within(one, span)] if only_operands else []
-    of_passing = [one.span for one in history if one.span is not None and one.span != span]
+    inner = [each for each in variables.operations if each != span and _is_within(each, span)] if only_operands else []
+    call_spans = [each.span for each in history if each.span is not None and each.span != span]
 
-    def counts(at: Span) -> bool:
-        return _is_within(at, span) and not any(one != at and _is_within(at, one) for one in inner)
+    def counts(part: Span) -> bool:
+        return _is_within(part, span) and not any(outer != part and _is_within(part, outer) for outer in inner)
 
-    inside = [one for one in history if one.span is not None and one.span != span and counts(one.span)]
-    names = {name for name, at in variables.loads if counts(at) and not any(_is_within(at, one) for one in of_passing)}
+    inside = [each for each in history if each.span is not None and each.span != span and counts(each.span)]
+    names = {
+        name
+        for name, load in variables.loads
+        if counts(load) and not any(_is_within(load, call) for call in call_spans)
+    }
     return names, inside
 
 

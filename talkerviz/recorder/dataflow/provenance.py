@@ -1,11 +1,11 @@
-"""Which operations made what is in a tensor: kept by storage, and by region of a storage.
+"""Producers of tensors' values: the operations that wrote each storage, by region of the storage.
 
-A view has its base's storage, so that there is nothing to do for one. Only weak references are kept: they hold no
-memory, but while one is held no other storage gets its address.
+A view shares its base's storage, so views need no bookkeeping. Only weak references to storages are kept: they hold no
+tensor memory, but while one is held no other storage gets its address.
 
-A region is the span of bytes between a tensor's first element and its last. Where a write leaves some of the bytes in
-its span as they were, as a slice of a cache does, what is there then was made from what was there before: the write's
-operation has an edge with `state` from those that it left something of.
+A region is the span of bytes between a tensor's first element and its last. If a write leaves some bytes of its region
+unchanged, as writing a slice of a cache does, the new content depends on the old: the writing operation has an edge
+with `state` from the operations that produced the bytes it left.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from talkerviz.recorder.dataflow.passthrough import Passed, sources_of
+from talkerviz.recorder.dataflow.passthrough import Passthrough, sources_of
 
 Producers = tuple[int, ...]
-"""Numbers of operations."""
+"""Numbers of the operations that produced a value."""
 
-_END = 1 << 62
+_END = 1 << 62  # beyond any byte of a storage
 _lo, _hi = attrgetter("lo"), attrgetter("hi")
-_FEWEST_TO_SWEEP = 1_000
+_MIN_STORAGES_TO_SWEEP = 1_000  # dead storages are dropped whenever the table has doubled, and not below this size
 
 
 @dataclass(slots=True)
@@ -34,150 +34,163 @@ class _Span:
     lo: int
     hi: int
     producers: Producers
-    patch: bool = False  # written in part
-    read: int = -1  # the operation that read it first
+    patch: bool = False  # from a partial write
+    reader: int = -1  # the first operation that read it
 
 
 @dataclass(slots=True)
 class Storage:
-    """What is known of one storage.
+    """Known content of one storage.
 
     Attributes:
-        alive: guards its address.
-        bytes: its size when first met.
-        kept: whether it is a parameter's or buffer's of the model.
-        foreign: whether it was there before the run, and is none of the model's.
-        input: the operation that stands for what was in it before; -1 for none as yet.
-        spans: what was written where; they do not overlap, and are in order.
-        over: from operations in `spans` to others in `spans` that they were made from, by edges with `state`.
-        passed: calls that returned a tensor of it as they had received it, in order.
+        alive: weak reference, which keeps its address from being reused.
+        bytes: its size when first seen.
+        model_state: whether it is a parameter's or buffer's of the model.
+        external: whether it existed before the run and is not the model's.
+        input: number of the operation of kind `input` for its content from before the run; -1 for none yet.
+        spans: producers of each region written, in order and without overlap.
+        state_ancestors: for operations in `spans`, the other operations in `spans` that they depend on through edges
+            with `state`.
+        passthroughs: calls that returned a tensor of this storage unchanged, in order.
     """
 
     alive: StorageWeakRef
     bytes: int
-    kept: bool = False
-    foreign: bool = True
+    model_state: bool = False
+    external: bool = True
     input: int = -1
     spans: list[_Span] = field(default_factory=list)
-    over: dict[int, frozenset[int]] = field(default_factory=dict)
-    passed: list[Passed] = field(default_factory=list)
+    state_ancestors: dict[int, frozenset[int]] = field(default_factory=dict)
+    passthroughs: list[Passthrough] = field(default_factory=list)
 
 
 class Provenance:
-    """All storages that were met.
+    """Table of all storages seen in a run.
 
     Args:
-        met: called with a tensor, and its storage, that is read and was there before the run; gives the number of an
-            operation that stands for it, or -1.
-        link: called with two operations, of which the second left something of what the first had made.
+        add_input: called with a tensor that is read, and its storage, which existed before the run; returns the number
+            of an operation of kind `input`, or -1.
+        link: called with two operations, of which the second left a part of the first one's result.
     """
 
-    def __init__(self, met: Callable[[Tensor, Storage], int], link: Callable[[int, int], None]) -> None:
-        self._met = met
+    def __init__(self, add_input: Callable[[Tensor, Storage], int], link: Callable[[int, int], None]) -> None:
+        self._add_input = add_input
         self._link = link
         self._storages: dict[int, Storage] = {}
-        self._sweep_at = _FEWEST_TO_SWEEP
+        self._sweep_at = _MIN_STORAGES_TO_SWEEP
 
     def keep(self, tensors: Iterable[Tensor | None]) -> None:
-        """Note the storages of a model's parameters and buffers, but of those that operations made."""
+        """Mark storages as the model's parameters and buffers, except those that operations of the run made."""
         for tensor in tensors:
             storage = None if tensor is None else self.storage(tensor)
-            if storage is not None and storage.foreign:
-                storage.kept, storage.foreign = True, False
+            if storage is not None and storage.external:
+                storage.model_state, storage.external = True, False
 
     def storage(self, tensor: Tensor) -> Storage | None:
-        """A tensor's storage; None where it has none that can be told, as a sparse one."""
+        """Return a tensor's storage; None if it has none that is accessible, as a sparse tensor."""
         return self._storage(tensor)[0]
 
     def _storage(self, tensor: Tensor) -> tuple[Storage | None, bool]:
-        """And whether it was not known."""
-        tensor = within(tensor)
+        """Return a tensor's storage and whether it is new in the table."""
+        tensor = unwrap(tensor)
         try:
             untyped = tensor.untyped_storage()
-            found = self._storages.get(untyped._cdata)
+            known = self._storages.get(untyped._cdata)
         except (NotImplementedError, RuntimeError, ValueError, TypeError):
             return None, False
-        if found is not None:
-            return found, False
+        if known is not None:
+            return known, False
         if len(self._storages) >= self._sweep_at:
-            self._forget_the_dead()
+            self._drop_dead_storages()
         alive = StorageWeakRef(untyped)
-        made = self._storages[alive.cdata] = Storage(alive, untyped.nbytes())
-        return made, True
+        storage = self._storages[alive.cdata] = Storage(alive, untyped.nbytes())
+        return storage, True
 
-    def _forget_the_dead(self) -> None:
-        self._storages = {cdata: one for cdata, one in self._storages.items() if not one.alive.expired()}
-        self._sweep_at = max(_FEWEST_TO_SWEEP, 2 * len(self._storages))
+    def _drop_dead_storages(self) -> None:
+        self._storages = {cdata: storage for cdata, storage in self._storages.items() if not storage.alive.expired()}
+        self._sweep_at = max(_MIN_STORAGES_TO_SWEEP, 2 * len(self._storages))
 
     def read(self, tensor: Tensor, reader: int) -> Producers:
-        """What made a tensor's values; `reader` is the operation that reads them, or the next one."""
+        """Return the producers of a tensor's values, through calls that returned it unchanged.
+
+        Args:
+            tensor: the tensor.
+            reader: number of the operation that reads it, or of the next one.
+        """
         storage = self.storage(tensor)
         if storage is None or not tensor.numel():
             return ()
-        return self._through_calls(tensor, storage, self.made(tensor, storage, reader))
+        return self._through_calls(tensor, storage, self.writers(tensor, storage, reader))
 
-    def made(self, tensor: Tensor, storage: Storage, reader: int) -> Producers:
-        """The same, whatever calls have passed the tensor on since."""
+    def writers(self, tensor: Tensor, storage: Storage, reader: int) -> Producers:
+        """Return the producers of a tensor's values, without calls that returned it unchanged."""
         spans = storage.spans
         if len(spans) == 1 and spans[0].lo == 0 and spans[0].hi == _END:
-            if spans[0].read < 0:
-                spans[0].read = reader
+            if spans[0].reader < 0:
+                spans[0].reader = reader
             return spans[0].producers
-        if not spans and not storage.foreign:
+        if not spans and not storage.external:
             return ()
         lo, hi, _ = _region(tensor)
-        first, last = _touched(spans, lo, hi)
-        touched = spans[first:last]
-        if len(touched) > 1:
-            touched = spans[first : first + self._join(tensor, storage, first, last)]
-        for span in touched:
-            if span.read < 0:
-                span.read = reader
-        return self._of(tensor, storage, touched, lo, hi)
+        first, last = _overlapping(spans, lo, hi)
+        overlapping = spans[first:last]
+        if len(overlapping) > 1:
+            overlapping = spans[first : first + self._join(tensor, storage, first, last)]
+        for span in overlapping:
+            if span.reader < 0:
+                span.reader = reader
+        return self._producers(tensor, storage, overlapping, lo, hi)
 
     def _through_calls(self, tensor: Tensor, storage: Storage, producers: Producers) -> Producers:
-        if not storage.passed or _is_ragged(tensor):
+        if not storage.passthroughs or _is_ragged(tensor):
             return producers
-        return sources_of(storage.passed, within(tensor), producers)
+        return sources_of(storage.passthroughs, unwrap(tensor), producers)
 
-    def _of(self, tensor: Tensor, storage: Storage, touched: list[_Span], lo: int, hi: int) -> Producers:
-        found = dict.fromkeys(producer for span in touched for producer in span.producers)
-        if storage.foreign and sum(min(hi, span.hi) - max(lo, span.lo) for span in touched) < hi - lo:
-            number = self._met(tensor, storage)
+    def _producers(self, tensor: Tensor, storage: Storage, overlapping: list[_Span], lo: int, hi: int) -> Producers:
+        producers = dict.fromkeys(producer for span in overlapping for producer in span.producers)
+        if storage.external and sum(min(hi, span.hi) - max(lo, span.lo) for span in overlapping) < hi - lo:
+            number = self._add_input(tensor, storage)
             if number >= 0:
-                found[number] = None
-        if len(found) > 1 and storage.over:
-            # What another of them was made from is known by that one.
-            for producer in list(found):
-                for below in storage.over.get(producer, ()):
-                    found.pop(below, None)
-        return tuple(found)
+                producers[number] = None
+        if len(producers) > 1 and storage.state_ancestors:
+            # An edge from an operation implies those from its ancestors.
+            for producer in list(producers):
+                for ancestor in storage.state_ancestors.get(producer, ()):
+                    producers.pop(ancestor, None)
+        return tuple(producers)
 
     def _join(self, tensor: Tensor, storage: Storage, first: int, last: int) -> int:
-        """Make one of the parts of a tensor that grows: it was read, written further, and is now read as a whole.
+        """Join the spans of a tensor that grows: read before, then written further, and now read as a whole.
 
-        So each reader of a cache has an edge from the last of its writes, and each write from the one before, in place
-        of each reader having one from every write. Gives the number of spans that are there now.
+        Each reader of a cache then has one edge, from the last write, and each write one from the write before; without
+        this each reader would have an edge from every write.
+
+        Returns:
+            The number of spans that remain of those from `first` to before `last`.
         """
         lo, hi, _ = _region(tensor)
         spans = storage.spans
-        touched = spans[first:last]
-        newest = max((number for span in touched for number in span.producers), default=-1)
+        overlapping = spans[first:last]
+        newest = max((number for span in overlapping for number in span.producers), default=-1)
         grown = [
-            span for span in touched if newest not in span.producers and span.producers and 0 <= span.read <= newest
+            span
+            for span in overlapping
+            if newest not in span.producers and span.producers and 0 <= span.reader <= newest
         ]
         if not grown:
             return last - first
         before = {number for span in grown for number in span.producers}
-        known = storage.over.get(newest, frozenset())
+        known = storage.state_ancestors.get(newest, frozenset())
         for number in self._through_calls(tensor, storage, tuple(sorted(before - known))):
             self._link(number, newest)
-        storage.over[newest] = known.union(before, *(storage.over.get(number, ()) for number in before))
+        storage.state_ancestors[newest] = known.union(
+            before, *(storage.state_ancestors.get(number, ()) for number in before)
+        )
         for span in grown:
             if lo <= span.lo and span.hi <= hi:
                 span.producers = (newest,)
         joined: list[_Span] = []
-        for span in touched:
+        for span in overlapping:
             if joined and joined[-1].hi == span.lo and joined[-1].producers == span.producers == (newest,):
                 joined[-1].hi = span.hi
                 joined[-1].patch |= span.patch
@@ -188,53 +201,63 @@ class Provenance:
         return len(joined)
 
     def write(self, tensor: Tensor, number: int, rows: bool) -> Producers:
-        """An operation has written a tensor, or only some `rows` of it; gives those that it left something of."""
+        """Record that an operation wrote a tensor.
+
+        Args:
+            tensor: the tensor.
+            number: the operation.
+            rows: whether it wrote only some rows of the tensor.
+
+        Returns:
+            The producers of the values that it left in the tensor's region.
+        """
         storage = self.storage(tensor)
         if storage is None or not tensor.numel():
             return ()
         lo, hi, dense = _region(tensor)
         spans = storage.spans
-        first, last = _touched(spans, lo, hi)
+        first, last = _overlapping(spans, lo, hi)
         before: Producers = ()
         partial = rows or not dense
         if partial:
-            touched = spans[first:last]
-            before = tuple(made for made in self._of(tensor, storage, touched, lo, hi) if made != number)
+            overlapping = spans[first:last]
+            producers = self._producers(tensor, storage, overlapping, lo, hi)
+            before = tuple(producer for producer in producers if producer != number)
             before = self._through_calls(tensor, storage, before)
-            # Slices that overlap are one from then on, or a cache of many slices would be a pile of remainders.
-            lo = min([lo, *(span.lo for span in touched if span.patch)])
-            hi = max([hi, *(span.hi for span in touched if span.patch)])
+            # Overlapping slices become one span: a cache of many slices would else fill up with small remainders.
+            lo = min([lo, *(span.lo for span in overlapping if span.patch)])
+            hi = max([hi, *(span.hi for span in overlapping if span.patch)])
         if lo == 0 and hi >= storage.bytes:
             hi = _END
         rest: list[_Span] = []
         for span in spans[first:last]:
             if span.lo < lo:
-                rest.append(_Span(span.lo, lo, span.producers, span.patch, span.read))
+                rest.append(_Span(span.lo, lo, span.producers, span.patch, span.reader))
             if hi < span.hi:
-                rest.append(_Span(hi, span.hi, span.producers, span.patch, span.read))
+                rest.append(_Span(hi, span.hi, span.producers, span.patch, span.reader))
         spans[first:last] = sorted([*rest, _Span(lo, hi, (number,), partial)], key=_lo)
         if before:
-            below = frozenset(before).union(*(storage.over.get(made, ()) for made in before))
-            storage.over[number] = storage.over.get(number, frozenset()) | below
+            ancestors = frozenset(before).union(*(storage.state_ancestors.get(producer, ()) for producer in before))
+            storage.state_ancestors[number] = storage.state_ancestors.get(number, frozenset()) | ancestors
             _prune(storage)
         return before
 
-    def make(self, tensor: Tensor, producers: Producers) -> bool:
-        """A tensor has been made, if its storage is one that was not met before; gives whether it is."""
+    def create(self, tensor: Tensor, producers: Producers) -> bool:
+        """Record that operations created a tensor, if its storage is new; return whether it is."""
         storage, new = self._storage(tensor)
         if storage is None or not new:
             return False
-        storage.foreign = False
+        storage.external = False
         storage.spans = [_Span(0, _END, producers)]
         return True
 
 
-def _touched(spans: list[_Span], lo: int, hi: int) -> tuple[int, int]:
+def _overlapping(spans: list[_Span], lo: int, hi: int) -> tuple[int, int]:
     return bisect_right(spans, lo, key=_hi), bisect_left(spans, hi, key=_lo)
 
 
-def within(tensor: Tensor) -> Tensor:
-    """The tensor that one of a class of its own, as DTensor, is around; itself if there is no such, or are several."""
+def unwrap(tensor: Tensor) -> Tensor:
+    """Return the inner tensor of a wrapper subclass such as DTensor; the tensor itself if it wraps none, or several."""
     while type(tensor) not in (Tensor, nn.Parameter) and is_traceable_wrapper_subclass(tensor):
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
         tensors = [part for part in parts if isinstance(part, Tensor)]
@@ -245,27 +268,29 @@ def within(tensor: Tensor) -> Tensor:
 
 
 def _is_ragged(tensor: Tensor) -> bool:
-    """Whether sizes and strides do not tell where a tensor's elements are: a nested one's rows differ."""
-    tensor = within(tensor)
+    """Return whether sizes and strides do not locate a tensor's elements, as the rows of a nested tensor differ."""
+    tensor = unwrap(tensor)
     return tensor.is_nested or is_traceable_wrapper_subclass(tensor)
 
 
 def _region(tensor: Tensor) -> tuple[int, int, bool]:
-    """The first byte of a tensor in its storage, the one after its last, and whether it has all that lie between."""
+    """Return a tensor's first byte in its storage, the byte after its last, and whether it has all bytes between."""
     if _is_ragged(tensor):
         return 0, _END, True
-    tensor = within(tensor)
+    tensor = unwrap(tensor)
     sizes, strides = tuple(tensor.shape), tensor.stride()
     elements = extent = 1
     for size, stride in zip(sizes, strides, strict=True):
         extent += (size - 1) * stride
         if stride:
             elements *= size
-    lo, each = int(tensor.storage_offset()), tensor.element_size()
-    return lo * each, (lo + extent) * each, elements >= extent
+    offset, element_bytes = int(tensor.storage_offset()), tensor.element_size()
+    return offset * element_bytes, (offset + extent) * element_bytes, elements >= extent
 
 
 def _prune(storage: Storage) -> None:
-    """Operations of which nothing is left in the storage are not asked for again."""
-    there = {storage.input, *(number for span in storage.spans for number in span.producers)}
-    storage.over = {number: below & there for number, below in storage.over.items() if number in there}
+    """Drop ancestors and descendants whose results are all overwritten: no later read asks for them."""
+    present = {storage.input, *(number for span in storage.spans for number in span.producers)}
+    storage.state_ancestors = {
+        number: ancestors & present for number, ancestors in storage.state_ancestors.items() if number in present
+    }

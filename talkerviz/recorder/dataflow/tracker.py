@@ -1,14 +1,13 @@
-"""Where the tensors of a run go: its operations, and what each read of what others made.
+"""Data flow instrument: the operations of a run, and the edges from each operation to the readers of its result.
 
-Three things are watched on the thread that the recording was started on. Every function of torch that Python code
-calls: it is one operation, whatever it does inside. Every torch operator as it is dispatched: the tensors that it
-really gets and gives. And every call of a module, outermost, around the recorder's tap. This is several times slower
-than the run itself, so it is done in a run of its own, and in a loop for a few of its frames: see `FollowedFrames`.
+It observes three things on the thread that started the recording: torch functions that Python code calls, each of which
+is one operation, whatever it runs inside; torch operators as they are dispatched, with the tensors that they really
+read and return; and module calls, in a wrapper around the recorder's tap. This is several times slower than the run
+itself, so it has a run of its own, and in a loop it follows only a few frames: see `FollowedFrames`.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,41 +24,40 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from talkerviz.recorder.dataflow.builder import INPUT, OP, PASS, FlowNotes
+from talkerviz.recorder.dataflow.builder import INPUT, OP, PASS, FlowBuilder
 from talkerviz.recorder.dataflow.followed_frames import FollowedFrames
-from talkerviz.recorder.dataflow.input_names import given_arguments
-from talkerviz.recorder.dataflow.meta_cache import MetaMemory
+from talkerviz.recorder.dataflow.input_names import named_arguments, named_inputs
+from talkerviz.recorder.dataflow.meta_cache import MetaCache
 from talkerviz.recorder.dataflow.offloaded_weights import watch_moved_weights
 from talkerviz.recorder.dataflow.op_rules import Rule, name_of, rule_of, tensors_of
-from talkerviz.recorder.dataflow.passthrough import passed
+from talkerviz.recorder.dataflow.passthrough import alias_passthrough
 from talkerviz.recorder.dataflow.provenance import Provenance, Storage
-from talkerviz.recorder.dataflow.repeated_frames import FlowOfFrames
-from talkerviz.recorder.dataflow.torch_modes import OperatorMode, Watching, is_plain, run_higher_order
-from talkerviz.recorder.method_patch import modules_are_hidden
-from talkerviz.recorder.recursion_limit import allow_frames
+from talkerviz.recorder.dataflow.repeated_frames import RepeatedFrames
+from talkerviz.recorder.dataflow.torch_modes import ActiveModes, OperatorMode, is_plain, run_higher_order
+from talkerviz.recorder.method_patch import allow_frames, modules_are_hidden
 from talkerviz.recorder.tensor_signatures import is_tracing, named_tensors_in, tensors_in
 from talkerviz.trace.event_log import Mark
 from talkerviz.trace.flow import Flow, renumber_calls
 
 _without_functions = torch._C.DisableTorchFunction
-# They run the backward of other functions, and modules that were checkpointed.
-_FRAMES_A_CALL = 2  # between the code that makes a module's call and what was called there before
-_CALLS_ALLOWED_AT_ONCE = 32  # deeper than most models nest: setting the limit takes a microsecond
+_FRAMES_PER_CALL = 2  # Python frames of the wrapper between a module's caller and the original `__call__`
+_CALLS_PER_RAISE = 32  # nested calls per raise of the recursion limit, which takes 1 µs: most models nest less deeply
+# Functions that run the backward of other functions, and checkpointed modules.
 _RUN_OTHERS = frozenset((Tensor.backward, torch.autograd.backward, torch.autograd.grad))
-# They do not take their fast path, which calls none of the modules inside, where functions are watched.
-_ASK_FOR_FUNCTIONS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+# Modules that skip their fast path, which calls none of their submodules, while a function mode is in force.
+_FAST_PATH_MODULES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 
 
 @dataclass(slots=True)
-class _Group:
-    """A function that is being called: all operators inside are one operation.
+class _FunctionCall:
+    """A torch function's call in progress: all operators inside are one operation.
 
     Attributes:
         func, args, kwargs: the call.
-        number: the operation's; -1 until something is made.
-        heavy: whether one of the operators was.
-        reads: the operations that it read from -> whether it only left something of what they made.
-        given: the storages of its arguments, once they were needed.
+        number: number of the operation; -1 until an operator inside makes or writes a tensor.
+        heavy: whether one of the operators is heavy.
+        reads: operations that it read from -> whether it only left a part of their results.
+        argument_storages: storages of its arguments, once they were needed.
     """
 
     func: Any
@@ -68,19 +66,19 @@ class _Group:
     number: int = -1
     heavy: bool = False
     reads: dict[int, bool] = field(default_factory=dict)
-    given: list[Storage | None] | None = None
+    argument_storages: list[Storage | None] | None = None
 
 
 @dataclass(slots=True)
-class _Call:
-    """A module's call that is going on.
+class _ModuleCall:
+    """A module's call in progress.
 
     Attributes:
         module, args, kwargs: the call.
-        edge: the number of its beginning among the edges of calls; -1 if it is not recorded.
-        mark: the mark it began with.
+        edge: number of its begin among the edges of calls; -1 if it is not recorded.
+        mark: number of the mark that it began with.
         first: the first operation that can be inside.
-        passed: storages of tensors that calls inside have returned as they had received them.
+        passthrough_storages: storages of tensors that calls inside have returned unchanged.
     """
 
     module: nn.Module
@@ -89,29 +87,29 @@ class _Call:
     edge: int = -1
     mark: int = -1
     first: int = 0
-    passed: list[Storage] = field(default_factory=list)
+    passthrough_storages: list[Storage] = field(default_factory=list)
 
 
 class _Functions(TorchFunctionMode):
-    """Tells the meter of each function that Python code calls."""
+    """Function mode that reports each torch function that Python code calls to the tracker."""
 
-    def __init__(self, meter: FlowMeter) -> None:
+    def __init__(self, tracker: FlowTracker) -> None:
         super().__init__()
-        self._meter = meter
+        self._tracker = tracker
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function; what it runs is one operation."""
+        """Call the function as one operation."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        # An attribute is at most a view; what an operator calls is a part of it.
-        if name in ("__get__", "__set__") or self._meter.is_blind() or is_tracing():
+        # An attribute is at most a view; functions that an operator calls are a part of it.
+        if name in ("__get__", "__set__") or self._tracker.is_blind() or is_tracing():
             return func(*args, **kwargs)
         runs_others = name in ("backward", "grad") and func in _RUN_OTHERS
-        return self._meter.call(_Group(func, args, kwargs), runs_others)
+        return self._tracker.call(_FunctionCall(func, args, kwargs), runs_others)
 
 
-class FlowMeter(OperatorMode):
-    """A gauge of a recording that fills no columns: `flow` has what it saw."""
+class FlowTracker(OperatorMode):
+    """Instrument of a recording that adds no columns; its result is `flow`."""
 
     def __init__(
         self,
@@ -121,13 +119,13 @@ class FlowMeter(OperatorMode):
         marks: Sequence[Mark],
         fault: Callable[[Exception], None],
     ) -> None:
-        """Make an instrument that watches nothing yet.
+        """Create an instrument that observes nothing until `start`.
 
         Args:
-            thread: gives the number of the calling thread.
+            thread: returns the number of the calling thread.
             model: the model.
-            mark: gives the number of the mark in force.
-            marks: the recording's.
+            mark: returns the number of the mark in force.
+            marks: the recording's marks.
             fault: see `OperatorMode`.
         """
         super().__init__(fault)
@@ -135,48 +133,54 @@ class FlowMeter(OperatorMode):
         self._model = model
         self._mark = mark
         self._functions = _Functions(self)
-        self._watching = Watching(self, self._functions)
-        self._ident = self._own_ident = -1  # the second stays when it has stopped: calls may be inside
-        self._depth = self._allowed = 0  # of calls of modules, and how deep the recursion limit lets them nest
+        self._modes = ActiveModes(self, self._functions)
+        self._ident = self._own_ident = -1  # of the observed thread; the second stays after `stop`, for calls inside
+        self._depth = self._allowed = 0  # of nested module calls: now, and allowed by the raised recursion limit
         self._undo: list[Callable[[], None]] = []
-        self._unseen = False  # whether what runs is not the model's
-        self._group: _Group | None = None
+        self._ignored = False  # whether the running code is not the model's
+        self._function_call: _FunctionCall | None = None
         self._in_operator = False
-        self._hidden = False  # whether functions are not seen: inside a function
-        self._calls: list[_Call] = []
+        self._functions_hidden = False  # whether functions are not observed: inside a function
+        self._calls: list[_ModuleCall] = []
         self._edge_count = 0
-        self._open: list[int] = []  # edges at which the open calls began, outermost first
-        self._begun = -1  # the edge at which the last call began
-        self._beside = -1  # and the last that is no module's
-        self._provenance = Provenance(self._met, lambda source, target: self._notes.link(source, target, True))
-        self._meta = MetaMemory()
-        self._notes = FlowNotes()
-        self._frames = FollowedFrames(self._notes, marks)
+        self._open: list[int] = []  # begin edges of the open calls, outermost first
+        self._last_begin = -1  # begin edge of the last call
+        self._last_other = -1  # begin edge of the last call that is no module's, such as a collective
+        self._provenance = Provenance(
+            self._add_external_input, lambda source, target: self._builder.link(source, target, True)
+        )
+        self._meta = MetaCache()
+        self._builder = FlowBuilder()
+        self._frames = FollowedFrames(self._builder, marks)
         self._following = True
         self._calls_hash = 0  # of the modules that the frame has called
-        self._failed: tuple[int, str, tuple[int, ...]] | None = None  # the function that raised last, see `_fail`
-        self._other_modes: tuple[list[Any], list[Any]] = [], []  # in force when following was left off
+        self._failed: tuple[int, str, tuple[int, ...]] | None = None  # the last function that raised, see `_fail`
+        self._other_modes: tuple[list[Any], list[Any]] = [], []  # modes in force when following was suspended
 
     def start(self) -> None:
-        """Watch this thread."""
+        """Observe this thread."""
         self._own_thread = self._thread()
         self._ident = self._own_ident = threading.get_ident()
         self._keep_weights(self._model, recurse=True)
         self._frames.begin(self._mark(), 0)
-        watch_moved_weights(self._run_unseen, lambda one: self._guarded(self._keep, [one]), self._undo)
-        self._watching.begin()
+        watch_moved_weights(self._run_ignored, lambda weight: self._guarded(self._keep, [weight]), self._undo)
+        self._modes.begin()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop observing."""
         if self._ident != -1:
             self._frames.end(self._calls_hash)
         self._ident = -1
-        self._watching.end()
+        self._modes.end()
         while self._undo:
             self._undo.pop()()
 
     def stamp(self, beginning: bool) -> None:
-        """Count an edge of a call, and note the tensors that an outermost one gets."""
+        """Count an edge of a call, and name the input tensors of an outermost call.
+
+        Args:
+            beginning: whether the edge is a call's begin.
+        """
         if threading.get_ident() != self._own_ident:
             return
         edge = self._edge_count
@@ -187,38 +191,38 @@ class FlowMeter(OperatorMode):
             return
         if not self._open and len(self._calls) == 1:
             self._guarded(self._begin_outermost, edge, self._calls[0])
-        # The module that was called last is the one whose call begins.
+        # The innermost module call is the one that begins.
         if self._following and self._calls and (call := self._calls[-1]).edge < 0 and not is_tracing():
             if not self._open:
                 self._guarded(self._note_arguments, call)
-            call.edge, call.mark, call.first = edge, self._mark(), len(self._notes)
+            call.edge, call.mark, call.first = edge, self._mark(), len(self._builder)
         self._open.append(edge)
-        self._begun = edge
+        self._last_begin = edge
 
     def stamp_beside(self, beginning: bool) -> None:
-        """The same for what is logged as a call and is no module's."""
+        """Count an edge of a call that is no module's, such as a collective."""
         if beginning and self._thread() == self._own_thread:
-            self._beside = self._begun = self._edge_count
+            self._last_other = self._last_begin = self._edge_count
             self._open.append(self._edge_count)
             self._edge_count += 1
         else:
             self.stamp(False)
 
-    def _begin_outermost(self, edge: int, call: _Call) -> None:
-        """A call begins inside no other: the only place where a frame may begin that is followed, or not."""
+    def _begin_outermost(self, edge: int, call: _ModuleCall) -> None:
+        """Begin a frame if an outermost call belongs to a new one: only here may following start or stop."""
         mark = self._mark()
         if self._frames.is_new(mark):
             self._frames.end(self._calls_hash)
             self._calls_hash = 0
             frame = self._frames.begin(mark, edge)
-            # Whether functions are seen inside of these was settled as the call came.
-            if frame.followed != self._following and not isinstance(call.module, _ASK_FOR_FUNCTIONS):
+            # For these modules `_call_module` has already decided whether functions inside are observed.
+            if frame.followed != self._following and not isinstance(call.module, _FAST_PATH_MODULES):
                 self._follow(frame.followed)
             frame.followed = self._following
         self._calls_hash = hash((self._calls_hash, id(call.module)))
 
     def _follow(self, follow: bool) -> None:
-        """Take the modes out of force, or put them back, where no other modes have come or gone."""
+        """Leave the modes, or enter them again, unless other modes have been entered or left meanwhile."""
         functions, operators = _get_current_function_mode_stack(), _get_current_dispatch_mode_stack()
         if follow:
             if (functions, operators) == self._other_modes:
@@ -233,71 +237,71 @@ class FlowMeter(OperatorMode):
             self.__exit__(None, None, None)
 
     def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
-        """No columns."""
+        """Return no columns."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Nothing."""
+        """Return no facts."""
         return {}
 
-    # Calls of modules.
+    # Module calls.
 
-    def stand_in(self, below: Callable[..., Any]) -> Callable[..., Any]:
-        """What is to stand in for `nn.Module.__call__`, in front of the tap."""
+    def stand_in(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap `nn.Module.__call__`, outside the tap."""
 
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != meter._ident:
-                return below_on_other_thread(self, *args, **kwargs)
-            meter._depth += 1
+            if threading.get_ident() != tracker._ident:
+                return original_on_other_thread(self, *args, **kwargs)
+            tracker._depth += 1
             try:
-                if meter._depth > meter._allowed:
-                    meter._allow_calls(_CALLS_ALLOWED_AT_ONCE)
+                if tracker._depth > tracker._allowed:
+                    tracker._allow_calls(_CALLS_PER_RAISE)
                 if is_tracing() or modules_are_hidden():
-                    return below(self, *args, **kwargs)
-                if meter._calls:
-                    meter._calls_hash = hash((meter._calls_hash, id(self)))
-                    if not meter._following:
-                        return below(self, *args, **kwargs)
-                return meter._around(below, _Call(self, args, kwargs))
+                    return original(self, *args, **kwargs)
+                if tracker._calls:
+                    tracker._calls_hash = hash((tracker._calls_hash, id(self)))
+                    if not tracker._following:
+                        return original(self, *args, **kwargs)
+                return tracker._call_module(original, _ModuleCall(self, args, kwargs))
             finally:
-                meter._depth -= 1
-                if meter._depth == 0:
-                    meter._allow_calls(-meter._allowed)
+                tracker._depth -= 1
+                if tracker._depth == 0:
+                    tracker._allow_calls(-tracker._allowed)
 
-        def below_on_other_thread(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            allow_frames(_FRAMES_A_CALL)
+        def original_on_other_thread(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            allow_frames(_FRAMES_PER_CALL)
             try:
-                return below(self, *args, **kwargs)
+                return original(self, *args, **kwargs)
             finally:
-                allow_frames(-_FRAMES_A_CALL)
+                allow_frames(-_FRAMES_PER_CALL)
 
-        meter = self
+        tracker = self
         torch._dynamo.eval_frame.skip_code(call.__code__)
         return call
 
     def _allow_calls(self, more: int) -> None:
-        """Raise the recursion limit by the frames of so many nested calls, or lower it if negative."""
-        allow_frames(more * _FRAMES_A_CALL)
+        """Raise the recursion limit by the frames of a number of nested calls, or lower it if negative."""
+        allow_frames(more * _FRAMES_PER_CALL)
         self._allowed += more
 
-    def _around(self, below: Callable[..., Any], call: _Call) -> Any:
-        outer = self._group, self._hidden
-        self._group, self._hidden = None, self._is_to_hide_from(call.module)
+    def _call_module(self, original: Callable[..., Any], call: _ModuleCall) -> Any:
+        outer = self._function_call, self._functions_hidden
+        self._function_call, self._functions_hidden = None, self._hides_functions_from(call.module)
         self._calls.append(call)
         out, returned = None, False
         try:
             if self._following:
-                # They may be others for this call, as `functional_call` has it.
+                # A call may have weights of its own, as with `functional_call`.
                 self._keep_weights(call.module, recurse=False)
-            with self._functions_from(outer[1]):
-                out = below(call.module, *call.args, **call.kwargs)
+            with self._function_visibility(outer[1]):
+                out = original(call.module, *call.args, **call.kwargs)
             returned = True
         except Exception as error:
             self._guarded(self._note_failed, error, call)
             raise
         finally:
             self._calls.pop()
-            self._group, self._hidden = outer
+            self._function_call, self._functions_hidden = outer
             self._guarded(self._note_end, call, out, returned)
         return out
 
@@ -315,155 +319,160 @@ class FlowMeter(OperatorMode):
             with _without_functions():
                 self._provenance.keep(tensors)
 
-    def _run_unseen(self, function: Callable[[], Any]) -> Any:
-        """Run what is no operation of the model, if it runs on this thread."""
+    def _run_ignored(self, function: Callable[[], Any]) -> Any:
+        """Run a function; on this thread its operators are not the model's."""
         if threading.get_ident() != self._ident:
             return function()
-        outer, self._unseen = self._unseen, True
+        outer, self._ignored = self._ignored, True
         try:
             return function()
         finally:
-            self._unseen = outer
+            self._ignored = outer
 
-    def _functions_from(self, hidden: bool) -> AbstractContextManager[Any]:
-        if hidden == self._hidden:
+    def _function_visibility(self, hidden: bool) -> AbstractContextManager[Any]:
+        if hidden == self._functions_hidden:
             return nullcontext()
         return self._functions if hidden else _pop_mode_temporarily()
 
-    def _is_to_hide_from(self, module: nn.Module) -> bool:
-        if not isinstance(module, _ASK_FOR_FUNCTIONS) or module.training:
+    def _hides_functions_from(self, module: nn.Module) -> bool:
+        if not isinstance(module, _FAST_PATH_MODULES) or module.training:
             return False
         trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
-        # Other modes in front, as that of `with torch.device(...)`, would be asked for as well.
-        return not trained and (self._hidden or self._functions in _get_current_function_mode_stack()[-1:])
+        # With another innermost mode, as that of `with torch.device(...)`, the fast path is skipped in any case.
+        return not trained and (self._functions_hidden or self._functions in _get_current_function_mode_stack()[-1:])
 
-    def _note_end(self, call: _Call, out: Any, returned: bool) -> None:
-        """A call is over: what it returned may be what it received; what its own code called that is forgotten."""
+    def _note_end(self, call: _ModuleCall, out: Any, returned: bool) -> None:
+        """Record a call's end: the passthroughs in its result, and no longer those of calls in its own code."""
         noted = returned and call.edge >= 0
         try:
             with _without_functions():
                 if noted:
                     self._note_returned(out, call)
-                given = list(self._aliases_in(out)) if returned and self._following else []
-                through = [self._provenance.read(tensor, len(self._notes)) for tensor in given]
+                aliases = list(self._aliases_in(out)) if returned and self._following else []
+                through = [self._provenance.read(tensor, len(self._builder)) for tensor in aliases]
         finally:
-            for storage in call.passed:
-                storage.passed = [one for one in storage.passed if one.scope is not call]
-        # Above are `_guarded`, `_around` and the stand-in, and then the code that made the call.
-        caller = sys._getframe(3).f_back if given else None
+            for storage in call.passthrough_storages:
+                storage.passthroughs = [each for each in storage.passthroughs if each.scope is not call]
+        # The frames above are `_guarded`, `_call_module` and the wrapper's `call`, then the code that made the call.
+        caller = sys._getframe(3).f_back if aliases else None
         with _without_functions():
-            for tensor, producers in zip(given, through, strict=True):
-                self._note_passed(tensor, producers, call, noted, caller)
+            for tensor, producers in zip(aliases, through, strict=True):
+                self._note_passthrough(tensor, producers, call, noted, caller)
 
     def _aliases_in(self, out: Any) -> Iterator[Tensor]:
-        """The tensors in what a call returned that it may have received, each once."""
-        tensors = {id(one): one for one in (out if type(out) is tuple else (out,)) if isinstance(one, Tensor)}
+        """Iterate over the tensors in a call's result that may be among its arguments, each once."""
+        tensors = {id(item): item for item in (out if type(out) is tuple else (out,)) if isinstance(item, Tensor)}
         for tensor in tensors.values():
             is_dense = is_plain(tensor) and tensor.layout is torch.strided and tensor.numel() > 0
             if is_dense and self._provenance.storage(tensor) is not None:
                 yield tensor
 
-    def _note_passed(
-        self, tensor: Tensor, producers: tuple[int, ...], call: _Call, noted: bool, caller: FrameType | None
+    def _note_passthrough(
+        self, tensor: Tensor, producers: tuple[int, ...], call: _ModuleCall, noted: bool, caller: FrameType | None
     ) -> None:
         storage = self._provenance.storage(tensor)
         assert storage is not None
-        made = self._provenance.made(tensor, storage, len(self._notes))
-        if not noted or any(number >= call.first and not self._notes.is_input(number) for number in producers):
-            # Made inside, or passed on inside and returned from there.
-            numbers = [number for number in producers if number not in made]
+        writers = self._provenance.writers(tensor, storage, len(self._builder))
+        if not noted or any(number >= call.first and not self._builder.is_input(number) for number in producers):
+            # Made inside the call, or a passthrough of a call inside.
+            numbers = [number for number in producers if number not in writers]
         else:
             numbers = [self._add("pass", PASS, call.edge, call.mark)]
             for source in producers:
-                self._notes.link(source, numbers[0], False)
-            self._notes.describe(numbers[0], (tensor,), {}, tensor)
-        around = self._calls[-1] if self._calls else None
+                self._builder.link(source, numbers[0], False)
+            self._builder.describe(numbers[0], (tensor,), {}, tensor)
+        scope = self._calls[-1] if self._calls else None
         for number in numbers:
-            storage.passed.append(passed(number, made, around, caller, tensor))
-            if around is not None:
-                around.passed.append(storage)
+            storage.passthroughs.append(alias_passthrough(number, writers, scope, caller, tensor))
+            if scope is not None:
+                scope.passthrough_storages.append(storage)
 
-    def _note_returned(self, out: Any, call: _Call) -> None:
+    def _note_returned(self, out: Any, call: _ModuleCall) -> None:
         for tensor in tensors_in(out):
-            for number in self._provenance.read(tensor, len(self._notes)):
+            for number in self._provenance.read(tensor, len(self._builder)):
                 if number >= call.first:
-                    self._notes.returned(number, call.edge)
+                    self._builder.mark_returned(number, call.edge)
 
-    def _note_failed(self, error: Exception, call: _Call) -> None:
-        """A call raised: the function that raised in it is an operation that gave nothing."""
+    def _note_failed(self, error: Exception, call: _ModuleCall) -> None:
+        """Record a call that raised: the function that raised in it is an operation without a result."""
         if self._failed is None or call.edge < 0:
             return
         (raised, name, sources), self._failed = self._failed, None
         if raised == id(error):
             number = self._add(name, OP, call.edge, call.mark)
             for source in sources:
-                self._notes.link(source, number, False)
+                self._builder.link(source, number, False)
 
-    def _note_arguments(self, call: _Call) -> None:
+    def _note_arguments(self, call: _ModuleCall) -> None:
         with _without_functions():
-            for name, value in _named(call):
-                for place, tensor in named_tensors_in(value, name):
+            for name, value in named_arguments(call.module, call.args, call.kwargs):
+                for path, tensor in named_tensors_in(value, name):
                     storage = self._provenance.storage(tensor)
-                    if storage is not None and storage.foreign and not storage.spans and storage.input < 0:
-                        self._note_input(tensor, storage, place)
+                    if storage is not None and storage.external and not storage.spans and storage.input < 0:
+                        self._note_input(tensor, storage, path)
 
     def _note_input(self, tensor: Tensor, storage: Storage, name: str) -> int:
-        """A new input, by what the run calls it, else by the name of its place."""
-        known = (one for one, value in given_arguments().items() if self._provenance.storage(value) is storage)
-        name = next(known, name)
+        """Add an input under the name that the caller has set, else under `name`; return its number."""
+        names = (known for known, value in named_inputs().items() if self._provenance.storage(value) is storage)
+        name = next(names, name)
         storage.input = self._add(name, INPUT, -1, self._mark())
-        self._notes.describe(storage.input, (), {}, tensor)
+        self._builder.describe(storage.input, (), {}, tensor)
         return storage.input
 
     # Functions and operators.
 
     def is_blind(self) -> bool:
-        """Whether functions are no operations now: what an operator calls is a part of it."""
-        return self._in_operator or self._unseen
+        """Return whether functions are no operations now: inside an operator, or in code that is not the model's."""
+        return self._in_operator or self._ignored
 
-    def call(self, group: _Group, runs_others: bool) -> Any:
-        """Call a function and note it; one that `runs_others` is no operation, but each operator inside is."""
-        outer = self._group, self._hidden
-        self._group, self._hidden = None if runs_others else group, True
+    def call(self, function_call: _FunctionCall, runs_others: bool) -> Any:
+        """Call a function as one operation.
+
+        Args:
+            function_call: the function with its arguments.
+            runs_others: whether the operators inside are operations instead, as in a backward pass.
+        """
+        outer = self._function_call, self._functions_hidden
+        self._function_call, self._functions_hidden = None if runs_others else function_call, True
         out = None
         try:
-            out = group.func(*group.args, **group.kwargs)
-            if group.number < 0 and type(out) is Tensor:
-                self._guarded(self._note_made_out_of_sight, group, out)
+            out = function_call.func(*function_call.args, **function_call.kwargs)
+            if function_call.number < 0 and type(out) is Tensor:
+                self._guarded(self._note_undispatched, function_call, out)
         except Exception as error:
-            if self._open and group.number < 0:
-                self._guarded(self._fail, error, group)
+            if self._open and function_call.number < 0:
+                self._guarded(self._fail, error, function_call)
             raise
         finally:
-            self._group, self._hidden = outer
-            if group.number >= 0:
-                self._guarded(self._close, group, out)
+            self._function_call, self._functions_hidden = outer
+            if function_call.number >= 0:
+                self._guarded(self._close, function_call, out)
         return out
 
-    def _fail(self, error: Exception, group: _Group) -> None:
-        """Keep what a function had read that raised before it ran an operator, in case it ends a call."""
+    def _fail(self, error: Exception, function_call: _FunctionCall) -> None:
+        """Keep the sources of a function that raised before it ran an operator, in case its exception ends a call."""
         sources: dict[int, None] = {}
         with _without_functions():
-            for tensor in tensors_in((group.args, group.kwargs)):
+            for tensor in tensors_in((function_call.args, function_call.kwargs)):
                 storage = self._provenance.storage(tensor)
                 if storage is not None and (storage.spans or storage.input >= 0):
-                    sources.update(dict.fromkeys(self._provenance.read(tensor, len(self._notes))))
-        self._failed = id(error), name_of(group.func), tuple(sources)
+                    sources.update(dict.fromkeys(self._provenance.read(tensor, len(self._builder))))
+        self._failed = id(error), name_of(function_call.func), tuple(sources)
 
-    def _note_made_out_of_sight(self, group: _Group, out: Tensor) -> None:
-        """`from_numpy`, and `tensor` on the meta device, are dispatched to nobody."""
-        if next(tensors_in((group.args, group.kwargs)), None) is None:
-            number = len(self._notes)
-            if self._provenance.make(out, (number,)):
-                self._begin(group)
+    def _note_undispatched(self, function_call: _FunctionCall, out: Tensor) -> None:
+        """Record a function that creates a tensor without dispatch: `from_numpy`, or `tensor` on the meta device."""
+        if next(tensors_in((function_call.args, function_call.kwargs)), None) is None:
+            number = len(self._builder)
+            if self._provenance.create(out, (number,)):
+                self._begin(function_call)
 
-    def _begin(self, group: _Group, call: int = -1) -> None:
+    def _begin(self, function_call: _FunctionCall, call: int = -1) -> None:
         if call < 0 and self._open:
             call = self._open[-1]
-        group.number = self._add(name_of(group.func), OP, call, self._mark())
+        function_call.number = self._add(name_of(function_call.func), OP, call, self._mark())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, and note it."""
+        """Run the operator and record it."""
         kwargs = kwargs or {}
         rule = rule_of(func)
         if rule.composite and all(map(is_plain, tensors_of([*args, *kwargs.values()]))):
@@ -480,112 +489,115 @@ class FlowMeter(OperatorMode):
                 out = self._meta.run(func, args, kwargs)
         finally:
             self._in_operator = outer
-        if not (rule.view or self._unseen):
-            # A collective is a call of its own, which may be over by now.
-            call = self._beside if rule.collective and self._beside >= before else -1
+        if not (rule.view or self._ignored):
+            # A collective is a call of its own, which may have ended already.
+            call = self._last_other if rule.collective and self._last_other >= before else -1
             self._guarded(self._note_operator, func, rule, args, kwargs, out, call)
         return out
 
     def _note_operator(self, func: Any, rule: Rule, args: Any, kwargs: dict[str, Any], out: Any, call: int) -> None:
         with _without_functions():
-            if self._group is not None:
-                self._note(self._group, rule, args, kwargs, out, call)
+            if self._function_call is not None:
+                self._note(self._function_call, rule, args, kwargs, out, call)
                 return
-            # Code that is not Python called it.
-            self._group = group = _Group(func, args, kwargs)
+            # Called by code outside Python, such as a backward.
+            self._function_call = function_call = _FunctionCall(func, args, kwargs)
             try:
-                self._note(group, rule, args, kwargs, out, call)
-                if group.number >= 0:
-                    self._close(group, out)
+                self._note(function_call, rule, args, kwargs, out, call)
+                if function_call.number >= 0:
+                    self._close(function_call, out)
             finally:
-                self._group = None
+                self._function_call = None
 
-    def _note(self, group: _Group, rule: Rule, args: Any, kwargs: dict[str, Any], out: Any, call: int) -> None:
-        """Note an operator; `call` is the edge at which the call that it is began, if it is one, else -1."""
+    def _note(
+        self, function_call: _FunctionCall, rule: Rule, args: Any, kwargs: dict[str, Any], out: Any, call: int
+    ) -> None:
+        """Record an operator.
+
+        Args:
+            function_call: the function around it.
+            rule: the operator's rule.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            out: its result.
+            call: begin edge of the operator's own call, if it is a collective; else -1.
+        """
         provenance = self._provenance
         reads, writes = rule.split(args, kwargs)
-        reader = group.number if group.number >= 0 else len(self._notes)
+        reader = function_call.number if function_call.number >= 0 else len(self._builder)
         read: dict[int, bool] = {}
         if not rule.creates:
             for tensor in reads:
                 for source in provenance.read(tensor, reader):
                     read[source] = False
-        if rule.moves or (rule.joins and sum(tensor.numel() > 0 for tensor in reads) == 1):
+        if rule.copies or (rule.concatenates and sum(tensor.numel() > 0 for tensor in reads) == 1):
             for tensor in tensors_of(out):
-                provenance.make(tensor, tuple(read))
+                provenance.create(tensor, tuple(read))
             return
         for tensor in writes:
-            # What is met here has not been made here, though the operator gives it back.
+            # Looked up before `create`: a written tensor is not new, though the operator returns it.
             storage = provenance.storage(tensor)
-            # What the model keeps from run to run, as the statistics of a norm.
-            if storage is not None and storage.kept and rule.reads_written:
+            # State that the model keeps between runs, such as the running statistics of a norm.
+            if storage is not None and storage.model_state and rule.reads_written:
                 read |= dict.fromkeys(provenance.read(tensor, reader), True)
-        number = len(self._notes) if group.number < 0 else group.number
-        made = [provenance.make(tensor, (number,)) for tensor in tensors_of(out)]
+        number = len(self._builder) if function_call.number < 0 else function_call.number
+        made = [provenance.create(tensor, (number,)) for tensor in tensors_of(out)]
         if not writes and not any(made):
-            return  # nothing is left of it: `item`
-        if group.number < 0:
-            self._begin(group, call)
+            return  # no tensor is left of it, as of `item`
+        if function_call.number < 0:
+            self._begin(function_call, call)
         for tensor in writes:
-            for source in provenance.write(tensor, group.number, rule.rows):
+            for source in provenance.write(tensor, function_call.number, rule.writes_rows):
                 read.setdefault(source, True)
         for source, state in read.items():
-            group.reads[source] = group.reads.get(source, True) and state
-        group.heavy |= rule.heavy
+            function_call.reads[source] = function_call.reads.get(source, True) and state
+        function_call.heavy |= rule.heavy
 
-    def _close(self, group: _Group, out: Any) -> None:
-        number = group.number
-        for source, state in group.reads.items():
+    def _close(self, function_call: _FunctionCall, out: Any) -> None:
+        number = function_call.number
+        for source, state in function_call.reads.items():
             if source != number:
-                self._notes.link(source, number, state)
-        if out is None and group.args:
-            out = group.args[0]  # `a[i] = b` returns nothing
-        self._notes.describe(number, group.args, group.kwargs, out, group.heavy)
+                self._builder.link(source, number, state)
+        if out is None and function_call.args:
+            out = function_call.args[0]  # `a[i] = b` returns nothing
+        self._builder.describe(number, function_call.args, function_call.kwargs, out, function_call.heavy)
 
-    def _met(self, tensor: Tensor, storage: Storage) -> int:
-        """The operation that stands for a tensor from outside; -1 for one that only torch itself made, as for the 1 in
-        `x + 1`."""
+    def _add_external_input(self, tensor: Tensor, storage: Storage) -> int:
+        """Return the operation of an external tensor; -1 for one that torch itself made, as for the 1 in `x + 1`."""
         if storage.input >= 0:
             return storage.input
-        group = self._group
-        if group is not None:
-            if group.given is None:
-                given = tuple(tensors_in((group.args, group.kwargs)))
-                if isinstance(group.func, OpOverload):
-                    given = tuple(one for one in given if one.dim() or one.device.type != "cpu")
-                group.given = [self._provenance.storage(one) for one in given]
-            if not any(storage is one for one in group.given):
+        function_call = self._function_call
+        if function_call is not None:
+            if function_call.argument_storages is None:
+                arguments = tuple(tensors_in((function_call.args, function_call.kwargs)))
+                if isinstance(function_call.func, OpOverload):
+                    arguments = tuple(each for each in arguments if each.dim() or each.device.type != "cpu")
+                function_call.argument_storages = [self._provenance.storage(each) for each in arguments]
+            if not any(storage is each for each in function_call.argument_storages):
                 return -1
         number = self._note_input(tensor, storage, "input")
-        if group is not None and group.number >= 0:
-            self._notes.met_late(number, group.number)
+        if function_call is not None and function_call.number >= 0:
+            self._builder.place_before(number, function_call.number)
         return number
 
-    # What is noted.
+    # Results.
 
     def _add(self, name: str, kind: int, call: int, mark: int) -> int:
-        return self._notes.add(name, kind, call, self._begun, mark)
+        return self._builder.add(name, kind, call, self._last_begin, mark)
 
     def flow(self, calls: pd.DataFrame, edges: pd.DataFrame, marks: Sequence[Mark]) -> Flow:
-        """What was seen of a trace's calls; `edges` says of each which thread's stamps are its begin and end."""
+        """Return the flow of a trace's calls.
+
+        Args:
+            calls: the calls table.
+            edges: for each call its thread, and the numbers of its begin and end among the thread's edges.
+            marks: the recording's marks.
+        """
         rows = np.flatnonzero(edges["thread"].to_numpy() == self._own_thread)
         begin = edges["begin"].to_numpy()[rows]
         rows, begin = rows[begin < self._edge_count], begin[begin < self._edge_count]
         begun = np.full(self._edge_count + 1, -1)
         begun[begin] = np.arange(len(rows))
         own = calls.iloc[rows]
-        flow = FlowOfFrames(self._notes, self._frames, begin, own).flow(begun, marks)
+        flow = RepeatedFrames(self._builder, self._frames, begin, own).flow(begun, marks)
         return renumber_calls(flow, np.arange(len(rows)), own["call"].to_numpy())
-
-
-def _named(call: _Call) -> Iterator[tuple[str, Any]]:
-    """The arguments of a module's call, under the names that its `forward` has for them."""
-    try:
-        parameters = list(inspect.signature(call.module.forward).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    further = next((one.name for one in parameters if one.kind is one.VAR_POSITIONAL), "input")
-    for place, value in enumerate(call.args):
-        yield names[place] if place < len(names) else further, value
-    yield from call.kwargs.items()

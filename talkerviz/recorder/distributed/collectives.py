@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from talkerviz.recorder.dataflow.op_rules import tensors_of
-from talkerviz.recorder.method_patch import step_in
+from talkerviz.recorder.method_patch import patch_method
 
 Tensors = tuple[Tensor, ...]
 
@@ -152,7 +152,7 @@ def _step_in() -> None:
             kernel = _kernel(operator, _operator(operator, _KINDS[name])) if name in _KINDS else _wait_kernel(operator)
             # Between the pieces of a compiled region Dynamo looks at all Python code that runs.
             library.impl(name, torch.compiler.disable(kernel), "BackendSelect", with_keyset=True)
-    step_in(dist.Work, "wait", _make_wait, _undo)
+    patch_method(dist.Work, "wait", _make_wait, _undo)
 
 
 def _operator(operator: Any, kind: str) -> _Operator:

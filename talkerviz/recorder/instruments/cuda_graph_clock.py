@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from talkerviz.recorder.instruments.cuda_clock import CudaClock, device_columns
-from talkerviz.recorder.method_patch import step_in
+from talkerviz.recorder.method_patch import patch_method
 from talkerviz.trace.calls_table import calls_frame
 from talkerviz.trace.event_log import Mark
 
@@ -64,9 +64,9 @@ class GraphReplays:
 
     def attach(self, undo: list[Callable[[], None]]) -> None:
         """Watch every graph; what undoes it is added to the list."""
-        step_in(self._owner, "capture_begin", self._make_begin, undo)
-        step_in(self._owner, "capture_end", self._make_end, undo)
-        step_in(self._owner, "replay", self._make_replay, undo)
+        patch_method(self._owner, "capture_begin", self._make_begin, undo)
+        patch_method(self._owner, "capture_end", self._make_end, undo)
+        patch_method(self._owner, "replay", self._make_replay, undo)
 
     def _make_begin(self, below: Callable[..., Any]) -> Callable[..., Any]:
         def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:

@@ -24,9 +24,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from talkerviz.recorder.dataflow.meta_cache import MetaMemory
+from talkerviz.recorder.dataflow.meta_cache import MetaCache
 from talkerviz.recorder.dataflow.op_rules import name_of
-from talkerviz.recorder.dataflow.torch_modes import OperatorMode, Watching, run_higher_order
+from talkerviz.recorder.dataflow.torch_modes import ActiveModes, OperatorMode, run_higher_order
 from talkerviz.recorder.instruments.flop_formulas import EMBEDDING_BAGS, GROUPED, flops_of, is_view
 
 # Operators that read only some rows of their first tensor; that write only some of it.
@@ -75,8 +75,8 @@ class CostMeter(OperatorMode):
         self._kept: dict[int, frozenset[int]] = {}  # at the edge that is a call's end
         self._storages: list[_Storage] = []
         self._numbers: dict[int, int] = {}
-        self._meta = MetaMemory()
-        self._watching = Watching(self)
+        self._meta = MetaCache()
+        self._watching = ActiveModes(self)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, and note it."""

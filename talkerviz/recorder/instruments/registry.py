@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from talkerviz.recorder.dataflow.offloaded_weights import parameter_devices
-from talkerviz.recorder.dataflow.tracker import FlowMeter
+from talkerviz.recorder.dataflow.tracker import FlowTracker
 from talkerviz.recorder.instruments.base import Gauge
 from talkerviz.recorder.instruments.cuda_clock import CudaClock
 from talkerviz.recorder.instruments.flop_counter import CostMeter
@@ -85,7 +85,7 @@ def make_gauges(
     if measure == "cost":
         gauges.append(CostMeter(thread, fault))
     elif measure == "flow":
-        gauges.append(FlowMeter(thread, model, mark, marks, fault))
+        gauges.append(FlowTracker(thread, model, mark, marks, fault))
     elif measure == "memory":
         gauges.append(MemoryMeter(thread, devices[0]))
     elif measure == "busy":

@@ -20,7 +20,7 @@ static int numbers_reserve(Numbers *numbers, size_t more) {
   return 0;
 }
 
-/* What is left for the ends of all open containers, so that a row that did not fit can be read all the same. */
+/* Tokens of a row before the reserve for the ends of all open containers: a row that is cut off is still readable. */
 enum { ROOM = MAX_TOKENS - MAX_NESTING - 8 };
 
 static inline void add(Row *row, int64_t token) {
@@ -32,7 +32,7 @@ static inline void add_end(Row *row) { row->tokens[row->length++] = END; }
 
 /* ---- Tensors. */
 
-/* The number of a pair of device and dtype, both as DLPack has them; -1 with an exception set. */
+/* Returns the number of a pair of device and dtype in DLPack's encoding; -1 with an exception set. */
 static int32_t number_of_kind(Describer *d, PyObject *tensor, int64_t device, int64_t dtype) {
   int last = d->tensor_kind_last;
   if (last < d->tensor_kind_count && d->tensor_kinds[last].device == device && d->tensor_kinds[last].dtype == dtype)
@@ -83,7 +83,7 @@ static int add_tensor(Describer *d, PyObject *tensor, int plain, Row *row) {
         row->full = 1;
         return 0;
       }
-      /* Asking for the kind may have run other code; the tensor is owned, but may have been resized by it. */
+      /* number_of_kind may have run Python code; the tensor is owned, but that code may have resized it. */
       int64_t *at = row->tokens + row->length;
       at[0] = TENSOR;
       at[1] = kind;
@@ -94,7 +94,8 @@ static int add_tensor(Describer *d, PyObject *tensor, int plain, Row *row) {
       return 0;
     }
     PyErr_Clear();
-    /* DLPack does not know its device or dtype, as of the meta device. Hearing so costs most of a millisecond. */
+    /* DLPack has no code for its device or dtype, as for meta tensors. A refusal costs most of a millisecond, so after
+       four in a row the next 10,000 tensors go to Python at once. */
     if (++d->refused >= 4) d->refusals_to_skip = 10000;
   } else if (plain && d->refusals_to_skip > 0) {
     d->refusals_to_skip--;
@@ -118,7 +119,7 @@ static int enter(Row *row, const void *container) {
   return 1;
 }
 
-/* The items of a tuple, a list, or of `count` positional arguments, where `sequence` is NULL. */
+/* Adds the items of a tuple or list, or `count` positional arguments if `sequence` is NULL. */
 static int add_items(Describer *d, PyObject *sequence, PyObject *const *args, Py_ssize_t count, Row *row, int only) {
   int start = row->length;
   int few = sequence != NULL && PyList_CheckExact(sequence) && Py_TYPE(PyList_GET_ITEM(sequence, 0)) == d->tensor_type;
@@ -127,7 +128,7 @@ static int add_items(Describer *d, PyObject *sequence, PyObject *const *args, Py
   add(row, only >= 0 ? -1 : count > most ? 2 * count + few : 0);
   for (Py_ssize_t i = only >= 0 ? looked - 1 : 0; i < looked && !row->full && row->looks > 0; i++) {
     Py_ssize_t place = only >= 0 ? only : i < half || count <= most ? i : count - most + i;
-    /* A list may have been changed by what was looked at before. */
+    /* Reading an earlier item may have changed the list. */
     PyObject *item = NULL;
     if (sequence == NULL) item = args[place];
     else if (PyTuple_Check(sequence)) item = PyTuple_GET_ITEM(sequence, place);
@@ -143,7 +144,7 @@ static int add_items(Describer *d, PyObject *sequence, PyObject *const *args, Py
       row->length = at;
       continue;
     }
-    /* Compared with the latest different ones alone: lists of which all items differ are short. */
+    /* Compared with the four latest distinct items only: lists in which all items differ are short. */
     int length = row->length - at - 1, known = -1;
     for (int k = kept - 1; only < 0 && count > MERGED_ITEMS && known < 0 && k >= 0 && k >= kept - 4; k--) {
       int end = k + 1 < kept ? starts[k + 1] : at;
@@ -174,7 +175,7 @@ static int add_sequence(Describer *d, PyObject *value, Row *row, int of_cache) {
   return failed;
 }
 
-/* Whether a key is a number, None, or a tuple of such keys and text: whose text runs no code but the interpreter's. */
+/* Returns whether a key is a number, None, or a tuple of such keys and strings, so that its str() runs no user code. */
 static int is_plain_key(PyObject *key) {
   if (key == Py_None || PyLong_CheckExact(key) || PyFloat_CheckExact(key) || PyBool_Check(key)) return 1;
   if (!PyTuple_CheckExact(key) || PyTuple_GET_SIZE(key) > MAX_LISTED) return 0;
@@ -185,7 +186,7 @@ static int is_plain_key(PyObject *key) {
   return 1;
 }
 
-/* The number of a name, which may be any key of a dict; -1 with an exception set. */
+/* Returns the number of a name, which may be any key of a dict; -1 with an exception set. */
 static int64_t number_of_name(Describer *d, PyObject *key) {
   size_t recent = ((uintptr_t)key >> 4) % RECENT_NAMES;
   if (d->recent[recent].name == key) return d->recent[recent].number;
@@ -196,14 +197,14 @@ static int64_t number_of_name(Describer *d, PyObject *key) {
     return d->recent[recent].number;
   }
   if (PyErr_Occurred()) return -1;
-  /* Text of any other key would be code of the user's. */
+  /* str() of any other key would run the user's code. */
   PyObject *name = PyUnicode_CheckExact(key) ? Py_NewRef(key)
                    : is_plain_key(key)       ? PyObject_Str(key)
                                              : PyUnicode_FromString("?");
   if (name == NULL) return -1;
   Py_ssize_t count = PyDict_GET_SIZE(d->names);
   if (count >= MAX_NAMES && PyDict_GetItemWithError(d->names, name) == NULL)
-    Py_SETREF(name, PyUnicode_FromString("?")); /* names that never repeat: stop keeping them */
+    Py_SETREF(name, PyUnicode_FromString("?")); /* names that never repeat are not kept, so that memory is bounded */
   PyObject *fresh = name == NULL ? NULL : PyLong_FromSsize_t(count), *kept = NULL;
   if (fresh != NULL) kept = PyDict_SetDefault(d->names, name, fresh);
   int64_t found = kept == NULL ? -1 : PyLong_AsLongLong(kept);
@@ -214,7 +215,7 @@ static int64_t number_of_name(Describer *d, PyObject *key) {
 
 static int add_entry(Describer *d, PyObject *key, PyObject *value, Row *row, int of_cache) {
   int at = row->length;
-  add(row, 0); /* the name, once there is a tensor under it */
+  add(row, 0); /* replaced by the name if the value holds a tensor */
   if (add_value(d, value, row, of_cache) < 0) return -1;
   if (row->length <= at + 1 || row->full) {
     row->length = at;
@@ -229,7 +230,7 @@ static int add_entry(Describer *d, PyObject *key, PyObject *value, Row *row, int
   return 0;
 }
 
-/* The entries of a dict; in a cache, of one that has layers as its keys, the layer at hand alone. */
+/* Adds the entries of a dict; of a cache's dict with layers as keys, the entry of the call's layer only. */
 static int add_entries(Describer *d, PyObject *dict, Row *row, int of_cache, int of_layers) {
   int start = row->length, failed = 0;
   Py_ssize_t size = PyDict_GET_SIZE(dict), position = 0, looked = 0;
@@ -282,7 +283,7 @@ static int kind_of(Describer *d, PyTypeObject *type) {
   return PyErr_Occurred() ? -1 : kind;
 }
 
-/* Adds a value that the caller owns. -1 only for an exception that must go on. */
+/* Adds a value that the caller owns. Returns -1 only for an exception to be propagated. */
 static int add_value(Describer *d, PyObject *value, Row *row, int of_cache) {
   PyTypeObject *type = Py_TYPE(value);
   row->looks--;
@@ -308,7 +309,7 @@ static int add_value(Describer *d, PyObject *value, Row *row, int of_cache) {
         failed = add_mapping(d, inside, value, row, kind == CACHE_KIND && row->layer >= 0, 0);
       break;
     case UNPACK_KIND:
-      if (!enter(row, value)) return 0; /* what it is unpacked into is new each time */
+      if (!enter(row, value)) return 0; /* `value` detects cycles: the unpacked container is a new object each time */
       inside = PyObject_CallOneArg(d->unpack, value);
       if (inside != NULL && PyDict_CheckExact(inside)) failed = add_mapping(d, inside, inside, row, 0, of_cache);
       else if (inside != NULL && PyList_CheckExact(inside)) failed = add_sequence(d, inside, row, of_cache);
@@ -342,7 +343,7 @@ static Signature *find(const Describer *d, const Row *row, uint64_t hash) {
 
 static int make_room(Describer *d, int length) {
   if (d->signature_count >= MAX_SIGNATURES || d->arena.used + (size_t)length > MAX_ARENA) {
-    /* A run that goes on to differ: what comes again from here on gets a new number, and memory stays as it is. */
+    /* A run whose shapes keep changing: empty the table; repeated rows get new numbers, and memory stays bounded. */
     memset(d->signatures, 0, (d->signature_mask + 1) * sizeof(Signature));
     d->signature_count = d->arena.used = 0;
   } else if (d->signature_count * 2 > d->signature_mask) {
@@ -367,7 +368,7 @@ static int64_t number_of_row(Describer *d, const Row *row) {
   uint64_t hash = row_hash(row);
   Signature *known = find(d, row, hash);
   if (known->length != 0) return known->number;
-  if (make_room(d, row->length) < 0) return NO_TENSORS; /* no memory: an empty cell */
+  if (make_room(d, row->length) < 0) return NO_TENSORS; /* out of memory: the cell stays empty */
   known = find(d, row, hash);
   size_t bytes = (size_t)row->length * sizeof(int64_t);
   known->hash = hash;
@@ -396,7 +397,7 @@ static void begin_row(Row *row, int64_t what, int layer) {
 static int64_t inputs_into(Describer *d, Row *row, PyObject *const *args, Py_ssize_t count, PyObject *names,
                            PyObject *keywords) {
   if (add_items(d, NULL, args, count, row, -1) < 0) return -1;
-  if (row->length == 1) { /* no tensor among them */
+  if (row->length == 1) { /* no tensor among the positional arguments */
     add(row, 0);
     add_end(row);
   }
@@ -433,9 +434,9 @@ PyObject *describer_take(Describer *d) {
   return taken;
 }
 
-/* ---- Its life. */
+/* ---- Construction and destruction. */
 
-/* torch's DLPack interface, where this torch has one that we can read. */
+/* Finds torch's DLPack interface, if this torch has one of a known version. */
 static void find_dlpack(Describer *d) {
   PyObject *capsule = PyObject_GetAttrString((PyObject *)d->tensor_type, "__dlpack_c_exchange_api__");
   const DLPackExchangeAPI *api = capsule == NULL ? NULL : PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
@@ -464,7 +465,7 @@ int describer_traverse(Describer *d, visitproc visit, void *arg) {
   Py_VISIT(d->tensor_kind);
   Py_VISIT(d->names);
   Py_VISIT(d->types);
-  return 0; /* recent names are text */
+  return 0; /* recent names are strings and take part in no cycle */
 }
 
 void describer_clear(Describer *d) {

@@ -1,4 +1,4 @@
-/* What differs between operating systems and compilers: a monotonic clock, and storage of one's own for each thread. */
+/* Platform differences: the monotonic clock, and the keyword for thread-local storage. */
 
 #ifndef TALKERVIZ_PLATFORM_H
 #define TALKERVIZ_PLATFORM_H
@@ -13,7 +13,7 @@
 #define THREAD_LOCAL _Thread_local
 #endif
 
-/* Nanoseconds on the clock of Python's time.perf_counter_ns: times from here and from there can be compared. */
+/* Nanoseconds on the clock of Python's time.perf_counter_ns, so that times from C and from Python are comparable. */
 #if PY_VERSION_HEX >= 0x030D0000
 static inline int64_t clock_ns(void) {
   PyTime_t time;
@@ -26,7 +26,7 @@ static inline int64_t clock_ns(void) {
   LARGE_INTEGER ticks;
   if (frequency.QuadPart == 0) QueryPerformanceFrequency(&frequency);
   QueryPerformanceCounter(&ticks);
-  /* Whole seconds apart: ticks times 1e9 would overflow within a day. */
+  /* Whole seconds separately: ticks * 1e9 would overflow within a day. */
   return ticks.QuadPart / frequency.QuadPart * 1000000000 +
          ticks.QuadPart % frequency.QuadPart * 1000000000 / frequency.QuadPart;
 }

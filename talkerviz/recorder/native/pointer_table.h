@@ -1,4 +1,4 @@
-/* A hash table from pointers to small numbers, never shrinking. */
+/* Hash table from pointers to integers, with linear probing; it never shrinks. */
 
 #ifndef TALKERVIZ_POINTER_TABLE_H
 #define TALKERVIZ_POINTER_TABLE_H
@@ -9,7 +9,7 @@
 
 typedef struct {
   const void *key;
-  int64_t value; /* not negative */
+  int64_t value; /* not negative; -1 once removed */
 } PointerSlot;
 
 typedef struct {
@@ -21,7 +21,7 @@ static inline size_t pointer_hash(const void *pointer) {
   return (size_t)(((uint64_t)(uintptr_t)pointer >> 4) * UINT64_C(0x9E3779B97F4A7C15) >> 20);
 }
 
-/* The number of a pointer; -1 where it has none. */
+/* Returns the value of a pointer; -1 if it has none. */
 static inline int64_t pointer_get(const PointerTable *table, const void *key) {
   if (table->slots == NULL) return -1;
   for (size_t at = pointer_hash(key) & table->mask;; at = (at + 1) & table->mask) {
@@ -30,7 +30,7 @@ static inline int64_t pointer_get(const PointerTable *table, const void *key) {
   }
 }
 
-/* 0, or -1 without memory. */
+/* Sets the value of a pointer. Returns 0, or -1 if out of memory. */
 static inline int pointer_put(PointerTable *table, const void *key, int64_t value) {
   if (table->slots == NULL || table->used * 2 > table->mask) {
     size_t size = table->slots == NULL ? 64 : (table->mask + 1) * 2;

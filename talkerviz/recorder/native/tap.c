@@ -1,12 +1,12 @@
-/* The tap: what every call of a watched module goes through. docs/recorder.md says how it works.
+/* The tap: a replacement of nn.Module.__call__ that logs the calls of watched modules. docs/recorder.md describes it.
 
-   Written in C against the interpreter's own interface, since the way in must be a vectorcall that binds as a method:
-   then a call that goes on costs one more C function and no Python object. Cython, nanobind and PyO3 all put a tuple and
-   a dict of arguments in between. There are four files, each for one thing; the rules that keep them safe are few:
-   whatever is looked at while Python code may run is owned (Py_INCREF), exceptions of the recorder's own are cleared
-   (`must_go_on`), and nothing is kept alive after `close`. tests/recorder/test_tap_fuzz.py holds it to them under AddressSanitizer.
+   It is written against the interpreter's C API, because the replacement must be a vectorcall that binds as a method: a
+   call then costs one more C function and no Python object. Cython, nanobind and PyO3 all create a tuple and a dict of
+   the arguments. Three rules keep the four files of this folder safe: every object in use while Python code may run is
+   owned (Py_INCREF), exceptions of the recorder's own are cleared (`must_go_on`), and nothing is kept alive after
+   `close`. test_tap_fuzz.py checks them under AddressSanitizer.
 
-   Where it is not built, python_events.py does the same by way of forward hooks. */
+   Without a C compiler, python_events.py does the same through forward hooks. */
 
 #include "describe.h"
 
@@ -20,19 +20,20 @@
 
 /* trace/event_log.py has the same numbers. */
 enum { MARK = 1 << 30, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED, REQUEST };
-enum { EXCLUDED, JOINS, JOINS_OTHERS }; /* what `joins` answers */
+/* python_events.py has the same numbers, and describes them. */
+enum { EXCLUDED, JOINS, JOINS_OTHERS }; /* answers of `joins` */
 enum { NO_LANDMARK, FRAME_LANDMARK, PASS_LANDMARK, RULE_LANDMARK };
 enum { LANDMARK_ONLY = -1, NOT_RECORDED = -2 };
-#define FLUSH_NS 500000000
-#define UNUSUAL_NS 50000
-#define COARSE_CLOCK_EVENTS 256 /* so often an untimed recording looks at the clock */
-#define MOST_STRANGERS 64
+#define FLUSH_NS 500000000      /* between writes to disk, to bound what a killed process loses */
+#define UNUSUAL_NS 50000        /* own time at one end of a call above which the thread was interrupted */
+#define COARSE_CLOCK_EVENTS 256 /* events between an untimed recording's looks at the clock */
+#define MOST_STRANGERS 64       /* calls of unwatched modules that are reported to Python, at microseconds each */
 
 typedef struct {
   int32_t number, layer, landmark;
 } Watched;
 
-/* In a table of pointers a module is one number, so that looking it up touches one line of memory. */
+/* A `Watched` is packed into one integer of the pointer table, so that a lookup touches one cache line. */
 enum { LAYER_BITS = 24, LANDMARK_BITS = 4 };
 
 static inline int64_t pack(Watched watched) {
@@ -53,7 +54,7 @@ typedef struct {
   int64_t time, value;
 } Event;
 
-/* What calls belong to: a phase, a frame and a step in one, and a request, -1 for none. */
+/* A mark: phase, request (-1 for none), and frame and step packed as (frame + 1) << 24 | (step + 1). */
 typedef struct {
   int32_t phase, request;
   int64_t place;
@@ -62,14 +63,14 @@ typedef struct {
 typedef struct {
   Event *events;
   Py_ssize_t used, room;
-  uint64_t thread;    /* its serial number */
-  int64_t flushed_ns; /* when its events were last written away */
-  int64_t garbage_ns; /* in garbage collections so far */
-  int64_t own_ns, usual_ns, calls, passed_by;
-  int64_t taken;      /* how often its events were taken: where one was is not known after that */
+  uint64_t thread;    /* serial number of the thread */
+  int64_t flushed_ns; /* time of the last write to disk */
+  int64_t garbage_ns; /* time in garbage collections so far */
+  int64_t own_ns, usual_ns, calls, passed_by; /* the last: calls that were not recorded on this thread */
+  int64_t taken;      /* number of times its events were taken, after which positions of events are invalid */
   Mark mark;
-  PyObject *placed; /* the value of `placed` in the context that the mark is of; NULL for none */
-  int32_t named;    /* the phase that its code has named; -1 for none */
+  PyObject *placed; /* value of the context variable `placed` for the mark; NULL for none */
+  int32_t named;    /* phase that its code has named; -1 for none */
   int depth, passes_deep, excluded;
   Row row;
 } Log;
@@ -78,23 +79,23 @@ typedef struct {
   PyObject_HEAD vectorcallfunc vectorcall;
   PyObject *below, *entered, *left, *failed, *joins, *full, *stranger, *stamp, *phase, *placed, *moved, *here;
   Describer describer;
-  PyObject *named_where; /* () -> the phase that the code around a call has named; NULL while contexts tell */
+  PyObject *named_where; /* () -> the phase that the code around a call has named; NULL to read it from the context */
   int timed, names_phases, follows_contexts;
   Py_ssize_t limit;
   PointerTable watched; /* module -> a packed `Watched` */
-  PyObject *modules;    /* those that are kept alive, so that no other gets the address of one */
+  PyObject *modules;    /* list of modules kept alive, so that no other gets the address of one */
   Log **logs;
   Py_ssize_t log_count;
-  uint64_t name; /* of this tap for as long as the process lives, as its address is not */
-  Mark mark, start; /* the latest of any thread; the one that a run begins with */
+  uint64_t name; /* serial number of this tap in the process: unlike its address it is never reused */
+  Mark mark, start; /* the latest mark of any thread; the mark that a run begins with */
   int32_t frame_phase, first_named;
   int64_t frame, run;
-  int passes; /* landmarks that are being called, on all threads */
+  int passes; /* landmarks being called, on all threads */
   int64_t strange_calls;
   int strangers_asked;
 } Tap;
 
-/* The log of this thread in the tap that it met last. A thread begins with zeroes, whatever number the system gives it. */
+/* This thread's log in the tap that it last called. A new thread starts with zeroes, even if it reuses a system id. */
 static THREAD_LOCAL struct {
   uint64_t serial, tap;
   Log *log;
@@ -124,14 +125,14 @@ static int push(Log *log, int32_t what, int32_t tensors, int64_t time, int64_t v
   return 0;
 }
 
-/* From here on calls of this thread belong to this. */
+/* Sets the mark of this thread's calls from here on. */
 static int set_mark(Tap *tap, Log *log, Mark mark) {
   if (mark.request != log->mark.request && push(log, REQUEST, mark.request, now_ns(tap), 0) < 0) return -1;
   log->mark = mark;
   return push(log, MARK, mark.phase, now_ns(tap), mark.place);
 }
 
-/* The log of the thread that runs this, whether it is excluded or not; NULL with an exception set. */
+/* Returns the log of the current thread, excluded or not; NULL with an exception set. */
 static Log *log_of_thread(Tap *tap) {
   if (this_thread.tap == tap->name) return this_thread.log;
   if (this_thread.serial == 0) this_thread.serial = ++threads_met;
@@ -140,7 +141,7 @@ static Log *log_of_thread(Tap *tap) {
     if (tap->logs[i]->thread == this_thread.serial) log = tap->logs[i];
   if (log == NULL) {
     long joins = JOINS_OTHERS;
-    if (tap->log_count > 0) { /* the first is the one that began to record */
+    if (tap->log_count > 0) { /* the first thread is the one that started the recording */
       PyObject *answer = PyObject_CallNoArgs(tap->joins);
       joins = answer == NULL ? JOINS : PyLong_AsLong(answer);
       Py_XDECREF(answer);
@@ -157,7 +158,7 @@ static Log *log_of_thread(Tap *tap) {
     log->named = log->mark.request = -1;
     log->excluded = joins == EXCLUDED;
     tap->logs[tap->log_count++] = log;
-    /* What runs beside a pass is a part of it, as the threads of DataParallel are. */
+    /* A thread that runs beside a pass is a part of it, as the threads of DataParallel are. */
     Mark mark = joins == JOINS_OTHERS || tap->passes > 0 ? tap->mark : tap->start;
     if (push(log, RUN, (int32_t)tap->run, now_ns(tap), 0) < 0 || set_mark(tap, log, mark) < 0) return NULL;
   }
@@ -166,7 +167,7 @@ static Log *log_of_thread(Tap *tap) {
   return log;
 }
 
-/* Write away what is due, by number or by time. */
+/* Writes the thread's events to disk if their number or the time since the last write is due. */
 static int flush_if_due(Tap *tap, Log *log, int64_t time) {
   if (log->used < tap->limit) {
     if (!tap->timed) {
@@ -187,13 +188,13 @@ static int flush_if_due(Tap *tap, Log *log, int64_t time) {
   return push(log, PAUSE, 0, 0, took);
 }
 
-/* What the recorder took at one end of a call. In the usual cost a thread that was held up meanwhile counts little. */
+/* Adds the recorder's own time at one end of a call. The usual cost is capped, so that interruptions count little. */
 static inline void count_own(Log *log, int64_t own) {
   log->own_ns += own;
   log->usual_ns += own < UNUSUAL_NS ? own : UNUSUAL_NS;
 }
 
-/* ---- The two ends of a call. All return -1 only with an exception that must go on. */
+/* ---- Begin and end of a call. These functions return -1 only with an exception to be propagated. */
 
 static int stamp(Tap *tap, PyObject *beginning) {
   if (tap->stamp == Py_None) return 0;
@@ -202,10 +203,10 @@ static int stamp(Tap *tap, PyObject *beginning) {
   return must_go_on() ? -1 : 0;
 }
 
-/* The phase that the code around a call has named, which goes with its context: a task's, a thread's. */
+/* Logs the phase that the code around a call has named, read from the context of its task or thread, if it changed. */
 static int push_named(Tap *tap, Log *log) {
   PyObject *value = NULL;
-  /* The first thread's own code has named what it has, or nothing. */
+  /* `first_named` holds for other threads only: the first thread's own context is complete. */
   int32_t named = log == tap->logs[0] ? -1 : tap->first_named;
   if (tap->named_where != NULL) value = PyObject_CallNoArgs(tap->named_where);
   else if (PyContextVar_Get(tap->phase, NULL, &value) < 0) value = NULL;
@@ -217,7 +218,7 @@ static int push_named(Tap *tap, Log *log) {
   return push(log, NAMED, named, now_ns(tap), 0);
 }
 
-/* Tasks take turns on a thread: where another one's call comes, what calls belong to is what it was in that task. */
+/* Restores the mark of the current context: asyncio tasks take turns on a thread. */
 static int follow_context(Tap *tap, Log *log) {
   PyObject *placed = NULL;
   if (PyContextVar_Get(tap->placed, NULL, &placed) < 0) return must_go_on() ? -1 : 0;
@@ -232,7 +233,7 @@ static int follow_context(Tap *tap, Log *log) {
   return must_go_on() ? -1 : 0;
 }
 
-/* Whether what runs now is of the thread or task that records itself alone. */
+/* Returns whether the current context is recorded, in a recording of one thread or task only. */
 static int is_here(Tap *tap) {
   if (tap->here == Py_None) return 1;
   PyObject *value = NULL;
@@ -241,7 +242,7 @@ static int is_here(Tap *tap) {
   return value == Py_True;
 }
 
-/* A landmark is about to be called. */
+/* Begins a landmark's call: counts a frame, or calls `entered`. */
 static int pass_landmark(Tap *tap, Log *log, const Watched *watched, PyObject *module, PyObject *const *args,
                          Py_ssize_t count, PyObject *names, PyObject *keywords) {
   tap->passes++;
@@ -270,13 +271,13 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
     if (tap->names_phases && push_named(tap, log) < 0) return -1;
     int64_t inputs = describe_inputs(&tap->describer, &log->row, args, count, names, keywords, watched->layer);
     if (inputs < 0 || stamp(tap, Py_True) < 0) return -1;
-    /* Device times belong here, beside the host's: what follows is the call's own. */
+    /* The device's and the host's begin are taken here, last: time from here on is the call's own. */
     int64_t time = now_ns(tap), own = time - entered - (log->garbage_ns - garbage);
     if (push(log, watched->number, (int32_t)inputs, time, own) < 0) return -1;
     count_own(log, own);
     log->calls++;
     if (flush_if_due(tap, log, time) < 0) {
-      /* Ctrl-C: the call does not go on, but it has begun. */
+      /* Ctrl-C: the call is not made, but its begin is logged, so its end must be too. */
       PyObject *type, *value, *traceback;
       PyErr_Fetch(&type, &value, &traceback);
       push(log, -1 - watched->number, NO_TENSORS, now_ns(tap), 0);
@@ -288,7 +289,7 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
   return 0;
 }
 
-/* A landmark is over. */
+/* Counts the end of a landmark's call. */
 static inline void close_landmark(Tap *tap, Log *log, const Watched *watched) {
   tap->passes -= watched->landmark != NO_LANDMARK;
   log->passes_deep -= watched->landmark == FRAME_LANDMARK || watched->landmark == PASS_LANDMARK;
@@ -306,13 +307,13 @@ static int end_call(Tap *tap, Log *log, const Watched *watched, PyObject *module
   int64_t garbage = log->garbage_ns;
   log->depth--;
   if (watched->number >= 0) {
-    /* The end comes first in the log: what the recorder does from here on is no part of the call. */
+    /* The end is logged first: the recorder's work from here on is no part of the call. */
     if (push(log, -1 - watched->number, NO_TENSORS, time, 0) < 0) return -1;
     Py_ssize_t place = log->used - 1;
     int64_t taken = log->taken;
     failed = stamp(tap, Py_False);
     int64_t outputs = failed ? -1 : describe_output(&tap->describer, &log->row, output, watched->layer);
-    failed = outputs < 0; /* Ctrl-C, most likely; the call has an end all the same */
+    failed = outputs < 0; /* Ctrl-C, most likely; the call's end is logged all the same */
     if (!failed) failed = leave_landmark(tap, log, watched, module);
     int64_t own = now_ns(tap) - time - (log->garbage_ns - garbage);
     count_own(log, own);
@@ -326,7 +327,7 @@ static int end_call(Tap *tap, Log *log, const Watched *watched, PyObject *module
   return failed || flush_if_due(tap, log, time) < 0 ? -1 : 0;
 }
 
-/* A call has raised, and the exception goes on, unless Ctrl-C comes in its place. */
+/* Ends a call that raised. Its exception stays set, unless Ctrl-C replaces it. */
 static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *module, int64_t time) {
   PyObject *type, *value, *traceback;
   PyErr_Fetch(&type, &value, &traceback);
@@ -354,7 +355,7 @@ static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
   }
 }
 
-/* A module that is not watched: one that the model has not told torch of, what was compiled of one, or another model's. */
+/* Handles an unwatched module: one that is not registered in the model, a compiled wrapper, or another model's. */
 static int meet_stranger(Tap *tap, PyObject *module) {
   int compiled = strcmp(Py_TYPE(module)->tp_name, "OptimizedModule") == 0;
   int inside = this_thread.tap == tap->name && this_thread.log->depth > 0, failed = 0;
@@ -367,7 +368,7 @@ static int meet_stranger(Tap *tap, PyObject *module) {
   return failed ? -1 : 0;
 }
 
-/* ---- The way in that stands at nn.Module.__call__. */
+/* ---- The replacement of nn.Module.__call__. */
 
 static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *names) {
   Tap *tap = (Tap *)self;
@@ -375,7 +376,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   int64_t packed = count ? pointer_get(&tap->watched, args[0]) : -1;
   if (packed < 0) {
     if (count && tap->watched.slots != NULL && meet_stranger(tap, args[0]) < 0) return NULL;
-    packed = count ? pointer_get(&tap->watched, args[0]) : -1; /* it may be known now */
+    packed = count ? pointer_get(&tap->watched, args[0]) : -1; /* `stranger` may have watched it */
     if (packed < 0) return PyObject_Vectorcall(tap->below, args, nargsf, names);
   }
   Watched watched = unpack(packed);
@@ -386,7 +387,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
     log->passed_by++;
     return PyObject_Vectorcall(tap->below, args, nargsf, names);
   }
-  Py_INCREF(self); /* the recording may end inside */
+  Py_INCREF(self); /* the recording may end inside the call */
   PyObject *output = NULL;
   if (begin_call(tap, log, &watched, args[0], args + 1, count - 1, names, NULL) == 0) {
     output = PyObject_Vectorcall(tap->below, args, nargsf, names);
@@ -400,7 +401,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   return output;
 }
 
-/* ---- The same from forward hooks, which call the two ends apart. */
+/* ---- The same for forward hooks, which call begin and end separately. */
 
 static Log *watched_log(Tap *tap, PyObject *module, Watched *watched, int begins) {
   int64_t packed = pointer_get(&tap->watched, module);
@@ -452,7 +453,7 @@ static PyObject *tap_fail(Tap *tap, PyObject *args) {
   return none_or_error();
 }
 
-/* ---- What Python tells it, and takes from it. */
+/* ---- Methods for the recording. */
 
 static PyObject *tap_watch(Tap *tap, PyObject *args) {
   PyObject *module;
@@ -468,7 +469,7 @@ static PyObject *tap_watch(Tap *tap, PyObject *args) {
 static PyObject *tap_unwatch(Tap *tap, PyObject *identity) {
   void *module = PyLong_AsVoidPtr(identity);
   if (module == NULL && PyErr_Occurred()) return NULL;
-  /* Its slot stays; should another object get the address and be watched, it gets the slot. */
+  /* The slot stays, for another module that gets the same address and is watched. */
   if (pointer_get(&tap->watched, module) >= 0) pointer_put(&tap->watched, module, -1);
   Py_RETURN_NONE;
 }
@@ -482,7 +483,7 @@ static PyObject *tap_put(Tap *tap, PyObject *args) {
   Py_RETURN_NONE;
 }
 
-/* A garbage collection is over. What it took while the recorder was at work is not the recorder's. */
+/* Logs a garbage collection. One that runs inside the recorder does not count as the recorder's own time. */
 static PyObject *tap_garbage(Tap *tap, PyObject *args) {
   int generation;
   long long took;
@@ -531,8 +532,8 @@ static PyObject *tap_begin_run(Tap *tap, PyObject *args) {
   Py_RETURN_NONE;
 }
 
-/* Calls have the phase that their context names from here on, or `where` tells, unless it is None; those that name none
-   have `first`, that of the thread that began to record, -1 for none. */
+/* From here on logs the phase that the code around each call has named, found by `where`, or in the context if it is
+   None. Calls without one have `first`, the phase named around the recording; -1 for none. */
 static PyObject *tap_name_phases(Tap *tap, PyObject *args) {
   PyObject *where, *before = tap->named_where;
   int first;
@@ -549,7 +550,7 @@ static PyObject *tap_follow_contexts(Tap *tap, PyObject *Py_UNUSED(ignored)) {
   Py_RETURN_NONE;
 }
 
-/* Whether calls of this thread are recorded. */
+/* Sets whether this thread's calls are left out. */
 static PyObject *tap_exclude(Tap *tap, PyObject *excluded) {
   Log *log = log_of_thread(tap);
   if (log == NULL) return NULL;
@@ -615,14 +616,14 @@ static PyObject *tap_own_ns(Tap *tap, PyObject *Py_UNUSED(ignored)) {
   return log == NULL ? NULL : PyLong_FromLongLong(log->own_ns);
 }
 
-/* From here on every call goes straight on, and no module is kept alive. Calls may be inside: logs and callables stay. */
+/* Stops watching, and keeps no module alive. Calls may still be inside, so logs and callables stay. */
 static PyObject *tap_close(Tap *tap, PyObject *Py_UNUSED(ignored)) {
   pointer_clear(&tap->watched);
   if (tap->modules != NULL) PyList_SetSlice(tap->modules, 0, PyList_GET_SIZE(tap->modules), NULL);
   Py_RETURN_NONE;
 }
 
-/* ---- Its life. */
+/* ---- Construction, destruction and type. */
 
 static PyObject **callables(Tap *tap, int at) {
   PyObject **all[] = {&tap->below, &tap->entered,  &tap->left,  &tap->failed, &tap->joins,
@@ -704,46 +705,46 @@ static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
   return (PyObject *)tap;
 }
 
-/* Bound like a function, so that `module(...)` and `super().__call__(...)` bring the module along. */
+/* Binds like a function, so that `module(...)` and `super().__call__(...)` pass the module. */
 static PyObject *tap_get(PyObject *self, PyObject *module, PyObject *Py_UNUSED(type)) {
   return module == NULL || module == Py_None ? Py_NewRef(self) : PyMethod_New(self, module);
 }
 
 static PyObject *tap_self(PyObject *self, void *Py_UNUSED(closure)) { return Py_NewRef(self); }
 
-/* A module compiled during a recording keeps its bound `__call__`. Dynamo knows torch's own by its name alone, and would
-   compile a frame more around any other. */
+/* `__name__` and `__code__` of the original: a module compiled during a recording keeps its bound `__call__`. Dynamo
+   recognizes torch's own by name only, and would compile one more frame around any other. */
 static PyObject *tap_of_below(PyObject *self, void *name) { return PyObject_GetAttrString(((Tap *)self)->below, name); }
 
-static PyGetSetDef tap_getters[] = {{"call", tap_self, NULL, "what stands in for nn.Module.__call__", NULL},
-                                    {"__name__", tap_of_below, NULL, "that of what it stands in for", "__name__"},
-                                    {"__code__", tap_of_below, NULL, "that of what it stands in for", "__code__"},
+static PyGetSetDef tap_getters[] = {{"call", tap_self, NULL, "replacement of nn.Module.__call__", NULL},
+                                    {"__name__", tap_of_below, NULL, "that of the original __call__", "__name__"},
+                                    {"__code__", tap_of_below, NULL, "that of the original __call__", "__code__"},
                                     {NULL, NULL, NULL, NULL, NULL}};
 
 static PyMethodDef tap_methods[] = {
     {"watch", (PyCFunction)tap_watch, METH_VARARGS, "watch(module, number, layer, landmark, keep)"},
-    {"unwatch", (PyCFunction)tap_unwatch, METH_O, "unwatch(id): forget a module that is not kept"},
-    {"begin", (PyCFunction)tap_begin, METH_VARARGS, "begin(module, args, kwargs): a call begins"},
-    {"end", (PyCFunction)tap_end, METH_VARARGS, "end(module, output): it returns"},
-    {"fail", (PyCFunction)tap_fail, METH_VARARGS, "fail(module, exception type): it raises"},
-    {"put", (PyCFunction)tap_put, METH_VARARGS, "put(what, tensors, time, value): an event in this thread's log"},
-    {"garbage", (PyCFunction)tap_garbage, METH_VARARGS, "garbage(generation, ns): a garbage collection is over"},
-    {"mark", (PyCFunction)tap_mark, METH_VARARGS, "mark(phase, frame, step, request): what calls of this thread belong to"},
-    {"latest", (PyCFunction)tap_latest, METH_NOARGS, "latest() -> (phase, frame, step, request, run, named phase) here"},
-    {"frames", (PyCFunction)tap_frames, METH_NOARGS, "frames() -> how many were counted in this run"},
-    {"begin_run", (PyCFunction)tap_begin_run, METH_VARARGS, "begin_run(run, phase): frames begin anew"},
-    {"name_phases", (PyCFunction)tap_name_phases, METH_VARARGS, "name_phases(first, where): those that code has named"},
-    {"follow_contexts", (PyCFunction)tap_follow_contexts, METH_NOARGS, "what calls belong to goes with their context"},
-    {"exclude", (PyCFunction)tap_exclude, METH_O, "exclude(whether): record no calls of this thread"},
-    {"describe", (PyCFunction)tap_describe, METH_VARARGS, "describe(args, kwargs) -> the number of their tensors"},
-    {"describe_output", (PyCFunction)tap_describe_output, METH_O, "describe_output(value) -> the number of its tensors"},
-    {"take", (PyCFunction)tap_take, METH_O, "take(thread) -> bytes: the events of a thread, which are let go"},
+    {"unwatch", (PyCFunction)tap_unwatch, METH_O, "unwatch(id): stop watching a module that is not kept"},
+    {"begin", (PyCFunction)tap_begin, METH_VARARGS, "begin(module, args, kwargs): log that a call begins"},
+    {"end", (PyCFunction)tap_end, METH_VARARGS, "end(module, output): log that a call returns"},
+    {"fail", (PyCFunction)tap_fail, METH_VARARGS, "fail(module, exception type): log that a call raises"},
+    {"put", (PyCFunction)tap_put, METH_VARARGS, "put(what, tensors, time, value): log an event on this thread"},
+    {"garbage", (PyCFunction)tap_garbage, METH_VARARGS, "garbage(generation, ns): log a garbage collection"},
+    {"mark", (PyCFunction)tap_mark, METH_VARARGS, "mark(phase, frame, step, request): set this thread's mark"},
+    {"latest", (PyCFunction)tap_latest, METH_NOARGS, "latest() -> (phase, frame, step, request, run, named phase)"},
+    {"frames", (PyCFunction)tap_frames, METH_NOARGS, "frames() -> number of frames counted in this run"},
+    {"begin_run", (PyCFunction)tap_begin_run, METH_VARARGS, "begin_run(run, phase): count frames from 0 again"},
+    {"name_phases", (PyCFunction)tap_name_phases, METH_VARARGS, "name_phases(first, where): log named phases"},
+    {"follow_contexts", (PyCFunction)tap_follow_contexts, METH_NOARGS, "take the mark of calls from their context"},
+    {"exclude", (PyCFunction)tap_exclude, METH_O, "exclude(excluded): stop recording this thread's calls, or resume"},
+    {"describe", (PyCFunction)tap_describe, METH_VARARGS, "describe(args, kwargs) -> number of the row"},
+    {"describe_output", (PyCFunction)tap_describe_output, METH_O, "describe_output(value) -> number of the row"},
+    {"take", (PyCFunction)tap_take, METH_O, "take(thread) -> bytes: a thread's events, removed from its log"},
     {"take_rows", (PyCFunction)tap_take_rows, METH_NOARGS, "take_rows() -> bytes: new descriptions of tensors"},
-    {"thread", (PyCFunction)tap_thread, METH_NOARGS, "the number of this thread"},
-    {"threads", (PyCFunction)tap_threads, METH_NOARGS, "how many threads there are"},
-    {"totals", (PyCFunction)tap_totals, METH_NOARGS, "totals() -> (calls, ns they usually cost, passed by, strange)"},
-    {"own_ns", (PyCFunction)tap_own_ns, METH_NOARGS, "own_ns() -> nanoseconds that the recorder took on this thread"},
-    {"close", (PyCFunction)tap_close, METH_NOARGS, "watch nothing any more"},
+    {"thread", (PyCFunction)tap_thread, METH_NOARGS, "thread() -> number of this thread"},
+    {"threads", (PyCFunction)tap_threads, METH_NOARGS, "threads() -> number of threads"},
+    {"totals", (PyCFunction)tap_totals, METH_NOARGS, "totals() -> (calls, usual own ns, skipped calls, unknown calls)"},
+    {"own_ns", (PyCFunction)tap_own_ns, METH_NOARGS, "own_ns() -> the recorder's own time on this thread in ns"},
+    {"close", (PyCFunction)tap_close, METH_NOARGS, "close(): stop watching all modules"},
     {NULL, NULL, 0, NULL}};
 
 static PyMemberDef tap_members[] = {

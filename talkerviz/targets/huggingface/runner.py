@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talkerviz.recorder.dataflow.input_names import naming
+from talkerviz.recorder.dataflow.input_names import name_inputs
 from talkerviz.targets.huggingface.from_config import one_line
 from talkerviz.targets.huggingface.input_factory import on_device, ways
 from talkerviz.targets.huggingface.model_spec import Inputs, ask_of
@@ -121,7 +121,7 @@ def _runs(model: nn.Module, call: Callable[..., Any], arguments: Inputs, seed: i
         with quiet(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             given = {name: one.give() if isinstance(one, Lent) else one for name, one in lent.items()}
-            with naming(given):  # `generate` reads some of them before any module is handed them
+            with name_inputs(given):  # `generate` reads some of them before any module is handed them
                 return call(**given, **counted)
 
     return run
