@@ -40,7 +40,7 @@ from talkerviz.api import Trace
 from talkerviz.flowchart.builder import build_graph
 from talkerviz.flowchart.model import Graph
 from talkerviz.flowchart.options import View
-from talkerviz.recorder import recording
+from talkerviz.recorder.recording import recording
 from talkerviz.render import registry as formats
 from talkerviz.render.charts.dot import render_dot
 from talkerviz.render.charts.dot_flat import render_dot_flat

@@ -14,7 +14,7 @@ from talkerviz.trace.merge import merge
 from talkerviz.version import __version__
 
 if TYPE_CHECKING:
-    from talkerviz.recorder import Recording
+    from talkerviz.recorder.recording import Recording
 
 __all__ = ["Recording", "Trace", "__version__", "explore", "join", "merge", "record", "recording"]
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
     # Torch comes with what records, and not before: reading a trace needs none of it.
     if name != "Recording":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from talkerviz.recorder import Recording
+    from talkerviz.recorder.recording import Recording
 
     return Recording
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from talkerviz.api import Trace
-from talkerviz.recorder import recording
+from talkerviz.recorder.recording import recording
 from talkerviz.targets import config_target
 from talkerviz.targets.huggingface.runner import Lent
 

@@ -19,7 +19,7 @@ from talkerviz.flowchart.diff import changes, diff_graph, without_what_is_same
 from talkerviz.flowchart.model import Graph, Group
 from talkerviz.flowchart.options import View
 from talkerviz.flowchart.subpages import pages_of
-from talkerviz.recorder import recording
+from talkerviz.recorder.recording import recording
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.targets import talker_of, talker_target
 from talkerviz.trace.join import join

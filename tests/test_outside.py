@@ -9,7 +9,7 @@ from torch import nn, ones
 
 from talkerviz.analysis.idle_time import Outside, time_outside
 from talkerviz.api import Trace
-from talkerviz.recorder import record
+from talkerviz.recorder.record import record
 from talkerviz.render.notes import notes_on
 
 UNTIMED = {"host_start_ns": None, "host_ns": None, "host_self_ns": None}

@@ -20,10 +20,10 @@ from torch import nn
 
 from talkerviz.analysis.collective_waits import held_up, ranks_among, waits
 from talkerviz.api import Trace
-from talkerviz.recorder import record
 from talkerviz.recorder.distributed.clock_sync import exchange_clocks
 from talkerviz.recorder.distributed.collectives import ranges_text
 from talkerviz.recorder.distributed.process import Process, file_of_rank, this_process
+from talkerviz.recorder.record import record
 from talkerviz.trace.merge import merge
 
 if not dist.is_available() or not dist.is_gloo_available():

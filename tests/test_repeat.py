@@ -23,10 +23,11 @@ from talkerviz.flowchart.builder import build_graph
 from talkerviz.flowchart.flat_calls import call_graph
 from talkerviz.flowchart.model import Graph
 from talkerviz.flowchart.options import View
-from talkerviz.recorder import record, recording
 from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.event_writer import Spool
 from talkerviz.recorder.phases.talker import TalkerPhases
+from talkerviz.recorder.record import record
+from talkerviz.recorder.recording import recording
 from talkerviz.render.notes import notes_on
 from talkerviz.trace.join import join
 from talkerviz.trace.runs import as_one_run, end_of_run, whole_runs

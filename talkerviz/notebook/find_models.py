@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from talkerviz.api import recording
-from talkerviz.recorder import Recording
 from talkerviz.recorder.method_patch import step_in
+from talkerviz.recorder.recording import Recording
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import nn
 
 from talkerviz.api import recording
 from talkerviz.notebook.find_models import recording_called
-from talkerviz.recorder import Recording
+from talkerviz.recorder.recording import Recording
 
 
 @magics_class
