@@ -891,10 +891,10 @@ def test_a_fault_of_the_recorder_s_own_is_a_warning(monkeypatch: pytest.MonkeyPa
     model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
     expected = model(X)
     for target, name in (
-        ("talkerviz.recorder.instruments.flop_counter.CostMeter._note", "cost"),
-        ("talkerviz.recorder.dataflow.tracker.FlowMeter._note", "flow"),
-        ("talkerviz.recorder.dataflow.tracker.FlowMeter._close", "flow"),
-        ("talkerviz.recorder.dataflow.tracker.FlowMeter._note_end", "flow"),
+        ("talkerviz.recorder.instruments.flop_counter.FlopCounter._note", "cost"),
+        ("talkerviz.recorder.dataflow.tracker.FlowTracker._note", "flow"),
+        ("talkerviz.recorder.dataflow.tracker.FlowTracker._close", "flow"),
+        ("talkerviz.recorder.dataflow.tracker.FlowTracker._note_end", "flow"),
         ("talkerviz.recorder.dataflow.provenance.Provenance.keep", "flow"),
     ):
         with monkeypatch.context() as patch:

@@ -35,11 +35,11 @@ from talkerviz.recorder.dataflow.passthrough import passed
 from talkerviz.recorder.dataflow.provenance import Provenance, Storage
 from talkerviz.recorder.dataflow.repeated_frames import FlowOfFrames
 from talkerviz.recorder.dataflow.torch_modes import OperatorMode, Watching, is_plain, run_higher_order
-from talkerviz.recorder.method_patch import modules_are_hidden
+from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext, Undo
+from talkerviz.recorder.method_patch import modules_are_hidden, step_in
 from talkerviz.recorder.recursion_limit import allow_frames
 from talkerviz.recorder.tensor_signatures import is_tracing, named_tensors_in, tensors_in
-from talkerviz.trace.event_log import Mark
-from talkerviz.trace.flow import Flow, renumber_calls
+from talkerviz.trace.flow import renumber_calls
 
 _without_functions = torch._C.DisableTorchFunction
 # They run the backward of other functions, and modules that were checkpointed.
@@ -93,47 +93,32 @@ class _Call:
 
 
 class _Functions(TorchFunctionMode):
-    """Tells the meter of each function that Python code calls."""
+    """Function mode that tells the tracker of each function that Python code calls."""
 
-    def __init__(self, meter: FlowMeter) -> None:
+    def __init__(self, tracker: FlowTracker) -> None:
         super().__init__()
-        self._meter = meter
+        self._tracker = tracker
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function; what it runs is one operation."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         # An attribute is at most a view; what an operator calls is a part of it.
-        if name in ("__get__", "__set__") or self._meter.is_blind() or is_tracing():
+        if name in ("__get__", "__set__") or self._tracker.is_blind() or is_tracing():
             return func(*args, **kwargs)
         runs_others = name in ("backward", "grad") and func in _RUN_OTHERS
-        return self._meter.call(_Group(func, args, kwargs), runs_others)
+        return self._tracker.call(_Group(func, args, kwargs), runs_others)
 
 
-class FlowMeter(OperatorMode):
-    """A gauge of a recording that fills no columns: `flow` has what it saw."""
+class FlowTracker(OperatorMode, Instrument):
+    """Instrument that tracks the data flow, and adds no columns."""
 
-    def __init__(
-        self,
-        thread: Callable[[], int],
-        model: nn.Module,
-        mark: Callable[[], int],
-        marks: Sequence[Mark],
-        fault: Callable[[Exception], None],
-    ) -> None:
-        """Make an instrument that watches nothing yet.
-
-        Args:
-            thread: gives the number of the calling thread.
-            model: the model.
-            mark: gives the number of the mark in force.
-            marks: the recording's.
-            fault: see `OperatorMode`.
-        """
-        super().__init__(fault)
-        self._thread = thread
-        self._model = model
-        self._mark = mark
+    def __init__(self, run: RunContext) -> None:
+        super().__init__(run.fault)
+        self._thread = run.thread
+        self._model = run.model
+        self._mark = run.mark_number
+        self._marks = run.marks
         self._functions = _Functions(self)
         self._watching = Watching(self, self._functions)
         self._ident = self._own_ident = -1  # the second stays when it has stopped: calls may be inside
@@ -151,14 +136,15 @@ class FlowMeter(OperatorMode):
         self._provenance = Provenance(self._met, lambda source, target: self._notes.link(source, target, True))
         self._meta = MetaMemory()
         self._notes = FlowNotes()
-        self._frames = FollowedFrames(self._notes, marks)
+        self._frames = FollowedFrames(self._notes, run.marks)
         self._following = True
         self._calls_hash = 0  # of the modules that the frame has called
         self._failed: tuple[int, str, tuple[int, ...]] | None = None  # the function that raised last, see `_fail`
         self._other_modes: tuple[list[Any], list[Any]] = [], []  # in force when following was left off
 
-    def start(self) -> None:
-        """Watch this thread."""
+    def attach(self, undo: Undo) -> None:
+        """Patch `nn.Module.__call__`, around the tap, and track this thread's tensors."""
+        step_in(nn.Module, "__call__", self._wrap_call, undo)
         self._own_thread = self._thread()
         self._ident = self._own_ident = threading.get_ident()
         self._keep_weights(self._model, recurse=True)
@@ -175,13 +161,13 @@ class FlowMeter(OperatorMode):
         while self._undo:
             self._undo.pop()()
 
-    def stamp(self, beginning: bool) -> None:
+    def stamp(self, entry: bool) -> None:
         """Count an edge of a call, and note the tensors that an outermost one gets."""
         if threading.get_ident() != self._own_ident:
             return
         edge = self._edge_count
         self._edge_count += 1
-        if not beginning:
+        if not entry:
             if self._open:
                 self._open.pop()
             return
@@ -195,9 +181,9 @@ class FlowMeter(OperatorMode):
         self._open.append(edge)
         self._begun = edge
 
-    def stamp_beside(self, beginning: bool) -> None:
-        """The same for what is logged as a call and is no module's."""
-        if beginning and self._thread() == self._own_thread:
+    def stamp_collective(self, entry: bool) -> None:
+        """Count an entry or exit of a collective."""
+        if entry and self._thread() == self._own_thread:
             self._beside = self._begun = self._edge_count
             self._open.append(self._edge_count)
             self._edge_count += 1
@@ -232,37 +218,27 @@ class FlowMeter(OperatorMode):
             self._functions.__exit__(None, None, None)
             self.__exit__(None, None, None)
 
-    def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
-        """No columns."""
-        return {}
-
-    def facts(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
     # Calls of modules.
 
-    def stand_in(self, below: Callable[..., Any]) -> Callable[..., Any]:
-        """What is to stand in for `nn.Module.__call__`, in front of the tap."""
-
+    def _wrap_call(self, below: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != meter._ident:
+            if threading.get_ident() != tracker._ident:
                 return below_on_other_thread(self, *args, **kwargs)
-            meter._depth += 1
+            tracker._depth += 1
             try:
-                if meter._depth > meter._allowed:
-                    meter._allow_calls(_CALLS_ALLOWED_AT_ONCE)
+                if tracker._depth > tracker._allowed:
+                    tracker._allow_calls(_CALLS_ALLOWED_AT_ONCE)
                 if is_tracing() or modules_are_hidden():
                     return below(self, *args, **kwargs)
-                if meter._calls:
-                    meter._calls_hash = hash((meter._calls_hash, id(self)))
-                    if not meter._following:
+                if tracker._calls:
+                    tracker._calls_hash = hash((tracker._calls_hash, id(self)))
+                    if not tracker._following:
                         return below(self, *args, **kwargs)
-                return meter._around(below, _Call(self, args, kwargs))
+                return tracker._around(below, _Call(self, args, kwargs))
             finally:
-                meter._depth -= 1
-                if meter._depth == 0:
-                    meter._allow_calls(-meter._allowed)
+                tracker._depth -= 1
+                if tracker._depth == 0:
+                    tracker._allow_calls(-tracker._allowed)
 
         def below_on_other_thread(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             allow_frames(_FRAMES_A_CALL)
@@ -271,7 +247,7 @@ class FlowMeter(OperatorMode):
             finally:
                 allow_frames(-_FRAMES_A_CALL)
 
-        meter = self
+        tracker = self
         torch._dynamo.eval_frame.skip_code(call.__code__)
         return call
 
@@ -566,16 +542,16 @@ class FlowMeter(OperatorMode):
     def _add(self, name: str, kind: int, call: int, mark: int) -> int:
         return self._notes.add(name, kind, call, self._begun, mark)
 
-    def flow(self, calls: pd.DataFrame, edges: pd.DataFrame, marks: Sequence[Mark]) -> Flow:
-        """What was seen of a trace's calls; `edges` says of each which thread's stamps are its begin and end."""
+    def finish(self, calls: pd.DataFrame, edges: pd.DataFrame) -> Readings:
+        """Return the data flow between calls."""
         rows = np.flatnonzero(edges["thread"].to_numpy() == self._own_thread)
         begin = edges["begin"].to_numpy()[rows]
         rows, begin = rows[begin < self._edge_count], begin[begin < self._edge_count]
         begun = np.full(self._edge_count + 1, -1)
         begun[begin] = np.arange(len(rows))
         own = calls.iloc[rows]
-        flow = FlowOfFrames(self._notes, self._frames, begin, own).flow(begun, marks)
-        return renumber_calls(flow, np.arange(len(rows)), own["call"].to_numpy())
+        flow = FlowOfFrames(self._notes, self._frames, begin, own).flow(begun, self._marks)
+        return Readings(flow=renumber_calls(flow, np.arange(len(rows)), own["call"].to_numpy()))
 
 
 def _named(call: _Call) -> Iterator[tuple[str, Any]]:
