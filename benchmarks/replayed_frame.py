@@ -22,7 +22,7 @@ from speaking import bytes_of_a_frame, native_talker, need_cuda, replayed
 from torch.profiler import ProfilerActivity, profile
 
 from talkerviz.recorder.instruments.device_benchmark import measure_peaks
-from talkerviz.recorder.instruments.kernel_time import LAUNCHES, run_times, seen_by
+from talkerviz.recorder.instruments.kernel_time import LAUNCHES, chrome_trace_of, run_times
 from talkerviz.talker import run
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.generation.scenario import Scenario
@@ -124,7 +124,7 @@ def main() -> None:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
             run(talker, "native", scenario, config)
             torch.cuda.synchronize()
-    frame = frame_of(seen_by(seen))
+    frame = frame_of(chrome_trace_of(seen))
     peaks = measure_peaks("cuda")
     floor_us = bytes_of_a_frame(talker, config) / peaks.bandwidth * 1e6
     text = [

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from typing_extensions import Unpack
 
-    from talkerviz.recorder.phases.talker import PhaseRule
+    from talkerviz.recorder.phases import PhaseRule
     from talkerviz.recorder.recording import Recording
 
 Text = Literal[

@@ -15,7 +15,7 @@ from torch import nn
 from talkerviz.recorder.dataflow.followed_frames import following_changes_of
 from talkerviz.recorder.instruments.registry import check_measure, cuda_devices
 from talkerviz.recorder.module_tree import check_model
-from talkerviz.recorder.phases.talker import PhaseRule
+from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.recording import Recording, recording
 from talkerviz.trace.join import join
 from talkerviz.trace.parquet import check_name

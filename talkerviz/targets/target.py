@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from talkerviz.recorder.phases.talker import PhaseRule
+from talkerviz.recorder.phases import PhaseRule
 
 OnFrame = Callable[[int], None]
 

@@ -243,7 +243,7 @@ def test_a_generator_that_is_given_up_leaves_no_phase() -> None:
         next(generator)
         del generator
         model(torch.ones(1, 2))
-        assert not rec._blocks._open
+        assert not rec._marker.blocks._open
     assert rec.trace.calls["phase"].tolist() == ["forward"]
 
 

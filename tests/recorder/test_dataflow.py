@@ -534,7 +534,7 @@ def test_no_tensor_is_kept_alive() -> None:
         model(X)
         gc.collect()
         assert not [ref for ref in seen if ref() is not None]
-        assert len(rec._gauges[0]._provenance._storages) < 1100  # type: ignore[attr-defined]
+        assert len(rec._instruments[0]._provenance._storages) < 1100  # type: ignore[attr-defined]
 
 
 def modes() -> list[Any]:

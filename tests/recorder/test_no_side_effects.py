@@ -891,7 +891,7 @@ def test_a_fault_of_the_recorder_s_own_is_a_warning(monkeypatch: pytest.MonkeyPa
     model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
     expected = model(X)
     for target, name in (
-        ("talkerviz.recorder.instruments.flop_counter.CostMeter._note", "cost"),
+        ("talkerviz.recorder.instruments.flop_counter.FlopCounter._note", "cost"),
         ("talkerviz.recorder.dataflow.tracker.FlowTracker._note", "flow"),
         ("talkerviz.recorder.dataflow.tracker.FlowTracker._close", "flow"),
         ("talkerviz.recorder.dataflow.tracker.FlowTracker._note_end", "flow"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import nn
 
 import talkerviz as tv
 from talkerviz.recorder import recording as recorder
+from talkerviz.recorder.instruments.base import Instrument, RunContext
 from talkerviz.recorder.instruments.cuda_clock import CudaClock, device_columns
-from talkerviz.recorder.instruments.cuda_graph_clock import GraphReplays
+from talkerviz.recorder.instruments.cuda_graph_clock import CudaGraphClock
 from talkerviz.recorder.instruments.kernel_time import busy_until_edges
-from talkerviz.recorder.instruments.memory import MemoryMeter, _range_max
+from talkerviz.recorder.instruments.memory import DeviceMemory, _range_max
+from talkerviz.recorder.instruments.registry import CLOCKS, MEASURES, Kind
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import build_talker, generate
 from talkerviz.talker.generation.cuda_graphs import WARM_UPS, StaticFrame
@@ -47,11 +50,11 @@ def record(
 ) -> Any:
     """Record with the made-up device's clock."""
 
-    def gauges(clock: str, measure: str | None, thread: Any, origin_ns: int, *of_model: Any) -> list[Any]:
-        return [CudaClock(thread, origin_ns, devices, machine.runtime())]
+    def make(run: RunContext) -> list[Instrument]:
+        cuda_clock = CudaClock(replace(run, devices=devices), machine.runtime())
+        return [cuda_clock, CudaGraphClock(run, cuda_clock, owner=FakeGraph)]
 
-    monkeypatch.setattr(recorder, "make_gauges", gauges)
-    monkeypatch.setattr(recorder, "GraphReplays", lambda clock, mark: GraphReplays(clock, mark, owner=FakeGraph))
+    monkeypatch.setitem(CLOCKS, "cuda", Kind(make))
     with tv.recording(model, clock="cuda", **how) as rec:
         machine.waits_allowed = False
         run()
@@ -266,9 +269,8 @@ def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             return x
 
     model = Allocates([10, -5], Allocates([100, -100]), Allocates([30, 20, -10]))
-    monkeypatch.setattr(
-        recorder, "make_gauges", lambda clock, measure, thread, *rest: [MemoryMeter(thread, 0, read_and_reset)]
-    )
+    kind = Kind(lambda run: [DeviceMemory(replace(run, devices=(0,)), read_and_reset)])
+    monkeypatch.setitem(MEASURES, "memory", kind)
     with tv.recording(model, measure="memory") as rec:
         for _ in range(2):
             model(torch.zeros(1))

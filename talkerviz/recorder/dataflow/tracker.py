@@ -34,10 +34,10 @@ from talkerviz.recorder.dataflow.passthrough import alias_passthrough
 from talkerviz.recorder.dataflow.provenance import Provenance, Storage
 from talkerviz.recorder.dataflow.repeated_frames import RepeatedFrames
 from talkerviz.recorder.dataflow.torch_modes import ActiveModes, OperatorMode, is_plain, run_higher_order
-from talkerviz.recorder.method_patch import allow_frames, modules_are_hidden
+from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext, Undo
+from talkerviz.recorder.method_patch import allow_frames, modules_are_hidden, patch_method
 from talkerviz.recorder.tensor_signatures import is_tracing, named_tensors_in, tensors_in
-from talkerviz.trace.event_log import Mark
-from talkerviz.trace.flow import Flow, renumber_calls
+from talkerviz.trace.flow import renumber_calls
 
 _without_functions = torch._C.DisableTorchFunction
 _FRAMES_PER_CALL = 2  # Python frames of the wrapper between a module's caller and the original `__call__`
@@ -108,30 +108,15 @@ class _Functions(TorchFunctionMode):
         return self._tracker.call(_FunctionCall(func, args, kwargs), runs_others)
 
 
-class FlowTracker(OperatorMode):
-    """Instrument of a recording that adds no columns; its result is `flow`."""
+class FlowTracker(OperatorMode, Instrument):
+    """Instrument that tracks the data flow between calls, and adds no columns."""
 
-    def __init__(
-        self,
-        thread: Callable[[], int],
-        model: nn.Module,
-        mark: Callable[[], int],
-        marks: Sequence[Mark],
-        fault: Callable[[Exception], None],
-    ) -> None:
-        """Create an instrument that observes nothing until `start`.
-
-        Args:
-            thread: returns the number of the calling thread.
-            model: the model.
-            mark: returns the number of the mark in force.
-            marks: the recording's marks.
-            fault: see `OperatorMode`.
-        """
-        super().__init__(fault)
-        self._thread = thread
-        self._model = model
-        self._mark = mark
+    def __init__(self, run: RunContext) -> None:
+        super().__init__(run.fault)
+        self._thread = run.thread
+        self._model = run.model
+        self._mark = run.mark_number
+        self._marks = run.marks
         self._functions = _Functions(self)
         self._modes = ActiveModes(self, self._functions)
         self._ident = self._own_ident = -1  # of the observed thread; the second stays after `stop`, for calls inside
@@ -151,14 +136,15 @@ class FlowTracker(OperatorMode):
         )
         self._meta = MetaCache()
         self._builder = FlowBuilder()
-        self._frames = FollowedFrames(self._builder, marks)
+        self._frames = FollowedFrames(self._builder, run.marks)
         self._following = True
         self._calls_hash = 0  # of the modules that the frame has called
         self._failed: tuple[int, str, tuple[int, ...]] | None = None  # the last function that raised, see `_fail`
         self._other_modes: tuple[list[Any], list[Any]] = [], []  # modes in force when following was suspended
 
-    def start(self) -> None:
-        """Observe this thread."""
+    def attach(self, undo: Undo) -> None:
+        """Patch `nn.Module.__call__`, around the tap, and track this thread's tensors."""
+        patch_method(nn.Module, "__call__", self._wrap_call, undo)
         self._own_thread = self._thread()
         self._ident = self._own_ident = threading.get_ident()
         self._keep_weights(self._model, recurse=True)
@@ -175,17 +161,17 @@ class FlowTracker(OperatorMode):
         while self._undo:
             self._undo.pop()()
 
-    def stamp(self, beginning: bool) -> None:
+    def stamp(self, entry: bool) -> None:
         """Count an edge of a call, and name the input tensors of an outermost call.
 
         Args:
-            beginning: whether the edge is a call's begin.
+            entry: whether the edge is a call's begin.
         """
         if threading.get_ident() != self._own_ident:
             return
         edge = self._edge_count
         self._edge_count += 1
-        if not beginning:
+        if not entry:
             if self._open:
                 self._open.pop()
             return
@@ -199,9 +185,9 @@ class FlowTracker(OperatorMode):
         self._open.append(edge)
         self._last_begin = edge
 
-    def stamp_beside(self, beginning: bool) -> None:
+    def stamp_collective(self, entry: bool) -> None:
         """Count an edge of a call that is no module's, such as a collective."""
-        if beginning and self._thread() == self._own_thread:
+        if entry and self._thread() == self._own_thread:
             self._last_other = self._last_begin = self._edge_count
             self._open.append(self._edge_count)
             self._edge_count += 1
@@ -236,19 +222,9 @@ class FlowTracker(OperatorMode):
             self._functions.__exit__(None, None, None)
             self.__exit__(None, None, None)
 
-    def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
-        """Return no columns."""
-        return {}
-
-    def facts(self) -> dict[str, Any]:
-        """Return no facts."""
-        return {}
-
     # Module calls.
 
-    def stand_in(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap `nn.Module.__call__`, outside the tap."""
-
+    def _wrap_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != tracker._ident:
                 return original_on_other_thread(self, *args, **kwargs)
@@ -585,19 +561,13 @@ class FlowTracker(OperatorMode):
     def _add(self, name: str, kind: int, call: int, mark: int) -> int:
         return self._builder.add(name, kind, call, self._last_begin, mark)
 
-    def flow(self, calls: pd.DataFrame, edges: pd.DataFrame, marks: Sequence[Mark]) -> Flow:
-        """Return the flow of a trace's calls.
-
-        Args:
-            calls: the calls table.
-            edges: for each call its thread, and the numbers of its begin and end among the thread's edges.
-            marks: the recording's marks.
-        """
+    def finish(self, calls: pd.DataFrame, edges: pd.DataFrame) -> Readings:
+        """Return the data flow between calls."""
         rows = np.flatnonzero(edges["thread"].to_numpy() == self._own_thread)
         begin = edges["begin"].to_numpy()[rows]
         rows, begin = rows[begin < self._edge_count], begin[begin < self._edge_count]
         begun = np.full(self._edge_count + 1, -1)
         begun[begin] = np.arange(len(rows))
         own = calls.iloc[rows]
-        flow = RepeatedFrames(self._builder, self._frames, begin, own).flow(begun, marks)
-        return renumber_calls(flow, np.arange(len(rows)), own["call"].to_numpy())
+        flow = RepeatedFrames(self._builder, self._frames, begin, own).flow(begun, self._marks)
+        return Readings(flow=renumber_calls(flow, np.arange(len(rows)), own["call"].to_numpy()))

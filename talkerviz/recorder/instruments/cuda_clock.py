@@ -1,8 +1,8 @@
-"""Device time: an event on the current stream at each edge of a call.
+"""CUDA clock: device times of calls, from an event on the current stream at each entry and exit.
 
-Nothing waits inside the run. Events that the device has passed are read when a batch is written away, the others when
-the run is over, and all are used again. The times are put on the host's line by events whose host time is known, at
-the start and at the end.
+Nothing waits inside the run. Events that the device has passed are read when a batch of the log is written to disk, the
+others when the run is over, and all are reused. Device times are aligned with the host's clock by events whose host
+time is known, at the start and at the end.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ import numpy as np
 import pandas as pd
 import torch
 
-_PINGS = 10
-# An event's distance is a float32 of milliseconds: exact to nanoseconds only over short distances.
-_MOST_NS_FROM_ANCHOR = 100_000_000
+from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext, Undo
+
+_PINGS = 10  # tries to time an event on the host; the shortest round trip counts
+# `elapsed_time` is a float32 of milliseconds: exact to nanoseconds only over short intervals, such as 0.1 s.
+_MAX_NS_FROM_ANCHOR = 100_000_000
 _NO_TIME = -1
 
 
 def _event(external: bool) -> Any:
-    event: Any = torch.cuda.Event  # which is not typed
-    # Not every torch knows external events; only captures need them.
+    event: Any = torch.cuda.Event  # not typed
+    # Not every torch has external events; only captures need them.
     return event(enable_timing=True, external=True) if external else event(enable_timing=True)
 
 
 @dataclass(frozen=True)
 class Cuda:
-    """The few things that are needed of a device's runtime; the tests bring their own."""
+    """Functions of the CUDA runtime that the clock uses; tests pass a fake."""
 
     event: Callable[[bool], Any] = _event
     device: Callable[[], int] = lambda: torch.cuda.current_device()
@@ -42,77 +44,85 @@ class Cuda:
 
 
 class DeviceLine:
-    """The time line of one device, nanoseconds on the host's clock."""
+    """Time line of one device, in nanoseconds on the host's clock.
+
+    Args:
+        anchor: an event that the device has passed; times are measured from it.
+        host_ns: host time at which it did.
+    """
 
     def __init__(self, anchor: Any, host_ns: int) -> None:
         self._anchor, self._anchor_ns = anchor, host_ns
         self._first_ns = host_ns
-        self._stretch, self._shift = 1.0, 0
+        self._scale, self._shift = 1.0, 0
 
     def time_of(self, event: Any) -> int:
-        """When the device passed an event; `corrected` is still to be applied."""
+        """Return the time at which the device passed an event, before `corrected` is applied."""
         time = self._anchor_ns + round(self._anchor.elapsed_time(event) * 1e6)
         return int(time)
 
     def move_anchor(self, event: Any, time: int) -> bool:
-        """Measure from this event from now on, if it is far enough from the last; it must not be used again then."""
-        if time - self._anchor_ns < _MOST_NS_FROM_ANCHOR:
+        """Measure from this event on if it is far from the anchor; return whether, as it must not be reused then."""
+        if time - self._anchor_ns < _MAX_NS_FROM_ANCHOR:
             return False
         self._anchor, self._anchor_ns = event, time
         return True
 
     def align(self, event: Any, host_ns: int, start_known: bool) -> None:
         """Correct the line by an event at its end whose host time is known."""
-        seen = self.time_of(event)
-        if start_known and seen > self._first_ns:
-            self._stretch = (host_ns - self._first_ns) / (seen - self._first_ns)
+        device_ns = self.time_of(event)
+        if start_known and device_ns > self._first_ns:
+            self._scale = (host_ns - self._first_ns) / (device_ns - self._first_ns)
         else:
-            self._shift = host_ns - seen
+            self._shift = host_ns - device_ns
 
     def corrected(self, times: np.ndarray) -> np.ndarray:
-        """Times of this line after `align`."""
-        moved = self._first_ns + (times - self._first_ns) * self._stretch + self._shift
+        """Return times of this line, corrected by what `align` found."""
+        moved = self._first_ns + (times - self._first_ns) * self._scale + self._shift
         return np.asarray(np.rint(moved), dtype=np.int64)
 
 
 @dataclass
-class _Edges:
+class _Stamps:
+    """Stamps of one thread: times and devices of those that were read, and events of those that were not yet."""
+
     times: array[int] = field(default_factory=lambda: array("q"))
     devices: array[int] = field(default_factory=lambda: array("q"))
     waiting: deque[tuple[int, Any]] = field(default_factory=deque)
 
 
-class CudaClock:
-    """A gauge that gives `device_start_ns`, `device_ns` and `device_self_ns`.
+class CudaClock(Instrument):
+    """Instrument that gives `device_start_ns`, `device_ns` and `device_self_ns`.
 
     Args:
-        thread: gives the number of the calling thread.
-        origin_ns: the host's time that counts as 0.
-        devices: the devices that the model is on.
+        run: the recording.
         cuda: the runtime.
+
+    Attributes:
+        cuda: the runtime.
+        captured: thread, stamp and event of each event captured into the graph being captured, which a replay passes.
+        aligned: whether the run is over and device times are aligned with the host's clock.
     """
 
-    def __init__(
-        self, thread: Callable[[], int], origin_ns: int, devices: tuple[int, ...], cuda: Cuda | None = None
-    ) -> None:
+    def __init__(self, run: RunContext, cuda: Cuda | None = None) -> None:
         self.cuda = cuda or Cuda()
-        self._thread = thread
-        self._origin_ns = origin_ns
-        self._aligned = devices
-        self._edges: dict[int, _Edges] = {}
-        self._pool: dict[int, list[Any]] = {}
-        self._lines: dict[int, DeviceLine] = {}
         self.captured: list[tuple[int, int, Any]] = []
-        """Thread, edge and event of what the graph being captured will pass at each replay."""
-        self.capture_fault: str | None = None
+        self.aligned = False
+        self._thread = run.thread
+        self._origin_ns = run.origin_ns
+        self._devices = run.devices
+        self._stamps: dict[int, _Stamps] = {}  # by thread
+        self._pool: dict[int, list[Any]] = {}  # events to reuse, by device
+        self._lines: dict[int, DeviceLine] = {}
+        self._capture_fault: str | None = None
 
-    def start(self) -> None:
-        """Find what the host's time is on each device."""
-        for device in self._aligned:
+    def attach(self, undo: Undo) -> None:
+        """Measure the offset between each device's clock and the host's."""
+        for device in self._devices:
             self._lines[device], self._pool[device] = DeviceLine(*self._ping(device)), []
 
     def _ping(self, device: int) -> tuple[Any, int]:
-        """An event, and the host's time when the device passed it: of some tries the one with the least doubt."""
+        """Return an event and the host time at which the device passed it: the best of `_PINGS` tries."""
         best: tuple[int, Any, int] | None = None
         with self.cuda.select(device):
             for _ in range(_PINGS):
@@ -127,66 +137,67 @@ class CudaClock:
         assert best is not None
         return best[1], best[2]
 
-    def stamp(self, beginning: bool) -> None:
+    def stamp(self, entry: bool) -> None:
         """Record an event on the current stream."""
         thread, device = self._thread(), self.cuda.device()
-        edges = self._edges.get(thread)
-        if edges is None:
-            edges = self._edges[thread] = _Edges()
+        stamps = self._stamps.get(thread)
+        if stamps is None:
+            stamps = self._stamps[thread] = _Stamps()
         if self.cuda.capturing():
-            self._stamp_capture(thread, len(edges.times) + len(edges.waiting))
-            edges.waiting.append((device, None))
+            self._stamp_capture(thread, len(stamps.times) + len(stamps.waiting))
+            stamps.waiting.append((device, None))
             return
         if device not in self._lines:
-            self.know(device)
+            self.add_device(device)
         pool = self._pool[device]
         event = pool.pop() if pool else self.cuda.event(False)
         event.record()
-        edges.waiting.append((device, event))
+        stamps.waiting.append((device, event))
 
-    def know(self, device: int) -> None:
-        """Give a device a time line, if it has none: not one of the model's, only its end will be known exactly."""
+    def add_device(self, device: int) -> None:
+        """Begin the time line of a device that no parameter is on, if it has none; only its end is aligned."""
         if device not in self._lines:
             first = self.cuda.event(False)
             first.record()
             self._lines[device], self._pool[device] = DeviceLine(first, perf_counter_ns()), []
 
-    def _stamp_capture(self, thread: int, edge: int) -> None:
-        if self.capture_fault is not None:
+    def _stamp_capture(self, thread: int, stamp: int) -> None:
+        if self._capture_fault is not None:
             return
         try:
             event = self.cuda.event(True)
             event.record()
         except (RuntimeError, TypeError) as error:
-            self.capture_fault = " ".join(str(error).split())
+            self._capture_fault = " ".join(str(error).split())
             return
-        self.captured.append((thread, edge, event))
+        self.captured.append((thread, stamp, event))
 
-    def harvest(self) -> None:
+    def on_write(self) -> None:
         """Read the events that the device has passed, without waiting for any."""
         if self.cuda.capturing():
-            return  # to ask an event how far it is would break the capture
+            return  # a query of an event would break the capture
         self._read(lambda event: bool(event.query()))
 
     def stop(self) -> None:
-        """Wait for the devices, read all that is left, and align the lines at their end."""
+        """Wait for the devices, read the events left, and align the time lines at their end."""
         for device in self._lines:
             self.cuda.synchronize(device)
         self._read(lambda event: True)
         for device, line in self._lines.items():
-            line.align(*self._ping(device), start_known=device in self._aligned)
+            line.align(*self._ping(device), start_known=device in self._devices)
+        self.aligned = True
 
     def _read(self, passed: Callable[[Any], bool]) -> None:
-        for edges in self._edges.values():
-            while edges.waiting:
-                device, event = edges.waiting[0]
+        for stamps in self._stamps.values():
+            while stamps.waiting:
+                device, event = stamps.waiting[0]
                 if event is not None and not passed(event):
                     break
-                edges.waiting.popleft()
-                edges.devices.append(device)
-                edges.times.append(_NO_TIME if event is None else self._read_one(device, event))
+                stamps.waiting.popleft()
+                stamps.devices.append(device)
+                stamps.times.append(_NO_TIME if event is None else self._read_event(device, event))
 
-    def _read_one(self, device: int, event: Any) -> int:
+    def _read_event(self, device: int, event: Any) -> int:
         line = self._lines[device]
         time = line.time_of(event)
         if not line.move_anchor(event, time):
@@ -194,33 +205,37 @@ class CudaClock:
         return time
 
     def line(self, device: int) -> DeviceLine:
-        """A device's time line."""
+        """Return the time line of a device."""
         return self._lines[device]
 
-    def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
-        """Device columns; missing where a call has no end on the device, or was captured into a graph."""
+    def finish(self, calls: pd.DataFrame, edges: pd.DataFrame) -> Readings:
+        """Return the device columns; missing where a call has no end on the device, or was captured into a graph."""
         begin, end = (np.full(len(calls), _NO_TIME) for _ in range(2))
-        for thread, seen in self._edges.items():
-            times, devices = np.array(seen.times), np.array(seen.devices)
+        for thread, stamps in self._stamps.items():
+            times, devices = np.array(stamps.times), np.array(stamps.devices)
             for device, line in self._lines.items():
                 here = (devices == device) & (times != _NO_TIME)
                 times[here] = line.corrected(times[here])
             rows = np.flatnonzero(edges["thread"].to_numpy() == thread)
-            for found, name in ((begin, "begin"), (end, "end")):
-                at = edges[name].to_numpy()[rows]
-                there = at < len(times)
-                found[rows[there]] = times[at[there]]
+            for column, name in ((begin, "begin"), (end, "end")):
+                index = edges[name].to_numpy()[rows]
+                stamped = index < len(times)
+                column[rows[stamped]] = times[index[stamped]]
         known = (begin != _NO_TIME) & (end != _NO_TIME)
         start = begin - self._origin_ns - edges["paused"].to_numpy()
-        return device_columns(calls, start, end - begin, known)
-
-    def facts(self) -> dict[str, Any]:
-        """Why graphs could not be timed, if one was captured and they could not."""
-        return {"graphs_untimed": self.capture_fault} if self.capture_fault else {}
+        # The reason for which a captured graph could not be timed.
+        facts = {"graphs_untimed": self._capture_fault} if self._capture_fault else {}
+        return Readings(device_columns(calls, start, end - begin, known), facts)
 
 
 def device_columns(calls: pd.DataFrame, start: np.ndarray, time: np.ndarray, known: np.ndarray) -> dict[str, Any]:
-    """The three columns from each call's start and time; self time is less that of the calls it made."""
+    """Return the three columns of each call; its self time is its time less that of the calls it made.
+
+    Args:
+        calls: the calls table, for `parent`.
+        start, time: nanoseconds of each call.
+        known: whether they are known.
+    """
     parent = calls["parent"].to_numpy(dtype=np.int64, na_value=-1)
     inside = np.zeros(len(calls), dtype=np.int64)
     nested = known & (parent >= 0)

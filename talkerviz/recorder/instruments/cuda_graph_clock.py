@@ -1,11 +1,11 @@
-"""Device times inside replays of CUDA graphs.
+"""CUDA graph clock: device times of calls inside replays of CUDA graphs.
 
-Modules are called while a graph is captured, and never again. So each edge of a call leaves an event inside the graph
-(`torch.cuda.Event(external=True)`, an event-record node), which every replay passes anew. It is read before the next
-replay of that graph, which waits until the one before is over, and after the run.
+Modules are called while a graph is captured, and not in a replay. So each entry and exit of a call leaves an event
+inside the graph (`torch.cuda.Event(external=True)`, an event-record node), which every replay passes anew. It is read
+before the next replay of that graph, which waits until the one before is over, and after the run.
 
-Nothing runs while a graph is captured: those calls are the phase `capture`, of no frame. A replay's are what they were
-captured as, a frame further each time.
+Nothing runs while a graph is captured: those calls have the phase `capture`, and no frame. A replay's calls have the
+phase that they were captured in, a frame further each time.
 """
 
 from __future__ import annotations
@@ -19,94 +19,97 @@ import numpy as np
 import pandas as pd
 import torch
 
+from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext, Undo
 from talkerviz.recorder.instruments.cuda_clock import CudaClock, device_columns
 from talkerviz.recorder.method_patch import patch_method
 from talkerviz.trace.calls_table import calls_frame
-from talkerviz.trace.event_log import Mark
 
 
 @dataclass
 class _Replay:
-    number: int  # among its graph's
-    mark: int
+    number: int  # among the replays of its graph
+    mark: int  # number of the mark at the replay
     device: int
     anchor: Any  # an event just before the replay
     host_ns: int
-    over: Any  # and one just after it
+    over: Any  # an event just after the replay
     times: np.ndarray | None = None  # nanoseconds from the anchor to each captured event
 
 
 @dataclass
 class _Graph:
-    graph: Any  # kept, so that no other gets its identity
-    edges: list[tuple[int, int]]  # thread and edge of each event
+    graph: Any  # kept alive, so that no other graph gets its `id`
+    stamps: list[tuple[int, int]]  # thread and index of the stamp that left each event
     events: list[Any]
-    mark: int  # that held when it was captured
-    begun: int = 0  # replays
-    waiting: _Replay | None = None
+    mark: int  # number of the mark at the capture
+    replays: int = 0
+    pending: _Replay | None = None  # the last replay, until its events are read
 
 
-class GraphReplays:
-    """Follows captures and replays, and adds a replay's calls to a trace.
+class CudaGraphClock(Instrument):
+    """Instrument that follows captures and replays, and adds a replay's calls to the trace.
 
     Args:
-        clock: the clock whose stamps fall into captures.
-        mark: gives the number of the mark that holds now.
+        run: the recording.
+        clock: the clock whose stamps are captured.
         owner: the class of graphs.
     """
 
-    def __init__(self, clock: CudaClock, mark: Callable[[], int], owner: type = torch.cuda.CUDAGraph) -> None:
+    def __init__(self, run: RunContext, clock: CudaClock, owner: type = torch.cuda.CUDAGraph) -> None:
         self._clock = clock
-        self._mark = mark
+        self._origin_ns = run.origin_ns
+        self._marks = run.marks
+        self._mark_number = run.mark_number
         self._owner = owner
         self._graphs: dict[int, _Graph] = {}
         self._replays: list[tuple[_Graph, _Replay]] = []
 
-    def attach(self, undo: list[Callable[[], None]]) -> None:
-        """Watch every graph; what undoes it is added to the list."""
-        patch_method(self._owner, "capture_begin", self._make_begin, undo)
-        patch_method(self._owner, "capture_end", self._make_end, undo)
-        patch_method(self._owner, "replay", self._make_replay, undo)
+    def attach(self, undo: Undo) -> None:
+        """Patch the methods of graphs that capture and replay."""
+        patch_method(self._owner, "capture_begin", self._wrap_begin, undo)
+        patch_method(self._owner, "capture_end", self._wrap_end, undo)
+        patch_method(self._owner, "replay", self._wrap_replay, undo)
 
-    def _make_begin(self, below: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_begin(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:
             self._clock.captured = []
-            return below(graph, *args, **kwargs)
+            return original(graph, *args, **kwargs)
 
         return capture_begin
 
-    def _make_end(self, below: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_end(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def capture_end(graph: Any) -> Any:
-            result = below(graph)
+            result = original(graph)
             captured, self._clock.captured = self._clock.captured, []
             if captured:
-                edges = [(thread, edge) for thread, edge, _ in captured]
-                self._graphs[id(graph)] = _Graph(graph, edges, [event for _, _, event in captured], self._mark())
+                stamps = [(thread, stamp) for thread, stamp, _ in captured]
+                events = [event for _, _, event in captured]
+                self._graphs[id(graph)] = _Graph(graph, stamps, events, self._mark_number())
             return result
 
         return capture_end
 
-    def _make_replay(self, below: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_replay(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def replay(graph: Any) -> Any:
             known = self._graphs.get(id(graph))
             if known is None:
-                return below(graph)
+                return original(graph)
             self._read(known)
             cuda = self._clock.cuda
             anchor, over = cuda.event(False), cuda.event(False)
             anchor.record()
-            begun = _Replay(known.begun, self._mark(), cuda.device(), anchor, perf_counter_ns(), over)
-            self._clock.know(begun.device)
-            result = below(graph)
+            begun = _Replay(known.replays, self._mark_number(), cuda.device(), anchor, perf_counter_ns(), over)
+            self._clock.add_device(begun.device)
+            result = original(graph)
             over.record()
-            known.waiting = begun
-            known.begun += 1
+            known.pending = begun
+            known.replays += 1
             return result
 
         return replay
 
     def _read(self, graph: _Graph) -> None:
-        replay, graph.waiting = graph.waiting, None
+        replay, graph.pending = graph.pending, None
         if replay is None:
             return
         replay.over.synchronize()
@@ -114,27 +117,31 @@ class GraphReplays:
         replay.host_ns = self._clock.line(replay.device).time_of(replay.anchor)
         self._replays.append((graph, replay))
 
-    def read_last(self) -> None:
-        """After the run."""
-        for graph in self._graphs.values():
-            self._read(graph)
+    def stop(self) -> None:
+        """Read the last replay of each graph, if the clock could be read."""
+        if self._clock.aligned:
+            for graph in self._graphs.values():
+                self._read(graph)
 
-    def with_replays(
-        self, calls: pd.DataFrame, edges: pd.DataFrame, marks: Sequence[Mark], origin_ns: int
-    ) -> pd.DataFrame:
-        """The calls, and those of every replay among them, in the order in which they began.
+    def finish(self, calls: pd.DataFrame, edges: pd.DataFrame) -> Readings:
+        """Return the number of timed replays as a fact."""
+        facts = {"graph_replays": len(self._replays)} if self._graphs and self._clock.aligned else {}
+        return Readings(facts=facts)
 
-        A replayed call has device times and no host times. Where another phase or frame has begun since the capture, it
-        has that one's.
+    def add_calls(self, calls: pd.DataFrame, edges: pd.DataFrame) -> pd.DataFrame:
+        """Return the calls and those of every replay, in the order in which they began.
+
+        A replayed call has device times and no host times. If another phase or frame has begun since the capture, the
+        call is in that one.
         """
-        if not self._graphs:
+        if not self._graphs or not self._clock.aligned:
             return calls
-        place = {
-            (int(thread), int(edge)): row
+        row_of = {
+            (int(thread), int(stamp)): row
             for name in ("begin", "end")
-            for row, (thread, edge) in enumerate(zip(edges["thread"], edges[name], strict=True))
+            for row, (thread, stamp) in enumerate(zip(edges["thread"], edges[name], strict=True))
         }
-        events_of = {id(graph): _events_by_row(graph.edges, place) for graph in self._graphs.values()}
+        events_of = {id(graph): _events_by_row(graph.stamps, row_of) for graph in self._graphs.values()}
         added = [_as_captured(calls, sorted(row for events in events_of.values() for row in events))]
         number = len(calls)
         for graph, replay in self._replays:
@@ -145,24 +152,24 @@ class GraphReplays:
                 continue
             again = calls.iloc[rows].reset_index(drop=True)
             new_number = dict(zip(calls["call"].iloc[rows], range(number, number + len(rows)), strict=True))
-            parent = [new_number.get(one) for one in again["parent"]]
+            parents = [new_number.get(parent) for parent in again["parent"]]
             if replay.mark == graph.mark:
                 frames = again["frame"]
                 again["frame"] = frames + replay.number * (frames.max() - frames.min() + 1)
             else:
-                mark = marks[replay.mark]
+                mark = self._marks[replay.mark]
                 again["phase"] = mark.phase
                 again["frame"], again["step"] = (
-                    pd.array([each] * len(rows), dtype="Int64") for each in (mark.frame, mark.step)
+                    pd.array([number] * len(rows), dtype="Int64") for number in (mark.frame, mark.step)
                 )
             begin = replay.times[[event_of[row][0] for row in rows]]
             end = replay.times[[event_of[row][1] for row in rows]]
-            base = int(self._clock.line(replay.device).corrected(np.array([replay.host_ns]))[0]) - origin_ns
+            base = int(self._clock.line(replay.device).corrected(np.array([replay.host_ns]))[0]) - self._origin_ns
             again = again.assign(
                 call=list(new_number.values()),
-                parent=pd.array(parent, dtype="Int64"),
+                parent=pd.array(parents, dtype="Int64"),
                 depth=again["depth"] - again["depth"].min(),
-                run=marks[replay.mark].run,
+                run=self._marks[replay.mark].run,
                 host_start_ns=pd.NA,
                 host_ns=pd.NA,
                 host_self_ns=pd.NA,
@@ -179,23 +186,21 @@ class GraphReplays:
         parents = whole["parent"].map(renumbered).astype("Int64")
         return calls_frame(whole.assign(call=range(len(whole)), parent=parents).reset_index(drop=True))
 
-    def facts(self) -> dict[str, Any]:
-        """How many replays were timed."""
-        return {"graph_replays": len(self._replays)} if self._graphs else {}
 
-
-def _events_by_row(edges: Sequence[tuple[int, int]], place: Mapping[tuple[int, int], int]) -> dict[int, list[int]]:
-    """The events of both edges of each call of a graph."""
-    found: dict[int, list[int]] = {}
-    for event, edge in enumerate(edges):
-        if edge in place:
-            found.setdefault(place[edge], []).append(event)
-    return {row: events for row, events in found.items() if len(events) == 2}
+def _events_by_row(stamps: Sequence[tuple[int, int]], row_of: Mapping[tuple[int, int], int]) -> dict[int, list[int]]:
+    """Return the indices of the entry and exit events of each call of a graph, by the call's row."""
+    events_of: dict[int, list[int]] = {}
+    for event, stamp in enumerate(stamps):
+        if stamp in row_of:
+            events_of.setdefault(row_of[stamp], []).append(event)
+    return {row: events for row, events in events_of.items() if len(events) == 2}
 
 
 def _as_captured(calls: pd.DataFrame, rows: Sequence[int]) -> pd.DataFrame:
-    """The calls, those in these rows as of the phase `capture`."""
-    there = np.isin(np.arange(len(calls)), rows)
-    phase = calls["phase"].astype(object).mask(there, "capture")
-    marked: pd.DataFrame = calls.assign(phase=phase, frame=calls["frame"].mask(there), step=calls["step"].mask(there))
-    return marked
+    """Return the calls with those in these rows moved to the phase `capture`."""
+    captured = np.isin(np.arange(len(calls)), rows)
+    phase = calls["phase"].astype(object).mask(captured, "capture")
+    moved: pd.DataFrame = calls.assign(
+        phase=phase, frame=calls["frame"].mask(captured), step=calls["step"].mask(captured)
+    )
+    return moved

@@ -1,4 +1,4 @@
-"""Measure what this machine's device can do: matrix products and copies a second."""
+"""Benchmark of this machine's device: peak FLOP/s and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch
 
 from talkerviz.analysis.device_peaks import Peaks
 
-_SECONDS_EACH = 0.5
-_SECONDS_A_PRODUCT = 0.02  # long enough to be timed, and for all cores to take part
+_BENCHMARK_SECONDS = 0.5  # of tries of each operation
+_MIN_PRODUCT_SECONDS = 0.02  # long enough to be timed, and for all cores to take part
+_MAX_PRODUCT_SIZE_CPU, _MAX_PRODUCT_SIZE_CUDA = 2048, 8192
+_COPY_BYTES_CPU, _COPY_BYTES_CUDA = 512 << 20, 4 << 30  # larger than any cache
 
 
 def measure_peaks(device: str) -> Peaks:
-    """The best of many square matrix products in each dtype, and of many copies of memory that no cache holds."""
+    """Return the peak of square matrix products in each dtype, and of copies of memory that no cache holds."""
     dtypes = (torch.float32, torch.bfloat16)
     flops = {str(dtype).removeprefix("torch."): _measure_products(device, dtype) for dtype in dtypes}
     when = f"measured {datetime.date.today()} with torch {torch.__version__}, {torch.get_num_threads()} threads"
@@ -26,40 +28,41 @@ def measure_peaks(device: str) -> Peaks:
 
 
 def _measure_products(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the largest product that does not take long: some CPUs emulate bfloat16."""
+    """Return FLOP/s of the first product that takes long enough to time; it stays small if a CPU emulates bfloat16."""
     cuda = torch.device(device).type == "cuda"
-    size, most = 256, 8192 if cuda else 2048
+    size, largest = 256, _MAX_PRODUCT_SIZE_CUDA if cuda else _MAX_PRODUCT_SIZE_CPU
     while True:
         a, b, out = (torch.zeros(size, size, device=device, dtype=dtype) for _ in range(3))
         multiply = functools.partial(torch.mm, a, b, out=out)
-        if size == most or _best(multiply, cuda, 0) > _SECONDS_A_PRODUCT:
+        if size == largest or _best(multiply, cuda, 0) > _MIN_PRODUCT_SECONDS:
             return 2 * size**3 / _best(multiply, cuda)
         size *= 2
 
 
 def measure_bandwidth(device: str) -> float:
-    """Bytes a second, the best of many copies of memory that no cache holds."""
+    """Return bytes read and written a second, the best of many copies of memory that no cache holds."""
     cuda = torch.device(device).type == "cuda"
-    source, target = (torch.zeros((4 << 30 if cuda else 512 << 20) // 4, device=device) for _ in range(2))
+    size = _COPY_BYTES_CUDA if cuda else _COPY_BYTES_CPU
+    source, target = (torch.zeros(size // 4, device=device) for _ in range(2))
     # A copy reads every byte and writes it.
-    return 2 * source.numel() * 4 / _best(lambda: target.copy_(source), cuda)
+    return 2 * size / _best(lambda: target.copy_(source), cuda)
 
 
 def device_name(device: str) -> str:
-    """What a device calls itself."""
+    """Return the name of a device as its driver or operating system reports it."""
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name()
 
 
-def _best(work: Callable[[], object], cuda: bool, seconds: float = _SECONDS_EACH) -> float:
-    """The least seconds that the work took, over so many seconds of tries."""
+def _best(work: Callable[[], object], cuda: bool, seconds: float = _BENCHMARK_SECONDS) -> float:
+    """Return the least time that the work took in seconds, over at least three tries."""
     best, began = float("inf"), perf_counter()
     tries = 0
     while tries < 3 or perf_counter() - began < seconds:
-        at = perf_counter()
+        start = perf_counter()
         work()
         if cuda:
             torch.cuda.synchronize()
-        best = min(best, perf_counter() - at)
+        best = min(best, perf_counter() - start)
         tries += 1
     return best
 

@@ -1,9 +1,9 @@
-"""How many floating-point operations one torch operator does.
+"""FLOP formulas: floating-point operations of one torch operator.
 
 Matrix products and convolutions are counted by torch's own registry (`torch.utils.flop_counter`), a multiplication
 with its addition as two; attention by its two products over the queries' heads. Element-wise operators count one for
-every element they give, reductions one for every element they read, whatever it costs the hardware; moving, comparing
-and choosing numbers counts nothing. An operator that is in none of these lists is unknown, not free.
+every element of the result, reductions one for every element read, whatever it costs the hardware; moving, comparing
+and selecting numbers counts nothing. An operator that is in none of these lists is unknown, not free.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 
-# Operations an element of the input, counted off the formula: mean, variance, scaling and the affine part, and so on.
-_AN_ELEMENT_READ: dict[str, int] = {
+# Operations an element of the input, counted from the formula: mean, variance, scaling and the affine part, and so on.
+_OPS_PER_INPUT: dict[str, int] = {
     **dict.fromkeys(("sum", "mean", "prod", "amax", "amin", "max", "min", "cumsum", "cumprod"), 1),
     **dict.fromkeys(("linalg_vector_norm", "norm"), 2),
     **dict.fromkeys(("var", "std", "var_mean", "std_mean"), 3),
@@ -29,15 +29,15 @@ _AN_ELEMENT_READ: dict[str, int] = {
     **dict.fromkeys(("avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d_with_indices"), 1),
 }
 
-# Operations an element of the output: between 2 neighbours in each dimension, or 4 for cubic.
-_AN_ELEMENT_MADE: dict[str, int] = {
+# Operations an element of the output: interpolation between 2 neighbours in each dimension, or 4 for cubic.
+_OPS_PER_OUTPUT: dict[str, int] = {
     "upsample_linear1d": 3,
     "upsample_bilinear2d": 3 * 3,
     "upsample_trilinear3d": 7 * 3,
     "upsample_bicubic2d": 5 * 7,
 }
 
-# Operators that give or change floating-point numbers without arithmetic. Those that give none need no list.
+# Operators that return or change floating-point numbers without arithmetic. Operators that return none need no list.
 _ONLY_MOVES = {
     *("_reshape_alias", "_reshape_copy", "_to_copy", "_unsafe_view", "alias_copy", "as_strided_copy", "cat", "clone"),
     *("constant_pad_nd", "contiguous", "copy", "copy_", "detach", "embedding", "empty", "empty_like", "empty_strided"),
@@ -51,15 +51,15 @@ _ONLY_MOVES = {
     *(f"{kind}{n}d" for kind in ("upsample_nearest", "_upsample_nearest_exact") for n in (1, 2, 3)),
 }
 
-# Views whose schemas do not say so.
+# Views that their schemas do not declare as such.
 _UNSAFE_VIEWS = ("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes")
 
 COLLECTIVE = ("c10d", "_c10d_functional")
-"""Namespaces of operators that move numbers between processes; what a reduction adds up is not counted."""
+"""Namespaces of operators that move numbers between processes; the additions of a reduction are not counted."""
 
 
 def flops_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int | None:
-    """Floating-point operations of one call of an `OpOverload`; None where that is not known."""
+    """Return the floating-point operations of one call of an `OpOverload`; None if unknown."""
     packet = func._overloadpacket
     name = packet.__name__
     if name.startswith("_scaled_dot_product") and not name.endswith("backward"):
@@ -72,17 +72,17 @@ def flops_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -
         return int(RULES[name](*args, **kwargs))
     if is_view(func) or name in _ONLY_MOVES or func.namespace in COLLECTIVE or not _floats(out):
         return 0
-    if name in _AN_ELEMENT_READ:
-        return _AN_ELEMENT_READ[name] * _floats(args[0])
-    if name in _AN_ELEMENT_MADE:
-        return _AN_ELEMENT_MADE[name] * _floats(out)
+    if name in _OPS_PER_INPUT:
+        return _OPS_PER_INPUT[name] * _floats(args[0])
+    if name in _OPS_PER_OUTPUT:
+        return _OPS_PER_OUTPUT[name] * _floats(out)
     if torch.Tag.pointwise in func.tags:
         return _floats(out)
     return None
 
 
 def is_view(func: Any) -> bool:
-    """Whether an operator only looks at its input in another way, and moves no byte."""
+    """Return whether an operator only returns a view of its input, and moves no byte."""
     if torch.Tag.inplace_view in func.tags or func._overloadpacket.__name__ in _UNSAFE_VIEWS:
         return True
     returned = [result.alias_info for result in func._schema.returns]
@@ -97,21 +97,23 @@ def _floats(value: Any) -> int:
 
 GROUPED = ("_grouped_mm", "grouped_mm_fallback")
 """Products of groups of rows or columns with a matrix each; the latter is transformers'."""
+
 EMBEDDING_BAGS = ("_embedding_bag", "_embedding_bag_forward_only")
 
 
 def _grouped_product(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
-    """Only of two stacks each matrix meets another; else groups divide a dimension, which makes no more products."""
+    """Count a grouped product: with two stacks a product a pair of matrices; else groups divide a dimension of one."""
     return 2 * prod(a.shape[-2:]) * b.shape[-1] * (len(a) if a.dim() == b.dim() == 3 else 1)
 
 
-# What a recurrent layer does for each of its units beside its products, by torch's numbers: ReLU, tanh, LSTM, GRU.
-_A_UNIT = (2, 2, 13, 10)
+# Operations a unit of a recurrent layer beside its products, by torch's mode number: ReLU, tanh, LSTM, GRU.
+_OPS_PER_UNIT = (2, 2, 13, 10)
 
 
-def _lstm_layer(x: Tensor, of_input: Tensor, of_hidden: Tensor, *_: Any, **__: Any) -> int:
-    """oneDNN's, one direction of one layer."""
-    return x.shape[:-1].numel() * (2 * (of_input.numel() + of_hidden.numel()) + _A_UNIT[2] * of_hidden.shape[-1])
+def _lstm_layer(x: Tensor, input_weight: Tensor, hidden_weight: Tensor, *_: Any, **__: Any) -> int:
+    """Count oneDNN's LSTM: one direction of one layer."""
+    products = 2 * (input_weight.numel() + hidden_weight.numel())
+    return x.shape[:-1].numel() * (products + _OPS_PER_UNIT[2] * hidden_weight.shape[-1])
 
 
 def _recurrent_layers(
@@ -126,24 +128,24 @@ def _recurrent_layers(
     *_: Any,
     **__: Any,
 ) -> int:
-    """cuDNN's, all directions of all layers, of which each has `stride` weights."""
+    """Count cuDNN's recurrent layers: all directions of all layers, each with `stride` weights."""
     products = sum(weight.numel() for weight in weights if weight.dim() == 2)
-    return x.shape[:-1].numel() * (2 * products + len(weights) // stride * _A_UNIT[mode] * size)
+    return x.shape[:-1].numel() * (2 * products + len(weights) // stride * _OPS_PER_UNIT[mode] * size)
 
 
 def _cell(mode: int) -> Callable[..., int]:
-    """What is left of a cell when its products are made."""
+    """Return the formula of a fused recurrent cell, whose products are operators of their own."""
 
-    def count(of_input: Tensor, of_hidden: Tensor, state: Tensor, *biases: Tensor | None) -> int:
-        return _A_UNIT[mode] * state.numel() + sum(bias is not None for bias in biases) * of_input.numel()
+    def count(input_gates: Tensor, hidden_gates: Tensor, state: Tensor, *biases: Tensor | None) -> int:
+        return _OPS_PER_UNIT[mode] * state.numel() + sum(bias is not None for bias in biases) * input_gates.numel()
 
     return count
 
 
 def _trilinear(
-    one: Tensor,
-    two: Tensor,
-    three: Tensor,
+    i1: Tensor,
+    i2: Tensor,
+    i3: Tensor,
     expand1: Sequence[int],
     expand2: Sequence[int],
     expand3: Sequence[int],
@@ -151,17 +153,17 @@ def _trilinear(
     *_: Any,
     **__: Any,
 ) -> int:
-    """As torch takes it: the product of the first two, summed where the third has nothing, and then with the third."""
-    pairs = ((one, expand1), (two, expand2), (three, expand3))
+    """Count as torch computes it: the product of two, summed over axes that the third lacks, times the third."""
+    pairs = ((i1, expand1), (i2, expand2), (i3, expand3))
     shapes = [_with_ones(tensor, expanded) for tensor, expanded in pairs]
     first = [max(sizes) for sizes in zip(*shapes[:2], strict=True)]
-    left = [1 if place in summed and place in expand3 else size for place, size in enumerate(first)]
+    left = [1 if axis in summed and axis in expand3 else size for axis, size in enumerate(first)]
     return int(2 * prod(first) + 2 * prod(max(sizes) for sizes in zip(left, shapes[2], strict=True)))
 
 
-def _with_ones(tensor: Tensor, places: Sequence[int]) -> list[int]:
+def _with_ones(tensor: Tensor, axes: Sequence[int]) -> list[int]:
     sizes = iter(tensor.shape)
-    return [1 if place in places else next(sizes) for place in range(tensor.dim() + len(places))]
+    return [1 if axis in axes else next(sizes) for axis in range(tensor.dim() + len(axes))]
 
 
 def _embedding_bag(
@@ -175,7 +177,7 @@ def _embedding_bag(
     *_: Any,
     **__: Any,
 ) -> int:
-    """A sum, mean or maximum of the rows that it reads, which may be weighed."""
+    """Count an embedding bag: sum, mean or maximum of the rows read, optionally weighted."""
     return indices.numel() * weight.shape[-1] * (1 if weights is None else 2)
 
 

@@ -1,15 +1,15 @@
-"""Busy time: how long a call's kernels ran, from torch's profiler.
+"""Kernel time of calls (busy time), from torch's profiler.
 
-Each edge of a call leaves a note among the profiler's own events, so its clock alone says which call a kernel was
-launched in. The profiler slows the host several times, so this is done in a run of its own; how long a kernel runs
-does not depend on it.
+Each entry and exit of a call leaves an annotation among the profiler's own events, so its clock alone tells in which
+call a kernel was launched. The profiler slows the host several times, so this is done in a run of its own; the time
+that a kernel runs does not depend on it.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,101 +18,103 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-_NOTE = "talkerviz edge"
+from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext, Undo
+
+_ANNOTATION = "talkerviz edge"
 
 
-class BusyMeter:
-    """A gauge that gives `busy_ns`, for the thread that it is started on."""
+class KernelTime(Instrument):
+    """Instrument that gives `busy_ns`, for calls of the thread it is attached on."""
 
-    def __init__(self, thread: Callable[[], int]) -> None:
-        self._thread = thread
+    def __init__(self, run: RunContext) -> None:
+        self._thread = run.thread
         self._profile = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
 
-    def start(self) -> None:
-        """Begin to profile."""
+    def attach(self, undo: Undo) -> None:
+        """Start the profiler."""
         self._own_thread = self._thread()
         self._profile.start()
 
-    def stamp(self, beginning: bool) -> None:
-        """Leave a note."""
+    def stamp(self, entry: bool) -> None:
+        """Leave an annotation among the profiler's events."""
         if self._thread() == self._own_thread:
-            with torch.profiler.record_function(_NOTE):
+            with torch.profiler.record_function(_ANNOTATION):
                 pass
 
     def stop(self) -> None:
-        """Read what the profiler saw."""
+        """Stop the profiler and read its events."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._profile.stop()
-        self._until = busy_until_edges(seen_by(self._profile))
+        self._until = busy_until_edges(chrome_trace_of(self._profile))
 
-    def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
-        """The run times of the kernels launched between each call's edges, added up."""
+    def finish(self, calls: pd.DataFrame, edges: pd.DataFrame) -> Readings:
+        """Return for each call the summed run times of the kernels launched in it."""
         there = (edges["thread"].to_numpy() == self._own_thread) & (edges["end"].to_numpy() < len(self._until))
         begin, end = (np.where(there, edges[name].to_numpy(), 0) for name in ("begin", "end"))
         until_edge = self._until if len(self._until) else np.zeros(1, dtype=np.int64)
-        return {"busy_ns": pd.arrays.IntegerArray(until_edge[end] - until_edge[begin], ~there)}
-
-    def facts(self) -> dict[str, Any]:
-        """Nothing to note."""
-        return {}
+        return Readings({"busy_ns": pd.arrays.IntegerArray(until_edge[end] - until_edge[begin], ~there)})
 
 
-def busy_until_edges(seen: Mapping[str, Any]) -> np.ndarray:
-    """Of a profile in Chrome's trace format: nanoseconds of the kernels launched before each edge's note.
+def busy_until_edges(chrome_trace: Mapping[str, Any]) -> np.ndarray:
+    """Return for each annotation the nanoseconds that the kernels launched before it ran.
+
+    Args:
+        chrome_trace: a profile in Chrome's trace format.
 
     Raises:
-        RuntimeError: no kernel can be told to have been launched by the thread that left the notes.
+        RuntimeError: kernels ran, and none was launched by the thread of the annotations.
     """
-    notes, thread = [], None
-    launched: dict[int, tuple[float, Any]] = {}
-    for event in seen["traceEvents"]:
+    annotations, thread = [], None
+    launches: dict[int, tuple[float, Any]] = {}  # launch time [µs] and thread, by correlation
+    for event in chrome_trace["traceEvents"]:
         kind = event.get("cat")
-        if kind == "user_annotation" and event.get("name") == _NOTE:
-            notes.append(float(event["ts"]))
+        if kind == "user_annotation" and event.get("name") == _ANNOTATION:
+            annotations.append(float(event["ts"]))
             thread = event["tid"]
         elif kind in LAUNCHES:
-            launched[event["args"].get("correlation")] = float(event["ts"]), event["tid"]
-    ran = [(event["args"].get("correlation"), time) for event, time in run_times(seen["traceEvents"])]
-    known = [(*launched[number], time) for number, time in ran if number in launched]
-    # What other threads launched, such as the backward pass's, is in no call of this one.
-    found = [(at, time) for at, of_thread, time in known if of_thread == thread]
-    if ran and notes and not found:
+            launches[event["args"].get("correlation")] = float(event["ts"]), event["tid"]
+    kernels = [(event["args"].get("correlation"), time) for event, time in run_times(chrome_trace["traceEvents"])]
+    known = [(*launches[number], time) for number, time in kernels if number in launches]
+    # Kernels that other threads launched, such as those of the backward pass, are in no call of this one.
+    own = [(launched, time) for launched, launcher, time in known if launcher == thread]
+    if kernels and annotations and not own:
         raise RuntimeError(
-            f"the profiler saw {len(ran):,} kernels, and none of them launched by the thread of the calls"
+            f"the profiler saw {len(kernels):,} kernels, and none of them launched by the thread of the calls"
         )
-    at = np.array([launch for launch, _ in found])
-    order = np.argsort(at)
-    until = np.concatenate([[0], np.cumsum(np.rint(np.array([time for _, time in found])[order] * 1e3))])
-    places = np.searchsorted(at[order], np.sort(np.array(notes)))
-    return until[places].astype(np.int64)
+    launched = np.array([launch for launch, _ in own])
+    order = np.argsort(launched)
+    until = np.concatenate([[0], np.cumsum(np.rint(np.array([time for _, time in own])[order] * 1e3))])
+    before = np.searchsorted(launched[order], np.sort(np.array(annotations)))
+    return until[before].astype(np.int64)
 
 
 LAUNCHES = ("cuda_runtime", "cuda_driver")
-"""The categories of what the host asks of a device; what that runs has the same `correlation`."""
+"""Categories of the host's requests to a device; the kernel or copy that one starts has the same `correlation`."""
 
 RUN_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+"""Categories of events that run on a device."""
 
 
 def run_times(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], float]]:
-    """What ran on a device, and how long each did, in microseconds.
+    """Yield each event that ran on a device with its run time in microseconds.
 
-    What begins before the one before it in its stream has ended, as kernels launched early do, waits until then and
-    counts from there.
+    An event that begins before its predecessor in the stream has ended, as kernels launched early do, waits until then
+    and counts from there.
     """
     ended: dict[tuple[object, object], float] = {}
-    ran = [event for event in events if event.get("cat") in RUN_ON_DEVICE]
-    for event in sorted(ran, key=lambda event: float(event["ts"]) + float(event["dur"])):
+    device_events = [event for event in events if event.get("cat") in RUN_ON_DEVICE]
+    for event in sorted(device_events, key=lambda event: float(event["ts"]) + float(event["dur"])):
         stream = event["args"].get("device"), event["args"].get("stream")
         begin, end = float(event["ts"]), float(event["ts"]) + float(event["dur"])
         yield event, end - max(begin, ended.get(stream, begin))
         ended[stream] = end
 
 
-def seen_by(profiler: profile) -> dict[str, Any]:
-    """All that a profiler saw that has stopped, `traceEvents` among it; times are in microseconds."""
+def chrome_trace_of(profiler: profile) -> dict[str, Any]:
+    """Return the events of a stopped profiler in Chrome's trace format; times are in microseconds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile.json"
         profiler.export_chrome_trace(str(path))
-        seen: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return seen
+        trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return trace

@@ -1,76 +1,69 @@
-"""Device memory: what the caching allocator counted between the edges of calls."""
+"""Device memory that calls allocate, from the counters of the caching allocator; and the host's peak."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext, Undo
+
 
 def _read_and_reset(device: int) -> tuple[int, int]:
-    """Bytes allocated now, and the most since this was last asked."""
+    """Return the bytes allocated now, and their peak since the last call of this function."""
     counted = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]
     torch.cuda.reset_peak_memory_stats(device)
     return counted["current"], counted["peak"]
 
 
-class MemoryMeter:
-    """A gauge that gives `memory_peak_bytes` and `memory_delta_bytes`, for the thread that it is started on.
+class DeviceMemory(Instrument):
+    """Instrument that gives `memory_peak_bytes` and `memory_delta_bytes`, for calls of the thread it is attached on.
 
-    Reading the counters takes some ten microseconds, so this is done in a run of its own.
+    Reading the counters takes about 10 µs, so it has a run of its own.
+
+    Args:
+        run: the recording.
+        read_and_reset: reads a device's counters.
     """
 
-    def __init__(
-        self,
-        thread: Callable[[], int],
-        device: int,
-        read_and_reset: Callable[[int], tuple[int, int]] = _read_and_reset,
-    ) -> None:
-        self._thread = thread
-        self._device = device
+    def __init__(self, run: RunContext, read_and_reset: Callable[[int], tuple[int, int]] = _read_and_reset) -> None:
+        self._thread = run.thread
+        self._device = run.devices[0]
         self._read = read_and_reset
-        self._current: list[int] = []  # at each edge
-        self._peak: list[int] = []  # since the edge before
+        self._current: list[int] = []  # bytes at each stamp
+        self._peak: list[int] = []  # bytes since the stamp before
 
-    def start(self) -> None:
-        """Forget the peak of what was before."""
+    def attach(self, undo: Undo) -> None:
+        """Forget the peak of what ran before."""
         self._own_thread = self._thread()
         self._read(self._device)
 
-    def stamp(self, beginning: bool) -> None:
+    def stamp(self, entry: bool) -> None:
         """Read the counters."""
         if self._thread() == self._own_thread:
             current, peak = self._read(self._device)
             self._current.append(current)
             self._peak.append(peak)
 
-    def stop(self) -> None:
-        """Nothing is left to read."""
-
-    def measured(self, calls: pd.DataFrame, edges: pd.DataFrame) -> dict[str, Any]:
-        """The peak above what was allocated as the call began, and what it left allocated."""
+    def finish(self, calls: pd.DataFrame, edges: pd.DataFrame) -> Readings:
+        """Return each call's peak above the bytes allocated at its entry, and the bytes it left allocated."""
         count = len(self._current)
         there = (edges["thread"].to_numpy() == self._own_thread) & (edges["end"].to_numpy() < count)
         begin, end = (np.where(there, edges[name].to_numpy(), 0) for name in ("begin", "end"))
         current = np.array(self._current or [0])
         peak = _range_max(np.array(self._peak or [0]), begin + 1, end + 1)
-        return {
-            "memory_peak_bytes": pd.arrays.IntegerArray(np.where(there, peak - current[begin], 0), ~there),
-            "memory_delta_bytes": pd.arrays.IntegerArray(np.where(there, current[end] - current[begin], 0), ~there),
-        }
-
-    def facts(self) -> dict[str, Any]:
-        """Nothing to note."""
-        return {}
+        columns = {"memory_peak_bytes": peak - current[begin], "memory_delta_bytes": current[end] - current[begin]}
+        return Readings(
+            {name: pd.arrays.IntegerArray(np.where(there, value, 0), ~there) for name, value in columns.items()}
+        )
 
 
 def _range_max(values: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The largest of values[begin:end] for many ranges; 0 for an empty one."""
-    levels = [values]  # level k holds the largest of every 2**k neighbours
+    """Return the maximum of values[begin:end] for many ranges; 0 for an empty one."""
+    levels = [values]  # level k holds the maximum of every 2**k neighbours
     while len(levels[-1]) > 1 << (len(levels) - 1):
         last, step = levels[-1], 1 << (len(levels) - 1)
         levels.append(np.maximum(last[:-step], last[step:]))
@@ -83,7 +76,7 @@ def _range_max(values: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.nda
 
 
 def peak_bytes() -> int | None:
-    """The greatest resident set since it began, in bytes; None on a system that does not say."""
+    """Return the peak resident set of this process in bytes; None on a system that does not report it."""
     try:
         import resource
     except ImportError:  # Windows

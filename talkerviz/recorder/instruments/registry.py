@@ -1,93 +1,108 @@
-"""What a recording stamps at the edges of calls, beside the host's time."""
+"""Registry of instruments: clocks and measures by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from talkerviz.recorder.dataflow.offloaded_weights import parameter_devices
 from talkerviz.recorder.dataflow.tracker import FlowTracker
-from talkerviz.recorder.instruments.base import Gauge
+from talkerviz.recorder.instruments.base import Instrument, RunContext
 from talkerviz.recorder.instruments.cuda_clock import CudaClock
-from talkerviz.recorder.instruments.flop_counter import CostMeter
-from talkerviz.recorder.instruments.kernel_time import BusyMeter
-from talkerviz.recorder.instruments.memory import MemoryMeter
-from talkerviz.trace.event_log import Mark
+from talkerviz.recorder.instruments.cuda_graph_clock import CudaGraphClock
+from talkerviz.recorder.instruments.flop_counter import FlopCounter
+from talkerviz.recorder.instruments.kernel_time import KernelTime
+from talkerviz.recorder.instruments.memory import DeviceMemory
+from talkerviz.recorder.instruments.nvtx import NvtxRanges
 
-CLOCKS = ("cpu", "cuda", "none")
-MEASURES = ("cost", "memory", "busy", "flow")
-"""What can be measured in a run of its own."""
+
+@dataclass(frozen=True)
+class Kind:
+    """A choice of `clock` or `measure`.
+
+    Attributes:
+        make: instruments of one recording, from the outermost stamp to the innermost.
+        needs_cuda: whether the model must be on a CUDA device.
+        one_device: whether the model must be on a single CUDA device.
+    """
+
+    make: Callable[[RunContext], Sequence[Instrument]]
+    needs_cuda: bool = False
+    one_device: bool = False
+
+
+def _cuda_clock(run: RunContext) -> Sequence[Instrument]:
+    clock = CudaClock(run)
+    return clock, CudaGraphClock(run, clock)
+
+
+CLOCKS: dict[str, Kind] = {
+    "cpu": Kind(lambda run: ()),
+    "cuda": Kind(_cuda_clock, needs_cuda=True),
+    "none": Kind(lambda run: ()),
+}
+"""Clocks by name: `cpu` and `none` need no instrument, since the log takes host times itself."""
+
+MEASURES: dict[str, Kind] = {
+    "cost": Kind(lambda run: [FlopCounter(run)]),
+    "memory": Kind(lambda run: [DeviceMemory(run)], needs_cuda=True, one_device=True),
+    "busy": Kind(lambda run: [KernelTime(run)], needs_cuda=True),
+    "flow": Kind(lambda run: [FlowTracker(run)]),
+}
+"""Measures by name; each slows the run down, and is taken in a run of its own."""
 
 
 def clock_for(model: nn.Module) -> str:
-    """The clock that tells most of a model: `cuda` where any of its parameters is, else `cpu`."""
+    """Return the clock that tells most about a model: `cuda` if any parameter is on a CUDA device, else `cpu`."""
     return "cuda" if cuda_devices(model) else "cpu"
 
 
 def cuda_devices(model: nn.Module) -> tuple[int, ...]:
-    """The numbers of the CUDA devices that a model's parameters are on, or are moved to."""
+    """Return the indices of the CUDA devices that hold a model's parameters, or that they are moved to."""
     return tuple(sorted({device.index or 0 for device in parameter_devices(model) if device.type == "cuda"}))
 
 
 def check_measure(measure: str, devices: Sequence[int]) -> None:
-    """Check that something can be measured.
+    """Check that a measure is known and possible.
 
     Args:
         measure: one of `MEASURES`.
-        devices: numbers of the CUDA devices that the model is on.
+        devices: indices of the CUDA devices that hold the model.
 
     Raises:
         ValueError: unknown, or not possible on these devices.
     """
     if measure not in MEASURES:
         raise ValueError(f"cannot measure {measure!r}: choose from {', '.join(MEASURES)}")
-    if measure in ("memory", "busy") and not devices:
+    kind = MEASURES[measure]
+    if kind.needs_cuda and not devices:
         raise ValueError(f"{measure!r} needs a model on a CUDA device")
-    if measure == "memory" and len(devices) > 1:
-        raise ValueError(f"'memory' measures one device, and the model is on {len(devices)}")
+    if kind.one_device and len(devices) > 1:
+        raise ValueError(f"{measure!r} measures one device, and the model is on {len(devices)}")
 
 
-def make_gauges(
-    clock: str,
-    measure: str | None,
-    thread: Callable[[], int],
-    origin_ns: int,
-    devices: tuple[int, ...],
-    model: nn.Module,
-    mark: Callable[[], int],
-    marks: Sequence[Mark],
-    fault: Callable[[Exception], None],
-) -> list[Gauge]:
-    """What a recording stamps at the edges of calls beside the host's time; see `recording` for the first two.
+def make_instruments(clock: str, measure: str | None, nvtx: bool, run: RunContext) -> list[Instrument]:
+    """Return new instruments for a recording.
 
     Args:
         clock: one of `CLOCKS`.
         measure: one of `MEASURES`, or None.
-        thread: gives the number of the calling thread.
-        origin_ns: the host's time that counts as 0.
-        devices: numbers of the CUDA devices that the model is on.
-        model: the model.
-        mark: gives the number of the mark in force.
-        marks: the recording's, by number; more are added to it.
-        fault: called with an exception of an instrument's own bookkeeping.
+        nvtx: whether to mark calls and frames as NVTX ranges.
+        run: the recording.
 
     Raises:
         ValueError: unknown, or not possible here.
     """
     if clock not in CLOCKS:
         raise ValueError(f"unknown clock {clock!r}: choose from {', '.join(CLOCKS)}")
-    if clock == "cuda" and not devices:
-        raise ValueError("clock 'cuda' needs a model on a CUDA device")
+    if CLOCKS[clock].needs_cuda and not run.devices:
+        raise ValueError(f"clock {clock!r} needs a model on a CUDA device")
     if measure is not None:
-        check_measure(measure, devices)
-    gauges: list[Gauge] = [CudaClock(thread, origin_ns, devices)] if clock == "cuda" else []
-    if measure == "cost":
-        gauges.append(CostMeter(thread, fault))
-    elif measure == "flow":
-        gauges.append(FlowTracker(thread, model, mark, marks, fault))
-    elif measure == "memory":
-        gauges.append(MemoryMeter(thread, devices[0]))
-    elif measure == "busy":
-        gauges.append(BusyMeter(thread))
-    return gauges
+        check_measure(measure, run.devices)
+    instruments: list[Instrument] = [NvtxRanges(run)] if nvtx else []
+    instruments += CLOCKS[clock].make(run)
+    if measure is not None:
+        instruments += MEASURES[measure].make(run)
+    return instruments

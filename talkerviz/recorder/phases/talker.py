@@ -5,31 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from talkerviz.trace.event_log import Mark
-
-
-class PhaseRule(Protocol):
-    """How one kind of model divides its run into phases.
-
-    Only the modules in `landmarks` are watched, so the other calls of a run cost nothing.
-
-    Attributes:
-        start: The mark that a run begins with.
-        landmarks: Paths of the modules whose calls the rule is told of.
-        outermost: True to tell the rule only of landmarks called outside of any other, and not when they return.
-    """
-
-    start: Mark
-    landmarks: frozenset[str]
-    outermost: bool
-
-    def entered(self, path: str, arguments: Mapping[str, Any]) -> Mark | None:
-        """The mark that begins with this call, if any; arguments by name, given by place too where they have one."""
-
-    def left(self, path: str) -> Mark | None:
-        """The mark that begins when this call has returned, if any."""
 
 
 class TalkerPhases:
