@@ -15,13 +15,11 @@ from tiny_omni import save_tiny_omni, tiny_omni_config
 from torch import Tensor
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
 
-from talkerviz.talker.files.checkpoint import find_module
+from talkerviz.talker.files.build import build_code2wav, load_code2wav
+from talkerviz.talker.files.checkpoint import find_module, read_code2wav_config
 from talkerviz.talker.model.code2wav import (
-    build_code2wav,
     chunks_of,
     code2wav_config,
-    load_code2wav,
-    read_code2wav_config,
     samples_of,
     stream_audio,
 )

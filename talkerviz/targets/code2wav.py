@@ -8,16 +8,14 @@ from typing import Any
 import torch
 
 from talkerviz.recorder.phases.generic import PassPhases
-from talkerviz.talker.files.checkpoint import find_module
+from talkerviz.talker.files.build import build_code2wav, load_code2wav
+from talkerviz.talker.files.checkpoint import find_module, read_code2wav_config
 from talkerviz.talker.files.codes_file import read_codes
 from talkerviz.talker.files.weight_loader import OnBytes
 from talkerviz.talker.model.code2wav import (
     CHUNK_FRAMES,
     LEFT_CONTEXT,
-    build_code2wav,
     code2wav_config,
-    load_code2wav,
-    read_code2wav_config,
     stream_audio,
 )
 from talkerviz.talker.model.config import default_dtype

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from talkerviz.recorder.phases.talker import TalkerPhases
+from talkerviz.talker.acceleration import Acceleration
 from talkerviz.talker.files.build import build_talker, load_talker
 from talkerviz.talker.files.checkpoint import find_module, read_talker_config
 from talkerviz.talker.files.thinker_file import read_inputs
 from talkerviz.talker.files.weight_loader import OnBytes
-from talkerviz.talker.generation.acceleration import Faster
 from talkerviz.talker.generation.cuda_graphs import WARM_UPS
 from talkerviz.talker.generation.prompt import ThinkerOutputs
-from talkerviz.talker.generation.runner import inputs_of, speak
-from talkerviz.talker.generation.scenario import Scenario
-from talkerviz.talker.model.attention import leave_out_cudnn
+from talkerviz.talker.generation.runner import run
+from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
+from talkerviz.talker.model.attention import disable_cudnn_attention
 from talkerviz.talker.model.config import TalkerConfig, default_dtype, preset
 from talkerviz.talker.model.decoder import DecoderLayer
 from talkerviz.talker.model.rope import RotaryEmbedding
@@ -60,7 +60,7 @@ def talker_of(
     scenario: Scenario,
     inputs: Path | None = None,
     on_bytes: OnBytes | None = None,
-    faster: Faster = Faster(),  # noqa: B008
+    acceleration: Acceleration = Acceleration(),  # noqa: B008
 ) -> Loaded:
     """The talker of a preset with random weights, or that of a checkpoint, and what it is to speak.
 
@@ -72,13 +72,13 @@ def talker_of(
         scenario: what it speaks; its seed draws a preset's weights, and the inputs unless they are given.
         inputs: a file with what a thinker gave.
         on_bytes: called while a checkpoint is read, see `read_into`.
-        faster: how it is made fast; only the native one can be.
+        acceleration: how it is made fast; only the native one can be.
 
     Raises:
         ValueError: an unknown preset, implementation or speaker, a checkpoint that cannot be loaded, inputs that do not
             fit, or a way to make it fast that it does not have.
     """
-    if faster.ways() and impl != "native":
+    if acceleration.enabled() and impl != "native":
         raise ValueError(f"only the native talker is compiled, fused or captured, not {impl}'s")
     if isinstance(source, Path):
         config = read_talker_config(source)
@@ -89,16 +89,16 @@ def talker_of(
         dtype = dtype or default_dtype(source)
     # First, since weights take longer.
     config.speaker(scenario.speaker)
-    faster.check(torch.device(device), config)
+    acceleration.check(torch.device(device), config)
     if torch.device(device).type == "cuda":
-        leave_out_cudnn()
+        disable_cudnn_attention()
     read = read_inputs(inputs, config, device, dtype) if inputs else None
     if stored:
         talker = load_talker(config, stored, impl, device, dtype, on_bytes)
     else:
         talker = build_talker(config, impl, device, dtype, scenario.seed)
-    faster.make(cast(TalkerForConditionalGeneration, talker))
-    thinker = read or inputs_of(talker, scenario, config)
+    acceleration.apply(cast(TalkerForConditionalGeneration, talker))
+    thinker = read or scenario_inputs(scenario, config, device, dtype)
     lengths = {"prompt_tokens": thinker.user.shape[1], "text_tokens": thinker.assistant.shape[1]}
     facts = {
         **facts_of(source),
@@ -107,8 +107,8 @@ def talker_of(
         "codes_a_frame": config.num_code_groups,
         **({"files_read": ["config.json", *stored.file_names]} if stored else {}),
         **({"inputs": str(inputs)} if inputs else {}),
-        **dict.fromkeys(faster.ways(), True),
-        **({"one_call": _fused_in(talker)} if faster.fused else {}),
+        **dict.fromkeys(acceleration.enabled(), True),
+        **({"one_call": _fused_in(talker)} if acceleration.fused else {}),
     }
     return Loaded(talker, config, thinker, impl, scenario, facts)
 
@@ -118,9 +118,7 @@ def talker_target(loaded: Loaded) -> Target:
     return Target(
         name=_ROOT,
         model=loaded.talker,
-        run=lambda on_frame: speak(
-            loaded.talker, loaded.impl, loaded.scenario, loaded.thinker, loaded.config, on_frame
-        ),
+        run=lambda on_frame: run(loaded.talker, loaded.impl, loaded.scenario, loaded.config, on_frame, loaded.thinker),
         facts=loaded.facts,
         phases=partial(TalkerPhases, warm_ups=WARM_UPS) if "graphs" in loaded.facts else TalkerPhases,
         frames=loaded.scenario.frames,

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from talkerviz.talker.files.json_file import read_json
+from talkerviz.talker.model.code2wav import code2wav_config_from
 from talkerviz.talker.model.config import TalkerConfig
 
 MODEL_TYPE = "qwen3_omni_moe"
@@ -25,6 +25,7 @@ MODEL_TYPE = "qwen3_omni_moe"
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MOST_HEADER_BYTES = 100_000_000  # as the library has it
+_MAX_JSON_BYTES = 1 << 28  # an index of 100,000 tensors has 10 MB
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,22 @@ def read_talker_config(directory: Path) -> TalkerConfig:
         raise ValueError(f"{directory / 'config.json'}: {error}") from error
 
 
+def read_code2wav_config(directory: Path) -> Any:
+    """transformers' config of a checkpoint's code2wav: key `code2wav_config` of its config.json.
+
+    Raises:
+        ValueError: as `read_config`, and for a key that is missing or of a value that cannot be run.
+    """
+    config = read_config(directory)
+    try:
+        section = config.get("code2wav_config")
+        if not isinstance(section, Mapping):
+            raise ValueError(f"config key 'code2wav_config' is {section!r}: is it a model with speech?")
+        return code2wav_config_from(section)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from error
+
+
 def find_module(directory: Path, prefix: str) -> StoredModule:
     """Find the tensors of a part of the model: the headers of the files that hold them are read, and nothing more.
 
@@ -106,19 +123,21 @@ def find_module(directory: Path, prefix: str) -> StoredModule:
     files = sorted(set(holders.values()))
     absent = [file for file in files if not file.is_file()]
     if absent:
-        lost = few(repr(name) for name, file in holders.items() if file in absent)
-        raise ValueError(f"{few(map(str, absent))}: no such file, and {_INDEX} says it has {lost}: download it")
+        lost = first_names(repr(name) for name, file in holders.items() if file in absent)
+        raise ValueError(f"{first_names(map(str, absent))}: no such file, and {_INDEX} says it has {lost}: download it")
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         header = _Header.read(file)
         names = [name for name, its_file in holders.items() if its_file == file]
-        if lost := few(repr(name) for name in names if name not in header.entries):
+        if lost := first_names(repr(name) for name in names if name not in header.entries):
             raise ValueError(f"{file}: does not hold {lost}, though {_INDEX} says so: download both again")
         entries = {name: header.entries[name] for name in names}
-        if odd := few(f"{name!r} ({one['dtype']})" for name, one in entries.items() if one["dtype"] not in _DTYPES):
+        if odd := first_names(
+            f"{name!r} ({one['dtype']})" for name, one in entries.items() if one["dtype"] not in _DTYPES
+        ):
             raise ValueError(f"{file}: only {', '.join(_DTYPES)} can be loaded, and not {odd}")
         found = {name: header.tensor(name) for name in names}
-        if cut := few(repr(name) for name, one in found.items() if one.offset + one.nbytes > header.file_bytes):
+        if cut := first_names(repr(name) for name, one in found.items() if one.offset + one.nbytes > header.file_bytes):
             raise ValueError(f"{file}: ends at byte {header.file_bytes:,}, before {cut} does: download it again")
         tensors |= found
     return StoredModule(directory, prefix, {name.removeprefix(prefix): one for name, one in tensors.items()})
@@ -140,7 +159,7 @@ def weight_files(directory: Path) -> list[Path]:
         found = sorted(set(_indexed_files(index).values()))
     else:
         raise ValueError(f"{directory}: has neither {_SINGLE} nor {_INDEX}")
-    if absent := few(str(file) for file in found if not file.is_file()):
+    if absent := first_names(str(file) for file in found if not file.is_file()):
         raise ValueError(f"{absent}: no such file, though {_INDEX} names it: download it")
     for file in found:
         _Header.read(file)
@@ -163,7 +182,7 @@ def _indexed_files(index: Path) -> dict[str, Path]:
     return {tensor: index.parent / name for tensor, name in names.items()}
 
 
-def few(names: Iterable[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
     """The first of some names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - 3:,} more" if len(listed) > 3 else ""
@@ -216,7 +235,7 @@ class _Header:
         if not isinstance(entries, dict):
             raise ValueError(f"{file}: its header cannot be read: it is no safetensors file, or damaged")
         entries.pop("__metadata__", None)
-        if damaged := few(repr(name) for name, entry in entries.items() if not _is_entry(entry)):
+        if damaged := first_names(repr(name) for name, entry in entries.items() if not _is_entry(entry)):
             raise ValueError(f"{file}: its header is damaged at {damaged}: download it again")
         return cls(file, entries, 8 + length, file.stat().st_size)
 
@@ -242,6 +261,24 @@ def _is_entry(entry: Any) -> bool:
         and len(place) == 2
         and all(type(number) is int and number >= 0 for number in (*shape, *place))
     )
+
+
+def read_json(path: Path, whose: str = "") -> Any:
+    """What a JSON file says; `whose` is added where there is no such file.
+
+    Raises:
+        ValueError: there is none, or it is no JSON.
+    """
+    try:
+        if (size := path.stat().st_size) > _MAX_JSON_BYTES:
+            raise ValueError(f"it has {size:,} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file{whose}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: is no JSON: nested too deeply") from None
+    except (ValueError, MemoryError) as error:
+        raise ValueError(f"{path}: is no JSON: {error}") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from talkerviz.atomic_file import write_text
-from talkerviz.talker.files.json_file import read_json
+from talkerviz.talker.files.checkpoint import read_json
 from talkerviz.talker.model.code2wav import check_codes
 
 

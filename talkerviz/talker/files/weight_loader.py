@@ -9,7 +9,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from talkerviz.talker.files.checkpoint import StoredModule, StoredTensor, few
+from talkerviz.talker.files.checkpoint import StoredModule, StoredTensor, first_names
 
 OnBytes = Callable[[int, int], None]
 
@@ -52,12 +52,12 @@ def _pairs(module: nn.Module, stored: StoredModule) -> list[tuple[StoredTensor, 
     """What is to be read, and where to. Raises ValueError unless the two fit each other."""
     parameters = dict(_parameters(module, stored))
     where, prefix = stored.directory, stored.prefix
-    if missing := few(repr(prefix + name) for name in parameters if name not in stored.tensors):
+    if missing := first_names(repr(prefix + name) for name in parameters if name not in stored.tensors):
         raise ValueError(f"{where}: has no {missing}, which config.json asks for: are both of one checkpoint?")
-    if unknown := few(_place(tensor) for name, tensor in stored.tensors.items() if name not in parameters):
+    if unknown := first_names(_place(tensor) for name, tensor in stored.tensors.items() if name not in parameters):
         raise ValueError(f"{where}: has {unknown}, for which config.json has no place: are both of one checkpoint?")
     pairs = [(stored.tensors[name], parameter) for name, parameter in parameters.items()]
-    misshapen = few(
+    misshapen = first_names(
         f"{_place(tensor)} as {list(tensor.shape)}, not {list(parameter.shape)}"
         for tensor, parameter in pairs
         if tensor.shape != parameter.shape

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from talkerviz.talker.generation.decode_step import Choosing, choose_first, choose_others, sum_of_codes
+from talkerviz.talker.generation.decode_step import (
+    SamplingState,
+    decode_first_code,
+    decode_residual_codes,
+    sum_code_embeddings,
+)
 from talkerviz.talker.model.cache import KVCache, StaticCache
-
-if TYPE_CHECKING:
-    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
-
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 WARM_UPS = 2
 """How often a frame runs before it is captured; what that changes is put back."""
@@ -27,7 +27,7 @@ def replay_frames(talker: TalkerForConditionalGeneration) -> None:
     Raises ValueError for a talker that is not on a CUDA device.
     """
     check_device(talker.codec_head.weight.device)
-    talker.graphs = True
+    talker.use_cuda_graphs = True
 
 
 def check_device(device: torch.device) -> None:
@@ -47,7 +47,7 @@ class StaticFrame:
         talker: TalkerForConditionalGeneration,
         cache: KVCache,
         frame_cache: KVCache,
-        choosing: Choosing,
+        state: SamplingState,
         position: Tensor,
     ) -> None:
         """`cache` holds what came before; `position` [1, batch or 1, 1] is the next token's."""
@@ -55,7 +55,7 @@ class StaticFrame:
         self.talker = talker
         self.cache = StaticCache(cache)
         self.frame_cache = frame_cache
-        self.choosing = choosing
+        self.state = state
         self.position = position.clone()
         self.text = embeds.clone()
         self.spoken = embeds.clone()
@@ -64,19 +64,19 @@ class StaticFrame:
     def __call__(self) -> None:
         """From what the last frame spoke, `spoken` [batch, 1, hidden], and `text`, the same, to `codes` [batch, 16]."""
         embeds, position_ids = self.spoken + self.text, self.position.expand(3, -1, -1)
-        hidden, first_code = choose_first(self.talker, embeds, self.cache, position_ids, self.choosing)
-        codes, most_embeds = choose_others(self.talker, hidden, first_code, self.frame_cache, self.choosing)
+        hidden, first_code = decode_first_code(self.talker, embeds, self.cache, position_ids, self.state)
+        codes, most_embeds = decode_residual_codes(self.talker, hidden, first_code, self.frame_cache, self.state)
         self.codes.copy_(codes)
-        self.spoken.copy_(sum_of_codes(self.talker, codes, most_embeds))
+        self.spoken.copy_(sum_code_embeddings(self.talker, codes, most_embeds))
         self.cache.place.add_(1)
         self.position.add_(1)
 
 
 def capture(frame: StaticFrame) -> torch.cuda.CUDAGraph:
     """The frame as a graph, of which nothing has run yet; needs a CUDA device."""
-    changed = (frame.spoken, frame.codes, frame.cache.place, frame.position, frame.choosing.spoken)
+    changed = (frame.spoken, frame.codes, frame.cache.place, frame.position, frame.state.spoken)
     before = [tensor.clone() for tensor in changed]
-    drawn = [generator.get_state() for generator in frame.choosing.generators]
+    drawn = [generator.get_state() for generator in frame.state.generators]
     # Libraries make their plans and find their memory first, on a stream of its own.
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
@@ -86,10 +86,10 @@ def capture(frame: StaticFrame) -> torch.cuda.CUDAGraph:
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
     torch.cuda.current_stream().wait_stream(aside)
-    for generator, state in zip(frame.choosing.generators, drawn, strict=True):
+    for generator, state in zip(frame.state.generators, drawn, strict=True):
         generator.set_state(state)
     graph = torch.cuda.CUDAGraph()
-    for generator in frame.choosing.generators:
+    for generator in frame.state.generators:
         graph.register_generator_state(generator)
     with torch.cuda.graph(graph):
         frame()

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from talkerviz.talker.generation.compile import uncompiled
 from talkerviz.talker.generation.cuda_graphs import StaticFrame, capture
-from talkerviz.talker.generation.decode_step import Choosing, choose_first, choose_others, sum_of_codes
+from talkerviz.talker.generation.decode_step import (
+    SamplingState,
+    decode_first_code,
+    decode_residual_codes,
+    sum_code_embeddings,
+)
 from talkerviz.talker.generation.prompt import Prompt
 from talkerviz.talker.generation.sampling import GREEDY, Sampling, suppressed_codes
 from talkerviz.talker.model.cache import KVCache
-
-if TYPE_CHECKING:
-    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,13 @@ def stream(
     positions = embeds.shape[1] + frames - 1
     if positions > config.text.max_position_embeddings:
         raise ValueError(f"{positions} positions: the talker has {config.text.max_position_embeddings}")
-    choosing = Choosing(
+    state = SamplingState(
         sampling,
         torch.tensor(suppressed_codes(config, ignore_eos), device=device),
         torch.zeros(batch, config.text.vocab_size, dtype=torch.bool, device=device),
         # A row draws what it draws alone.
         [torch.Generator(device).manual_seed(sampling.seed) for _ in range(batch * sampling.do_sample)],
-        talker.greatest,
+        talker.argmax,
     )
     cache = KVCache(config.text, positions, device, dtype, batch, prompt.padding)
     frame_cache = KVCache(config.code_predictor, config.num_code_groups, device, dtype, batch)
@@ -121,33 +123,33 @@ def stream(
         return bool(ended.all())
 
     with uncompiled(talker):
-        hidden, first_code = choose_first(talker, embeds, cache, prompt.positions, choosing)
+        hidden, first_code = decode_first_code(talker, embeds, cache, prompt.positions, state)
     if all_ended(first_code):
         return
-    codes, most_embeds = choose_others(talker, hidden, first_code, frame_cache, choosing)
+    codes, most_embeds = decode_residual_codes(talker, hidden, first_code, frame_cache, state)
     yield Frame(codes, ~ended)
     if frames == 1:
         return
-    if talker.graphs:
-        static = StaticFrame(talker, cache, frame_cache, choosing, prompt.next_position)
-        static.spoken.copy_(sum_of_codes(talker, codes, most_embeds))
+    if talker.use_cuda_graphs:
+        static = StaticFrame(talker, cache, frame_cache, state, prompt.next_position)
+        static.spoken.copy_(sum_code_embeddings(talker, codes, most_embeds))
         graph = capture(static)
     # Without positions of its own the prompt's are its tokens' places, and the talker goes on from there.
     next_position = None if prompt.positions is None else prompt.next_position
     for frame in range(frames - 1):
         text_left = frame < prompt.trailing_text.shape[1]
         text = prompt.trailing_text[:, frame : frame + 1] if text_left else prompt.tts_pad
-        if talker.graphs:
+        if talker.use_cuda_graphs:
             static.text.copy_(text)
             graph.replay()
             codes = static.codes.clone()
             if all_ended(codes):
                 return
         else:
-            embeds = sum_of_codes(talker, codes, most_embeds) + text
+            embeds = sum_code_embeddings(talker, codes, most_embeds) + text
             position_ids = None if next_position is None else (next_position + frame).expand(3, -1, -1)
-            hidden, first_code = choose_first(talker, embeds, cache, position_ids, choosing)
+            hidden, first_code = decode_first_code(talker, embeds, cache, position_ids, state)
             if all_ended(first_code):
                 return
-            codes, most_embeds = choose_others(talker, hidden, first_code, frame_cache, choosing)
+            codes, most_embeds = decode_residual_codes(talker, hidden, first_code, frame_cache, state)
         yield Frame(codes, ~ended)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.layers import argmax
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,18 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
 
 
-def greatest(logits: Tensor) -> Tensor:
-    """The likeliest code [batch, 1] of logits [batch, vocab]."""
-    return logits.argmax(dim=-1, keepdim=True)
-
-
-def choose(
+def sample_code(
     logits: Tensor,
     sampling: Sampling,
     generators: Sequence[torch.Generator],
-    greatest: Callable[[Tensor], Tensor] = greatest,
+    argmax: Callable[[Tensor], Tensor] = argmax,
 ) -> Tensor:
     """Choose a code [batch, 1] from logits [batch, vocab]; for sampling each row has a generator of its own.
 
-    `greatest` finds which number of a row is the greatest.
+    `argmax` finds the index of the greatest of each row.
     """
     if not sampling.do_sample:
-        return greatest(logits)
+        return argmax(logits)
     logits = logits.float()
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
@@ -92,4 +88,4 @@ def choose(
     rows = logits.softmax(-1)
     # As torch.multinomial draws one, without its look at the numbers on the host.
     drawn = [torch.empty_like(row).exponential_(generator=own) for row, own in zip(rows, generators, strict=True)]
-    return greatest(rows / torch.stack(drawn))
+    return argmax(rows / torch.stack(drawn))

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from talkerviz.talker.generation.generate import stream
 from talkerviz.talker.generation.prompt import ThinkerOutputs, assemble_prompt
 from talkerviz.talker.generation.sampling import Sampling
 from talkerviz.talker.model.code2wav import chunks_of, decode_chunks
@@ -19,7 +20,7 @@ AS_TRANSFORMERS = Sampling(do_sample=True, temperature=0.9, top_k=50, repetition
 
 
 @dataclass
-class Speech:
+class SpeechProgress:
     """How far a speech has come.
 
     Attributes:
@@ -44,19 +45,19 @@ class Speech:
         return self.talker_ns + self.code2wav_ns
 
 
-def talk(
+def stream_codes(
     talker: Any, config: TalkerConfig, thinker: ThinkerOutputs, speaker: str, frames: int, sampling: Sampling
 ) -> Iterator[Tensor]:
-    """Codes [16] of each frame as soon as it is spoken, from the prompt on, until the end of speech.
+    """Codes [16] of each frame as soon as it is spoken, from the prompt on, until the end of progress.
 
     Raises ValueError as `stream` does, with the first frame.
     """
     prompt = assemble_prompt(talker, config, thinker, config.speaker(speaker))
-    for frame in talker.stream(prompt, frames, sampling):
+    for frame in stream(talker, prompt, frames, sampling):
         yield frame.codes[0]
 
 
-def say(
+def stream_speech(
     code2wav: Any,
     frames: Iterable[Tensor],
     add: Callable[[Tensor], None],
@@ -64,11 +65,11 @@ def say(
     left_context: int,
     *,
     seamless: bool = False,
-    speech: Speech,
+    progress: SpeechProgress,
 ) -> None:
     """Have `add` take the sound of frames, chunk by chunk while they come; see `stream_audio`.
 
-    `speech` is kept up to date, so that it holds whatever stops this.
+    `progress` is kept up to date, so that it holds whatever stops this.
     """
     began = perf_counter_ns()
     read = 0
@@ -82,7 +83,7 @@ def say(
                 # On the CPU, and so the talker is done with it.
                 chunk = next(chunks, None)
             finally:
-                speech.talker_ns += perf_counter_ns() - asked
+                progress.talker_ns += perf_counter_ns() - asked
             if chunk is None:
                 return
             read += len(chunk)
@@ -91,9 +92,9 @@ def say(
     try:
         for samples in decode_chunks(code2wav, watched(), left_context, seamless=seamless):
             add(samples)
-            speech.frames = read
-            speech.chunks += 1
-            speech.samples += len(samples)
-            speech.first_ns = speech.first_ns or perf_counter_ns() - began
+            progress.frames = read
+            progress.chunks += 1
+            progress.samples += len(samples)
+            progress.first_ns = progress.first_ns or perf_counter_ns() - began
     finally:
-        speech.code2wav_ns = perf_counter_ns() - began - speech.talker_ns
+        progress.code2wav_ns = perf_counter_ns() - began - progress.talker_ns

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from talkerviz.talker.generation.compile import is_compiled
-
-if TYPE_CHECKING:
-    from talkerviz.talker.model.config import TalkerConfig
-    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 def fuse_talker(talker: TalkerForConditionalGeneration) -> None:
@@ -52,7 +50,7 @@ def check_kernels(device: torch.device, config: TalkerConfig) -> None:
 
 def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
     """What `fuse_talker` does, wherever the talker is: on a CPU for Triton's interpreter."""
-    from talkerviz.talker.kernels.codes import greatest_of
+    from talkerviz.talker.kernels.codes import fused_argmax
     from talkerviz.talker.kernels.layer import (
         angles_forward,
         embedding_forward,
@@ -72,7 +70,7 @@ def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
         _replace(head, head_forward)
     for embedding in (talker.model.codec_embedding, *predictor.model.codec_embedding):
         _replace(embedding, embedding_forward)
-    talker.greatest = greatest_of
+    talker.argmax = fused_argmax
     like, rotary = talker.codec_head.weight, predictor.model.rotary_emb
     places = torch.arange(talker.config.num_code_groups, device=like.device)[None]
     angles = rotary(like, places)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import launch, power
+from talkerviz.talker.kernels.launch import launch_options, next_power_of_2
 from talkerviz.talker.model.rope import TalkerRotaryEmbedding
 
 
@@ -45,7 +45,7 @@ def angles(
         tl.store(sin + part * HALF + half, tl.sin(angle).to(sin.dtype.element_ty), inside)
 
 
-def angles_of(rotary: TalkerRotaryEmbedding, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+def fused_angles(rotary: TalkerRotaryEmbedding, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin [1, 1, head_dim] in the dtype of x for one token at position_ids [3, 1, 1]."""
     half = len(rotary.inv_freq)
     cos, sin = (torch.empty(1, 1, 2 * half, dtype=x.dtype, device=x.device) for _ in range(2))
@@ -59,7 +59,7 @@ def angles_of(rotary: TalkerRotaryEmbedding, x: Tensor, position_ids: Tensor) ->
         HALF=half,
         HEIGHT=height,
         WIDTH=width,
-        BLOCK_HALF=power(half),
-        **launch(x, warps=1),
+        BLOCK_HALF=next_power_of_2(half),
+        **launch_options(x, warps=1),
     )
     return cos, sin

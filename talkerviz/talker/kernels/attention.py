@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import block_rows, launch, power
+from talkerviz.talker.kernels.launch import block_rows, launch_options, next_power_of_2
 from talkerviz.talker.kernels.parts import load_rows, rounded, times
 from talkerviz.talker.kernels.rows import project_rows
 from talkerviz.talker.model.attention import TalkerCodePredictorAttention
@@ -269,7 +269,7 @@ def add_attention(
     projected = project_rows(x, weights, norm)
     static = isinstance(cache, StaticLayerCache)
     # A program for each 64 positions that there may be, up to 16 of each head.
-    splits = min(16, power(-(-positions // 64))) if static else 1
+    splits = min(16, next_power_of_2(-(-positions // 64))) if static else 1
     mixed = x.new_empty(splits, tokens, heads, head_dim, dtype=torch.float32)
     greatest, total = x.new_empty(2, splits, tokens, heads, dtype=torch.float32)
     cos, sin = position_embeddings
@@ -298,9 +298,9 @@ def add_attention(
         MASKED=mask is not None,
         TOKENS=tokens,
         SPLITS=splits,
-        BLOCK_HALF=power(head_dim // 2),
+        BLOCK_HALF=next_power_of_2(head_dim // 2),
         BLOCK_POSITIONS=64 if static else 16,
-        **launch(x, warps=4 if static else 1),
+        **launch_options(x, warps=4 if static else 1),
     )
     matrix, out = attention.o_proj.weight, torch.empty_like(x)
     rows = block_rows(matrix)
@@ -317,7 +317,7 @@ def add_attention(
         TOKENS=tokens,
         SPLITS=splits,
         BLOCK_ROWS=rows,
-        BLOCK_COLUMNS=power(heads * head_dim),
-        **launch(x),
+        BLOCK_COLUMNS=next_power_of_2(heads * head_dim),
+        **launch_options(x),
     )
     return out

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.generation.sampling import greatest
-from talkerviz.talker.kernels.launch import launch, power
+from talkerviz.talker.kernels.launch import launch_options, next_power_of_2
 from talkerviz.talker.kernels.parts import load_row
+from talkerviz.talker.model.layers import argmax
 
 
 @triton.jit
@@ -37,19 +37,23 @@ def embed(code, table, out, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, 
     tl.store(out + columns, row.to(out.dtype.element_ty), columns < COLUMNS)
 
 
-def greatest_of(logits: Tensor) -> Tensor:
-    """As `greatest`, for logits [1, vocab] in one kernel."""
+def fused_argmax(logits: Tensor) -> Tensor:
+    """Return what `argmax` does for logits [1, vocab] in one kernel."""
     if len(logits) > 1 or is_in_torch_dispatch_mode():
-        return greatest(logits)
+        return argmax(logits)
     logits = logits.contiguous()
     code, columns = torch.empty(1, 1, dtype=torch.long, device=logits.device), logits.shape[1]
-    find_greatest[(1,)](logits, code, COLUMNS=columns, BLOCK_COLUMNS=power(columns), **launch(logits, warps=4))
+    find_greatest[(1,)](
+        logits, code, COLUMNS=columns, BLOCK_COLUMNS=next_power_of_2(columns), **launch_options(logits, warps=4)
+    )
     return code
 
 
-def embedding_of(table: Tensor, code: Tensor) -> Tensor:
+def fused_embedding(table: Tensor, code: Tensor) -> Tensor:
     """Of a table [codes, hidden] and a code [1, 1] its embedding [1, 1, hidden]."""
     columns = table.shape[1]
     out = table.new_empty(1, 1, columns)
-    embed[(1,)](code, table, out, COLUMNS=columns, BLOCK_COLUMNS=power(columns), **launch(table, warps=4))
+    embed[(1,)](
+        code, table, out, COLUMNS=columns, BLOCK_COLUMNS=next_power_of_2(columns), **launch_options(table, warps=4)
+    )
     return out

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import block_rows, launch, power
+from talkerviz.talker.kernels.launch import block_rows, launch_options, next_power_of_2
 from talkerviz.talker.kernels.parts import gated, load_row, load_rows, normed, rounded, times
 from talkerviz.talker.model.layers import RMSNorm
 from talkerviz.talker.model.moe import TalkerTextSparseMoeBlock
@@ -168,7 +168,7 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
     shared_width = len(gates)
     logits, inner_shared, opening = x.new_empty(count), x.new_empty(shared_width), x.new_empty(1)
     rows, of_router = block_rows(gates, ups), block_rows(router.weight)
-    columns = power(hidden)
+    columns = next_power_of_2(hidden)
     route[(shared_width // rows + count // of_router + 1,)](
         x,
         norm.weight,
@@ -186,11 +186,17 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
         BLOCK_ROWS=rows,
         BLOCK_EXPERTS=of_router,
         BLOCK_COLUMNS=columns,
-        **launch(x),
+        **launch_options(x),
     )
     chosen, shares = x.new_empty(router.top_k, dtype=torch.int32), x.new_empty(router.top_k)
     choose_experts[(1,)](
-        logits, chosen, shares, EXPERTS=count, CHOSEN=router.top_k, BLOCK_EXPERTS=power(count), **launch(x, warps=4)
+        logits,
+        chosen,
+        shares,
+        EXPERTS=count,
+        CHOSEN=router.top_k,
+        BLOCK_EXPERTS=next_power_of_2(count),
+        **launch_options(x, warps=4),
     )
     inner = x.new_empty(router.top_k, width)
     rows = block_rows(experts.gate_up_proj[0, :width], experts.gate_up_proj[0, width:])
@@ -205,10 +211,10 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
         COLUMNS=hidden,
         BLOCK_ROWS=rows,
         BLOCK_COLUMNS=columns,
-        **launch(x),
+        **launch_options(x),
     )
     out = torch.empty_like(x)
-    rows = block_rows(shared_down, *[experts.down_proj[0]] * power(router.top_k))
+    rows = block_rows(shared_down, *[experts.down_proj[0]] * next_power_of_2(router.top_k))
     project_experts[(hidden // rows,)](
         inner,
         chosen,
@@ -224,9 +230,9 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
         COLUMNS=width,
         SHARED_COLUMNS=shared_width,
         BLOCK_ROWS=rows,
-        BLOCK_CHOSEN=power(router.top_k),
-        BLOCK_COLUMNS=power(width),
-        BLOCK_SHARED_COLUMNS=power(shared_width),
-        **launch(x),
+        BLOCK_CHOSEN=next_power_of_2(router.top_k),
+        BLOCK_COLUMNS=next_power_of_2(width),
+        BLOCK_SHARED_COLUMNS=next_power_of_2(shared_width),
+        **launch_options(x),
     )
     return out

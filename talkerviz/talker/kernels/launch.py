@@ -15,7 +15,7 @@ WARPS = 8
 """Of a program."""
 
 
-def power(size: int) -> int:
+def next_power_of_2(size: int) -> int:
     """The least power of 2 that is not less."""
     return 1 << (size - 1).bit_length()
 
@@ -23,18 +23,18 @@ def power(size: int) -> int:
 def block_rows(*matrices: Tensor, at_once: int | None = None) -> int:
     """How many rows a program takes, a power of 2 that divides them all, of matrices all of which it reads."""
     shared = gcd(*(len(matrix) for matrix in matrices))
-    columns = sum(power(matrix.shape[1]) for matrix in matrices[:at_once])
+    columns = sum(next_power_of_2(matrix.shape[1]) for matrix in matrices[:at_once])
     most = max(1, BLOCK_BYTES // (columns * matrices[0].element_size()))
     return min(shared & -shared, 1 << (most.bit_length() - 1))
 
 
-def begins_early(device: torch.device) -> bool:
+def supports_dependent_launch(device: torch.device) -> bool:
     """Whether a device has programmatic dependent launch."""
     nvidia = device.type == "cuda" and bool(torch.version.cuda)
     return nvidia and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def launch(x: Tensor, warps: int | None = None) -> dict[str, Any]:
+def launch_options(x: Tensor, warps: int | None = None) -> dict[str, Any]:
     """How a kernel is launched: on Hopper and later it begins while the one before it runs."""
-    early = begins_early(x.device)
+    early = supports_dependent_launch(x.device)
     return {"PDL": early, "num_warps": warps or WARPS, **({"launch_pdl": True} if early else {})}

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from talkerviz.talker.kernels.angles import angles_of
+from talkerviz.talker.kernels.angles import fused_angles
 from talkerviz.talker.kernels.attention import add_attention
-from talkerviz.talker.kernels.codes import embedding_of
+from talkerviz.talker.kernels.codes import fused_embedding
 from talkerviz.talker.kernels.experts import add_experts
 from talkerviz.talker.kernels.mlp import add_mlp
 from talkerviz.talker.kernels.rows import normalise_rows, project_rows
@@ -69,7 +69,7 @@ def embedding_forward(embedding: nn.Embedding, input: Tensor) -> Tensor:
     """An embedding's of a code."""
     if input.numel() > 1 or is_in_torch_dispatch_mode():
         return type(embedding).forward(embedding, input)
-    return embedding_of(embedding.weight, input)
+    return fused_embedding(embedding.weight, input)
 
 
 def predictor_forward(places: Tensor) -> Callable[..., ModelOutput]:
@@ -97,4 +97,4 @@ def angles_forward(rotary: TalkerRotaryEmbedding, hidden_states: Tensor, positio
     """The decoder's angles'."""
     if position_ids.shape[1:] != (1, 1) or not _is_fused(hidden_states):
         return type(rotary).forward(rotary, hidden_states, position_ids)
-    return angles_of(rotary, hidden_states, position_ids)
+    return fused_angles(rotary, hidden_states, position_ids)

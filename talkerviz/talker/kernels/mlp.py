@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import block_rows, launch, power
+from talkerviz.talker.kernels.launch import block_rows, launch_options, next_power_of_2
 from talkerviz.talker.kernels.parts import gated, load_row, load_rows, normed, rounded, times
 from talkerviz.talker.model.layers import RMSNorm
 from talkerviz.talker.model.moe import MLP
@@ -89,8 +89,8 @@ def add_mlp(x: Tensor, mlp: MLP, norm: RMSNorm) -> Tensor:
         COLUMNS=hidden,
         TOKENS=tokens,
         BLOCK_ROWS=rows,
-        BLOCK_COLUMNS=power(hidden),
-        **launch(x),
+        BLOCK_COLUMNS=next_power_of_2(hidden),
+        **launch_options(x),
     )
     out = torch.empty_like(x)
     rows = block_rows(downs)
@@ -103,7 +103,7 @@ def add_mlp(x: Tensor, mlp: MLP, norm: RMSNorm) -> Tensor:
         COLUMNS=width,
         TOKENS=tokens,
         BLOCK_ROWS=rows,
-        BLOCK_COLUMNS=power(width),
-        **launch(x),
+        BLOCK_COLUMNS=next_power_of_2(width),
+        **launch_options(x),
     )
     return out

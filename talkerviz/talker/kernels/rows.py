@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import block_rows, launch, power
+from talkerviz.talker.kernels.launch import block_rows, launch_options, next_power_of_2
 from talkerviz.talker.kernels.parts import load_row, load_rows, normed, times
 from talkerviz.talker.model.layers import RMSNorm
 
@@ -94,8 +94,8 @@ def project_rows(x: Tensor, weights: list[Tensor], norm: RMSNorm | None = None) 
         NORMED=norm is not None,
         TOKENS=x.shape[1],
         BLOCK_ROWS=rows,
-        BLOCK_COLUMNS=power(x.shape[2]),
-        **launch(x),
+        BLOCK_COLUMNS=next_power_of_2(x.shape[2]),
+        **launch_options(x),
     )
     return out
 
@@ -103,5 +103,7 @@ def project_rows(x: Tensor, weights: list[Tensor], norm: RMSNorm | None = None) 
 def normalise_rows(x: Tensor, norm: RMSNorm) -> Tensor:
     """RMSNorm of x [1, tokens, hidden]."""
     out, columns = torch.empty_like(x), x.shape[2]
-    normalise[(x.shape[1],)](x, norm.weight, norm.eps, out, COLUMNS=columns, BLOCK_COLUMNS=power(columns), **launch(x))
+    normalise[(x.shape[1],)](
+        x, norm.weight, norm.eps, out, COLUMNS=columns, BLOCK_COLUMNS=next_power_of_2(columns), **launch_options(x)
+    )
     return out

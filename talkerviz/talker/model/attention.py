@@ -12,7 +12,7 @@ from talkerviz.talker.model.layers import Linear, RMSNorm, ThinkerTextRMSNorm
 from talkerviz.talker.model.rope import rotate
 
 
-def leave_out_cudnn() -> None:
+def disable_cudnn_attention() -> None:
     """Have torch never choose cuDNN's attention, in the whole process.
 
     On Hopper it is torch's first choice, but it plans anew for each number of keys, and a talker's cache grows by one a

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from talkerviz.talker.files.build import fill_parameters, generator_of
-from talkerviz.talker.files.checkpoint import StoredModule, read_config
-from talkerviz.talker.files.weight_loader import OnBytes, read_into
 from talkerviz.talker.model.config import preset
 from talkerviz.talker.model.layers import is_activation
 
@@ -57,23 +53,7 @@ def code2wav_config(name: str) -> Any:
     Raises ValueError for any other name.
     """
     preset(name)
-    return _config(_TINY if name == "tiny" else {})
-
-
-def read_code2wav_config(directory: Path) -> Any:
-    """transformers' config of a checkpoint's code2wav: key `code2wav_config` of its config.json.
-
-    Raises:
-        ValueError: as `read_config`, and for a key that is missing or of a value that cannot be run.
-    """
-    config = read_config(directory)
-    try:
-        section = config.get("code2wav_config")
-        if not isinstance(section, Mapping):
-            raise ValueError(f"config key 'code2wav_config' is {section!r}: is it a model with speech?")
-        return _config(section)
-    except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'}: {error}") from error
+    return code2wav_config_from(_TINY if name == "tiny" else {})
 
 
 def samples_of(config: Any, frames: int) -> int:
@@ -88,44 +68,6 @@ def samples_of(config: Any, frames: int) -> int:
     for rate in config.upsample_rates:
         samples = (samples - 1) * rate
     return samples
-
-
-def build_code2wav(
-    config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Any:
-    """A `Qwen3OmniMoeCode2Wav` with random weights, which makes noise; in eval mode and without gradients."""
-    code2wav = _empty_code2wav(config, torch.device(device), dtype)
-    fans = {f"{name}.weight": _fan_in(module) for name, module in code2wav.named_modules()}
-
-    def draw(name: str, weight: Tensor) -> None:
-        if name.endswith(("norm.weight", ".scale", ".gamma")):
-            weight.fill_(1.0)
-        elif weight.ndim == 1:
-            weight.zero_()
-        else:
-            # Halved in the decoder, whose residuals add up: nearly all would be clipped.
-            bound = (3 / fans[name]) ** 0.5 * (0.5 if name.startswith("decoder.") else 1.0)
-            weight.uniform_(-bound, bound, generator=generator_of(name, seed))
-
-    fill_parameters(code2wav, draw)
-    return code2wav
-
-
-def load_code2wav(
-    config: Any,
-    stored: StoredModule,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    on_bytes: OnBytes | None = None,
-) -> Any:
-    """The same with a checkpoint's weights: `stored` is `find_module(directory, "code2wav.")`.
-
-    They stay in the dtype that they are stored in unless another is given. See `read_into` for what `on_bytes` is told,
-    and what raises ValueError.
-    """
-    code2wav = _empty_code2wav(config, torch.device(device), dtype or stored.dtype)
-    read_into(code2wav, stored, on_bytes)
-    return code2wav
 
 
 def stream_audio(
@@ -217,35 +159,7 @@ def check_codes(codes: Tensor, config: Any, first: int = 0) -> None:
         )
 
 
-def _empty_code2wav(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A code2wav whose weights are yet to be filled."""
-    from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
-
-    with torch.device("meta"):
-        code2wav: Any = Qwen3OmniMoeCode2Wav._from_config(config)
-    code2wav.to(dtype).to_empty(device=device)
-    code2wav.eval().requires_grad_(False)
-    # Buffers are no weights, and those of the rotary embedding are float32 whatever these are.
-    offsets = torch.arange(config.num_quantizers) * config.codebook_size
-    code2wav.code_offset = offsets.view(1, -1, 1).to(device)
-    rotary = code2wav.pre_transformer.rotary_emb
-    frequencies, _ = rotary.compute_default_rope_parameters(config, device="cpu")
-    rotary.inv_freq = frequencies.to(device)
-    rotary.original_inv_freq = frequencies.to(device).clone()
-    return code2wav
-
-
-def _fan_in(module: nn.Module) -> float:
-    """How many products add up to one number of what a module gives."""
-    if isinstance(module, nn.ConvTranspose1d):
-        return module.in_channels * module.kernel_size[0] / module.stride[0]
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor):
-        return 1.0
-    return weight[0].numel()
-
-
-def _config(section: Mapping[str, Any]) -> Any:
+def code2wav_config_from(section: Mapping[str, Any]) -> Any:
     """transformers' config of some keys, the others as published. Keys beyond those are not looked at."""
     from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
 

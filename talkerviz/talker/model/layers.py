@@ -88,3 +88,8 @@ def is_activation(name: object) -> bool:
     from transformers.activations import ACT2FN
 
     return isinstance(name, str) and name in ACT2FN
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """Return the likeliest code [batch, 1] of logits [batch, vocab]."""
+    return logits.argmax(dim=-1, keepdim=True)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from talkerviz.talker.generation.generate import Frame, stream
-from talkerviz.talker.generation.prompt import Prompt
-from talkerviz.talker.generation.sampling import GREEDY, Sampling, greatest
 from talkerviz.talker.model.cache import KVCache
 from talkerviz.talker.model.code_predictor import TalkerCodePredictorModelForConditionalGeneration
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.decoder import TalkerModel
-from talkerviz.talker.model.layers import Linear, activation
+from talkerviz.talker.model.layers import Linear, activation, argmax
 
 
 class TalkerResizeMLP(nn.Module):
@@ -51,8 +47,9 @@ class TalkerForConditionalGeneration(nn.Module):
         self.hidden_projection = TalkerResizeMLP(config)
         self.codec_head = Linear(config.text.hidden_size, config.text.vocab_size)
         self.code_predictor = TalkerCodePredictorModelForConditionalGeneration(config.code_predictor)
-        self.graphs = False  # see graphs.replay_frames
-        self.greatest = greatest  # see fused
+        # Set by generation.cuda_graphs.replay_frames and kernels.fuse_talker.
+        self.use_cuda_graphs = False
+        self.argmax = argmax
 
     def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> TalkerOutput:
         """Read new positions [batch, tokens, hidden], the prompt or one frame, which follow those in the cache.
@@ -63,9 +60,3 @@ class TalkerForConditionalGeneration(nn.Module):
             inputs_embeds=inputs_embeds, cache=cache, position_ids=position_ids
         ).last_hidden_state
         return TalkerOutput(self.codec_head(hidden_states), hidden_states)
-
-    def stream(
-        self, prompt: Prompt, frames: int, sampling: Sampling = GREEDY, *, ignore_eos: bool = False
-    ) -> Iterator[Frame]:
-        """Speak at most `frames` frames of 80 ms, and give each as soon as it is there: see `generate.stream`."""
-        return stream(self, prompt, frames, sampling, ignore_eos=ignore_eos)

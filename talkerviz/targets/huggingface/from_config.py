@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from talkerviz.render.escape import shortened
-from talkerviz.talker.files.checkpoint import weight_files
-from talkerviz.talker.files.json_file import read_json
+from talkerviz.talker.files.checkpoint import read_json, weight_files
 from talkerviz.targets.huggingface.config_check import check_memory, checked_fields
 from talkerviz.targets.huggingface.model_spec import parts_of
 from talkerviz.targets.huggingface.quiet_transformers import quiet

@@ -14,7 +14,7 @@ Inputs = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Ask:
+class ModelSpec:
     """What is known when an input is made.
 
     Attributes:
@@ -31,17 +31,17 @@ class Ask:
     required: frozenset[str]
     generator: torch.Generator
 
-    def whole(self, low: int, high: int, *shape: int) -> Tensor:
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Random whole numbers from low to below high, int64."""
         _check_elements(shape)
         return torch.randint(low, max(high, low + 1), shape, generator=self.generator)
 
-    def real(self, *shape: int) -> Tensor:
+    def normal(self, *shape: int) -> Tensor:
         """Random numbers of a standard normal distribution, float32."""
         _check_elements(shape)
         return torch.randn(shape, generator=self.generator)
 
-    def of(self, kinds: str, *names: str, default: Any = None) -> Any:
+    def field(self, kinds: str, *names: str, default: Any = None) -> Any:
         """The first of these fields that has a value, in the parts of the config for these kinds, else anywhere in it.
 
         Args:
@@ -56,8 +56,8 @@ class Ask:
         return default
 
     def size(self, kinds: str, *names: str, default: int) -> int:
-        """A field as `of` finds it, as one number: of several the first."""
-        value = self.of(kinds, *names, default=default)
+        """A field as `field` finds it, as one number: of several the first."""
+        value = self.field(kinds, *names, default=default)
         while isinstance(value, (list, tuple)):
             value = value[0]
         return int(value)
@@ -71,14 +71,14 @@ def _check_elements(shape: tuple[int, ...]) -> None:
 _MAX_ELEMENTS = 1 << 28  # 1 GiB of float32
 
 
-def ask_of(model: nn.Module, seed: int) -> Ask:
+def model_spec(model: nn.Module, seed: int) -> ModelSpec:
     """What a model asks for; numbers are the same for a seed."""
     parameters = [
         one
         for one in inspect.signature(model.forward).parameters.values()
         if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
     ]
-    return Ask(
+    return ModelSpec(
         model,
         model.config,
         frozenset(one.name for one in parameters),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from talkerviz.recorder.dataflow.input_names import naming
 from talkerviz.targets.huggingface.from_config import one_line
 from talkerviz.targets.huggingface.input_factory import on_device, ways
-from talkerviz.targets.huggingface.model_spec import Inputs, ask_of
+from talkerviz.targets.huggingface.model_spec import Inputs, model_spec
 from talkerviz.targets.huggingface.quiet_transformers import quiet
 
 _TRIED_TOKENS = 2
@@ -51,12 +51,12 @@ def runner(model: nn.Module, tokens: int, seed: int, generates: bool = True) -> 
     Raises:
         ValueError: it runs on none of the inputs that there are; with what it says of the likeliest.
     """
-    ask = ask_of(model, seed)
+    spec = model_spec(model, seed)
     failure: Exception | None = None
     generate: Any = getattr(model, "generate", None)
     if generates and callable(generate):
-        for way in itertools.islice(ways(ask), _MOST_TRIED):
-            inputs = on_device(ask, way)
+        for way in itertools.islice(ways(spec), _MOST_TRIED):
+            inputs = on_device(spec, way)
             for arguments in _to_generate(model, inputs):
                 run = _runs(model, generate, arguments, seed)
                 try:
@@ -65,8 +65,8 @@ def runner(model: nn.Module, tokens: int, seed: int, generates: bool = True) -> 
                     failure = failure or error
                 else:
                     return Runner(lambda run=run: run(tokens), True, arguments)  # type: ignore[misc]
-    for way in ways(ask):
-        inputs = on_device(ask, way)
+    for way in ways(spec):
+        inputs = on_device(spec, way)
         run = _runs(model, model, inputs, seed)
         try:
             run(None)

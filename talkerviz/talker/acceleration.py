@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.generation.cuda_graphs import check_device, replay_frames
 from talkerviz.talker.kernels import check_kernels, fuse_talker
-
-if TYPE_CHECKING:
-    from talkerviz.talker.model.config import TalkerConfig
-    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 @dataclass(frozen=True)
-class Faster:
+class Acceleration:
     """How a talker is made fast; not at all by default.
 
     Attributes:
@@ -30,7 +27,7 @@ class Faster:
     fused: bool = False
     graphs: bool = False
 
-    def ways(self) -> list[str]:
+    def enabled(self) -> list[str]:
         """Those that are wanted, by their names here."""
         return [field.name for field in fields(self) if getattr(self, field.name)]
 
@@ -43,7 +40,7 @@ class Faster:
         if self.graphs:
             check_device(device)
 
-    def make(self, talker: TalkerForConditionalGeneration) -> None:
+    def apply(self, talker: TalkerForConditionalGeneration) -> None:
         """Make a talker so, in place. Raises ValueError where it cannot be."""
         if self.compiled:
             compile_talker(talker)
