@@ -1,4 +1,4 @@
-"""What makes a talker fast, and when it can be had."""
+"""Ways to speed up the native talker, and the checks of what they need."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 @dataclass(frozen=True)
 class Acceleration:
-    """How a talker is made fast; not at all by default.
+    """Ways in which a talker is sped up; none by default.
 
     Attributes:
-        compiled: torch.compile makes code of its layers, see `compile_talker`.
-        fused: its layers run as few kernels, see `fuse_talker`.
-        graphs: it speaks by replaying a CUDA graph, see `replay_frames`.
+        compiled: compile the layers with torch.compile, see `compile_talker`.
+        fused: run each layer as a few Triton kernels, see `fuse_talker`.
+        graphs: replay a CUDA graph for each frame, see `replay_frames`.
     """
 
     compiled: bool = False
@@ -28,11 +28,15 @@ class Acceleration:
     graphs: bool = False
 
     def enabled(self) -> list[str]:
-        """Those that are wanted, by their names here."""
+        """Return the names of the enabled fields."""
         return [field.name for field in fields(self) if getattr(self, field.name)]
 
     def check(self, device: torch.device, config: TalkerConfig) -> None:
-        """Raises ValueError for what cannot be had there, or not together, as `make` does: before weights are read."""
+        """Check, before weights are read, that the enabled ways go together and run on a device.
+
+        Raises:
+            ValueError: they do not.
+        """
         if self.compiled and self.fused:
             raise ValueError("--fused: --compile makes other code of the same layers; give one of them")
         if self.fused:
@@ -41,7 +45,11 @@ class Acceleration:
             check_device(device)
 
     def apply(self, talker: TalkerForConditionalGeneration) -> None:
-        """Make a talker so, in place. Raises ValueError where it cannot be."""
+        """Speed up a talker in place.
+
+        Raises:
+            ValueError: as `check`, and torch.compile finds no C++ compiler.
+        """
         if self.compiled:
             compile_talker(talker)
         if self.fused:

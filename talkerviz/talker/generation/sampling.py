@@ -1,4 +1,4 @@
-"""From logits to a code: the processors of transformers' `generate`, in its order."""
+"""Sampling of codes from logits: the logits processors of transformers' `generate`, in the same order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,24 @@ from torch import Tensor
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.layers import argmax
 
+# The last codes of the decoder's vocabulary are control tokens, not sound; so transformers' `generate`.
+_CONTROL_CODES = 1024
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How first codes are chosen. The default is greedy: `do_sample=False` uses the repetition penalty alone.
+    """Sampling of first codes; greedy by default, with the repetition penalty alone.
 
-    Raises ValueError for a temperature or penalty that is not positive, a top_k below 1, a top_p outside (0, 1].
+    Attributes:
+        do_sample: sample, rather than take the likeliest code.
+        temperature: divisor of the logits.
+        top_k: number of likeliest codes that are kept; None keeps all.
+        top_p: probability mass that is kept, in (0, 1].
+        repetition_penalty: divisor of the positive logits of codes generated before.
+        seed: random seed.
+
+    Raises:
+        ValueError: a temperature or penalty that is not positive, a top_k below 1, a top_p outside (0, 1].
     """
 
     do_sample: bool = False
@@ -42,24 +54,24 @@ GREEDY = Sampling()
 
 
 def suppressed_codes(config: TalkerConfig, ignore_eos: bool) -> list[int]:
-    """The first codes never to be chosen: the last 1024 are not sound, and of them only end-of-speech may come."""
+    """Return the first codes that are never generated: control codes, but for the end of speech."""
     size = config.text.vocab_size
-    return [code for code in range(size - 1024, size) if ignore_eos or code != config.codec_eos_token_id]
+    return [code for code in range(size - _CONTROL_CODES, size) if ignore_eos or code != config.codec_eos_token_id]
 
 
-def penalise_repeats(logits: Tensor, spoken: Tensor, penalty: float) -> Tensor:
-    """Make codes less likely that were spoken, bool [batch, vocab] (Keskar et al. 2019, arXiv:1909.05858)."""
-    return torch.where(spoken, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+def penalise_repeats(logits: Tensor, generated: Tensor, penalty: float) -> Tensor:
+    """Lower the logits of codes generated before, bool [B, V] (Keskar et al. 2019, arXiv:1909.05858)."""
+    return torch.where(generated, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Leave the top_k largest logits [batch, vocab], and those that equal the last of them."""
+    """Mask all but the top_k largest logits [B, V], and those equal to the last of them."""
     smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < smallest, -torch.inf)
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Leave the likeliest codes that together reach top_p (Holtzman et al. 2019, arXiv:1904.09751)."""
+    """Mask all but the likeliest codes that together reach top_p (Holtzman et al. 2019, arXiv:1904.09751)."""
     ascending, order = logits.sort()
     unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
     unlikely[:, -1] = False
@@ -72,9 +84,13 @@ def sample_code(
     generators: Sequence[torch.Generator],
     argmax: Callable[[Tensor], Tensor] = argmax,
 ) -> Tensor:
-    """Choose a code [batch, 1] from logits [batch, vocab]; for sampling each row has a generator of its own.
+    """Sample a code [B, 1] from logits [B, V].
 
-    `argmax` finds the index of the greatest of each row.
+    Args:
+        logits: of the next code.
+        sampling: how to sample.
+        generators: a generator for each row, if `sampling.do_sample`.
+        argmax: function from [B, V] to the index of the greatest of each row [B, 1].
     """
     if not sampling.do_sample:
         return argmax(logits)
@@ -85,7 +101,10 @@ def sample_code(
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
         logits = keep_top_p(logits, sampling.top_p)
-    rows = logits.softmax(-1)
-    # As torch.multinomial draws one, without its look at the numbers on the host.
-    drawn = [torch.empty_like(row).exponential_(generator=own) for row, own in zip(rows, generators, strict=True)]
-    return argmax(rows / torch.stack(drawn))
+    probabilities = logits.softmax(-1)
+    # torch.multinomial of one sample does the same, but also checks the probabilities on the host.
+    noise = [
+        torch.empty_like(row).exponential_(generator=generator)
+        for row, generator in zip(probabilities, generators, strict=True)
+    ]
+    return argmax(probabilities / torch.stack(noise))

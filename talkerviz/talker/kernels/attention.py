@@ -283,7 +283,7 @@ def add_attention(
         sin,
         cache.keys,
         cache.values,
-        cache.place if isinstance(cache, StaticLayerCache) else positions - tokens,
+        cache.position if isinstance(cache, StaticLayerCache) else positions - tokens,
         mask,
         mixed,
         greatest,
