@@ -1,4 +1,4 @@
-"""The Qwen3-Omni talker in PyTorch, natively and as transformers has it."""
+"""The Qwen3-Omni talker in PyTorch: a native implementation, and transformers' behind the same interface."""
 
 from talkerviz.talker.files.build import build_code2wav, build_talker, init_weights, load_code2wav, load_talker
 from talkerviz.talker.files.checkpoint import find_module, read_code2wav_config, read_talker_config

@@ -1,4 +1,4 @@
-"""The same talker as transformers implements it, behind the same two calls: build and generate."""
+"""transformers' implementation of the talker, built from the same config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from talkerviz.talker.model.rope import rope_frequencies
 
 
 def transformers_talker(config: TalkerConfig) -> nn.Module:
-    """transformers' `Qwen3OmniMoeTalkerForConditionalGeneration`, on the default device."""
+    """Build transformers' `Qwen3OmniMoeTalkerForConditionalGeneration` on the default device."""
     from transformers import Qwen3OmniMoeTalkerConfig, Qwen3OmniMoeTalkerForConditionalGeneration
 
     fields = asdict(config)
@@ -24,7 +24,7 @@ def transformers_talker(config: TalkerConfig) -> nn.Module:
     fields["text_config"] = {**_rope(text), "norm_topk_prob": True}
     fields["code_predictor_config"] = _rope(code_predictor)
     with silenced():
-        # spatial_merge_size, for pictures, is read but has no default.
+        # transformers reads spatial_merge_size, which is for images, but has no default for it.
         talker: nn.Module = Qwen3OmniMoeTalkerForConditionalGeneration._from_config(
             Qwen3OmniMoeTalkerConfig(**fields, spatial_merge_size=2)
         )
@@ -32,7 +32,7 @@ def transformers_talker(config: TalkerConfig) -> nn.Module:
 
 
 def _rope(stack: dict[str, Any]) -> dict[str, Any]:
-    """A stack's fields, with those of its position embedding where transformers 5 looks for them."""
+    """Move a stack's rotary settings into `rope_parameters`, where transformers 5 reads them."""
     rope = {"rope_type": "default", "rope_theta": stack.pop("rope_theta")}
     if "mrope_section" in stack:
         rope |= {"mrope_section": list(stack.pop("mrope_section")), "interleaved": True}
@@ -48,8 +48,8 @@ def reset_rope_buffers(talker: Any, config: TalkerConfig, device: torch.device) 
         rotary.original_inv_freq = rotary.inv_freq.clone()
 
 
-# transformers warns that it does not know the checkpoint's own rope keys, and that generation has no pad token
-# where it is never needed: a batch of one is not padded.
+# Warnings of the checkpoint's own rope keys, which transformers does not know, and of a missing pad token, which a batch
+# of one does not need.
 _NOISE = ("Unrecognized keys in `rope_parameters`", "Setting `pad_token_id` to `eos_token_id`")
 
 
