@@ -89,9 +89,9 @@ def test_no_frames_no_sound() -> None:
 def test_what_cannot_be_sound() -> None:
     codes = codes_of(8)
     codes[5, 3] = 2048
-    with pytest.raises(ValueError, match=r"frame 5 has the code 2048 at place 3: code2wav knows 0 to 2047"):
+    with pytest.raises(ValueError, match=r"frame 5 has the code 2048 in group 3: code2wav knows 0 to 2047"):
         streamed(tiny(), codes, 2)
-    with pytest.raises(ValueError, match=r"frame 0 has the code -1 at place 0"):
+    with pytest.raises(ValueError, match=r"frame 0 has the code -1 in group 0"):
         streamed(tiny(), torch.full((1, 16), -1))
     with pytest.raises(ValueError, match=r"codes of shape \[2, 15\]: code2wav takes 16 of each frame"):
         streamed(tiny(), codes_of(2)[:, :15])

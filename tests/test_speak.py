@@ -328,13 +328,13 @@ def test_other_files_are_refused_by_name(content: Any, tmp_path_factory: pytest.
     [
         ("[[1, 2", "is no JSON"),
         ("[" * 100_000, "is no JSON"),
-        ("{}", "is no list of frames"),
-        ("[]", "is no list of frames"),
-        ("[3]", "frame 0 is no list of codes"),
-        ("[[0.5]]", "frame 0 is no list of codes"),
-        (f"[[{10**30}]]", "frame 0 is no list of codes"),
+        ("{}", "is not a list of frames"),
+        ("[]", "is not a list of frames"),
+        ("[3]", "frame 0 is not a list of codes"),
+        ("[[0.5]]", "frame 0 is not a list of codes"),
+        (f"[[{10**30}]]", "frame 0 is not a list of codes"),
         ("[[1, 2]]", "frame 0 has 2 codes: 16 are needed"),
-        (json.dumps([[0] * 16, [0] * 15 + [2048]]), "frame 1 has the code 2048 at place 15: code2wav knows 0 to 2047"),
+        (json.dumps([[0] * 16, [0] * 15 + [2048]]), "frame 1 has the code 2048 in group 15: code2wav knows 0 to 2047"),
     ],
 )
 def test_what_is_wrong_with_a_file_of_codes(text: str, said: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
         return normed
 
 
-# One norm under the class names of transformers, as traces have class names and those of both implementations are equal.
+# One norm under the class names of transformers: traces have class names, and both implementations have equal traces.
 class TextRMSNorm(RMSNorm):
     """RMSNorm after the decoder's layers."""
 

@@ -48,7 +48,7 @@ def reset_rope_buffers(talker: Any, config: TalkerConfig, device: torch.device) 
         rotary.original_inv_freq = rotary.inv_freq.clone()
 
 
-# Warnings of the checkpoint's own rope keys, which transformers does not know, and of a missing pad token, which a batch
+# Warnings of the checkpoint's own rope keys, which transformers does not know, and of no pad token, which a batch
 # of one does not need.
 _NOISE = ("Unrecognized keys in `rope_parameters`", "Setting `pad_token_id` to `eos_token_id`")
 
