@@ -1,11 +1,10 @@
-"""A talker whose layers are few kernels each, for one stream on a GPU: frames near the time in which memory gives their
-weights.
+"""Fused Triton kernels for the talker's layers: one stream on a GPU, bound by the memory bandwidth of the weights.
 
-A dense layer is five kernels, one with experts seven. Each asks for its weights before it waits for what the kernel
-before it computes: with programmatic dependent launch they are there by then, and memory never rests. Numbers are
-rounded where the layers' own code rounds them; sums are taken in another order.
+A dense layer is five kernels, one with experts seven. Each loads its weights before it waits for the output of the
+kernel before it: with programmatic dependent launch these loads overlap with that kernel. Values are rounded where the
+layers' own code rounds them; sums are in another order.
 
-In all kernels PDL says whether they are launched so, TOKENS how many rows of x there are, and BLOCK_* are powers of 2.
+In all kernels PDL is True for programmatic dependent launch, TOKENS is the number of rows of x, BLOCK_* are powers of 2.
 """
 
 from __future__ import annotations
@@ -23,12 +22,13 @@ from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 def fuse_talker(talker: TalkerForConditionalGeneration) -> None:
-    """Have layers and what is between them run as few Triton kernels, in place; all modules stay where they are.
+    """Replace the layers and the modules between them by fused kernels, in place; the module tree does not change.
 
-    That is for a frame of one stream; prompts and batches run as before. In float32 codes stay what they are. In
-    bfloat16 numbers are rounded where they were, and sums taken in another order.
+    The kernels run a frame of one stream; prompts and batches run as before. In float32 the codes do not change. In
+    bfloat16 values are rounded at the same places, and sums are in another order.
 
-    Raises ValueError as `check_kernels` does, and for a talker that is compiled.
+    Raises:
+        ValueError: as `check_kernels`, or the talker is compiled.
     """
     check_kernels(talker.codec_head.weight.device, talker.config)
     if is_compiled(talker):
@@ -37,7 +37,11 @@ def fuse_talker(talker: TalkerForConditionalGeneration) -> None:
 
 
 def check_kernels(device: torch.device, config: TalkerConfig) -> None:
-    """Raises ValueError for a device that is not CUDA, an activation that is not SiLU, or where Triton is missing."""
+    """Check that the kernels run on a device and implement a config.
+
+    Raises:
+        ValueError: the device is not CUDA, an activation is not SiLU, or Triton is missing.
+    """
     if device.type != "cuda":
         raise ValueError(f"fused kernels need a CUDA device, and the talker is on {device.type}: leave out --fused")
     if others := {config.text.hidden_act, config.code_predictor.hidden_act} - {"silu"}:
@@ -49,7 +53,7 @@ def check_kernels(device: torch.device, config: TalkerConfig) -> None:
 
 
 def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
-    """What `fuse_talker` does, wherever the talker is: on a CPU for Triton's interpreter."""
+    """Do what `fuse_talker` does on any device: on a CPU for Triton's interpreter."""
     from talkerviz.talker.kernels.codes import fused_argmax
     from talkerviz.talker.kernels.layer import (
         angles_forward,
@@ -72,9 +76,9 @@ def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
         _replace(embedding, embedding_forward)
     talker.argmax = fused_argmax
     like, rotary = talker.codec_head.weight, predictor.model.rotary_emb
-    places = torch.arange(talker.config.num_code_groups, device=like.device)[None]
-    angles = rotary(like, places)
-    _replace(predictor.model, predictor_forward(places))
+    positions = torch.arange(talker.config.num_code_groups, device=like.device)[None]
+    angles = rotary(like, positions)
+    _replace(predictor.model, predictor_forward(positions))
     _replace(rotary, known_angles_forward(angles))
     _replace(talker.model.rotary_emb, angles_forward)
 

@@ -1,6 +1,6 @@
-"""From logits to a code, and from a code to its embedding, without a break between the kernels before and after."""
+"""Kernels of argmax and embedding, which overlap with the kernels before and after as torch's do not."""
 
-# ruff: noqa: N803 (what is known when a kernel is compiled is in capitals, as in Triton's own code)
+# ruff: noqa: N803 (compile-time constants are in capitals, as in Triton's own code)
 from __future__ import annotations
 
 import torch
@@ -17,7 +17,7 @@ from talkerviz.talker.model.layers import argmax
 
 @triton.jit
 def find_greatest(logits, code, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PDL: tl.constexpr):
-    """The place of the greatest of logits [COLUMNS], of equals the first: code [1]."""
+    """Find the index of the greatest of logits [COLUMNS], of equals the first: code [1]."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -28,7 +28,7 @@ def find_greatest(logits, code, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constex
 
 @triton.jit
 def embed(code, table, out, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PDL: tl.constexpr):
-    """The row of a table that a code [1] names: out [COLUMNS]."""
+    """Copy row `code` [1] of a table: out [COLUMNS]."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -38,7 +38,7 @@ def embed(code, table, out, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, 
 
 
 def fused_argmax(logits: Tensor) -> Tensor:
-    """Return what `argmax` does for logits [1, vocab] in one kernel."""
+    """Return the likeliest code [1, 1] of logits [1, V] in one kernel; otherwise as `argmax`."""
     if len(logits) > 1 or is_in_torch_dispatch_mode():
         return argmax(logits)
     logits = logits.contiguous()
@@ -50,7 +50,7 @@ def fused_argmax(logits: Tensor) -> Tensor:
 
 
 def fused_embedding(table: Tensor, code: Tensor) -> Tensor:
-    """Of a table [codes, hidden] and a code [1, 1] its embedding [1, 1, hidden]."""
+    """Look up the embedding [1, 1, H] of a code [1, 1] in a table [V, H]."""
     columns = table.shape[1]
     out = table.new_empty(1, 1, columns)
     embed[(1,)](
