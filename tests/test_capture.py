@@ -224,7 +224,7 @@ def change(**tensors: Tensor | None) -> Callable[[dict[str, Tensor]], dict[str, 
         (change(special=torch.zeros(1, 3, 96).double()), "tensor 'special' is F64, not F32 or BF16 or F16"),
         (change(assistant=torch.zeros(1, 3, 96)), "tensor 'assistant' has 3 tokens: 4 or more are needed"),
         (change(user=torch.zeros(1, 0, 96)), "tensor 'user' has 0 tokens: 1 or more are needed"),
-        (change(user=torch.full((1, 11, 96), torch.nan)), "tensor 'user' has values that are not finite"),
+        (change(user=torch.full((1, 11, 96), torch.nan)), "tensor 'user' has NaN or infinite values"),
     ],
 )
 def test_what_does_not_fit_is_named(changed: Callable[..., dict[str, Tensor]], says: str, tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_a_file_of_the_checkpoint_is_missing(left_out: str, says: str, omni: Pat
 def test_a_chat_template_that_does_not_work(template: str, omni: Path, tmp_path: Path) -> None:
     part = copied(omni, tmp_path / "part", "model.safetensors")
     (part / "chat_template.jinja").write_text(template)
-    with pytest.raises(ValueError, match="the chat template does not take this: "):
+    with pytest.raises(ValueError, match="the chat template does not take this conversation: "):
         answer_to(part, user("Hi"))
 
 

@@ -331,7 +331,7 @@ DAMAGE: dict[str, tuple[Callable[[Small], object], str]] = {
     ),
     "an index that is no JSON": (lambda small: small.index.write_text("{"), r"index\.json: is no JSON: Expecting"),
     "an index that is a list": (lambda small: small.index.write_text("[]"), r"index\.json: is no JSON object"),
-    "an index without files": (lambda small: small.index.write_text("{}"), r"index\.json: 'weight_map' does not say"),
+    "an index without files": (lambda small: small.index.write_text("{}"), r"index\.json: 'weight_map' does not have"),
     "files elsewhere": (
         lambda small: small.list({"talker.a.weight": "../../etc/passwd"}),
         r"index\.json: 'weight_map' leads out of the folder for 'talker.a.weight': '../../etc/passwd'; nothing is read",

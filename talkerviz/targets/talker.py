@@ -1,4 +1,4 @@
-"""The talker as a target: of a preset, or of a checkpoint."""
+"""The talker of a preset or a checkpoint as a target."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _ROOT = "talker"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A talker and what it is to speak.
+    """A talker and its inputs.
 
     Attributes:
         talker: the model.
-        config: its numbers.
-        thinker: what a thinker gave it.
-        impl: whose implementation it is, native or transformers.
-        scenario: how it is spoken.
-        facts: what to note of all that.
+        config: its config.
+        thinker: thinker outputs to speak.
+        impl: implementation, native or transformers.
+        scenario: lengths, speaker and seed.
+        facts: metadata for the trace.
     """
 
     talker: nn.Module
@@ -62,21 +62,21 @@ def talker_of(
     on_bytes: OnBytes | None = None,
     acceleration: Acceleration = Acceleration(),  # noqa: B008
 ) -> Loaded:
-    """The talker of a preset with random weights, or that of a checkpoint, and what it is to speak.
+    """Build the talker of a preset with random weights, or load that of a checkpoint, with its inputs.
 
     Args:
-        source: a preset's name, or the path of a checkpoint's folder.
+        source: name of a preset, or path of a checkpoint's folder.
         impl: native or transformers.
-        device: where it runs.
-        dtype: what its weights are; by default the preset's, or as the checkpoint has them.
-        scenario: what it speaks; its seed draws a preset's weights, and the inputs unless they are given.
-        inputs: a file with what a thinker gave.
-        on_bytes: called while a checkpoint is read, see `read_into`.
-        acceleration: how it is made fast; only the native one can be.
+        device: device of the weights.
+        dtype: dtype of the weights; by default the preset's or the checkpoint's.
+        scenario: lengths, speaker and frames; its seed is for a preset's weights and for random inputs.
+        inputs: file of thinker outputs; by default they are random.
+        on_bytes: progress callback of a checkpoint's loading, see `read_into`.
+        acceleration: ways to speed up the native talker.
 
     Raises:
         ValueError: an unknown preset, implementation or speaker, a checkpoint that cannot be loaded, inputs that do not
-            fit, or a way to make it fast that it does not have.
+            fit, or an acceleration that is not available.
     """
     if acceleration.enabled() and impl != "native":
         raise ValueError(f"only the native talker is compiled, fused or captured, not {impl}'s")
@@ -87,7 +87,7 @@ def talker_of(
     else:
         config, stored = preset(source), None
         dtype = dtype or default_dtype(source)
-    # First, since weights take longer.
+    # Checked before the weights, which take longer.
     config.speaker(scenario.speaker)
     acceleration.check(torch.device(device), config)
     if torch.device(device).type == "cuda":
@@ -114,7 +114,7 @@ def talker_of(
 
 
 def talker_target(loaded: Loaded) -> Target:
-    """A talker that speaks its scenario greedily."""
+    """Make a target that generates the scenario's frames greedily."""
     return Target(
         name=_ROOT,
         model=loaded.talker,
@@ -126,6 +126,6 @@ def talker_target(loaded: Loaded) -> Target:
 
 
 def _fused_in(talker: nn.Module) -> dict[str, str]:
-    """The paths of modules that call none where they are fused, or hand on other tensors, with the word for that."""
+    """Return the paths of modules whose inside is one call in the trace, or whose outputs differ, if they are fused."""
     named = talker.named_modules(prefix=_ROOT)
     return {path: "fused" for path, module in named if isinstance(module, DecoderLayer | RotaryEmbedding)}

@@ -4,7 +4,8 @@ A dense layer is five kernels, one with experts seven. Each loads its weights be
 kernel before it: with programmatic dependent launch these loads overlap with that kernel. Values are rounded where the
 layers' own code rounds them; sums are in another order.
 
-In all kernels PDL is True for programmatic dependent launch, TOKENS is the number of rows of x, BLOCK_* are powers of 2.
+In all kernels PDL is True for programmatic dependent launch, TOKENS is the number of rows of x, and BLOCK_* are powers
+of 2.
 """
 
 from __future__ import annotations

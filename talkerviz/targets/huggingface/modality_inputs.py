@@ -1,4 +1,4 @@
-"""Tokens, and what goes with them."""
+"""Random inputs of each modality: tokens, images, videos, time series, audio."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from talkerviz.targets.huggingface.model_spec import ModelSpec, parts_of
 
 TOKENS = 12
+"""Tokens of a generated text."""
 _SPECIAL = ("_id", "_index", "_ids", "_pad")
 
 
 def safe_tokens(spec: ModelSpec, count: int = TOKENS, kinds: str = "text decoder language") -> Tensor:
-    """Tokens [1, count] that stand for nothing but text."""
+    """Draw tokens [1, count] that are not special."""
     size = spec.field(kinds, "vocab_size", "n_tokens", "num_tokens", default=100)
     size = min(size) if isinstance(size, (list, tuple)) else size
     special: set[int] = set()
@@ -23,36 +24,36 @@ def safe_tokens(spec: ModelSpec, count: int = TOKENS, kinds: str = "text decoder
         for name, value in vars(part).items():
             if name.endswith(_SPECIAL):
                 special |= {
-                    one for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, int)
+                    item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, int)
                 }
     plain = [token for token in range(min(int(size), 1000)) if token not in special] or [0]
     return torch.tensor(plain)[spec.integers(0, len(plain), 1, count)]
 
 
 def first_tokens(spec: ModelSpec, count: int = 4) -> Tensor:
-    """Tokens [1, count] that a decoder begins with."""
+    """Draw a decoder's first tokens [1, count]."""
     start = spec.size("decoder text", "decoder_start_token_id", "bos_token_id", default=0)
     return torch.cat([torch.tensor([[start]]), safe_tokens(spec, count - 1, "decoder text")], dim=1)
 
 
-def with_places(tokens: Tensor, token: int, count: int) -> Tensor:
-    """The tokens with places for something else, after the first few of them."""
+def with_placeholders(tokens: Tensor, token: int, count: int) -> Tensor:
+    """Insert `count` placeholder tokens after the first four."""
     return torch.cat([tokens[:, :4], torch.full((1, count), token), tokens[:, 4:]], dim=1)
 
 
 def boxes(spec: ModelSpec, count: int = TOKENS) -> Tensor:
-    """Where each word stands on a page [1, count, 4]: left, top, right, bottom, in thousandths of it."""
+    """Draw bounding boxes of words [1, count, 4]: left, top, right, bottom, in thousandths of the page."""
     corners = spec.integers(0, 500, 1, count, 2)
     return torch.cat([corners, corners + spec.integers(1, 400, 1, count, 2)], dim=-1)
 
 
 _VISION = "vision image backbone encoder"
-ROWS = 8  # and columns, of patches that come flat
+ROWS = 8  # rows and columns of flattened patches
 _GRIDS = {"grid_thw", "image_grid_thw", "video_grid_thw", "image_grid_hw"}
 
 
 def picture_size(spec: ModelSpec) -> tuple[int, int]:
-    """Height and width of the pictures that a config is for; 224 where it does not say."""
+    """Return the height and width of the config's images, by default 224."""
     size = spec.field(_VISION, "image_size", "img_size", "input_size", "pretrain_image_size", default=224)
     if isinstance(size, dict):
         size = [size.get("height", 224), size.get("width", 224)]
@@ -61,57 +62,57 @@ def picture_size(spec: ModelSpec) -> tuple[int, int]:
     return int(size), int(size)
 
 
-def colours(spec: ModelSpec) -> int:
-    """How many numbers a pixel is."""
+def colour_channels(spec: ModelSpec) -> int:
+    """Return the number of colour channels."""
     return spec.size(_VISION, "num_channels", "in_channels", "in_chans", default=3)
 
 
-def merged(spec: ModelSpec) -> int:
-    """How many patches a side of what becomes one token."""
+def merge_size(spec: ModelSpec) -> int:
+    """Return the number of patches per side that are merged to one token."""
     return spec.size("vision", "spatial_merge_size", "merge_size", "merge_kernel_size", default=2)
 
 
 def grid(spec: ModelSpec) -> Tensor:
-    """A picture's frames, rows and columns in patches [1, 3]."""
-    side = 4 * merged(spec)
+    """Return an image's frames, rows and columns in patches [1, 3]."""
+    side = 4 * merge_size(spec)
     return torch.tensor([[1, side, side]])
 
 
 def patches(spec: ModelSpec) -> Tensor:
-    """A picture that was cut into the patches of `grid` [patches, numbers in a patch]."""
+    """Draw an image as the patches of `grid` [patches, values of a patch]."""
     side = spec.size("vision", "patch_size", default=14)
     deep = spec.size("vision", "temporal_patch_size", default=1)
-    return spec.normal(int(grid(spec).prod()), colours(spec) * deep * side * side)
+    return spec.normal(int(grid(spec).prod()), colour_channels(spec) * deep * side * side)
 
 
 def pictures(spec: ModelSpec) -> list[Tensor]:
-    """`pixel_values`."""
+    """Draw `pixel_values` in each layout."""
     height, width = picture_size(spec)
     if _GRIDS & spec.names:
         return [patches(spec)]
     if "spatial_shapes" in spec.names:
         side = spec.size("vision", "patch_size", default=16)
-        return [spec.normal(1, ROWS * ROWS, colours(spec) * side * side)]
-    # Where patches are joined two by two or four by four, a picture must have as many.
-    joined = 8 * spec.size(_VISION, "patch_size", default=16)
-    found: list[Tensor] = []
+        return [spec.normal(1, ROWS * ROWS, colour_channels(spec) * side * side)]
+    # Models that merge patches two by two or four by four need a multiple of these.
+    merged_side = 8 * spec.size(_VISION, "patch_size", default=16)
+    layouts: list[Tensor] = []
     frames = spec.field("vision video", "num_frames")
-    for high, wide in dict.fromkeys([(height, width), (joined, joined)]):
-        one = spec.normal(1, colours(spec), high, wide)
+    for high, wide in dict.fromkeys([(height, width), (merged_side, merged_side)]):
+        image = spec.normal(1, colour_channels(spec), high, wide)
         if isinstance(frames, int):
-            found.append(spec.normal(1, frames, colours(spec), high, wide))
-        # Of one batch there are several: pictures, two to be compared, or the tiles that one was cut into.
-        found += [one, *(one[:, None].repeat(1, count, 1, 1, 1) for count in (1, 2, 3, 5))]
-    return found
+            layouts.append(spec.normal(1, frames, colour_channels(spec), high, wide))
+        # Several images in one row: a list of them, a pair to compare, or the tiles of one.
+        layouts += [image, *(image[:, None].repeat(1, count, 1, 1, 1) for count in (1, 2, 3, 5))]
+    return layouts
 
 
 def videos(spec: ModelSpec) -> list[Tensor]:
-    """`pixel_values_videos`."""
+    """Draw `pixel_values_videos`."""
     if "video_grid_thw" in spec.names:
         return [patches(spec)]
     height, width = picture_size(spec)
     frames = spec.size("vision video", "num_frames", "frames_per_clip", default=4)
-    return [spec.normal(1, frames, colours(spec), height, width)]
+    return [spec.normal(1, frames, colour_channels(spec), height, width)]
 
 
 def _past(spec: ModelSpec) -> int:
@@ -144,27 +145,29 @@ SERIES: dict[str, Callable[[ModelSpec], list[Any]]] = {
 _AUDIO = "audio speech encoder"
 
 
-def bins(spec: ModelSpec) -> int:
-    """Mel bins of a spectrum."""
+def mel_bins(spec: ModelSpec) -> int:
+    """Return the number of mel bins."""
     names = ("num_mel_bins", "feature_size", "n_mels", "input_feat_per_channel", "mel_bins", "num_mels", "input_dim")
     return spec.size(_AUDIO, *names, "feature_projection_input_dim", default=80)
 
 
 def spectra(spec: ModelSpec) -> list[Tensor]:
-    """`input_features`: bins first or last, as long as the config says or a second or so."""
+    """Draw `input_features` with bins first and last, of the config's length and of about a second."""
     most = spec.field("audio encoder", "max_source_positions")
     exact = 2 * most if isinstance(most, int) else 128
-    mel = bins(spec)
-    first = [spec.normal(1, mel, length) for length in (exact, 128, 200)]
-    last = [spec.normal(1, length, mel) for length in (128, exact)]
-    return [first[0], last[0], *first[1:], *last[1:], spec.normal(1, 1, 1024, mel)]
+    bins = mel_bins(spec)
+    bins_first = [spec.normal(1, bins, length) for length in (exact, 128, 200)]
+    bins_last = [spec.normal(1, length, bins) for length in (128, exact)]
+    return [bins_first[0], bins_last[0], *bins_first[1:], *bins_last[1:], spec.normal(1, 1, 1024, bins)]
 
 
 def waves(spec: ModelSpec) -> list[Tensor]:
-    """`input_values`: half a second of a wave, alone or as one channel; or a spectrum of the config's length."""
+    """Draw `input_values`: 0.6 s at 16 kHz, with and without a channel axis, or a spectrum of the config's length."""
     wave = spec.normal(1, 9600)
     length = spec.field("audio", "max_length")
     spectrum = (
-        [spec.normal(1, length, bins(spec))] if isinstance(length, int) and hasattr(spec.config, "num_mel_bins") else []
+        [spec.normal(1, length, mel_bins(spec))]
+        if isinstance(length, int) and hasattr(spec.config, "num_mel_bins")
+        else []
     )
     return [*spectrum, wave, wave[:, None]]

@@ -1,4 +1,4 @@
-"""Inputs of models that no rule fits, by model type."""
+"""Inputs of models that the general factories do not cover, by model type."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from talkerviz.targets.huggingface.modality_inputs import TOKENS, colours, grid, patches, picture_size, safe_tokens
+from talkerviz.targets.huggingface.modality_inputs import (
+    TOKENS,
+    colour_channels,
+    grid,
+    patches,
+    picture_size,
+    safe_tokens,
+)
 from talkerviz.targets.huggingface.model_spec import Inputs, ModelSpec
 
 
 def _codes(spec: ModelSpec, books: int, *, last: bool, length: int = TOKENS) -> Tensor:
-    """Codes of several codebooks at each place: [1, length, books], or [1, books, length]."""
+    """Draw codes of several codebooks [1, length, books], or [1, books, length] if not `last`."""
     size = spec.size("audio decoder", "audio_vocab_size", "codebook_size", "vocab_size", default=64)
     codes = spec.integers(0, min(size, 64), 1, length, books)
     return codes if last else codes.transpose(1, 2)
 
 
 def _picture(spec: ModelSpec, *before: int, size: tuple[int, int] | None = None) -> Tensor:
-    return spec.normal(*(before or (1,)), colours(spec), *(size or picture_size(spec)))
+    return spec.normal(*(before or (1,)), colour_channels(spec), *(size or picture_size(spec)))
 
 
 def _decision_transformer(spec: ModelSpec) -> list[Inputs]:
@@ -80,11 +87,11 @@ def _kosmos2(spec: ModelSpec) -> list[Inputs]:
 
 
 def _flat_patches(spec: ModelSpec) -> Tensor:
-    """Patches with their row and column in front, as in Pix2Struct [1, 32, 2 + numbers]."""
+    """Draw flattened patches after their row and column, as Pix2Struct has them [1, 32, 2 + values]."""
     places = torch.cartesian_prod(torch.arange(1.0, 5), torch.arange(1.0, 9))[None]
     size = spec.field("vision", "patch_embed_hidden_size")
     side = spec.size("vision", "patch_size", default=16)
-    return torch.cat([places, spec.normal(1, 32, int(size or colours(spec) * side * side))], dim=-1)
+    return torch.cat([places, spec.normal(1, 32, int(size or colour_channels(spec) * side * side))], dim=-1)
 
 
 def _kosmos25(spec: ModelSpec) -> list[Inputs]:
@@ -117,7 +124,7 @@ def _gemma3n_audio(spec: ModelSpec) -> list[Inputs]:
 
 
 def _gemma4_vision(spec: ModelSpec) -> list[Inputs]:
-    # 9 by 9: pooled three by three.
+    # 9 by 9 patches, as they are pooled three by three.
     side = spec.config.patch_size
     places = torch.cartesian_prod(torch.arange(9), torch.arange(9))[None]
     return [{"pixel_values": spec.normal(1, 81, 3 * side * side), "pixel_position_ids": places}]
@@ -214,7 +221,12 @@ def _square_patches(spec: ModelSpec) -> list[Inputs]:
 
 def _merged_patches(spec: ModelSpec) -> list[Inputs]:
     side = spec.size("vision", "patch_size", default=14) * spec.size("vision", "spatial_merge_size", default=2)
-    return [{"pixel_values": spec.normal(16, side, side, colours(spec)), "image_grid_thw": torch.tensor([[1, 4, 4]])}]
+    return [
+        {
+            "pixel_values": spec.normal(16, side, side, colour_channels(spec)),
+            "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        }
+    ]
 
 
 def _patches_to_merge(spec: ModelSpec) -> list[Inputs]:
@@ -228,14 +240,14 @@ def _strip_of_patches(spec: ModelSpec) -> list[Inputs]:
 
 
 def _talker(spec: ModelSpec) -> list[Inputs]:
-    # What a thinker said: its text before the talker begins, and what follows, a vector a step.
+    # The thinker's text before the talker starts, and then one vector of its reply for each step.
     tokens, width = safe_tokens(spec), spec.config.embedding_size
     text = {"input_ids": tokens, "input_text_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     return [{**text, "inputs_embeds": spec.normal(1, TOKENS, width), "thinker_reply_part": spec.normal(1, 4, width)}]
 
 
 def _draft(spec: ModelSpec) -> list[Inputs]:
-    # States of some of the layers of the model that is to be guessed, side by side.
+    # Hidden states of some layers of the target model, concatenated.
     width = spec.config.hidden_size
     noise = {"noise_embeds": spec.normal(1, 4, width)}
     return [{**noise, "context_hidden_states": spec.normal(1, 4, layers * width)} for layers in range(1, 9)]
@@ -357,4 +369,4 @@ SPECIAL_INPUTS: dict[str, Callable[[ModelSpec], list[Inputs]]] = {
     "voxtral_realtime": _voxtral_realtime,
     "xcodec2": _two_ways_to_hear,
 }
-"""What is tried first of these types; most are of one author's layout of patches, codes or spectra."""
+"""Inputs tried first, by model type; most are layouts of patches, codes or spectra that one model alone has."""
