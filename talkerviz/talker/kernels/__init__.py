@@ -41,12 +41,17 @@ def check_kernels(device: torch.device, config: TalkerConfig) -> None:
     """Check that the kernels run on a device and implement a config.
 
     Raises:
-        ValueError: the device is not CUDA, an activation is not SiLU, or Triton is missing.
+        ValueError: the device is not CUDA, an activation is not SiLU, attention has biases, the router's weights are
+            not normalised, or Triton is missing.
     """
     if device.type != "cuda":
         raise ValueError(f"fused kernels need a CUDA device, and the talker is on {device.type}: leave out --fused")
     if others := {config.text.hidden_act, config.code_predictor.hidden_act} - {"silu"}:
         raise ValueError(f"fused kernels have silu, and the talker's hidden_act is {others.pop()}: leave out --fused")
+    if config.text.attention_bias or config.code_predictor.attention_bias:
+        raise ValueError("fused kernels have no biases, and the talker's attention_bias is true: leave out --fused")
+    if not config.text.norm_topk_prob:
+        raise ValueError("fused kernels normalise expert weights, and norm_topk_prob is false: leave out --fused")
     try:
         import triton  # noqa: F401
     except ImportError as error:

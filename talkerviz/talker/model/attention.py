@@ -34,10 +34,10 @@ class TalkerCodePredictorAttention(nn.Module):
         self.head_dim = config.head_dim
         query_width = config.num_attention_heads * config.head_dim
         key_value_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, query_width)
-        self.k_proj = Linear(config.hidden_size, key_value_width)
-        self.v_proj = Linear(config.hidden_size, key_value_width)
-        self.o_proj = Linear(query_width, config.hidden_size)
+        self.q_proj = Linear(config.hidden_size, query_width, config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, key_value_width, config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, key_value_width, config.attention_bias)
+        self.o_proj = Linear(query_width, config.hidden_size, config.attention_bias)
         self.q_norm = self.norm(config.head_dim, config.rms_norm_eps)
         self.k_norm = self.norm(config.head_dim, config.rms_norm_eps)
 

@@ -1,4 +1,4 @@
-"""Basic layers: RMSNorm, projections without bias, activations."""
+"""Basic layers: RMSNorm, projections, activations."""
 
 from __future__ import annotations
 
@@ -36,25 +36,26 @@ class ThinkerTextRMSNorm(RMSNorm):
 
 
 class Linear(nn.Linear):
-    """Projection without bias."""
+    """Projection, by default without bias."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """Project [..., in] to [..., out]."""
-        return linear(input, self.weight)
+        return linear(input, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply x [..., in] by weight [out, in]: [..., out].
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply x [..., in] by weight [out, in], and add a bias [out] if there is one: [..., out].
 
     One row on a CPU is bound by memory bandwidth, of which torch's matrix products reach half. Inductor's code for
     elementwise products and a sum reaches nearly all of it.
     """
     if compiles_one_row(x):
-        return times_rows(x.flatten(), weight).view(*x.shape[:-1], -1)
-    return F.linear(x, weight)
+        out = times_rows(x.flatten(), weight).view(*x.shape[:-1], -1)
+        return out if bias is None else out + bias
+    return F.linear(x, weight, bias)
 
 
 def compiles_one_row(x: Tensor) -> bool:

@@ -42,6 +42,7 @@ class TalkerTextTopKRouter(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.top_k = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +53,8 @@ class TalkerTextTopKRouter(nn.Module):
         """
         logits = linear(hidden_states, self.weight)  # [T, E]
         weights, experts = F.softmax(logits, dim=-1, dtype=torch.float32).topk(self.top_k, dim=-1)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        if self.norm_topk_prob:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
         return logits, weights.to(logits.dtype), experts
 
 

@@ -21,7 +21,7 @@ def transformers_talker(config: TalkerConfig) -> nn.Module:
 
     fields = asdict(config)
     text, code_predictor = fields.pop("text"), fields.pop("code_predictor")
-    fields["text_config"] = {**_rope(text), "norm_topk_prob": True}
+    fields["text_config"] = _rope(text)
     fields["code_predictor_config"] = _rope(code_predictor)
     with silenced():
         # transformers reads spatial_merge_size, which is for images, but has no default for it.
