@@ -104,7 +104,7 @@ def test_scenario_inputs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("temperature", 0), ("top_k", 0), ("top_p", 0), ("top_p", 1.5), ("repetition_penalty", 0)]
+    ("name", "value"), [("temperature", 0), ("top_k", -1), ("top_p", 0), ("top_p", 1.5), ("repetition_penalty", 0)]
 )
 def test_bad_sampling(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):

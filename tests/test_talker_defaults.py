@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import Qwen3OmniMoeTalkerForConditionalGeneration
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
     Qwen3OmniMoeCode2WavConfig,
     Qwen3OmniMoeTalkerCodePredictorConfig,
@@ -20,7 +21,20 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import (
     Qwen3OmniMoeTalkerTextConfig,
 )
 
-from talkerviz.talker import Scenario, TalkerConfig, build_talker, preset, run
+from talkerviz.talker import (
+    Prompt,
+    Sampling,
+    Scenario,
+    TalkerConfig,
+    assemble_prompt,
+    build_talker,
+    generate,
+    preset,
+    run,
+    scenario_inputs,
+)
+from talkerviz.talker.generation.sampling import sample_code, suppressed_codes
+from talkerviz.talker.generation.transformers_generate import generate_transformers
 from talkerviz.talker.kernels import check_kernels
 from talkerviz.talker.model.code2wav import code2wav_config_from
 from talkerviz.talker.model.config import CodePredictorConfig, TextConfig
@@ -190,3 +204,125 @@ def test_random_configs_equal_transformers(
         groups,
     )
     assert torch.equal(codes(copy.deepcopy(data), "native", 3), codes(data, "transformers", 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "predictor"),
+    [
+        ({"sliding_window": 4096, "use_sliding_window": False}, {}),
+        ({"sliding_window": 4096, "max_position_embeddings": 4096}, {"sliding_window": 2, "use_sliding_window": True}),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [0]}, {"sliding_window": 2}),
+        ({}, {"sliding_window": 2, "layer_types": ["full_attention"] * 2, "max_window_layers": 0}),
+    ],
+)
+def test_settings_without_effect_in_transformers_run(text: Any, predictor: Any) -> None:
+    data = small(text, predictor)
+    config = TalkerConfig.from_dict(data)
+    talker = data["talker_config"]
+    # As transformers reads the config.json, not as we write it for transformers.
+    theirs = Qwen3OmniMoeTalkerConfig(**copy.deepcopy(talker))
+    model: Any = Qwen3OmniMoeTalkerForConditionalGeneration._from_config(theirs).eval()
+    model.load_state_dict(build_talker(config, "transformers").state_dict())
+    native = build_talker(config)
+    prompt = tiny_prompt(native, data)
+    expected = generate_transformers(model, config, prompt, 5, ignore_eos=True)
+    assert torch.equal(generate(native, prompt, 5, ignore_eos=True), expected)  # type: ignore[arg-type]
+
+
+def tiny_prompt(talker: Any, data: Any) -> Prompt:
+    config = TalkerConfig.from_dict(data)
+    thinker = scenario_inputs(Scenario(), config, "cpu", torch.float32)
+    return assemble_prompt(talker, config, thinker, config.speaker("ethan"))
+
+
+@pytest.mark.parametrize(
+    ("text", "predictor"),
+    [
+        ({"sliding_window": 3}, {}),
+        ({"sliding_window": 3, "use_sliding_window": True}, {}),
+        ({}, {"layer_types": ["full_attention", "sliding_attention"]}),
+        ({}, {"sliding_window": 3, "max_window_layers": 1}),
+    ],
+)
+def test_a_sliding_window_is_refused(text: Any, predictor: Any) -> None:
+    with pytest.raises(ValueError, match=r"_config\.(layer_types|sliding_window)'.* not implemented"):
+        TalkerConfig.from_dict(small(text, predictor))
+
+
+def test_a_window_that_is_turned_off_has_no_effect() -> None:
+    off = {"sliding_window": 3, "use_sliding_window": False}
+    assert TalkerConfig.from_dict(small(off, off)) == TalkerConfig.from_dict(small())
+
+
+@pytest.mark.parametrize(
+    ("rope", "theta"),
+    [
+        ({"rope_parameters": None}, 10_000.0),
+        ({"rope_parameters": None, "rope_theta": 500.0}, 500.0),
+        ({"rope_parameters": None, "rope_theta": 500.0, "rope_scaling": {"type": "default"}}, 500.0),
+        ({"rope_theta": 500.0, "rope_scaling": {"type": "default"}}, 500.0),
+        ({"rope_scaling": {"rope_type": "default", "type": "linear", "rope_theta": 7.0}}, 7.0),
+        ({"rope_scaling": {}, "rope_theta": 500.0}, 10_000.0),
+    ],
+)
+def test_rope_of_old_files_is_read_as_transformers_reads_it(rope: Any, theta: float) -> None:
+    data = small({}, rope)
+    assert TalkerConfig.from_dict(data).code_predictor.rope_theta == theta
+    section = copy.deepcopy(data["talker_config"]["code_predictor_config"])
+    expected = Qwen3OmniMoeTalkerCodePredictorConfig(**section).rope_parameters
+    assert (expected["rope_theta"], expected["rope_type"]) == (theta, "default")
+
+
+@pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 2.0}])
+def test_scaled_rope_of_old_files_is_refused(scaling: Any) -> None:
+    expected = Qwen3OmniMoeTalkerCodePredictorConfig(rope_theta=1e4, rope_scaling=dict(scaling)).rope_parameters
+    assert expected["rope_type"] == "linear"
+    for stack in ("text", "predictor"):
+        with pytest.raises(ValueError, match="type' is 'linear': only 'default' is implemented"):
+            TalkerConfig.from_dict(small(**{stack: {"rope_scaling": dict(scaling)}}))
+
+
+def test_two_code_groups_equal_transformers() -> None:
+    data = small(groups=2)
+    assert codes(data, "native").shape == (5, 2)
+    assert torch.equal(codes(data, "native"), codes(data, "transformers"))
+
+
+def test_one_code_group_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_code_groups is below 2"):
+        TalkerConfig.from_dict(small(groups=1))
+
+
+def test_ignored_end_of_speech_is_never_generated_wherever_its_id_is() -> None:
+    data = small()
+    first = int(codes(data, "native", 1)[0, 0])
+    data["talker_config"]["codec_eos_token_id"] = first
+    config = TalkerConfig.from_dict(data)
+    assert first < config.text.vocab_size - 1024
+    assert first in suppressed_codes(config, ignore_eos=True)
+    assert first not in suppressed_codes(config, ignore_eos=False)
+    spoken = codes(data, "native")
+    assert first not in spoken[:, 0].tolist()
+    assert torch.equal(spoken, codes(data, "transformers"))
+    talker = build_talker(config)
+    assert len(generate(talker, tiny_prompt(talker, data), 5)) == 0  # type: ignore[arg-type]
+
+
+def test_case_of_a_speaker_does_not_matter() -> None:
+    data = small()
+    data["talker_config"]["speaker_id"] = {"Zoe": 2301}
+    config = TalkerConfig.from_dict(data)
+    assert [config.speaker(name) for name in ("Zoe", "zoe", "ZOE")] == [2301] * 3
+    with pytest.raises(ValueError, match="unknown speaker 'max': choose from Zoe"):
+        config.speaker("max")
+
+
+def test_top_k_of_0_keeps_all_codes() -> None:
+    logits = torch.randn(1, 60, generator=torch.Generator().manual_seed(1))
+    drawn = [
+        sample_code(logits, Sampling(True, top_k=top_k), [torch.Generator().manual_seed(seed)])
+        for top_k in (0, None)
+        for seed in range(20)
+    ]
+    assert torch.equal(torch.cat(drawn[:20]), torch.cat(drawn[20:]))
+    assert len(torch.cat(drawn).unique()) > 1

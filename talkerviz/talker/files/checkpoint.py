@@ -258,6 +258,8 @@ class _Header:
         entries.pop("__metadata__", None)
         if damaged := first_names(repr(name) for name, entry in entries.items() if not _is_entry(entry)):
             raise ValueError(f"{file}: its header is damaged at {damaged}: download it again")
+        if overlap := _find_overlap(entries):
+            raise ValueError(f"{file}: its header is damaged: {overlap} overlap: download it again")
         return cls(file, entries, 8 + length, file.stat().st_size)
 
     def tensor(self, name: str) -> StoredTensor:
@@ -269,6 +271,18 @@ class _Header:
                 f"{list(shape)} of {entry['dtype']}: download it again"
             )
         return StoredTensor(self.file, name, dtype, shape, self.data_offset + begin)
+
+
+def _find_overlap(entries: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Name two tensors of a header that share bytes; None if there are none."""
+    last_name, last_end = "", 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        if begin < last_end and begin < end:
+            return f"{last_name!r} and {name!r}"
+        if end > last_end:
+            last_name, last_end = name, end
+    return None
 
 
 def _is_entry(entry: Any) -> bool:

@@ -95,7 +95,7 @@ def predict_residual_codes(
     cache.length = 0
     out = predictor(inputs_embeds=start, cache=cache, group=1)
     codes = [sample_code(out.logits[:, -1], sampling, state.generators, state.argmax)]
-    embeds = []
+    embeds = [start[:, :0]]  # so that two code groups give an empty tensor
     for group in range(2, len(predictor.lm_head) + 1):
         out = predictor(code=codes[-1], cache=cache, group=group)
         embeds.append(out.inputs_embeds)

@@ -23,13 +23,13 @@ class Sampling:
     Attributes:
         do_sample: sample, rather than take the likeliest code.
         temperature: divisor of the logits.
-        top_k: number of likeliest codes that are kept; None keeps all.
+        top_k: number of likeliest codes that are kept; None and 0 keep all.
         top_p: probability mass that is kept, in (0, 1].
         repetition_penalty: divisor of the positive logits of codes generated before.
         seed: random seed.
 
     Raises:
-        ValueError: a temperature or penalty that is not positive, a top_k below 1, a top_p outside (0, 1].
+        ValueError: a temperature or penalty that is not positive, a top_k below 0, a top_p outside (0, 1].
     """
 
     do_sample: bool = False
@@ -42,8 +42,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
         if not 0 < self.repetition_penalty < math.inf:
@@ -54,9 +54,10 @@ GREEDY = Sampling()
 
 
 def suppressed_codes(config: TalkerConfig, ignore_eos: bool) -> list[int]:
-    """Return the first codes that are never generated: control codes, but for the end of speech."""
-    size = config.text.vocab_size
-    return [code for code in range(size - _CONTROL_CODES, size) if ignore_eos or code != config.codec_eos_token_id]
+    """Return the first codes that are never generated: control codes, and with `ignore_eos` the end of speech."""
+    size, eos = config.text.vocab_size, config.codec_eos_token_id
+    codes = set(range(size - _CONTROL_CODES, size))
+    return sorted(codes | {eos} if ignore_eos else codes - {eos})
 
 
 def penalise_repeats(logits: Tensor, generated: Tensor, penalty: float) -> Tensor:
@@ -97,7 +98,7 @@ def sample_code(
     logits = logits.float()
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
-    if sampling.top_k is not None:
+    if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
         logits = keep_top_p(logits, sampling.top_p)

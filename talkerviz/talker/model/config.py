@@ -187,6 +187,7 @@ def _read_stack(cls: type[_Config], talker: Mapping[str, Any], key: str) -> _Con
     type_key = "rope_type" if "rope_type" in rope else "type"
     if rope.get(type_key, "default") != "default":
         raise ValueError(f"config key '{where}.{type_key}' is {rope[type_key]!r}: only 'default' is implemented")
+    _check_window(cls, section, where)
     if isinstance(section.get("mrope_section"), list):
         section["mrope_section"] = tuple(section["mrope_section"])
     if cls is TextConfig and "head_dim" not in section:
@@ -194,6 +195,31 @@ def _read_stack(cls: type[_Config], talker: Mapping[str, Any], key: str) -> _Con
         if _is_count(hidden_size) and _is_count(heads) and heads > 0:
             section["head_dim"] = hidden_size // heads
     return _read(cls, section, where)
+
+
+def _check_window(cls: type[Any], section: Mapping[str, Any], where: str) -> None:
+    """Check that no layer has a sliding window which shortens its attention.
+
+    transformers has no `use_sliding_window`, by which files turn the window off. There a window of the decoder drops
+    keys from its cache, and one of the code predictor, from layer `max_window_layers` on, raises an error.
+
+    Raises:
+        ValueError: a layer has one.
+    """
+    layer_types, window = section.get("layer_types"), section.get("sliding_window")
+    if isinstance(layer_types, list) and "sliding_attention" in layer_types:
+        raise ValueError(f"config key '{where}.layer_types' has 'sliding_attention', which is not implemented")
+    if window is None or section.get("use_sliding_window") is False:
+        return
+    if cls is TextConfig:
+        positions = section.get("max_position_embeddings", cls.max_position_embeddings)
+        is_full = _is_count(window) and _is_count(positions) and window >= positions
+    else:
+        layers = section.get("num_hidden_layers", cls.num_hidden_layers)
+        first = section.get("max_window_layers", 28)  # transformers' default
+        is_full = isinstance(layer_types, list) or (_is_count(layers) and _is_count(first) and layers <= first)
+    if not is_full:
+        raise ValueError(f"config key '{where}.sliding_window' is {window!r}: sliding windows are not implemented")
 
 
 def _check(config: TalkerConfig) -> None:
