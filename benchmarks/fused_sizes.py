@@ -39,7 +39,7 @@ def cut(kib: int, warps: int, early: bool) -> Iterator[None]:
     with (
         patch.object(launch, "BLOCK_BYTES", kib << 10),
         patch.object(launch, "WARPS", warps),
-        nullcontext() if early else patch.object(launch, "begins_early", lambda device: False),
+        nullcontext() if early else patch.object(launch, "supports_dependent_launch", lambda device: False),
     ):
         yield
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from talkerviz.talker import build_talker, preset
 from talkerviz.talker.generation.cuda_graphs import replay_frames
 from talkerviz.talker.kernels import fuse_talker
-from talkerviz.talker.model.attention import leave_out_cudnn
+from talkerviz.talker.model.attention import disable_cudnn_attention
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
@@ -50,7 +50,7 @@ def need_cuda() -> None:
     """Stop where there is no CUDA device; where there is, all attention is as that of `talkerviz trace` there."""
     if not torch.cuda.is_available():
         sys.exit(f"benchmarks/{Path(sys.argv[0]).name}: torch sees no CUDA device; nothing was measured")
-    leave_out_cudnn()
+    disable_cudnn_attention()
 
 
 def fused_copy(talker: TalkerForConditionalGeneration) -> TalkerForConditionalGeneration:
@@ -70,7 +70,7 @@ def replayed(
         with within():
             yield
     finally:
-        talker.graphs = False
+        talker.use_cuda_graphs = False
 
 
 def time_once(way: Way, device: str) -> None:

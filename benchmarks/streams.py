@@ -20,8 +20,7 @@ from speaking import OURS, REPLAYED, Way, native_talker, need_cuda, replayed, ti
 from talkerviz.analysis.frame_latency import FRAME_NS
 from talkerviz.talker import assemble_prompt, batch_prompts, generate_batch
 from talkerviz.talker.generation.prompt import Prompt
-from talkerviz.talker.generation.runner import inputs_of
-from talkerviz.talker.generation.scenario import Scenario
+from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
@@ -29,7 +28,9 @@ from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 def prompt_of(talker: TalkerForConditionalGeneration, config: TalkerConfig, number: int) -> Prompt:
     """One of several lengths."""
     scenario = Scenario(prompt_tokens=11 + number % 5, text_tokens=20 + number % 3, seed=number)
-    return assemble_prompt(talker, config, inputs_of(talker, scenario, config), config.speaker(scenario.speaker))
+    weight = talker.codec_head.weight
+    thinker = scenario_inputs(scenario, config, weight.device, weight.dtype)
+    return assemble_prompt(talker, config, thinker, config.speaker(scenario.speaker))
 
 
 def ways_of(talker: TalkerForConditionalGeneration, prompts: list[Prompt], frames: int, device: str) -> dict[str, Way]:

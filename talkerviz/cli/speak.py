@@ -30,11 +30,11 @@ from talkerviz.cli.output import check_writable, console
 from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
+from talkerviz.talker.acceleration import Acceleration
 from talkerviz.talker.files.codes_file import read_codes
 from talkerviz.talker.files.wav import open_wav
-from talkerviz.talker.generation.acceleration import Faster
 from talkerviz.talker.generation.scenario import Scenario
-from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS, Speech, say, talk
+from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS, SpeechProgress, stream_codes, stream_speech
 from talkerviz.talker.model.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
 from talkerviz.targets import OnFrame, code2wav_config_of, code2wav_of, talker_of
 
@@ -99,7 +99,7 @@ def speak(
     if seamless and not left_context:
         raise ValueError("--seamless: what is left out comes with the left context; --left-context must be 1 or more")
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    faster = Faster(compile_layers, fused, graphs)
+    acceleration = Acceleration(compile_layers, fused, graphs)
     chosen = {**drawn, "repetition_penalty": repetition_penalty}
     if codes:
         _refuse(
@@ -107,7 +107,7 @@ def speak(
                 "inputs": inputs,
                 "speaker": speaker,
                 "greedy": greedy or None,
-                **dict.fromkeys(faster.ways(), True),
+                **dict.fromkeys(acceleration.enabled(), True),
                 **chosen,
             },
             "--codes is what is spoken",
@@ -127,14 +127,14 @@ def speak(
     else:
         scenario = Scenario(speaker=speaker or "ethan", frames=most, seed=seed)
         with byte_progress("talker", True) as on_bytes:
-            loaded = talker_of(source, "native", *weights, scenario, inputs, on_bytes, faster)
+            loaded = talker_of(source, "native", *weights, scenario, inputs, on_bytes, acceleration)
         if loaded.config.num_code_groups != codec.num_quantizers:
             made, taken = loaded.config.num_code_groups, codec.num_quantizers
             raise ValueError(f"{source}: its talker makes {made} codes a frame, and its code2wav takes {taken}")
-        come = talk(loaded.talker, loaded.config, loaded.thinker, scenario.speaker, most, sampling)
+        come = stream_codes(loaded.talker, loaded.config, loaded.thinker, scenario.speaker, most, sampling)
     with byte_progress("code2wav", True) as on_bytes:
         code2wav = code2wav_of(source, *weights, seed, on_bytes)
-    speech, stopped = Speech(), False
+    speech, stopped = SpeechProgress(), False
     try:
         with open_wav(output) as add, frame_progress(most) as on_frame:
             if not checkpoint:
@@ -142,7 +142,7 @@ def speak(
             elif not codes and not inputs:
                 print_message("what is said is random: give --inputs of a thinker's answer")
             counted = _counted(come, on_frame)
-            say(code2wav, counted, add, chunk_frames, left_context, seamless=seamless, speech=speech)
+            stream_speech(code2wav, counted, add, chunk_frames, left_context, seamless=seamless, progress=speech)
     except KeyboardInterrupt:
         stopped = True
     except Exception as error:
@@ -176,7 +176,7 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
-def _kept(speech: Speech, output: Path) -> str:
+def _kept(speech: SpeechProgress, output: Path) -> str:
     """Say where the sound of a run that was stopped is."""
     return f"the sound until then is in {output}" if speech.samples else f"nothing was spoken, {output} is not written"
 
@@ -187,7 +187,7 @@ def _counted(frames: Iterator[Tensor], on_frame: OnFrame) -> Iterator[Tensor]:
         yield frame
 
 
-def _told(speech: Speech, output: Path, *, with_talker: bool) -> Iterator[str]:
+def _told(speech: SpeechProgress, output: Path, *, with_talker: bool) -> Iterator[str]:
     """How much was spoken, how soon and how fast."""
     seconds = speech.samples / SAMPLE_RATE
     yield f"{seconds:,.2f} s of speech, {speech.frames:,} frames -> {output}"

@@ -43,8 +43,8 @@ from talkerviz.recorder.instruments.registry import clock_for
 from talkerviz.recorder.record import measure_again
 from talkerviz.recorder.tap import choose_way
 from talkerviz.render.terminal.summary_table import render_table
+from talkerviz.talker.acceleration import Acceleration
 from talkerviz.talker.files.codes_file import write_codes
-from talkerviz.talker.generation.acceleration import Faster
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.targets import (
     Target,
@@ -148,12 +148,12 @@ def trace(
     if (busy or memory) and not torch.cuda.is_available():
         raise ValueError(f"--{'busy' if busy else 'memory'}: torch sees no CUDA device, and nothing else can tell")
     _say_which_way(via)
-    faster = Faster(compile_layers, fused, graphs)
+    acceleration = Acceleration(compile_layers, fused, graphs)
     asked = {
         "preset": preset_name,
         "checkpoint": checkpoint,
         "impl": impl is Impl.transformers,
-        **dict.fromkeys(faster.ways(), True),
+        **dict.fromkeys(acceleration.enabled(), True),
         "codes": codes,
         "inputs": inputs,
         "prompt_tokens": prompt_tokens is not None,
@@ -174,7 +174,7 @@ def trace(
             lengths = {"prompt_tokens": prompt_tokens, "text_tokens": text_tokens}
             given = {name: tokens for name, tokens in lengths.items() if tokens is not None}
             scenario = Scenario(**given, speaker=speaker, frames=count, seed=drawn)
-            made = talker_target(talker_of(source, impl.value, *where, scenario, inputs, on_bytes, faster))
+            made = talker_target(talker_of(source, impl.value, *where, scenario, inputs, on_bytes, acceleration))
         elif target == "code2wav":
             made = code2wav_target(source, *where, codes, count, drawn, on_bytes)
         elif is_config(target):

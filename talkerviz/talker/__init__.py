@@ -1,7 +1,7 @@
-"""The Qwen3-Omni talker in PyTorch, natively and as transformers has it."""
+"""The Qwen3-Omni talker in PyTorch: a native implementation, and transformers' behind the same interface."""
 
-from talkerviz.talker.files.build import build_talker, init_weights, load_talker
-from talkerviz.talker.files.checkpoint import find_module, read_talker_config
+from talkerviz.talker.files.build import build_code2wav, build_talker, init_weights, load_code2wav, load_talker
+from talkerviz.talker.files.checkpoint import find_module, read_code2wav_config, read_talker_config
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.generation.cuda_graphs import replay_frames
 from talkerviz.talker.generation.generate import Frame, generate, generate_batch, stream
@@ -10,13 +10,7 @@ from talkerviz.talker.generation.runner import run
 from talkerviz.talker.generation.sampling import GREEDY, Sampling
 from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
 from talkerviz.talker.kernels import fuse_talker
-from talkerviz.talker.model.code2wav import (
-    build_code2wav,
-    code2wav_config,
-    load_code2wav,
-    read_code2wav_config,
-    stream_audio,
-)
+from talkerviz.talker.model.code2wav import code2wav_config, stream_audio
 from talkerviz.talker.model.config import PRESETS, TalkerConfig, default_dtype, preset
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 

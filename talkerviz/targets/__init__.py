@@ -1,4 +1,4 @@
-"""What can be traced: talker and code2wav of a preset or a checkpoint, or a model of the user's."""
+"""Targets of a trace: talker, code2wav, a Hugging Face config, and a function of the user's."""
 
 from talkerviz.targets.code2wav import code2wav_config_of, code2wav_of, code2wav_target
 from talkerviz.targets.function import function_target

@@ -1,4 +1,4 @@
-"""code2wav as a target: of a preset, or of a checkpoint."""
+"""The code2wav of a preset or a checkpoint as a target."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import Any
 import torch
 
 from talkerviz.recorder.phases.generic import PassPhases
-from talkerviz.talker.files.checkpoint import find_module
+from talkerviz.talker.files.build import build_code2wav, load_code2wav
+from talkerviz.talker.files.checkpoint import find_module, read_code2wav_config
 from talkerviz.talker.files.codes_file import read_codes
 from talkerviz.talker.files.weight_loader import OnBytes
 from talkerviz.talker.model.code2wav import (
     CHUNK_FRAMES,
     LEFT_CONTEXT,
-    build_code2wav,
     code2wav_config,
-    load_code2wav,
-    read_code2wav_config,
     stream_audio,
 )
 from talkerviz.talker.model.config import default_dtype
@@ -25,7 +23,11 @@ from talkerviz.targets.target import OnFrame, Target, facts_of
 
 
 def code2wav_config_of(source: str | Path) -> Any:
-    """transformers' config of a preset's code2wav, or of a checkpoint's. Raises ValueError as these do."""
+    """Return transformers' config of the code2wav of a preset (`str`) or of a checkpoint's folder (`Path`).
+
+    Raises:
+        ValueError: an unknown preset, or a config.json that cannot be used.
+    """
     return read_code2wav_config(source) if isinstance(source, Path) else code2wav_config(source)
 
 
@@ -36,7 +38,7 @@ def code2wav_of(
     seed: int = 0,
     on_bytes: OnBytes | None = None,
 ) -> Any:
-    """transformers' code2wav, of a preset with random weights or of a checkpoint.
+    """Build the code2wav of a preset with random weights, or load that of a checkpoint.
 
     Raises:
         ValueError: an unknown preset, or a checkpoint that cannot be loaded.
@@ -56,16 +58,16 @@ def code2wav_target(
     seed: int = 0,
     on_bytes: OnBytes | None = None,
 ) -> Target:
-    """The code2wav that makes sound of a file's codes, or of random ones, a pass for each chunk as `speak` has them.
+    """Make a target that decodes codes to audio, one pass for each chunk of `speak`'s default size.
 
     Args:
-        source: a preset's name, or the path of a checkpoint's folder.
-        device: where it runs.
-        dtype: what its weights are; by default the preset's, or as the checkpoint has them.
-        codes: a file of `--codes`.
-        frames: how many frames there are, where no file says so.
-        seed: draws a preset's weights, and codes.
-        on_bytes: called while a checkpoint is read, see `read_into`.
+        source: name of a preset, or path of a checkpoint's folder.
+        device: device of the weights.
+        dtype: dtype of the weights; by default the preset's or the checkpoint's.
+        codes: file written by `--codes`; by default the codes are random.
+        frames: number of random frames.
+        seed: random seed for a preset's weights, and for codes.
+        on_bytes: progress callback of a checkpoint's loading, see `read_into`.
 
     Raises:
         ValueError: as `code2wav_of`, no frames, or codes that do not fit.
@@ -76,8 +78,8 @@ def code2wav_target(
     else:
         if frames < 1:
             raise ValueError(f"frames must be at least 1, not {frames}")
-        drawn = torch.Generator().manual_seed(seed)
-        rows = torch.randint(config.codebook_size, (frames, config.num_quantizers), generator=drawn)
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randint(config.codebook_size, (frames, config.num_quantizers), generator=generator)
     code2wav = code2wav_of(source, device, dtype, seed, on_bytes)
 
     def run(on_frame: OnFrame) -> None:

@@ -1,4 +1,4 @@
-"""The talker as a target: of a preset, or of a checkpoint."""
+"""The talker of a preset or a checkpoint as a target."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from talkerviz.recorder.phases.talker import TalkerPhases
+from talkerviz.talker.acceleration import Acceleration
 from talkerviz.talker.files.build import build_talker, load_talker
 from talkerviz.talker.files.checkpoint import find_module, read_talker_config
 from talkerviz.talker.files.thinker_file import read_inputs
 from talkerviz.talker.files.weight_loader import OnBytes
-from talkerviz.talker.generation.acceleration import Faster
 from talkerviz.talker.generation.cuda_graphs import WARM_UPS
 from talkerviz.talker.generation.prompt import ThinkerOutputs
-from talkerviz.talker.generation.runner import inputs_of, speak
-from talkerviz.talker.generation.scenario import Scenario
-from talkerviz.talker.model.attention import leave_out_cudnn
+from talkerviz.talker.generation.runner import run
+from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
+from talkerviz.talker.model.attention import disable_cudnn_attention
 from talkerviz.talker.model.config import TalkerConfig, default_dtype, preset
 from talkerviz.talker.model.decoder import DecoderLayer
 from talkerviz.talker.model.rope import RotaryEmbedding
@@ -33,15 +33,15 @@ _ROOT = "talker"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A talker and what it is to speak.
+    """A talker and its inputs.
 
     Attributes:
         talker: the model.
-        config: its numbers.
-        thinker: what a thinker gave it.
-        impl: whose implementation it is, native or transformers.
-        scenario: how it is spoken.
-        facts: what to note of all that.
+        config: its config.
+        thinker: thinker outputs to speak.
+        impl: implementation, native or transformers.
+        scenario: lengths, speaker and seed.
+        facts: metadata for the trace.
     """
 
     talker: nn.Module
@@ -60,25 +60,25 @@ def talker_of(
     scenario: Scenario,
     inputs: Path | None = None,
     on_bytes: OnBytes | None = None,
-    faster: Faster = Faster(),  # noqa: B008
+    acceleration: Acceleration = Acceleration(),  # noqa: B008
 ) -> Loaded:
-    """The talker of a preset with random weights, or that of a checkpoint, and what it is to speak.
+    """Build the talker of a preset with random weights, or load that of a checkpoint, with its inputs.
 
     Args:
-        source: a preset's name, or the path of a checkpoint's folder.
+        source: name of a preset, or path of a checkpoint's folder.
         impl: native or transformers.
-        device: where it runs.
-        dtype: what its weights are; by default the preset's, or as the checkpoint has them.
-        scenario: what it speaks; its seed draws a preset's weights, and the inputs unless they are given.
-        inputs: a file with what a thinker gave.
-        on_bytes: called while a checkpoint is read, see `read_into`.
-        faster: how it is made fast; only the native one can be.
+        device: device of the weights.
+        dtype: dtype of the weights; by default the preset's or the checkpoint's.
+        scenario: lengths, speaker and frames; its seed is for a preset's weights and for random inputs.
+        inputs: file of thinker outputs; by default they are random.
+        on_bytes: progress callback of a checkpoint's loading, see `read_into`.
+        acceleration: ways to speed up the native talker.
 
     Raises:
         ValueError: an unknown preset, implementation or speaker, a checkpoint that cannot be loaded, inputs that do not
-            fit, or a way to make it fast that it does not have.
+            fit, or an acceleration that is not available.
     """
-    if faster.ways() and impl != "native":
+    if acceleration.enabled() and impl != "native":
         raise ValueError(f"only the native talker is compiled, fused or captured, not {impl}'s")
     if isinstance(source, Path):
         config = read_talker_config(source)
@@ -87,18 +87,18 @@ def talker_of(
     else:
         config, stored = preset(source), None
         dtype = dtype or default_dtype(source)
-    # First, since weights take longer.
+    # Checked before the weights, which take longer.
     config.speaker(scenario.speaker)
-    faster.check(torch.device(device), config)
+    acceleration.check(torch.device(device), config)
     if torch.device(device).type == "cuda":
-        leave_out_cudnn()
+        disable_cudnn_attention()
     read = read_inputs(inputs, config, device, dtype) if inputs else None
     if stored:
         talker = load_talker(config, stored, impl, device, dtype, on_bytes)
     else:
         talker = build_talker(config, impl, device, dtype, scenario.seed)
-    faster.make(cast(TalkerForConditionalGeneration, talker))
-    thinker = read or inputs_of(talker, scenario, config)
+    acceleration.apply(cast(TalkerForConditionalGeneration, talker))
+    thinker = read or scenario_inputs(scenario, config, device, dtype)
     lengths = {"prompt_tokens": thinker.user.shape[1], "text_tokens": thinker.assistant.shape[1]}
     facts = {
         **facts_of(source),
@@ -107,20 +107,18 @@ def talker_of(
         "codes_a_frame": config.num_code_groups,
         **({"files_read": ["config.json", *stored.file_names]} if stored else {}),
         **({"inputs": str(inputs)} if inputs else {}),
-        **dict.fromkeys(faster.ways(), True),
-        **({"one_call": _fused_in(talker)} if faster.fused else {}),
+        **dict.fromkeys(acceleration.enabled(), True),
+        **({"one_call": _fused_in(talker)} if acceleration.fused else {}),
     }
     return Loaded(talker, config, thinker, impl, scenario, facts)
 
 
 def talker_target(loaded: Loaded) -> Target:
-    """A talker that speaks its scenario greedily."""
+    """Make a target that generates the scenario's frames greedily."""
     return Target(
         name=_ROOT,
         model=loaded.talker,
-        run=lambda on_frame: speak(
-            loaded.talker, loaded.impl, loaded.scenario, loaded.thinker, loaded.config, on_frame
-        ),
+        run=lambda on_frame: run(loaded.talker, loaded.impl, loaded.scenario, loaded.config, on_frame, loaded.thinker),
         facts=loaded.facts,
         phases=partial(TalkerPhases, warm_ups=WARM_UPS) if "graphs" in loaded.facts else TalkerPhases,
         frames=loaded.scenario.frames,
@@ -128,6 +126,6 @@ def talker_target(loaded: Loaded) -> Target:
 
 
 def _fused_in(talker: nn.Module) -> dict[str, str]:
-    """The paths of modules that call none where they are fused, or hand on other tensors, with the word for that."""
+    """Return the paths of modules whose inside is one call in the trace, or whose outputs differ, if they are fused."""
     named = talker.named_modules(prefix=_ROOT)
     return {path: "fused" for path, module in named if isinstance(module, DecoderLayer | RotaryEmbedding)}

@@ -1,4 +1,4 @@
-"""What can be traced: a model, and the code that runs it."""
+"""A target: a model, and a function that runs it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ OnFrame = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Target:
-    """A model, and the code that runs it once.
+    """A model, and a function that runs it once.
 
     Attributes:
-        name: the root's name in the trace.
-        model: the module that is traced.
-        run: runs it; calls back with the number of frames done, and returns what the run produced.
-        facts: what to note of it in the trace.
-        phases: how the run divides into phases, as `recording` takes it.
-        frames: how many frames the run has, where that is known beforehand.
+        name: name of the root in the trace.
+        model: module to trace.
+        run: function of a callback for the number of frames done; returns the run's result.
+        facts: metadata for the trace.
+        phases: rule that divides the run into phases, as `recording` takes it; None for the default rule.
+        frames: number of frames of the run; None if it is not known beforehand.
     """
 
     name: str
@@ -36,5 +36,5 @@ class Target:
 
 
 def facts_of(source: str | Path) -> dict[str, str]:
-    """What to note of whose weights they are: a preset's, or those of a checkpoint's folder."""
+    """Return the metadata of the weights' source: the name of a preset, or of a checkpoint's folder."""
     return {"checkpoint": source.resolve().name} if isinstance(source, Path) else {"preset": source}

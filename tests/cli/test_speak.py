@@ -23,14 +23,15 @@ from torch import Tensor
 
 from talkerviz.api import Trace
 from talkerviz.talker import ThinkerOutputs, assemble_prompt, build_talker, preset, scenario_inputs, stream
+from talkerviz.talker.files.build import build_code2wav
 from talkerviz.talker.files.codes_file import read_codes, write_codes
 from talkerviz.talker.files.thinker_file import write_inputs
 from talkerviz.talker.files.wav import open_wav
 from talkerviz.talker.generation import streaming_audio as speech_module
 from talkerviz.talker.generation.sampling import Sampling
 from talkerviz.talker.generation.scenario import Scenario
-from talkerviz.talker.generation.streaming_audio import Speech, say
-from talkerviz.talker.model.code2wav import build_code2wav, code2wav_config
+from talkerviz.talker.generation.streaming_audio import SpeechProgress, stream_speech
+from talkerviz.talker.model.code2wav import code2wav_config
 
 Capture = pytest.CaptureFixture[str]
 
@@ -161,25 +162,25 @@ def test_a_checkpoint_speaks_a_thinkers_answer(
 
 
 def spoken_in_vain(frames: int, stop: BaseException | None = None) -> Any:
-    """A `talk` that says random codes, and then ends or is stopped."""
+    """A `stream_codes` that says random codes, and then ends or is stopped."""
 
-    def talk(*args: Any) -> Iterator[Tensor]:
+    def stream_codes(*args: Any) -> Iterator[Tensor]:
         yield from random_codes(frames)
         if isinstance(stop, KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         if stop is not None:
             raise stop
 
-    return talk
+    return stream_codes
 
 
 def test_it_ends_with_the_talker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
     wav = tmp_path / "speech.wav"
-    monkeypatch.setattr("talkerviz.cli.speak.talk", spoken_in_vain(3))
+    monkeypatch.setattr("talkerviz.cli.speak.stream_codes", spoken_in_vain(3))
     assert talkerviz(monkeypatch, "speak", "--preset", "tiny", "-o", wav) == 0
     assert np.array_equal(samples_in(wav), as_samples(random_codes(3), 25, 25))
     assert "Ended by" not in capfd.readouterr().out
-    monkeypatch.setattr("talkerviz.cli.speak.talk", spoken_in_vain(0))
+    monkeypatch.setattr("talkerviz.cli.speak.stream_codes", spoken_in_vain(0))
     assert talkerviz(monkeypatch, "speak", "--preset", "tiny", "-o", wav) == 0
     assert len(samples_in(wav)) == 0
     assert "0.00 s of speech, 0 frames" in capfd.readouterr().out
@@ -190,7 +191,7 @@ def test_what_was_spoken_until_ctrl_c_is_kept(
     frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
     wav = tmp_path / "speech.wav"
-    monkeypatch.setattr("talkerviz.cli.speak.talk", spoken_in_vain(frames, KeyboardInterrupt()))
+    monkeypatch.setattr("talkerviz.cli.speak.stream_codes", spoken_in_vain(frames, KeyboardInterrupt()))
     args = ("--preset", "tiny", "--chunk-frames", 2, "--left-context", 2, "-o", wav)
     assert talkerviz(monkeypatch, "speak", *args) == 130
     whole = frames // 2 * 2
@@ -208,7 +209,7 @@ def test_what_was_spoken_until_a_failure_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
 ) -> None:
     wav = tmp_path / "speech.wav"
-    monkeypatch.setattr("talkerviz.cli.speak.talk", spoken_in_vain(3, RuntimeError("no\nmemory")))
+    monkeypatch.setattr("talkerviz.cli.speak.stream_codes", spoken_in_vain(3, RuntimeError("no\nmemory")))
     assert talkerviz(monkeypatch, "speak", "--preset", "tiny", "--chunk-frames", 2, "-o", wav) == 2
     assert len(samples_in(wav)) == 2 * 1920 - 555
     assert "stopped: RuntimeError: no memory; the sound until then" in capfd.readouterr().err
@@ -227,8 +228,8 @@ def test_a_wav_is_whole_after_each_chunk(tmp_path: Path) -> None:
 def test_times_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(speech_module, "perf_counter_ns", lambda: next(clock))
-    speech, chunks = Speech(), []
-    say(code2wav(), random_codes(5), chunks.append, 2, 1, speech=speech)
+    speech, chunks = SpeechProgress(), []
+    stream_speech(code2wav(), random_codes(5), chunks.append, 2, 1, progress=speech)
     # The clock is read twice for each chunk and for the end of them, once after the first sound, and at either end.
     assert (speech.frames, speech.chunks, speech.samples) == (5, 3, sum(map(len, chunks)))
     assert speech.talker_ns == 4 * 10
@@ -327,13 +328,13 @@ def test_other_files_are_refused_by_name(content: Any, tmp_path_factory: pytest.
     [
         ("[[1, 2", "is no JSON"),
         ("[" * 100_000, "is no JSON"),
-        ("{}", "is no list of frames"),
-        ("[]", "is no list of frames"),
-        ("[3]", "frame 0 is no list of codes"),
-        ("[[0.5]]", "frame 0 is no list of codes"),
-        (f"[[{10**30}]]", "frame 0 is no list of codes"),
+        ("{}", "is not a list of frames"),
+        ("[]", "is not a list of frames"),
+        ("[3]", "frame 0 is not a list of codes"),
+        ("[[0.5]]", "frame 0 is not a list of codes"),
+        (f"[[{10**30}]]", "frame 0 is not a list of codes"),
         ("[[1, 2]]", "frame 0 has 2 codes: 16 are needed"),
-        (json.dumps([[0] * 16, [0] * 15 + [2048]]), "frame 1 has the code 2048 at place 15: code2wav knows 0 to 2047"),
+        (json.dumps([[0] * 16, [0] * 15 + [2048]]), "frame 1 has the code 2048 in group 15: code2wav knows 0 to 2047"),
     ],
 )
 def test_what_is_wrong_with_a_file_of_codes(text: str, said: str, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     for part in (angles, attention, codes, experts, mlp, rows):
         for name in KERNELS & vars(part).keys():
             setattr(part, name, Launches(getattr(part, name), found))
-        part.launch = lambda x, warps=WARPS: {"PDL": True, "launch_pdl": True, "num_warps": warps}
+        part.launch_options = lambda x, warps=WARPS: {"PDL": True, "launch_pdl": True, "num_warps": warps}
     config, dtype, meta = preset(sys.argv[1]), getattr(torch, sys.argv[2]), torch.device("meta")
     text, predictor = config.text, config.code_predictor
     with meta:
@@ -73,7 +73,7 @@ def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     for tokens in (2, 1):
         embeds = torch.empty(1, tokens, predictor.hidden_size, dtype=dtype, device="meta")
         talker.code_predictor(inputs_embeds=embeds, cache=within, group=1)
-    code = talker.greatest(talker.codec_head(talker.model.norm(x))[:, -1])
+    code = talker.argmax(talker.codec_head(talker.model.norm(x))[:, -1])
     talker.model.codec_embedding(code)
     return found
 

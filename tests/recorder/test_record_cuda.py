@@ -201,7 +201,7 @@ def test_a_talkers_replays_are_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plain = record(monkeypatch, machine, model, speak, name="talker", phases=TalkerPhases).calls
     monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", capture)
-    model.graphs = True
+    model.use_cuda_graphs = True
     rule = partial(TalkerPhases, warm_ups=WARM_UPS)
     replayed = record(monkeypatch, machine, model, speak, name="talker", phases=rule)
     assert replayed.facts["graph_replays"] == 4

@@ -265,7 +265,7 @@ def entry(header: dict[str, Any]) -> dict[str, Any]:
 DAMAGE: dict[str, tuple[Callable[[Small], object], str]] = {
     "no shard": (
         lambda small: small.two.unlink(),
-        r"model-2-of-3\.safetensors: no such file, and .*index\.json says it has 'talker\.a\.weight', 'talker\.b",
+        r"model-2-of-3\.safetensors: no such file, and by .*index\.json it has 'talker\.a\.weight', 'talker\.b",
     ),
     "cut off": (
         lambda small: small.three.write_bytes(small.three.read_bytes()[:-1]),
@@ -298,7 +298,7 @@ DAMAGE: dict[str, tuple[Callable[[Small], object], str]] = {
     ),
     "not in its shard": (
         lambda small: small.change_header(small.two, lambda header: header.pop("talker.a.weight")),
-        r"model-2-of-3\.safetensors: does not hold 'talker\.a\.weight', though model\.safetensors\.index\.json says so",
+        r"model-2-of-3\.safetensors: has no 'talker\.a\.weight', which by model\.safetensors\.index\.json it has",
     ),
     "missing": (
         lambda small: small.list({"talker.c.weight": small.three.name}),
@@ -331,7 +331,7 @@ DAMAGE: dict[str, tuple[Callable[[Small], object], str]] = {
     ),
     "an index that is no JSON": (lambda small: small.index.write_text("{"), r"index\.json: is no JSON: Expecting"),
     "an index that is a list": (lambda small: small.index.write_text("[]"), r"index\.json: is no JSON object"),
-    "an index without files": (lambda small: small.index.write_text("{}"), r"index\.json: 'weight_map' does not say"),
+    "an index without files": (lambda small: small.index.write_text("{}"), r"index\.json: 'weight_map' does not have"),
     "files elsewhere": (
         lambda small: small.list({"talker.a.weight": "../../etc/passwd"}),
         r"index\.json: 'weight_map' leads out of the folder for 'talker.a.weight': '../../etc/passwd'; nothing is read",
@@ -501,7 +501,7 @@ def test_the_command(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def bad_commands(saved: Path) -> Iterable[tuple[list[object], str]]:
     yield ["--checkpoint", saved, "--preset", "tiny"], "--preset: --checkpoint says which talker it is"
     yield ["package:function", "--checkpoint", saved], "--checkpoint: for talker or code2wav, not for package:function"
-    yield ["--checkpoint", "nosuch"], "nosuch: no such folder; give that of a Qwen3-Omni"
+    yield ["--checkpoint", "nosuch"], "nosuch: no such folder; give a Qwen3-Omni's"
     yield ["--checkpoint", saved / "config.json"], "config.json: no such folder"
     yield ["--checkpoint", saved, "--speaker", "bob"], "unknown speaker 'bob': choose from aiden, chelsie, ethan"
 

@@ -15,13 +15,11 @@ from tiny_omni import save_tiny_omni, tiny_omni_config
 from torch import Tensor
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
 
-from talkerviz.talker.files.checkpoint import find_module
+from talkerviz.talker.files.build import build_code2wav, load_code2wav
+from talkerviz.talker.files.checkpoint import find_module, read_code2wav_config
 from talkerviz.talker.model.code2wav import (
-    build_code2wav,
     chunks_of,
     code2wav_config,
-    load_code2wav,
-    read_code2wav_config,
     samples_of,
     stream_audio,
 )
@@ -91,9 +89,9 @@ def test_no_frames_no_sound() -> None:
 def test_what_cannot_be_sound() -> None:
     codes = codes_of(8)
     codes[5, 3] = 2048
-    with pytest.raises(ValueError, match=r"frame 5 has the code 2048 at place 3: code2wav knows 0 to 2047"):
+    with pytest.raises(ValueError, match=r"frame 5 has the code 2048 in group 3: code2wav knows 0 to 2047"):
         streamed(tiny(), codes, 2)
-    with pytest.raises(ValueError, match=r"frame 0 has the code -1 at place 0"):
+    with pytest.raises(ValueError, match=r"frame 0 has the code -1 in group 0"):
         streamed(tiny(), torch.full((1, 16), -1))
     with pytest.raises(ValueError, match=r"codes of shape \[2, 15\]: code2wav takes 16 of each frame"):
         streamed(tiny(), codes_of(2)[:, :15])
@@ -201,7 +199,7 @@ def test_a_config_as_it_is_published(tmp_path: Path) -> None:
         ({"hidden_size": 36, "num_attention_heads": 4}, "heads do not divide hidden_size into even parts"),
         ({"num_key_value_heads": 3}, "key-value heads do not divide heads"),
         ({"decoder_dim": 40}, "decoder_dim cannot be halved once for each of upsample_rates"),
-        ({"upsampling_ratios": []}, "a frame is too short to be heard alone"),
+        ({"upsampling_ratios": []}, "one frame alone gives no samples"),
     ],
 )
 def test_a_config_that_cannot_be_run(changed: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class NotAGraph:
 def replaying(monkeypatch: pytest.MonkeyPatch) -> Any:
     model: Any = build_talker(CONFIG)
     monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", NotAGraph)
-    model.graphs = True
+    model.use_cuda_graphs = True
     return model
 
 
@@ -63,7 +63,7 @@ def test_the_end_of_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = generate(model, own, 9)
     assert len(spoken) == 2
     monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", NotAGraph)
-    model.graphs = True
+    model.use_cuda_graphs = True
     assert torch.equal(generate(model, own, 9), spoken)
 
 
@@ -97,7 +97,7 @@ def test_a_real_graph_speaks_the_same(sampling: Sampling) -> None:
     for rows in (1, 3):
         each = [a_prompt(model, (5 + row, 9), seed=row) for row in range(rows)]
         together = batch_prompts(each) if rows > 1 else each[0]
-        model.graphs = False
+        model.use_cuda_graphs = False
         expected = generate_batch(model, together, 12, sampling, ignore_eos=True)
         replay_frames(model)
         for again in range(2):

@@ -24,8 +24,8 @@ from talkerviz.talker import (
     run,
     scenario_inputs,
 )
-from talkerviz.talker.generation.sampling import choose, keep_top_k, keep_top_p, penalise_repeats, suppressed_codes
-from talkerviz.talker.model.transformers_talker import generate_transformers
+from talkerviz.talker.generation.sampling import keep_top_k, keep_top_p, penalise_repeats, sample_code, suppressed_codes
+from talkerviz.talker.generation.transformers_generate import generate_transformers
 
 
 def random_logits(seed: int) -> Tensor:
@@ -53,7 +53,7 @@ def test_choose_equals_transformers_warpers(seed: int) -> None:
     warped = TemperatureLogitsWarper(0.9)(empty, logits)
     warped = TopPLogitsWarper(0.95)(empty, TopKLogitsWarper(50)(empty, warped))
     expected = torch.multinomial(warped.softmax(-1), 1, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(choose(logits, SPEECH, [torch.Generator().manual_seed(seed)]), expected)
+    assert torch.equal(sample_code(logits, SPEECH, [torch.Generator().manual_seed(seed)]), expected)
 
 
 def test_suppressed_codes() -> None:

@@ -29,7 +29,7 @@ pytest.importorskip("triton", reason="no Triton")
 from triton import language
 from triton.runtime import interpreter
 
-from talkerviz.talker.kernels.codes import embedding_of, greatest_of
+from talkerviz.talker.kernels.codes import fused_argmax, fused_embedding
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -133,10 +133,10 @@ def test_the_decoder_s_angles(dtype: torch.dtype) -> None:
 def test_the_greatest_and_its_embedding(size: int) -> None:
     drawn = torch.Generator().manual_seed(size)
     logits, table = torch.randn(1, size, generator=drawn).to(DEVICE), torch.randn(size, 24, generator=drawn).to(DEVICE)
-    code = greatest_of(logits)
+    code = fused_argmax(logits)
     assert code.item() == logits.argmax()
-    assert torch.equal(embedding_of(table, code), table[code])
-    assert greatest_of(torch.zeros(1, size, device=DEVICE)).item() == 0  # of equals the first
+    assert torch.equal(fused_embedding(table, code), table[code])
+    assert fused_argmax(torch.zeros(1, size, device=DEVICE)).item() == 0  # of equals the first
 
 
 def test_codes_stay_what_they_are() -> None:
@@ -186,7 +186,7 @@ def test_where_operations_are_counted_they_run_one_by_one() -> None:
 def test_trace_and_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("fused", "faster"):
+    for module in ("kernels", "acceleration"):
         monkeypatch.setattr(f"talkerviz.talker.{module}.check_kernels", lambda device, config: None)
     asked = ("trace", "--preset", "tiny", "--frames", 1, "--device", DEVICE, "--cost", "-o")
     for name, more in (("plain", ()), ("fused", ("--fused",))):

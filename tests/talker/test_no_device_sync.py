@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from talkerviz.talker import GREEDY, Sampling
 from talkerviz.talker.generation.cuda_graphs import StaticFrame
-from talkerviz.talker.generation.decode_step import Choosing
+from talkerviz.talker.generation.decode_step import SamplingState
 from talkerviz.talker.model import moe
 from talkerviz.talker.model.cache import KVCache
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
@@ -38,7 +38,7 @@ def made(device: str, dtype: torch.dtype, batch: int, sampling: Sampling) -> Sta
         within = KVCache(CONFIG.code_predictor, CONFIG.num_code_groups, torch.device(device), dtype, batch)
         spoken = torch.zeros(batch, CONFIG.text.vocab_size, dtype=torch.bool)
         generators: list[Any] = [None] * batch * sampling.do_sample  # torch's own
-        choosing = Choosing(sampling, torch.zeros(5, dtype=torch.long), spoken, generators)
+        choosing = SamplingState(sampling, torch.zeros(5, dtype=torch.long), spoken, generators)
         return StaticFrame(talker, cache, within, choosing, torch.zeros(1, batch, 1, dtype=torch.long))
 
 

@@ -19,7 +19,8 @@ from talkerviz.talker import (
     generate,
     generate_batch,
 )
-from talkerviz.talker.model.transformers_talker import generate_transformers
+from talkerviz.talker.generation.generate import stream
+from talkerviz.talker.generation.transformers_generate import generate_transformers
 
 
 @settings(max_examples=12, deadline=None)
@@ -50,7 +51,7 @@ def test_each_row_ends_with_its_own_speech() -> None:
 def test_a_stream_gives_the_frames_one_by_one() -> None:
     model = talker("tiny", "native")
     prompt = a_prompt(model)
-    coming = model.stream(prompt, 5, SPEECH, ignore_eos=True)
+    coming = stream(model, prompt, 5, SPEECH, ignore_eos=True)
     codes = [frame.codes for frame in coming]
     assert torch.equal(torch.cat(codes), generate(model, prompt, 5, SPEECH, ignore_eos=True))
 
@@ -58,9 +59,9 @@ def test_a_stream_gives_the_frames_one_by_one() -> None:
 def test_a_stream_says_who_speaks_and_stops_when_nobody_does() -> None:
     prompts = [a_prompt(talker("tiny", "native"), (11, 20), seed) for seed in (0, 0, 1)]
     model = ending_talker(prompts)
-    speaking = [frame.speaking.tolist() for frame in model.stream(batch_prompts(prompts), 4)]
+    speaking = [frame.speaking.tolist() for frame in stream(model, batch_prompts(prompts), 4)]
     assert speaking[:3] == [[True, True, True], [True, True, True], [False, False, True]]
-    assert len(list(model.stream(batch_prompts(prompts[:2]), 4))) == 2
+    assert len(list(stream(model, batch_prompts(prompts[:2]), 4))) == 2
 
 
 def test_one_row_is_asked_for_as_one() -> None:

@@ -212,7 +212,7 @@ def change(**tensors: Tensor | None) -> Callable[[dict[str, Tensor]], dict[str, 
     ("changed", "says"),
     [
         (change(user_hidden=None), "has no tensor 'user_hidden'"),
-        (change(position=torch.zeros(3)), "tensor 'position' is none of special, user"),
+        (change(position=torch.zeros(3)), "tensor 'position' is not one of special, user"),
         (change(user=torch.zeros(1, 11, 64)), "tensor 'user' is 64 wide: this talker's thinker is 96 wide"),
         (change(special=torch.zeros(1, 2, 96)), "tensor 'special' has shape [1, 2, 96], not [1, 3, 96]"),
         (change(user=torch.zeros(11, 96)), "tensor 'user' has shape [11, 96], not [1, P, 96]"),
@@ -224,7 +224,7 @@ def change(**tensors: Tensor | None) -> Callable[[dict[str, Tensor]], dict[str, 
         (change(special=torch.zeros(1, 3, 96).double()), "tensor 'special' is F64, not F32 or BF16 or F16"),
         (change(assistant=torch.zeros(1, 3, 96)), "tensor 'assistant' has 3 tokens: 4 or more are needed"),
         (change(user=torch.zeros(1, 0, 96)), "tensor 'user' has 0 tokens: 1 or more are needed"),
-        (change(user=torch.full((1, 11, 96), torch.nan)), "tensor 'user' has values that are not finite"),
+        (change(user=torch.full((1, 11, 96), torch.nan)), "tensor 'user' has NaN or infinite values"),
     ],
 )
 def test_what_does_not_fit_is_named(changed: Callable[..., dict[str, Tensor]], says: str, tmp_path: Path) -> None:
@@ -277,8 +277,8 @@ def test_capture_says_what_it_wrote(
 BAD_CAPTURES = {
     "nothing": ([], "nothing is said: give --text, --audio or --image"),
     "no such file": (["--audio", "absent.wav"], "absent.wav: no such file"),
-    "no sound": (["--audio", "{omni}/picture.png"], "picture.png: not a sound file that can be read"),
-    "no picture": (["--image", "{omni}/sound.wav"], "sound.wav: not a picture that can be read"),
+    "no sound": (["--audio", "{omni}/picture.png"], "picture.png: not a readable audio file"),
+    "no picture": (["--image", "{omni}/sound.wav"], "sound.wav: not a readable image"),
     "meta": (["--text", "Hi", "--device", "meta"], "--device meta: nothing is computed there"),
     "no folder": (["--text", "Hi", "--checkpoint", "absent"], "absent: no such folder"),
     "no place": (["--text", "Hi", "-o", "absent/inputs.safetensors"], "absent/inputs.safetensors: no such folder"),
@@ -360,7 +360,7 @@ def test_a_file_of_the_checkpoint_is_missing(left_out: str, says: str, omni: Pat
 def test_a_chat_template_that_does_not_work(template: str, omni: Path, tmp_path: Path) -> None:
     part = copied(omni, tmp_path / "part", "model.safetensors")
     (part / "chat_template.jinja").write_text(template)
-    with pytest.raises(ValueError, match="the chat template does not take this: "):
+    with pytest.raises(ValueError, match="the chat template does not take this conversation: "):
         answer_to(part, user("Hi"))
 
 
@@ -374,7 +374,7 @@ def test_a_picture_is_upright(omni: Path, tmp_path: Path) -> None:
 
 def test_nothing_to_say(omni: Path) -> None:
     # The first token that comes is the first to be spoken only once there is another.
-    with pytest.raises(ValueError, match="the thinker says nothing to this"):
+    with pytest.raises(ValueError, match="the thinker's answer is empty"):
         answer_to(omni, user("Hi"), max_new_tokens=1)
 
 

@@ -89,7 +89,7 @@ def test_what_a_model_wrote_into_it_is_given_anew() -> None:
             {"model_type": "x", "auto_map": {"AutoConfig": "a.B"}},
             r"the code that comes with it \(auto_map\) is never run",
         ),
-        ({}, "it has no model_type"),
+        ({}, "it has neither model_type nor architectures"),
         ({"model_type": "qwen3_omni_moe"}, "trace --checkpoint"),
         ({**LLAMA, "hidden_size": 10**12}, "config.json: hidden_size is 1000000000000, more than any model has"),
         ({**LLAMA, "hidden_size": 10**9}, "config.json: its weights take .* PB, and cpu has"),
@@ -101,7 +101,7 @@ def test_what_a_model_wrote_into_it_is_given_anew() -> None:
         ({**LLAMA, "num_attention_heads": 0}, "config.json: no config of llama"),
         ({**LLAMA, "architectures": ["Evil"]}, "config.json: architectures: transformers has no model Evil"),
         ({**LLAMA, "architectures": 7}, "config.json: architectures is 7, not a list"),
-        ({**LLAMA, "architectures": ["BertModel"]}, "config.json: BertModel is not built"),
+        ({**LLAMA, "architectures": ["BertModel"]}, "config.json: BertModel cannot be built"),
         ({**LLAMA, "model_type": ["llama"]}, r"config.json: model_type is \['llama'\], not a name"),
         ({**LLAMA, "dtype": "float99"}, "config.json: "),
         (
@@ -125,7 +125,7 @@ def test_what_it_refuses(config: dict[str, Any], message: str, tmp_path: Path) -
         (b'{"a":' * 100 + b"1" + b"}" * 100, "config.json: nested too deeply"),
         (b'{"hidden_size": ' + b"9" * 5000 + b"}", "config.json: is no JSON"),
         (b"[1]", "config.json: a config is a JSON object, not a list"),
-        (None, "config.json: a folder"),
+        (None, "config.json: is a directory"),
     ],
     ids=["empty", "no UTF-8", "deep", "less deep", "long number", "list", "folder"],
 )

@@ -1,1 +1,1 @@
-"""Files of the talker: checkpoints, codes, thinker outputs, WAV."""
+"""Files that the talker reads and writes: checkpoints, codes, thinker outputs, WAV."""

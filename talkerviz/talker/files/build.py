@@ -1,10 +1,11 @@
-"""Build a talker, with a checkpoint's weights or with random ones that depend on the seed and the names alone."""
+"""Builders of the talker and of code2wav, with a checkpoint's weights or with random ones."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,17 @@ def build_talker(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> nn.Module:
-    """A talker with random weights, in eval mode and without gradients; `impl` is native or transformers.
+    """Build a talker with random weights, in eval mode and without gradients.
 
-    Both get the same weights, bit for bit. On the meta device nothing is filled. Raises ValueError for another
-    impl.
+    Args:
+        config: the talker's config.
+        impl: `native` or `transformers`; both get the same weights, bit for bit.
+        device: device of the weights; on meta they are not filled.
+        dtype: dtype of the weights.
+        seed: random seed.
+
+    Raises:
+        ValueError: another `impl`.
     """
     talker = _empty_talker(config, impl, torch.device(device), dtype)
     if torch.device(device).type != "meta":
@@ -42,10 +50,18 @@ def load_talker(
     dtype: torch.dtype | None = None,
     on_bytes: OnBytes | None = None,
 ) -> nn.Module:
-    """The same with a checkpoint's weights: `stored` is `find_module(directory, "talker.")`, `config` that directory's.
+    """Build a talker with a checkpoint's weights, in eval mode and without gradients.
 
-    They stay in the dtype that they are stored in unless another is given. See `read_into` for how they are read, what
-    `on_bytes` is told, and what raises ValueError.
+    Args:
+        config: `read_talker_config(directory)`.
+        stored: `find_module(directory, "talker.")`.
+        impl: `native` or `transformers`.
+        device: device of the weights.
+        dtype: dtype of the weights; by default the stored one.
+        on_bytes: progress callback, see `read_into`.
+
+    Raises:
+        ValueError: as `read_into`.
     """
     talker = _empty_talker(config, impl, torch.device(device), dtype or stored.dtype)
     read_into(talker, stored, on_bytes)
@@ -53,10 +69,10 @@ def load_talker(
 
 
 def _empty_talker(config: TalkerConfig, impl: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A talker whose weights are yet to be filled."""
+    """Build a talker whose weights are not initialised."""
     if impl not in ("native", "transformers"):
         raise ValueError(f"unknown impl '{impl}': choose from native, transformers")
-    # Built without storage and allocated in its final dtype, so there is never a second copy.
+    # Built on meta and allocated in its final dtype, so that there is never a second copy.
     with torch.device("meta"):
         if impl == "native":
             talker: nn.Module = TalkerForConditionalGeneration(config)
@@ -78,29 +94,29 @@ def _empty_talker(config: TalkerConfig, impl: str, device: torch.device, dtype: 
 
 
 def init_weights(talker: nn.Module, seed: int) -> None:
-    """Fill every parameter in place. Its values depend on the seed, its name, shape and dtype, nothing else."""
+    """Fill every parameter in place with values that depend on the seed and its name, shape and dtype alone."""
     fill_parameters(talker, lambda name, weight: _draw(weight, name, seed))
 
 
 @torch.no_grad()
 def fill_parameters(module: nn.Module, draw: Callable[[str, Tensor], None]) -> None:
-    """Have `draw` fill every parameter, given its name and where to write to, in several threads."""
+    """Call `draw(name, tensor)` for every parameter, in several threads; it fills the tensor."""
 
     def fill(named: tuple[str, Tensor]) -> None:
         name, parameter = named
-        # Drawn on the CPU, so that every device gets the same numbers.
+        # Drawn on the CPU, so that every device gets the same values.
         on_cpu = parameter if parameter.device.type == "cpu" else torch.empty_like(parameter, device="cpu")
         draw(name, on_cpu)
         if on_cpu is not parameter:
             parameter.copy_(on_cpu)
 
-    # The generators run outside the interpreter lock, one core each.
+    # Random number generation releases the interpreter lock: one core for each thread.
     with ThreadPoolExecutor(max_workers=min(8, torch.get_num_threads())) as pool:
         list(pool.map(fill, module.named_parameters()))
 
 
 def generator_of(name: str, seed: int) -> torch.Generator:
-    """The numbers that a seed has for a parameter of this name."""
+    """Return the random generator of a parameter for a seed."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
@@ -111,8 +127,81 @@ def _draw(weight: Tensor, name: str, seed: int) -> None:
     elif weight.ndim == 1:
         weight.zero_()
     else:
-        # Unit variance in the embeddings and after each product, so that codes depend on what came before.
+        # Unit variance in the embeddings and after each product, so that codes depend on the codes before.
         # Uniform, since billions of normal numbers take minutes.
         fan_in = 1 if "codec_embedding" in name else weight.shape[-1]
         bound = (3 / fan_in) ** 0.5
         weight.uniform_(-bound, bound, generator=generator_of(name, seed))
+
+
+def build_code2wav(
+    config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Any:
+    """Build a `Qwen3OmniMoeCode2Wav` with random weights, whose audio is noise; in eval mode, without gradients."""
+    code2wav = _empty_code2wav(config, torch.device(device), dtype)
+    fans = {f"{name}.weight": _fan_in(module) for name, module in code2wav.named_modules()}
+
+    def draw(name: str, weight: Tensor) -> None:
+        if name.endswith(("norm.weight", ".scale", ".gamma")):
+            weight.fill_(1.0)
+        elif weight.ndim == 1:
+            weight.zero_()
+        else:
+            # Halved in the decoder, whose residuals add up: else nearly all samples would be clipped.
+            bound = (3 / fans[name]) ** 0.5 * (0.5 if name.startswith("decoder.") else 1.0)
+            weight.uniform_(-bound, bound, generator=generator_of(name, seed))
+
+    fill_parameters(code2wav, draw)
+    return code2wav
+
+
+def load_code2wav(
+    config: Any,
+    stored: StoredModule,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    on_bytes: OnBytes | None = None,
+) -> Any:
+    """Build a `Qwen3OmniMoeCode2Wav` with a checkpoint's weights, in eval mode and without gradients.
+
+    Args:
+        config: `read_code2wav_config(directory)`.
+        stored: `find_module(directory, "code2wav.")`.
+        device: device of the weights.
+        dtype: dtype of the weights; by default the stored one.
+        on_bytes: progress callback, see `read_into`.
+
+    Raises:
+        ValueError: as `read_into`.
+    """
+    code2wav = _empty_code2wav(config, torch.device(device), dtype or stored.dtype)
+    read_into(code2wav, stored, on_bytes)
+    return code2wav
+
+
+def _empty_code2wav(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Build a code2wav whose weights are not initialised."""
+    from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
+
+    with torch.device("meta"):
+        code2wav: Any = Qwen3OmniMoeCode2Wav._from_config(config)
+    code2wav.to(dtype).to_empty(device=device)
+    code2wav.eval().requires_grad_(False)
+    # Buffers are not in the checkpoint; those of the rotary embedding are float32 for any dtype of the weights.
+    offsets = torch.arange(config.num_quantizers) * config.codebook_size
+    code2wav.code_offset = offsets.view(1, -1, 1).to(device)
+    rotary = code2wav.pre_transformer.rotary_emb
+    frequencies, _ = rotary.compute_default_rope_parameters(config, device="cpu")
+    rotary.inv_freq = frequencies.to(device)
+    rotary.original_inv_freq = frequencies.to(device).clone()
+    return code2wav
+
+
+def _fan_in(module: nn.Module) -> float:
+    """Return the number of products that are summed for one value of a module's output."""
+    if isinstance(module, nn.ConvTranspose1d):
+        return module.in_channels * module.kernel_size[0] / module.stride[0]
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor):
+        return 1.0
+    return weight[0].numel()

@@ -1,8 +1,8 @@
-"""What a Qwen3-Omni directory holds: its config, and where in which file each tensor is. No weight is read here.
+"""Index of a Qwen3-Omni checkpoint: its config, and the file, offset, dtype and shape of each tensor.
 
-Weights are safetensors files, which are a length (8 bytes, little endian), a JSON header that says of each tensor its
-dtype, shape and place, and the bytes: https://huggingface.co/docs/safetensors. The header is read here and not by the
-library, which maps whole files into memory and does not say which tensor is cut off.
+No weights are read here. A safetensors file is a length (8 bytes, little endian), a JSON header with the dtype, shape
+and offsets of each tensor, and the tensors' bytes: https://huggingface.co/docs/safetensors. The header is parsed here
+and not by the library, which maps whole files into memory and does not name the tensor that is cut off.
 """
 
 from __future__ import annotations
@@ -17,19 +17,28 @@ from typing import Any
 
 import torch
 
-from talkerviz.talker.files.json_file import read_json
+from talkerviz.talker.model.code2wav import code2wav_config_from
 from talkerviz.talker.model.config import TalkerConfig
 
 MODEL_TYPE = "qwen3_omni_moe"
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_MOST_HEADER_BYTES = 100_000_000  # as the library has it
+_MAX_HEADER_BYTES = 100_000_000  # the library's limit
+_MAX_JSON_BYTES = 1 << 28  # an index of 100,000 tensors has 10 MB
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: its full name, and its bytes from `offset` on, row-major."""
+    """A tensor in a file.
+
+    Attributes:
+        file: the safetensors file.
+        name: its full name.
+        dtype: its dtype in the file.
+        shape: its shape; the bytes are row-major.
+        offset: position of its first byte in the file.
+    """
 
     file: Path
     name: str
@@ -39,13 +48,19 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """Size in the file, bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class StoredModule:
-    """All tensors whose names begin with a prefix such as `talker.`, by their names without it."""
+    """The tensors of one part of a model.
+
+    Attributes:
+        directory: the checkpoint's folder.
+        prefix: start of their names, such as `talker.`.
+        tensors: the tensors by their names without the prefix.
+    """
 
     directory: Path
     prefix: str
@@ -53,28 +68,28 @@ class StoredModule:
 
     @property
     def nbytes(self) -> int:
-        """Their size in the files."""
+        """Size in the files, bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
     def file_names(self) -> list[str]:
-        """The names of the files that hold them."""
+        """Names of the files that have the tensors, sorted."""
         return sorted({tensor.file.name for tensor in self.tensors.values()})
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype they have; of several, one that holds the values of all."""
+        """Dtype of the tensors; of several, the one that they promote to."""
         return functools.reduce(torch.promote_types, {tensor.dtype for tensor in self.tensors.values()})
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The parsed config.json of a Qwen3-Omni directory.
+    """Parse the config.json of a Qwen3-Omni checkpoint.
 
     Raises:
         ValueError: there is none, or it is of another model.
     """
     if not directory.is_dir():
-        raise ValueError(f"{directory}: no such folder; give that of a Qwen3-Omni, with config.json and safetensors")
+        raise ValueError(f"{directory}: no such folder; give a Qwen3-Omni's, with config.json and safetensors")
     file = directory / "config.json"
     config = _read_json(file)
     if config.get("model_type") != MODEL_TYPE:
@@ -83,10 +98,10 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def read_talker_config(directory: Path) -> TalkerConfig:
-    """The same, as the talker's numbers.
+    """Read the talker's config from a Qwen3-Omni checkpoint.
 
     Raises:
-        ValueError: as `read_config`, and for a talker that is not implemented.
+        ValueError: as `read_config`, or the talker has settings that are not implemented.
     """
     config = read_config(directory)
     try:
@@ -95,43 +110,61 @@ def read_talker_config(directory: Path) -> TalkerConfig:
         raise ValueError(f"{directory / 'config.json'}: {error}") from error
 
 
-def find_module(directory: Path, prefix: str) -> StoredModule:
-    """Find the tensors of a part of the model: the headers of the files that hold them are read, and nothing more.
+def read_code2wav_config(directory: Path) -> Any:
+    """Read transformers' config of a checkpoint's code2wav, from key `code2wav_config` of its config.json.
 
     Raises:
-        ValueError: there are no such tensors, or a file or a tensor in it is missing, damaged, cut off, or of a dtype
-            that is no float of 16 or 32 bits.
+        ValueError: as `read_config`, or a key is missing or has a value that cannot be run.
     """
-    holders = _holders(directory, prefix)
-    files = sorted(set(holders.values()))
+    config = read_config(directory)
+    try:
+        section = config.get("code2wav_config")
+        if not isinstance(section, Mapping):
+            raise ValueError(f"config key 'code2wav_config' is {section!r}: is it a model with speech?")
+        return code2wav_config_from(section)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from error
+
+
+def find_module(directory: Path, prefix: str) -> StoredModule:
+    """Find the tensors whose names begin with a prefix; only the headers of their files are read.
+
+    Raises:
+        ValueError: there are none, or a file or tensor is missing, damaged, cut off, or has a dtype other than float32,
+            bfloat16 and float16.
+    """
+    file_of = _find_files(directory, prefix)
+    files = sorted(set(file_of.values()))
     absent = [file for file in files if not file.is_file()]
     if absent:
-        lost = few(repr(name) for name, file in holders.items() if file in absent)
-        raise ValueError(f"{few(map(str, absent))}: no such file, and {_INDEX} says it has {lost}: download it")
+        lost = first_names(repr(name) for name, file in file_of.items() if file in absent)
+        raise ValueError(f"{first_names(map(str, absent))}: no such file, and by {_INDEX} it has {lost}: download it")
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         header = _Header.read(file)
-        names = [name for name, its_file in holders.items() if its_file == file]
-        if lost := few(repr(name) for name in names if name not in header.entries):
-            raise ValueError(f"{file}: does not hold {lost}, though {_INDEX} says so: download both again")
+        names = [name for name, its_file in file_of.items() if its_file == file]
+        if lost := first_names(repr(name) for name in names if name not in header.entries):
+            raise ValueError(f"{file}: has no {lost}, which by {_INDEX} it has: download both again")
         entries = {name: header.entries[name] for name in names}
-        if odd := few(f"{name!r} ({one['dtype']})" for name, one in entries.items() if one["dtype"] not in _DTYPES):
+        if odd := first_names(
+            f"{name!r} ({one['dtype']})" for name, one in entries.items() if one["dtype"] not in _DTYPES
+        ):
             raise ValueError(f"{file}: only {', '.join(_DTYPES)} can be loaded, and not {odd}")
         found = {name: header.tensor(name) for name in names}
-        if cut := few(repr(name) for name, one in found.items() if one.offset + one.nbytes > header.file_bytes):
+        if cut := first_names(repr(name) for name, one in found.items() if one.offset + one.nbytes > header.file_bytes):
             raise ValueError(f"{file}: ends at byte {header.file_bytes:,}, before {cut} does: download it again")
         tensors |= found
     return StoredModule(directory, prefix, {name.removeprefix(prefix): one for name, one in tensors.items()})
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold a model's weights: the index, if there is one, and the safetensors files.
+    """List the files with a model's weights: the index, if there is one, and the safetensors files.
 
-    No weight is read, and no file that is not safetensors is opened.
+    No weights are read, and only safetensors files are opened.
 
     Raises:
-        ValueError: there are none, the index names a file that is no safetensors file or not in the folder itself, or
-            one is missing or damaged.
+        ValueError: there are none, one is missing or damaged, or the index names a file that is not a safetensors file
+            or not in the folder itself.
     """
     single, index = directory / _SINGLE, directory / _INDEX
     if single.is_file():
@@ -140,7 +173,7 @@ def weight_files(directory: Path) -> list[Path]:
         found = sorted(set(_indexed_files(index).values()))
     else:
         raise ValueError(f"{directory}: has neither {_SINGLE} nor {_INDEX}")
-    if absent := few(str(file) for file in found if not file.is_file()):
+    if absent := first_names(str(file) for file in found if not file.is_file()):
         raise ValueError(f"{absent}: no such file, though {_INDEX} names it: download it")
     for file in found:
         _Header.read(file)
@@ -148,10 +181,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> dict[str, Path]:
-    """The file of each tensor, by the index."""
+    """Return the file of each tensor, from the index."""
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise ValueError(f"{index}: 'weight_map' does not say the file of each tensor: download it again")
+        raise ValueError(f"{index}: 'weight_map' does not have the file of each tensor: download it again")
     for tensor, name in names.items():
         if not _is_file_name(name):
             raise ValueError(f"{index}: 'weight_map' leads out of the folder for {tensor!r}: {name!r}; nothing is read")
@@ -163,15 +196,15 @@ def _indexed_files(index: Path) -> dict[str, Path]:
     return {tensor: index.parent / name for tensor, name in names.items()}
 
 
-def few(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
+def first_names(names: Iterable[str]) -> str:
+    """Join the first three names, and the number of further ones."""
     listed = list(names)
     more = f" and {len(listed) - 3:,} more" if len(listed) > 3 else ""
     return ", ".join(listed[:3]) + more
 
 
-def _holders(directory: Path, prefix: str) -> dict[str, Path]:
-    """The file of each tensor whose name begins with the prefix, as the index has it if there is one."""
+def _find_files(directory: Path, prefix: str) -> dict[str, Path]:
+    """Return the file of each tensor whose name begins with the prefix, from the index if there is one."""
     single, index = directory / _SINGLE, directory / _INDEX
     if single.is_file():
         files = dict.fromkeys(_Header.read(single).entries, single)
@@ -188,13 +221,20 @@ def _holders(directory: Path, prefix: str) -> dict[str, Path]:
 
 
 def _is_file_name(value: Any) -> bool:
-    """Whether it names a file in the same folder, and nothing beyond."""
+    """Return True for the name of a file in the same folder."""
     return isinstance(value, str) and value not in ("", ".", "..") and not {"/", "\\", "\0"} & set(value)
 
 
 @dataclass(frozen=True)
 class _Header:
-    """The header of a safetensors file: an entry for each tensor, and where their bytes begin."""
+    """Header of a safetensors file.
+
+    Attributes:
+        file: the file.
+        entries: the header's entry for each tensor.
+        data_offset: position of the first tensor's bytes in the file.
+        file_bytes: size of the file.
+    """
 
     file: Path
     entries: Mapping[str, Mapping[str, Any]]
@@ -206,7 +246,7 @@ class _Header:
         with file.open("rb") as source:
             start = source.read(8)
             length = int.from_bytes(start, "little")
-            text = source.read(length) if length <= _MOST_HEADER_BYTES else b""
+            text = source.read(length) if length <= _MAX_HEADER_BYTES else b""
         if start == b"version ":
             raise ValueError(f"{file}: is a Git LFS pointer: `git lfs pull` brings the weights themselves")
         try:
@@ -216,8 +256,10 @@ class _Header:
         if not isinstance(entries, dict):
             raise ValueError(f"{file}: its header cannot be read: it is no safetensors file, or damaged")
         entries.pop("__metadata__", None)
-        if damaged := few(repr(name) for name, entry in entries.items() if not _is_entry(entry)):
+        if damaged := first_names(repr(name) for name, entry in entries.items() if not _is_entry(entry)):
             raise ValueError(f"{file}: its header is damaged at {damaged}: download it again")
+        if overlap := _find_overlap(entries):
+            raise ValueError(f"{file}: its header is damaged: {overlap} overlap: download it again")
         return cls(file, entries, 8 + length, file.stat().st_size)
 
     def tensor(self, name: str) -> StoredTensor:
@@ -231,21 +273,55 @@ class _Header:
         return StoredTensor(self.file, name, dtype, shape, self.data_offset + begin)
 
 
+def _find_overlap(entries: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Name two tensors of a header that share bytes; None if there are none."""
+    last_name, last_end = "", 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        if begin < last_end and begin < end:
+            return f"{last_name!r} and {name!r}"
+        if end > last_end:
+            last_name, last_end = name, end
+    return None
+
+
 def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
-    shape, place = entry.get("shape"), entry.get("data_offsets")
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
     return (
         isinstance(entry.get("dtype"), str)
         and isinstance(shape, list)
-        and isinstance(place, list)
-        and len(place) == 2
-        and all(type(number) is int and number >= 0 for number in (*shape, *place))
+        and isinstance(offsets, list)
+        and len(offsets) == 2
+        and all(type(number) is int and number >= 0 for number in (*shape, *offsets))
     )
 
 
+def read_json(path: Path, hint: str = "") -> Any:
+    """Parse a JSON file.
+
+    Args:
+        path: the file.
+        hint: text for the end of the error for a missing file.
+
+    Raises:
+        ValueError: it is missing, too large, or not JSON.
+    """
+    try:
+        if (size := path.stat().st_size) > _MAX_JSON_BYTES:
+            raise ValueError(f"it has {size:,} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file{hint}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: is no JSON: nested too deeply") from None
+    except (ValueError, MemoryError) as error:
+        raise ValueError(f"{path}: is no JSON: {error}") from error
+
+
 def _read_json(file: Path) -> dict[str, Any]:
-    parsed = read_json(file, "; a Qwen3-Omni's folder has it")
+    parsed = read_json(file, "; a Qwen3-Omni checkpoint has it")
     if not isinstance(parsed, dict):
         raise ValueError(f"{file}: is no JSON object")
     return parsed

@@ -1,4 +1,4 @@
-"""Sound in a WAV file that is whole at any time."""
+"""WAV files that are valid at any time while they are written."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from talkerviz.talker.model.code2wav import SAMPLE_RATE
 
 @contextmanager
 def open_wav(path: Path) -> Iterator[Callable[[Tensor], None]]:
-    """Begin a file of 16-bit samples, one channel, 24 kHz; gives the function that adds float samples [n] to it.
+    """Open a file of 16-bit samples, one channel, 24 kHz; the context is a function that appends float samples [n].
 
-    Each time the header is brought up to date and all is handed to the system: whatever stops the program, what was
-    added until then can be played. A file that was there before is replaced once the first samples are written.
+    Each call updates the header and flushes the file, so that it can be played up to there whatever stops the program.
+    An existing file is replaced when the first samples are written.
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: it is a pipe, where the header could not be brought up to date.
+        ValueError: it is a pipe, in which the header cannot be updated.
     """
-    written = AtomicFile(path)
-    file = written.file
+    atomic_file = AtomicFile(path)
+    file = atomic_file.file
     try:
         if not file.seekable():
             raise ValueError(f"{path}: is a pipe: a WAV begins with its length, which is known last")
@@ -39,9 +39,9 @@ def open_wav(path: Path) -> Iterator[Callable[[Tensor], None]]:
                 steps = (samples.clamp(-1, 1) * 32767).round().to("cpu", torch.int16)
                 sound.writeframes(steps.numpy().tobytes())
                 file.flush()
-                written.show()
+                atomic_file.show()
 
             yield add
-        written.finish()
+        atomic_file.finish()
     finally:
-        written.discard()
+        atomic_file.discard()

@@ -1,4 +1,4 @@
-"""Read a module's weights from a checkpoint's files, each straight to where it belongs."""
+"""Loading of a checkpoint's tensors into a module's parameters, without a copy where that is possible."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from talkerviz.talker.files.checkpoint import StoredModule, StoredTensor, few
+from talkerviz.talker.files.checkpoint import StoredModule, StoredTensor, first_names
 
 OnBytes = Callable[[int, int], None]
 
-# Of a file at a time: little beside any model, and much beside the cost of a read.
+# Bytes of one read: small beside any model, large beside the cost of a read.
 _CHUNK_BYTES = 1 << 24
 
 
 @torch.no_grad()
 def read_into(module: nn.Module, stored: StoredModule, on_bytes: OnBytes | None = None) -> None:
-    """Fill every parameter of a module, in place, wherever and of whatever float dtype it is.
+    """Fill every parameter of a module in place, on any device and of any float dtype.
 
-    All names and shapes are compared before anything is read. Mixtures of experts may be stored one expert at a time
-    (`experts.7.gate_proj.weight`) or as one (`experts.gate_up_proj`), whichever the module has. On the CPU in the
-    dtype of the file a tensor is read into the parameter's own memory, else by way of a buffer of 16 MiB. A module on
-    the meta device is compared, and nothing is read.
+    All names and shapes are compared before anything is read. Experts may be stored one by one
+    (`experts.7.gate_proj.weight`) or stacked (`experts.gate_up_proj`). A parameter on the CPU that has the dtype of the
+    file is read into its own memory, others through a buffer of 16 MiB. On the meta device nothing is read.
 
     Args:
-        module: its parameters have the stored names without the prefix.
-        stored: what to read, from `find_module`.
-        on_bytes: called with how many bytes are read, and of how many.
+        module: module whose parameters have the stored names without the prefix.
+        stored: the tensors, from `find_module`.
+        on_bytes: progress callback for the bytes read and the bytes in all.
 
     Raises:
         ValueError: tensors are missing, unexpected or of another shape, or a file has become shorter.
@@ -49,16 +48,20 @@ def read_into(module: nn.Module, stored: StoredModule, on_bytes: OnBytes | None 
 
 
 def _pairs(module: nn.Module, stored: StoredModule) -> list[tuple[StoredTensor, Tensor]]:
-    """What is to be read, and where to. Raises ValueError unless the two fit each other."""
+    """Pair each stored tensor with its parameter.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
     parameters = dict(_parameters(module, stored))
     where, prefix = stored.directory, stored.prefix
-    if missing := few(repr(prefix + name) for name in parameters if name not in stored.tensors):
+    if missing := first_names(repr(prefix + name) for name in parameters if name not in stored.tensors):
         raise ValueError(f"{where}: has no {missing}, which config.json asks for: are both of one checkpoint?")
-    if unknown := few(_place(tensor) for name, tensor in stored.tensors.items() if name not in parameters):
+    if unknown := first_names(_location(tensor) for name, tensor in stored.tensors.items() if name not in parameters):
         raise ValueError(f"{where}: has {unknown}, for which config.json has no place: are both of one checkpoint?")
     pairs = [(stored.tensors[name], parameter) for name, parameter in parameters.items()]
-    misshapen = few(
-        f"{_place(tensor)} as {list(tensor.shape)}, not {list(parameter.shape)}"
+    misshapen = first_names(
+        f"{_location(tensor)} as {list(tensor.shape)}, not {list(parameter.shape)}"
         for tensor, parameter in pairs
         if tensor.shape != parameter.shape
     )
@@ -67,12 +70,12 @@ def _pairs(module: nn.Module, stored: StoredModule) -> list[tuple[StoredTensor, 
     return pairs
 
 
-def _place(tensor: StoredTensor) -> str:
+def _location(tensor: StoredTensor) -> str:
     return f"{tensor.name!r} ({tensor.file.name})"
 
 
 def _parameters(module: nn.Module, stored: StoredModule) -> Iterator[tuple[str, Tensor]]:
-    """The parameters under the names that are stored: experts that are stored one by one are views of theirs."""
+    """Yield the parameters by their stored names; for experts that are stored one by one, views of them."""
     for name, parameter in module.named_parameters():
         experts, _, kind = name.rpartition(".")
         if name in stored.tensors or not experts.endswith("experts"):
@@ -87,18 +90,18 @@ def _parameters(module: nn.Module, stored: StoredModule) -> Iterator[tuple[str, 
 
 
 def _read(source: FileIO, tensor: StoredTensor, parameter: Tensor) -> Iterator[int]:
-    """Copy a tensor's bytes from its file, and say after each chunk how many it was."""
+    """Copy a tensor's bytes from its file; yield the size of each chunk."""
     source.seek(tensor.offset)
-    straight = parameter.device.type == "cpu" and parameter.dtype == tensor.dtype
+    in_place = parameter.device.type == "cpu" and parameter.dtype == tensor.dtype
     for part in torch.split(parameter.view(-1), _CHUNK_BYTES // tensor.dtype.itemsize):
-        # Pinned memory is what a device copies from fastest.
-        chunk = part if straight else torch.empty(part.shape, dtype=tensor.dtype, pin_memory=part.is_cuda)
+        # Copies to a device are fastest from pinned memory.
+        chunk = part if in_place else torch.empty(part.shape, dtype=tensor.dtype, pin_memory=part.is_cuda)
         room = chunk.view(torch.uint8).numpy().data
         while room:
             read = source.readinto(room)
             if not read:
                 raise ValueError(f"{tensor.file}: ends within {tensor.name!r}: was it written to meanwhile?")
             room = room[read:]
-        if not straight:
+        if not in_place:
             part.copy_(chunk)
         yield chunk.nbytes

@@ -1,24 +1,23 @@
-"""A talker whose layers and heads are compiled, for frames near the time in which memory gives their weights."""
+"""torch.compile for a talker's layers and heads, for frames bound by the memory bandwidth of their weights."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 def compile_talker(talker: TalkerForConditionalGeneration) -> None:
-    """Compile each layer and each head by itself with torch.compile, in place; all modules stay where they are.
+    """Compile each layer and each head separately with torch.compile, in place; the module tree does not change.
 
-    All layers of a stack share their code. It is made while the first two frames are spoken, some ten seconds, and
-    Inductor keeps it for later processes. In float32 codes stay what they are. In bfloat16 they are as near to those
-    that float32 gives, but others: what stands between two products is not rounded.
+    The layers of a stack share their compiled code. Compilation happens in the first two frames and takes about ten
+    seconds; Inductor caches it for later processes. In float32 the codes do not change. In bfloat16 they differ from
+    eager ones and are as close to those of float32: values between two products are not rounded.
 
-    Raises ValueError as `check_compiler` does, and for a talker that is fused.
+    Raises:
+        ValueError: Inductor finds no C++ compiler, or the talker is fused.
     """
     check_compiler()
     if "forward" in vars(talker.codec_head):
@@ -29,7 +28,11 @@ def compile_talker(talker: TalkerForConditionalGeneration) -> None:
 
 
 def check_compiler() -> None:
-    """Raises ValueError where Inductor finds no C++ compiler."""
+    """Check that Inductor finds a C++ compiler.
+
+    Raises:
+        ValueError: it finds none.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -40,7 +43,7 @@ def check_compiler() -> None:
 
 
 def uncompiled(talker: TalkerForConditionalGeneration) -> AbstractContextManager[object]:
-    """Within it a compiled talker runs as one that is not. So a prompt is read, of which each has its own length."""
+    """Run a compiled talker eagerly inside: prompts are read so, as each length would be compiled anew."""
     if is_compiled(talker):
         eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
         return eager
@@ -48,5 +51,5 @@ def uncompiled(talker: TalkerForConditionalGeneration) -> AbstractContextManager
 
 
 def is_compiled(talker: TalkerForConditionalGeneration) -> bool:
-    """Whether any of its modules are."""
+    """Return True if any of the talker's modules is compiled."""
     return any(module._compiled_call_impl is not None for module in talker.modules())

@@ -1,92 +1,103 @@
-"""What is done in a frame: a first code of the decoder, fifteen others of the code predictor, and their sum."""
+"""One frame: the first code from the decoder, the residual codes from the code predictor, and their summed embedding.
+
+Shapes: B rows, V codes of the decoder's vocabulary, G code groups, H hidden size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from talkerviz.talker.generation.sampling import Sampling, choose, greatest, penalise_repeats
+from talkerviz.talker.generation.sampling import Sampling, penalise_repeats, sample_code
 from talkerviz.talker.model.cache import KVCache, StaticCache
-
-if TYPE_CHECKING:
-    from talkerviz.talker.model.code_predictor import TalkerCodePredictorModelForConditionalGeneration
-    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.code_predictor import TalkerCodePredictorModelForConditionalGeneration
+from talkerviz.talker.model.layers import argmax
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 @dataclass(frozen=True)
-class Choosing:
-    """How a run chooses its codes.
+class SamplingState:
+    """State of sampling in a run.
 
-    sampling: how first codes are chosen.
-    suppressed: the first codes never to be chosen, int64 [n].
-    spoken: which first codes each row has spoken, bool [batch, vocab]; written with each, if repeats are penalised.
-    generators: one of each row, and none where nothing is drawn.
-    greatest: finds which number of each row is the greatest.
+    Attributes:
+        sampling: sampling of first codes.
+        suppressed: first codes that are never generated, int64 [n].
+        spoken: first codes that each row has generated, bool [B, V]; updated in place if repeats are penalised.
+        generators: a generator for each row, empty for greedy decoding.
+        argmax: function from [B, V] to the index of the greatest of each row [B, 1].
     """
 
     sampling: Sampling
     suppressed: Tensor
     spoken: Tensor
     generators: Sequence[torch.Generator]
-    greatest: Callable[[Tensor], Tensor] = greatest
+    argmax: Callable[[Tensor], Tensor] = argmax
 
 
-def choose_first(
+def decode_first_code(
     talker: TalkerForConditionalGeneration,
     embeds: Tensor,
     cache: KVCache | StaticCache,
     position_ids: Tensor | None,
-    choosing: Choosing,
+    state: SamplingState,
 ) -> tuple[Tensor, Tensor]:
-    """A frame's hidden state [batch, 1, hidden] and first code [batch, 1]."""
+    """Run the decoder over the prompt or a frame [B, S, H]; return the last hidden state [B, 1, H] and code [B, 1]."""
     # Root and models are called by keyword and return dataclasses, as in transformers: see recorder/.
     out = talker(inputs_embeds=embeds, cache=cache, position_ids=position_ids)
-    logits = out.logits[:, -1]
-    penalised = choosing.sampling.repetition_penalty != 1
-    if penalised:
-        logits = penalise_repeats(logits.float(), choosing.spoken, choosing.sampling.repetition_penalty)
-    logits = logits.index_fill(1, choosing.suppressed, -torch.inf)
-    first_code = choose(logits, choosing.sampling, choosing.generators, choosing.greatest)
-    if penalised:
-        choosing.spoken.scatter_(1, first_code, True)
+    logits = out.logits[:, -1]  # [B, V]
+    has_penalty = state.sampling.repetition_penalty != 1
+    if has_penalty:
+        logits = penalise_repeats(logits.float(), state.spoken, state.sampling.repetition_penalty)
+    logits = logits.index_fill(1, state.suppressed, -torch.inf)
+    first_code = sample_code(logits, state.sampling, state.generators, state.argmax)  # [B, 1]
+    if has_penalty:
+        state.spoken.scatter_(1, first_code, True)
     return out.last_hidden_state[:, -1:], first_code
 
 
-def choose_others(
-    talker: TalkerForConditionalGeneration, hidden: Tensor, first_code: Tensor, cache: KVCache, choosing: Choosing
+def decode_residual_codes(
+    talker: TalkerForConditionalGeneration, hidden: Tensor, first_code: Tensor, cache: KVCache, state: SamplingState
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The frame's codes [batch, 16], and the embeddings of the first, and of those after it but the last."""
-    first_embed = talker.model.codec_embedding(first_code)
-    start = torch.cat((hidden, first_embed), dim=1)
-    codes, residual_embeds = predict_residual_codes(talker.code_predictor, start, cache, choosing)
+    """Run the code predictor on a frame's hidden state [B, 1, H] and first code [B, 1].
+
+    Returns:
+        All codes of the frame [B, G], and the embeddings of the first [B, 1, H] and of codes 1 to G - 2 [B, G - 2, H].
+    """
+    first_embed = talker.model.codec_embedding(first_code)  # [B, 1, H]
+    start = torch.cat((hidden, first_embed), dim=1)  # [B, 2, H]
+    codes, residual_embeds = predict_residual_codes(talker.code_predictor, start, cache, state)
     return torch.cat((first_code, codes), dim=1), (first_embed, residual_embeds)
 
 
-def sum_of_codes(talker: TalkerForConditionalGeneration, codes: Tensor, most_embeds: Sequence[Tensor]) -> Tensor:
-    """What the next frame is told of this one's codes [batch, 1, hidden]."""
-    last_embed = talker.code_predictor.model.codec_embedding[-1](codes[:, -1:])
-    return torch.cat((*most_embeds, last_embed), dim=1).sum(dim=1, keepdim=True)
+def sum_code_embeddings(
+    talker: TalkerForConditionalGeneration, codes: Tensor, known_embeds: Sequence[Tensor]
+) -> Tensor:
+    """Sum the embeddings of a frame's codes [B, G]: the next frame's input without its text, [B, 1, H].
+
+    `known_embeds` are those that `decode_residual_codes` returned; the last code's is looked up here.
+    """
+    last_embed = talker.code_predictor.model.codec_embedding[-1](codes[:, -1:])  # [B, 1, H]
+    return torch.cat((*known_embeds, last_embed), dim=1).sum(dim=1, keepdim=True)
 
 
 def predict_residual_codes(
-    predictor: TalkerCodePredictorModelForConditionalGeneration, start: Tensor, cache: KVCache, choosing: Choosing
+    predictor: TalkerCodePredictorModelForConditionalGeneration, start: Tensor, cache: KVCache, state: SamplingState
 ) -> tuple[Tensor, Tensor]:
-    """A frame's codes 1 to 15 [batch, 15], and the embeddings of 1 to 14 [batch, 14, hidden].
+    """Predict a frame's codes 1 to G - 1 [B, G - 1]; also return the embeddings of all but the last [B, G - 2, H].
 
-    `start` [batch, 2, hidden] is the talker's last hidden state and the embedded first code.
+    `start` [B, 2, H] is the talker's last hidden state and the embedded first code.
     """
     # transformers fixes these for the predictor, whatever the talker samples with.
-    sampling = replace(choosing.sampling, temperature=1.0, top_k=50, top_p=0.8)
+    sampling = replace(state.sampling, temperature=1.0, top_k=50, top_p=0.8)
     cache.length = 0
     out = predictor(inputs_embeds=start, cache=cache, group=1)
-    codes = [choose(out.logits[:, -1], sampling, choosing.generators, choosing.greatest)]
-    embeds = []
+    codes = [sample_code(out.logits[:, -1], sampling, state.generators, state.argmax)]
+    embeds = [start[:, :0]]  # so that two code groups give an empty tensor
     for group in range(2, len(predictor.lm_head) + 1):
         out = predictor(code=codes[-1], cache=cache, group=group)
         embeds.append(out.inputs_embeds)
-        codes.append(choose(out.logits[:, -1], sampling, choosing.generators, choosing.greatest))
+        codes.append(sample_code(out.logits[:, -1], sampling, state.generators, state.argmax))
     return torch.cat(codes, dim=1), torch.cat(embeds, dim=1)

@@ -1,31 +1,37 @@
-"""The loop that speaks: prompt in, frames of 16 codes out."""
+"""The generation loop: from a prompt to frames of codes.
+
+Shapes: B rows, S tokens, G code groups, H hidden size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from talkerviz.talker.generation.compile import uncompiled
 from talkerviz.talker.generation.cuda_graphs import StaticFrame, capture
-from talkerviz.talker.generation.decode_step import Choosing, choose_first, choose_others, sum_of_codes
+from talkerviz.talker.generation.decode_step import (
+    SamplingState,
+    decode_first_code,
+    decode_residual_codes,
+    sum_code_embeddings,
+)
 from talkerviz.talker.generation.prompt import Prompt
 from talkerviz.talker.generation.sampling import GREEDY, Sampling, suppressed_codes
 from talkerviz.talker.model.cache import KVCache
-
-if TYPE_CHECKING:
-    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 @dataclass(frozen=True)
 class Frame:
     """80 ms of speech of each row.
 
-    codes: int64 [batch, 16].
-    speaking: bool [batch], on the CPU: False for rows that have ended, whose codes mean nothing.
+    Attributes:
+        codes: int64 [B, G].
+        speaking: bool [B], on the CPU; False for rows that have ended, whose codes have no meaning.
     """
 
     codes: Tensor
@@ -42,13 +48,21 @@ def generate(
     ignore_eos: bool = False,
     on_frame: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Speak at most `frames` frames of 80 ms: codes [spoken frames, 16], int64.
+    """Generate the codes of one prompt, up to the end of speech.
 
-    Stops before `frames` at end-of-speech, which is no frame; `ignore_eos` never chooses it, so that all frames
-    are spoken. `on_frame` is called with the number of frames done after each of them.
+    Args:
+        talker: the native talker.
+        prompt: from `assemble_prompt`, of one row.
+        frames: maximum number of frames of 80 ms.
+        sampling: sampling of first codes; greedy by default.
+        ignore_eos: never generate the end of speech, so that there are `frames` frames.
+        on_frame: callback for the number of frames done, after each.
 
-    Raises ValueError for a prompt of several rows, and where the frames do not fit in the positions the talker was
-    trained for.
+    Returns:
+        Codes [generated frames, G], int64.
+
+    Raises:
+        ValueError: the prompt has several rows, or the frames do not fit in the talker's positions.
     """
     if prompt.inputs_embeds.shape[0] != 1:
         raise ValueError(f"the prompt has {prompt.inputs_embeds.shape[0]} rows: use generate_batch")
@@ -65,19 +79,31 @@ def generate_batch(
     ignore_eos: bool = False,
     on_frame: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """Speak every row of a prompt from `batch_prompts`: of each its codes [spoken frames, 16], as it has them alone.
+    """Generate the codes of several prompts at once; each row gets the codes that it gets alone.
 
-    Raises ValueError where the frames do not fit in the positions the talker was trained for.
+    Args:
+        talker: the native talker.
+        prompt: from `batch_prompts`.
+        frames: maximum number of frames of 80 ms.
+        sampling: sampling of first codes; greedy by default.
+        ignore_eos: never generate the end of speech.
+        on_frame: callback for the number of frames done, after each.
+
+    Returns:
+        For each row its codes [generated frames, G], int64.
+
+    Raises:
+        ValueError: the frames do not fit in the talker's positions.
     """
-    spoken: list[list[Tensor]] = [[] for _ in prompt.inputs_embeds]
+    rows: list[list[Tensor]] = [[] for _ in prompt.inputs_embeds]
     for done, frame in enumerate(stream(talker, prompt, frames, sampling, ignore_eos=ignore_eos), start=1):
-        for codes, row, speaking in zip(frame.codes, spoken, frame.speaking.tolist(), strict=True):
+        for codes, row, speaking in zip(frame.codes, rows, frame.speaking.tolist(), strict=True):
             if speaking:
                 row.append(codes)
         if on_frame is not None:
             on_frame(done)
-    nothing = torch.empty(0, talker.config.num_code_groups, dtype=torch.long, device=prompt.inputs_embeds.device)
-    return [torch.stack(row) if row else nothing for row in spoken]
+    empty = torch.empty(0, talker.config.num_code_groups, dtype=torch.long, device=prompt.inputs_embeds.device)
+    return [torch.stack(row) if row else empty for row in rows]
 
 
 @torch.no_grad()
@@ -89,13 +115,13 @@ def stream(
     *,
     ignore_eos: bool = False,
 ) -> Iterator[Frame]:
-    """The frames of `generate` or `generate_batch`, each as soon as it is spoken; ends when no row speaks.
+    """Yield each frame once it is decoded, until every row has ended; arguments are those of `generate_batch`.
 
-    Raises ValueError, with the first frame asked for, where the frames do not fit in the positions the talker was
-    trained for.
+    Raises:
+        ValueError: with the first frame, the frames do not fit in the talker's positions.
     """
     config = talker.config
-    embeds = prompt.inputs_embeds
+    embeds = prompt.inputs_embeds  # [B, S, H]
     batch, device, dtype = embeds.shape[0], embeds.device, embeds.dtype
     if frames < 1:
         return
@@ -103,16 +129,16 @@ def stream(
     positions = embeds.shape[1] + frames - 1
     if positions > config.text.max_position_embeddings:
         raise ValueError(f"{positions} positions: the talker has {config.text.max_position_embeddings}")
-    choosing = Choosing(
+    state = SamplingState(
         sampling,
         torch.tensor(suppressed_codes(config, ignore_eos), device=device),
         torch.zeros(batch, config.text.vocab_size, dtype=torch.bool, device=device),
-        # A row draws what it draws alone.
+        # A generator for each row, so that a row samples what it samples alone.
         [torch.Generator(device).manual_seed(sampling.seed) for _ in range(batch * sampling.do_sample)],
-        talker.greatest,
+        talker.argmax,
     )
     cache = KVCache(config.text, positions, device, dtype, batch, prompt.padding)
-    frame_cache = KVCache(config.code_predictor, config.num_code_groups, device, dtype, batch)
+    predictor_cache = KVCache(config.code_predictor, config.num_code_groups, device, dtype, batch)
     ended = torch.zeros(batch, dtype=torch.bool)
 
     def all_ended(first_code: Tensor) -> bool:
@@ -121,33 +147,33 @@ def stream(
         return bool(ended.all())
 
     with uncompiled(talker):
-        hidden, first_code = choose_first(talker, embeds, cache, prompt.positions, choosing)
+        hidden, first_code = decode_first_code(talker, embeds, cache, prompt.positions, state)
     if all_ended(first_code):
         return
-    codes, most_embeds = choose_others(talker, hidden, first_code, frame_cache, choosing)
+    codes, known_embeds = decode_residual_codes(talker, hidden, first_code, predictor_cache, state)
     yield Frame(codes, ~ended)
     if frames == 1:
         return
-    if talker.graphs:
-        static = StaticFrame(talker, cache, frame_cache, choosing, prompt.next_position)
-        static.spoken.copy_(sum_of_codes(talker, codes, most_embeds))
+    if talker.use_cuda_graphs:
+        static = StaticFrame(talker, cache, predictor_cache, state, prompt.next_position)
+        static.spoken.copy_(sum_code_embeddings(talker, codes, known_embeds))
         graph = capture(static)
-    # Without positions of its own the prompt's are its tokens' places, and the talker goes on from there.
+    # Without position ids in the prompt the talker counts on from the cache's length.
     next_position = None if prompt.positions is None else prompt.next_position
     for frame in range(frames - 1):
         text_left = frame < prompt.trailing_text.shape[1]
-        text = prompt.trailing_text[:, frame : frame + 1] if text_left else prompt.tts_pad
-        if talker.graphs:
+        text = prompt.trailing_text[:, frame : frame + 1] if text_left else prompt.tts_pad  # [B, 1, H]
+        if talker.use_cuda_graphs:
             static.text.copy_(text)
             graph.replay()
             codes = static.codes.clone()
             if all_ended(codes):
                 return
         else:
-            embeds = sum_of_codes(talker, codes, most_embeds) + text
+            embeds = sum_code_embeddings(talker, codes, known_embeds) + text  # [B, 1, H]
             position_ids = None if next_position is None else (next_position + frame).expand(3, -1, -1)
-            hidden, first_code = choose_first(talker, embeds, cache, position_ids, choosing)
+            hidden, first_code = decode_first_code(talker, embeds, cache, position_ids, state)
             if all_ended(first_code):
                 return
-            codes, most_embeds = choose_others(talker, hidden, first_code, frame_cache, choosing)
+            codes, known_embeds = decode_residual_codes(talker, hidden, first_code, predictor_cache, state)
         yield Frame(codes, ~ended)

@@ -1,4 +1,4 @@
-"""From the thinker's outputs to the talker's prompt."""
+"""The talker's prompt, assembled from the thinker's outputs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from talkerviz.talker.model.config import TalkerConfig
 
 @dataclass(frozen=True)
 class ThinkerOutputs:
-    """What the talker needs of the thinker, W being `thinker_hidden_size`.
+    """The thinker's outputs that the talker reads, for P tokens of the user and T of the assistant.
 
-    special: embeddings of tts bos, eos and pad [1, 3, W].
-    user: embeddings of the user's P tokens [1, P, W].
-    user_hidden: hidden states of the same tokens at layer `accept_hidden_layer` [1, P, W].
-    multimodal: which of them are audio, image or video [1, P], bool, on the CPU whatever the others are on.
-    assistant: embeddings of the T tokens of the answer [1, T, W], the three role tokens first.
-    positions: time, height and width of the user's tokens [3, 1, P]; None if they simply follow each other, as text
-        and sound do.
+    W is the config's `thinker_hidden_size`.
+
+    Attributes:
+        special: embeddings of tts_bos, tts_eos and tts_pad [1, 3, W].
+        user: embeddings of the user's tokens [1, P, W].
+        user_hidden: hidden states of the user's tokens at layer `accept_hidden_layer` [1, P, W].
+        multimodal: True for the user's tokens of audio, image or video, bool [1, P], always on the CPU.
+        assistant: embeddings of the answer's tokens, the three of the role first [1, T, W].
+        positions: time, height and width of the user's tokens [3, 1, P]; None for consecutive positions, as of text
+            and audio.
     """
 
     special: Tensor
@@ -36,14 +39,15 @@ class ThinkerOutputs:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the talker starts from, H being its hidden size; the batch B is 1 but for `batch_prompts`.
+    """The talker's input before the first frame. H is its hidden size; the batch B is 1 unless from `batch_prompts`.
 
-    inputs_embeds: the positions of its first pass [B, P + 9, H].
-    trailing_text: text still to be spoken, one position added to each later frame's input [B, T - 3, H].
-    tts_pad: what is added once the text is used up [B, 1, H].
-    positions: time, height and width of the first pass [3, B, P + 9], frames going on from the largest; None if
-        positions simply follow each other.
-    padding: how many positions at the start of each row are none [B]; None if all are full.
+    Attributes:
+        inputs_embeds: embeddings of the first pass [B, P + 9, H].
+        trailing_text: embeddings of the text still to be spoken, one added to each later frame's input [B, T - 3, H].
+        tts_pad: embedding added once the text is used up [B, 1, H].
+        positions: time, height and width of the first pass [3, B, P + 9], frames going on from the largest; None for
+            consecutive positions.
+        padding: number of padded positions at the start of each row [B]; None for no padding.
     """
 
     inputs_embeds: Tensor
@@ -54,7 +58,7 @@ class Prompt:
 
     @property
     def next_position(self) -> Tensor:
-        """The first frame's position that follows, on all three axes: [1, B or 1, 1]."""
+        """Position of the first frame after the prompt, the same on all three axes [1, B or 1, 1]."""
         if self.positions is None:
             return torch.full((1, 1, 1), self.inputs_embeds.shape[1], device=self.inputs_embeds.device)
         return self.positions.amax(dim=(0, 2), keepdim=True) + 1
@@ -62,16 +66,22 @@ class Prompt:
 
 @torch.no_grad()
 def assemble_prompt(talker: Any, config: TalkerConfig, thinker: ThinkerOutputs, speaker: int) -> Prompt:
-    """Assemble the prompt for a speaker's codec token (a value of `config.speaker_id`).
+    """Assemble the prompt of one conversation.
 
-    The talker is either implementation: only module names both have are used. Raises ValueError for fewer than
-    four assistant tokens, the three of the role and one to speak.
+    Args:
+        talker: either implementation; only modules that both have are called.
+        config: the talker's config.
+        thinker: the thinker's outputs.
+        speaker: the speaker's codec token, a value of `config.speaker_id`.
+
+    Raises:
+        ValueError: fewer than four assistant tokens, the three of the role and one to speak.
     """
     if thinker.assistant.shape[1] < 4:
         raise ValueError(f"the assistant part needs 4 tokens or more, not {thinker.assistant.shape[1]}")
-    bos, eos, pad = talker.text_projection(thinker.special).chunk(3, dim=1)
-    user = _user_part(talker, thinker)
-    assistant = talker.text_projection(thinker.assistant)
+    bos, eos, pad = talker.text_projection(thinker.special).chunk(3, dim=1)  # [1, 1, H] each
+    user = _project_user(talker, thinker)  # [1, P, H]
+    assistant = talker.text_projection(thinker.assistant)  # [1, T, H]
     codec_tokens = [
         config.codec_nothink_id,
         config.codec_think_bos_id,
@@ -80,55 +90,55 @@ def assemble_prompt(talker: Any, config: TalkerConfig, thinker: ThinkerOutputs, 
         config.codec_pad_id,
         config.codec_bos_id,
     ]
-    codec = talker.model.codec_embedding(torch.tensor([codec_tokens], device=pad.device))
-    # Two tracks, summed: the text above, and from the fourth position on the codec tokens below it.
-    text_track = torch.cat((assistant[:, :3], pad.expand(-1, 4, -1), bos, assistant[:, 3:4]), dim=1)
-    codec_track = torch.cat((torch.zeros_like(codec[:, :3]), codec), dim=1)
+    codec = talker.model.codec_embedding(torch.tensor([codec_tokens], device=pad.device))  # [1, 6, H]
+    # Two tracks of 9 positions, summed: text, and codec tokens from the fourth position on.
+    text_track = torch.cat((assistant[:, :3], pad.expand(-1, 4, -1), bos, assistant[:, 3:4]), dim=1)  # [1, 9, H]
+    codec_track = torch.cat((torch.zeros_like(codec[:, :3]), codec), dim=1)  # [1, 9, H]
     return Prompt(
         inputs_embeds=torch.cat((user, text_track + codec_track), dim=1),
         trailing_text=torch.cat((assistant[:, 4:], eos), dim=1),
         tts_pad=pad,
-        positions=_positions(thinker.positions, text_track.shape[1], pad.device),
+        positions=_extend_positions(thinker.positions, text_track.shape[1], pad.device),
     )
 
 
-def _positions(user: Tensor | None, then: int, device: torch.device) -> Tensor | None:
-    """Of the user's tokens [3, 1, P] and `then` more, which go on from the largest: [3, 1, P + then]."""
+def _extend_positions(user: Tensor | None, count: int, device: torch.device) -> Tensor | None:
+    """Append `count` positions to the user's [3, 1, P], from the largest on: [3, 1, P + count]."""
     if user is None:
         return None
     user = user.to(device)
-    more = user.max() + 1 + torch.arange(then, device=device)
-    return torch.cat((user, more.to(user.dtype).expand(3, 1, -1)), dim=2)
+    following = user.max() + 1 + torch.arange(count, device=device)
+    return torch.cat((user, following.to(user.dtype).expand(3, 1, -1)), dim=2)
 
 
 def batch_prompts(prompts: Sequence[Prompt]) -> Prompt:
-    """Several prompts of one talker as rows of one, padded on the left; each row is spoken as it is alone."""
+    """Batch prompts of one talker as rows, padded on the left; each row generates what it generates alone."""
     lengths = [prompt.inputs_embeds.shape[1] for prompt in prompts]
-    texts = [prompt.trailing_text.shape[1] for prompt in prompts]
+    text_lengths = [prompt.trailing_text.shape[1] for prompt in prompts]
     device = prompts[0].tts_pad.device
     rows, trailing, positions = [], [], []
-    for prompt, length, text in zip(prompts, lengths, texts, strict=True):
+    for prompt, length, text_length in zip(prompts, lengths, text_lengths, strict=True):
         left = max(lengths) - length
         rows.append(F.pad(prompt.inputs_embeds, (0, 0, left, 0)))
-        trailing.append(torch.cat((prompt.trailing_text, prompt.tts_pad.expand(-1, max(texts) - text, -1)), dim=1))
-        own = prompt.positions
-        own = torch.arange(length, device=device).expand(3, 1, -1) if own is None else own
-        positions.append(F.pad(own, (left, 0)))
+        text_padding = prompt.tts_pad.expand(-1, max(text_lengths) - text_length, -1)
+        trailing.append(torch.cat((prompt.trailing_text, text_padding), dim=1))
+        consecutive = torch.arange(length, device=device).expand(3, 1, -1)
+        positions.append(F.pad(consecutive if prompt.positions is None else prompt.positions, (left, 0)))
     padding = torch.tensor([max(lengths) - length for length in lengths], device=device)
-    pads = torch.cat([prompt.tts_pad for prompt in prompts])
-    return Prompt(torch.cat(rows), torch.cat(trailing), pads, torch.cat(positions, dim=1), padding)
+    tts_pads = torch.cat([prompt.tts_pad for prompt in prompts])
+    return Prompt(torch.cat(rows), torch.cat(trailing), tts_pads, torch.cat(positions, dim=1), padding)
 
 
-def _user_part(talker: Any, thinker: ThinkerOutputs) -> Tensor:
-    """Text comes as embeddings; audio, image and video come as the thinker understood them: [1, P, H]."""
+def _project_user(talker: Any, thinker: ThinkerOutputs) -> Tensor:
+    """Project the user's tokens to [1, P, H]: embeddings of text, hidden states of audio, image and video."""
     multimodal = thinker.multimodal[0].tolist()
-    heard = [place for place, is_heard in enumerate(multimodal) if is_heard]
-    read = [place for place, is_heard in enumerate(multimodal) if not is_heard]
+    media_indices = [index for index, is_media in enumerate(multimodal) if is_media]
+    text_indices = [index for index, is_media in enumerate(multimodal) if not is_media]
     parts = []
-    if heard:
-        parts.append(talker.hidden_projection(thinker.user_hidden[0, heard]))
-    if read:
-        parts.append(talker.text_projection(thinker.user[0, read]))
+    if media_indices:
+        parts.append(talker.hidden_projection(thinker.user_hidden[0, media_indices]))
+    if text_indices:
+        parts.append(talker.text_projection(thinker.user[0, text_indices]))
     projected = torch.cat(parts)
-    positions = torch.tensor(heard + read, device=projected.device)
-    return torch.empty_like(projected).index_copy_(0, positions, projected)[None]
+    order = torch.tensor(media_indices + text_indices, device=projected.device)
+    return torch.empty_like(projected).index_copy_(0, order, projected)[None]

@@ -1,4 +1,4 @@
-"""From logits to a code: the processors of transformers' `generate`, in its order."""
+"""Sampling of codes from logits: the logits processors of transformers' `generate`, in the same order."""
 
 from __future__ import annotations
 
@@ -10,13 +10,26 @@ import torch
 from torch import Tensor
 
 from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.layers import argmax
+
+# The last codes of the decoder's vocabulary are control tokens, not sound; so transformers' `generate`.
+_CONTROL_CODES = 1024
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How first codes are chosen. The default is greedy: `do_sample=False` uses the repetition penalty alone.
+    """Sampling of first codes; greedy by default, with the repetition penalty alone.
 
-    Raises ValueError for a temperature or penalty that is not positive, a top_k below 1, a top_p outside (0, 1].
+    Attributes:
+        do_sample: sample, rather than take the likeliest code.
+        temperature: divisor of the logits.
+        top_k: number of likeliest codes that are kept; None and 0 keep all.
+        top_p: probability mass that is kept, in (0, 1].
+        repetition_penalty: divisor of the positive logits of codes generated before.
+        seed: random seed.
+
+    Raises:
+        ValueError: a temperature or penalty that is not positive, a top_k below 0, a top_p outside (0, 1].
     """
 
     do_sample: bool = False
@@ -29,8 +42,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
         if not 0 < self.repetition_penalty < math.inf:
@@ -41,55 +54,58 @@ GREEDY = Sampling()
 
 
 def suppressed_codes(config: TalkerConfig, ignore_eos: bool) -> list[int]:
-    """The first codes never to be chosen: the last 1024 are not sound, and of them only end-of-speech may come."""
-    size = config.text.vocab_size
-    return [code for code in range(size - 1024, size) if ignore_eos or code != config.codec_eos_token_id]
+    """Return the first codes that are never generated: control codes, and with `ignore_eos` the end of speech."""
+    size, eos = config.text.vocab_size, config.codec_eos_token_id
+    codes = set(range(size - _CONTROL_CODES, size))
+    return sorted(codes | {eos} if ignore_eos else codes - {eos})
 
 
-def penalise_repeats(logits: Tensor, spoken: Tensor, penalty: float) -> Tensor:
-    """Make codes less likely that were spoken, bool [batch, vocab] (Keskar et al. 2019, arXiv:1909.05858)."""
-    return torch.where(spoken, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+def penalise_repeats(logits: Tensor, generated: Tensor, penalty: float) -> Tensor:
+    """Lower the logits of codes generated before, bool [B, V] (Keskar et al. 2019, arXiv:1909.05858)."""
+    return torch.where(generated, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
-    """Leave the top_k largest logits [batch, vocab], and those that equal the last of them."""
+    """Mask all but the top_k largest logits [B, V], and those equal to the last of them."""
     smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < smallest, -torch.inf)
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Leave the likeliest codes that together reach top_p (Holtzman et al. 2019, arXiv:1904.09751)."""
+    """Mask all but the likeliest codes that together reach top_p (Holtzman et al. 2019, arXiv:1904.09751)."""
     ascending, order = logits.sort()
     unlikely = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
     unlikely[:, -1] = False
     return logits.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
 
 
-def greatest(logits: Tensor) -> Tensor:
-    """The likeliest code [batch, 1] of logits [batch, vocab]."""
-    return logits.argmax(dim=-1, keepdim=True)
-
-
-def choose(
+def sample_code(
     logits: Tensor,
     sampling: Sampling,
     generators: Sequence[torch.Generator],
-    greatest: Callable[[Tensor], Tensor] = greatest,
+    argmax: Callable[[Tensor], Tensor] = argmax,
 ) -> Tensor:
-    """Choose a code [batch, 1] from logits [batch, vocab]; for sampling each row has a generator of its own.
+    """Sample a code [B, 1] from logits [B, V].
 
-    `greatest` finds which number of a row is the greatest.
+    Args:
+        logits: of the next code.
+        sampling: how to sample.
+        generators: a generator for each row, if `sampling.do_sample`.
+        argmax: function from [B, V] to the index of the greatest of each row [B, 1].
     """
     if not sampling.do_sample:
-        return greatest(logits)
+        return argmax(logits)
     logits = logits.float()
     if sampling.temperature != 1:
         logits = logits / sampling.temperature
-    if sampling.top_k is not None:
+    if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
         logits = keep_top_p(logits, sampling.top_p)
-    rows = logits.softmax(-1)
-    # As torch.multinomial draws one, without its look at the numbers on the host.
-    drawn = [torch.empty_like(row).exponential_(generator=own) for row, own in zip(rows, generators, strict=True)]
-    return greatest(rows / torch.stack(drawn))
+    probabilities = logits.softmax(-1)
+    # torch.multinomial of one sample does the same, but also checks the probabilities on the host.
+    noise = [
+        torch.empty_like(row).exponential_(generator=generator)
+        for row, generator in zip(probabilities, generators, strict=True)
+    ]
+    return argmax(probabilities / torch.stack(noise))

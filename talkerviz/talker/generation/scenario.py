@@ -1,4 +1,4 @@
-"""What one run is made of, and a stand-in for the thinker."""
+"""Lengths, speaker and seed of a run, and random stand-ins for the thinker's outputs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from talkerviz.talker.model.config import TalkerConfig
 
 @dataclass(frozen=True)
 class Scenario:
-    """One run: lengths in tokens, a speaker of the talker's, frames of 80 ms, and a seed.
+    """One run of the talker.
 
-    `text_tokens` is the whole assistant part, its three role tokens included.
+    Attributes:
+        prompt_tokens: tokens of the user.
+        text_tokens: tokens of the assistant, the three of the role included.
+        speaker: name of a voice.
+        frames: frames of 80 ms to generate.
+        seed: random seed, 0 or more.
 
-    Raises ValueError for anything that cannot be run.
+    Raises:
+        ValueError: a value is too small to run.
     """
 
     prompt_tokens: int = 11
@@ -27,24 +33,25 @@ class Scenario:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # Three role tokens, the first to speak in the prompt, and one that trails it.
-        least = {"prompt_tokens": 1, "text_tokens": 5, "frames": 1, "seed": 0}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} must be at least {smallest}, not {getattr(self, name)}")
+        # The assistant has three role tokens, one that is spoken in the prompt, and one that trails it.
+        minimums = {"prompt_tokens": 1, "text_tokens": 5, "frames": 1, "seed": 0}
+        for name, minimum in minimums.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
 
 
 def scenario_inputs(
     scenario: Scenario, config: TalkerConfig, device: str | torch.device, dtype: torch.dtype
 ) -> ThinkerOutputs:
-    """Random thinker outputs of the scenario's lengths, all text: the same for a seed on every device.
+    """Draw thinker outputs of the scenario's lengths, all text; a seed gives the same ones on every device.
 
-    Raises ValueError for a speaker that the talker does not have.
+    Raises:
+        ValueError: the talker does not have the speaker, or has too few positions.
     """
     config.speaker(scenario.speaker)
     positions = scenario.prompt_tokens + scenario.text_tokens
     if positions > config.text.max_position_embeddings:
-        # Before so many are drawn.
+        # Checked here so that no memory is spent on drawing them.
         raise ValueError(f"{positions} tokens: the talker has {config.text.max_position_embeddings} positions")
     generator = torch.Generator().manual_seed(scenario.seed)
 

@@ -1,4 +1,4 @@
-"""Speak while the sound is made, and see how long each takes."""
+"""Audio from a talker and a code2wav at once, with the time that each takes."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 
 from torch import Tensor
 
+from talkerviz.talker.generation.generate import stream
 from talkerviz.talker.generation.prompt import ThinkerOutputs, assemble_prompt
 from talkerviz.talker.generation.sampling import Sampling
 from talkerviz.talker.model.code2wav import chunks_of, decode_chunks
 from talkerviz.talker.model.config import TalkerConfig
 
-# How its `generate` has the talker draw codes.
+# The talker's defaults in the `generate` of transformers' Qwen3OmniMoeForConditionalGeneration.
 AS_TRANSFORMERS = Sampling(do_sample=True, temperature=0.9, top_k=50, repetition_penalty=1.05)
 
 
 @dataclass
-class Speech:
-    """How far a speech has come.
+class SpeechProgress:
+    """Progress of a speech.
 
     Attributes:
-        frames: of 80 ms, that are sound by now.
-        chunks: how many passes of code2wav that took.
-        samples: of 1/24,000 s.
-        first_ns: until the first of them were there; None before that.
-        talker_ns: inside of what gives the codes.
-        code2wav_ns: the rest of the time.
+        frames: frames of 80 ms decoded to audio.
+        chunks: passes of code2wav.
+        samples: samples of 1/24,000 s.
+        first_ns: time to the first samples, ns; None before them.
+        talker_ns: time spent in the talker, ns.
+        code2wav_ns: the rest of the time, ns.
     """
 
     frames: int = 0
@@ -40,60 +41,68 @@ class Speech:
 
     @property
     def total_ns(self) -> int:
-        """All of the time."""
+        """Time in all, ns."""
         return self.talker_ns + self.code2wav_ns
 
 
-def talk(
+def stream_codes(
     talker: Any, config: TalkerConfig, thinker: ThinkerOutputs, speaker: str, frames: int, sampling: Sampling
 ) -> Iterator[Tensor]:
-    """Codes [16] of each frame as soon as it is spoken, from the prompt on, until the end of speech.
+    """Yield the codes [code groups] of each frame once it is decoded, until the end of speech.
 
-    Raises ValueError as `stream` does, with the first frame.
+    Raises:
+        ValueError: as `stream`, with the first frame.
     """
     prompt = assemble_prompt(talker, config, thinker, config.speaker(speaker))
-    for frame in talker.stream(prompt, frames, sampling):
+    for frame in stream(talker, prompt, frames, sampling):
         yield frame.codes[0]
 
 
-def say(
+def stream_speech(
     code2wav: Any,
     frames: Iterable[Tensor],
-    add: Callable[[Tensor], None],
+    write: Callable[[Tensor], None],
     chunk_frames: int,
     left_context: int,
     *,
     seamless: bool = False,
-    speech: Speech,
+    progress: SpeechProgress,
 ) -> None:
-    """Have `add` take the sound of frames, chunk by chunk while they come; see `stream_audio`.
+    """Decode frames to audio chunk by chunk while they come, and write each chunk; see `stream_audio`.
 
-    `speech` is kept up to date, so that it holds whatever stops this.
+    Args:
+        code2wav: a `Qwen3OmniMoeCode2Wav`.
+        frames: codes [code groups] of each frame.
+        write: function called with the samples [n] of each chunk.
+        chunk_frames: frames of a chunk.
+        left_context: frames before a chunk that are decoded with it.
+        seamless: keep the samples that transformers loses between chunks.
+        progress: updated with each chunk, so that it is right however this ends.
     """
-    began = perf_counter_ns()
-    read = 0
+    start_ns = perf_counter_ns()
+    frames_read = 0
 
-    def watched() -> Iterator[Tensor]:
-        nonlocal read
+    def timed_chunks() -> Iterator[Tensor]:
+        nonlocal frames_read
         chunks = chunks_of(frames, chunk_frames)
         while True:
-            asked = perf_counter_ns()
+            asked_ns = perf_counter_ns()
             try:
-                # On the CPU, and so the talker is done with it.
+                # The chunk is on the CPU, so the talker's kernels for it have ended.
                 chunk = next(chunks, None)
             finally:
-                speech.talker_ns += perf_counter_ns() - asked
+                progress.talker_ns += perf_counter_ns() - asked_ns
             if chunk is None:
                 return
-            read += len(chunk)
+            frames_read += len(chunk)
             yield chunk
 
     try:
-        for samples in decode_chunks(code2wav, watched(), left_context, seamless=seamless):
-            add(samples)
-            speech.frames = read
-            speech.chunks += 1
-            speech.samples += len(samples)
-            speech.first_ns = speech.first_ns or perf_counter_ns() - began
+        for samples in decode_chunks(code2wav, timed_chunks(), left_context, seamless=seamless):
+            write(samples)
+            progress.frames = frames_read
+            progress.chunks += 1
+            progress.samples += len(samples)
+            progress.first_ns = progress.first_ns or perf_counter_ns() - start_ns
     finally:
-        speech.code2wav_ns = perf_counter_ns() - began - speech.talker_ns
+        progress.code2wav_ns = perf_counter_ns() - start_ns - progress.talker_ns

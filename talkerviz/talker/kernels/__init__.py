@@ -1,36 +1,35 @@
-"""A talker whose layers are few kernels each, for one stream on a GPU: frames near the time in which memory gives their
-weights.
+"""Fused Triton kernels for the talker's layers: one stream on a GPU, bound by the memory bandwidth of the weights.
 
-A dense layer is five kernels, one with experts seven. Each asks for its weights before it waits for what the kernel
-before it computes: with programmatic dependent launch they are there by then, and memory never rests. Numbers are
-rounded where the layers' own code rounds them; sums are taken in another order.
+A dense layer is five kernels, one with experts seven. Each loads its weights before it waits for the output of the
+kernel before it: with programmatic dependent launch these loads overlap with that kernel. Values are rounded where the
+layers' own code rounds them; sums are in another order.
 
-In all kernels PDL says whether they are launched so, TOKENS how many rows of x there are, and BLOCK_* are powers of 2.
+In all kernels PDL is True for programmatic dependent launch, TOKENS is the number of rows of x, and BLOCK_* are powers
+of 2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from talkerviz.talker.generation.compile import is_compiled
-
-if TYPE_CHECKING:
-    from talkerviz.talker.model.config import TalkerConfig
-    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 def fuse_talker(talker: TalkerForConditionalGeneration) -> None:
-    """Have layers and what is between them run as few Triton kernels, in place; all modules stay where they are.
+    """Replace the layers and the modules between them by fused kernels, in place; the module tree does not change.
 
-    That is for a frame of one stream; prompts and batches run as before. In float32 codes stay what they are. In
-    bfloat16 numbers are rounded where they were, and sums taken in another order.
+    The kernels run a frame of one stream; prompts and batches run as before. In float32 the codes do not change. In
+    bfloat16 values are rounded at the same places, and sums are in another order.
 
-    Raises ValueError as `check_kernels` does, and for a talker that is compiled.
+    Raises:
+        ValueError: as `check_kernels`, or the talker is compiled.
     """
     check_kernels(talker.codec_head.weight.device, talker.config)
     if is_compiled(talker):
@@ -39,11 +38,20 @@ def fuse_talker(talker: TalkerForConditionalGeneration) -> None:
 
 
 def check_kernels(device: torch.device, config: TalkerConfig) -> None:
-    """Raises ValueError for a device that is not CUDA, an activation that is not SiLU, or where Triton is missing."""
+    """Check that the kernels run on a device and implement a config.
+
+    Raises:
+        ValueError: the device is not CUDA, an activation is not SiLU, attention has biases, the router's weights are
+            not normalised, or Triton is missing.
+    """
     if device.type != "cuda":
         raise ValueError(f"fused kernels need a CUDA device, and the talker is on {device.type}: leave out --fused")
     if others := {config.text.hidden_act, config.code_predictor.hidden_act} - {"silu"}:
         raise ValueError(f"fused kernels have silu, and the talker's hidden_act is {others.pop()}: leave out --fused")
+    if config.text.attention_bias or config.code_predictor.attention_bias:
+        raise ValueError("fused kernels have no biases, and the talker's attention_bias is true: leave out --fused")
+    if not config.text.norm_topk_prob:
+        raise ValueError("fused kernels normalise expert weights, and norm_topk_prob is false: leave out --fused")
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -51,8 +59,8 @@ def check_kernels(device: torch.device, config: TalkerConfig) -> None:
 
 
 def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
-    """What `fuse_talker` does, wherever the talker is: on a CPU for Triton's interpreter."""
-    from talkerviz.talker.kernels.codes import greatest_of
+    """Do what `fuse_talker` does on any device: on a CPU for Triton's interpreter."""
+    from talkerviz.talker.kernels.codes import fused_argmax
     from talkerviz.talker.kernels.layer import (
         angles_forward,
         embedding_forward,
@@ -72,11 +80,11 @@ def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
         _replace(head, head_forward)
     for embedding in (talker.model.codec_embedding, *predictor.model.codec_embedding):
         _replace(embedding, embedding_forward)
-    talker.greatest = greatest_of
+    talker.argmax = fused_argmax
     like, rotary = talker.codec_head.weight, predictor.model.rotary_emb
-    places = torch.arange(talker.config.num_code_groups, device=like.device)[None]
-    angles = rotary(like, places)
-    _replace(predictor.model, predictor_forward(places))
+    positions = torch.arange(talker.config.num_code_groups, device=like.device)[None]
+    angles = rotary(like, positions)
+    _replace(predictor.model, predictor_forward(positions))
     _replace(rotary, known_angles_forward(angles))
     _replace(talker.model.rotary_emb, angles_forward)
 

@@ -1,6 +1,6 @@
-"""The decoder's angles, in one kernel where its own code takes fourteen."""
+"""Kernel of the decoder's rotary embedding, one in place of fourteen."""
 
-# ruff: noqa: N803 (what is known when a kernel is compiled is in capitals, as in Triton's own code)
+# ruff: noqa: N803 (compile-time constants are in capitals, as in Triton's own code)
 from __future__ import annotations
 
 import torch
@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import launch, power
+from talkerviz.talker.kernels.launch import launch_options, next_power_of_2
 from talkerviz.talker.model.rope import TalkerRotaryEmbedding
 
 
@@ -26,10 +26,10 @@ def angles(
     BLOCK_HALF: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Of one token at `positions`, of time, height and width `stride` apart: cos and sin [2 HALF], each half the same.
+    """Compute cos and sin [2 HALF] of one token; both halves are the same.
 
-    Of the frequencies every third belongs to the height, the first HEIGHT of these, as many to the width, and the rest
-    to time.
+    `positions` are in time, height and width, `stride` apart. Every third frequency is of the height, the first HEIGHT
+    of them, the next ones of the width, the first WIDTH of them, and the rest of time.
     """
     if PDL:
         gdc_launch_dependents()
@@ -45,8 +45,8 @@ def angles(
         tl.store(sin + part * HALF + half, tl.sin(angle).to(sin.dtype.element_ty), inside)
 
 
-def angles_of(rotary: TalkerRotaryEmbedding, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [1, 1, head_dim] in the dtype of x for one token at position_ids [3, 1, 1]."""
+def fused_angles(rotary: TalkerRotaryEmbedding, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [1, 1, head_dim] in the dtype of x for one token at position_ids [3, 1, 1]."""
     half = len(rotary.inv_freq)
     cos, sin = (torch.empty(1, 1, 2 * half, dtype=x.dtype, device=x.device) for _ in range(2))
     _, height, width = rotary.mrope_section
@@ -59,7 +59,7 @@ def angles_of(rotary: TalkerRotaryEmbedding, x: Tensor, position_ids: Tensor) ->
         HALF=half,
         HEIGHT=height,
         WIDTH=width,
-        BLOCK_HALF=power(half),
-        **launch(x, warps=1),
+        BLOCK_HALF=next_power_of_2(half),
+        **launch_options(x, warps=1),
     )
     return cos, sin

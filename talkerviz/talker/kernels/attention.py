@@ -1,6 +1,6 @@
-"""Attention of new tokens: queries, keys and values in one kernel, the mix in a second, the way out in a third."""
+"""Kernels of attention: one projects to queries, keys and values, one attends, one projects back."""
 
-# ruff: noqa: N803, RUF005 (what is known when a kernel is compiled is in capitals; Triton knows no unpacking)
+# ruff: noqa: N803, RUF005 (compile-time constants are in capitals; Triton has no unpacking)
 from __future__ import annotations
 
 import torch
@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import block_rows, launch, power
+from talkerviz.talker.kernels.launch import block_rows, launch_options, next_power_of_2
 from talkerviz.talker.kernels.parts import load_rows, rounded, times
 from talkerviz.talker.kernels.rows import project_rows
 from talkerviz.talker.model.attention import TalkerCodePredictorAttention
@@ -17,12 +17,12 @@ from talkerviz.talker.model.cache import LayerCache, StaticLayerCache
 from talkerviz.talker.model.layers import RMSNorm
 
 NOTHING = tl.constexpr(-1e30)
-"""The score of a position that is not looked at: less than any, and a number, so that differences are numbers."""
+"""Score of a masked position: lower than any other, and finite, so that differences are not NaN."""
 
 
 @triton.jit
 def _turned(first, second, cos, sin, like):
-    """The two halves of a head, rotated by its angles."""
+    """Rotate the two halves of a head by its angles."""
     return (
         rounded(rounded(first * cos, like) + rounded(-second * sin, like), like),
         rounded(rounded(second * cos, like) + rounded(first * sin, like), like),
@@ -31,14 +31,14 @@ def _turned(first, second, cos, sin, like):
 
 @triton.jit
 def _halves(head, half, inside, HALF: tl.constexpr):
-    """The two halves of a head, float32."""
+    """Load the two halves of a head as float32."""
     first = tl.load(head + half, inside, 0.0).to(tl.float32)
     return first, tl.load(head + HALF + half, inside, 0.0).to(tl.float32)
 
 
 @triton.jit
 def _ready(first, second, first_scale, second_scale, eps, cos, sin, like, HALF: tl.constexpr):
-    """A query's or key's two halves, normalised and rotated."""
+    """Normalise and rotate the two halves of a query or key."""
     root = tl.rsqrt(tl.sum(first * first + second * second, axis=0) / (2 * HALF) + eps)
     first = rounded(first_scale * rounded(first * root, like), like)
     second = rounded(second_scale * rounded(second * root, like), like)
@@ -47,13 +47,13 @@ def _ready(first, second, first_scale, second_scale, eps, cos, sin, like, HALF: 
 
 @triton.jit
 def _block(cached, positions, end, half, inside, HALF: tl.constexpr):
-    """The two halves of a head at positions before `end` [positions, HALF], as they are, and zero beyond."""
+    """Load the two halves of a head at positions before `end` [positions, HALF] in their dtype, zero beyond."""
     spots = cached + positions[:, None] * 2 * HALF + half[None, :]
     there = (positions < end)[:, None] & inside[None, :]
     return tl.load(spots, there, 0.0), tl.load(spots + HALF, there, 0.0)
 
 
-# Else it would be compiled anew where a place is a multiple of 16, or 1.
+# Triton would recompile for values of `place` that are 1 or multiples of 16.
 @triton.jit(do_not_specialize=["place"])
 def attend(
     projected,
@@ -84,12 +84,13 @@ def attend(
     BLOCK_POSITIONS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Of a query head, a token and a share of the positions: what it mixes of values, not yet divided by `total`.
+    """Attend from one query head and token to a share of the positions (a split): flash decoding.
 
     `projected` [TOKENS, HEADS + 2 KEY_HEADS, 2 HALF] are queries, keys and values. The new keys and values are written
     to the cache, [KEY_HEADS, positions, 2 HALF] with `stride` from head to head, from `place` on. `cos` and `sin` are
-    those of the new tokens, or of all positions. `mask`, of one token, has all positions. `mixed` [SPLITS, TOKENS,
-    HEADS, 2 HALF], `greatest`, for several SPLITS, and `total` [SPLITS, TOKENS, HEADS] are float32.
+    of the new tokens, or of all positions. `mask`, for one token only, covers all positions. Outputs are float32: the
+    weighted sums of values, `mixed` [SPLITS, TOKENS, HEADS, 2 HALF], not yet divided by the sums of weights, `total`
+    [SPLITS, TOKENS, HEADS], and for several SPLITS the greatest scores, `greatest`, of the same shape.
     """
     if PDL:
         gdc_launch_dependents()
@@ -105,7 +106,7 @@ def attend(
         gdc_wait()
     if PLACE_IN_MEMORY:
         place = tl.load(place)
-    # All is asked for before any of it is waited for.
+    # All loads are issued before the first of them is used.
     width = 2 * HALF * (HEADS + 2 * KEY_HEADS)
     query_first, query_second = _halves(projected + token * width + head * 2 * HALF, half, inside, HALF)
     if ANGLES_OF_ALL:
@@ -127,7 +128,7 @@ def attend(
         value_seconds = value_seconds + (value_second,)
         cosines = cosines + (tl.load(cos + new * 2 * HALF + half, inside, 0.0).to(tl.float32),)
         sines = sines + (tl.load(sin + new * 2 * HALF + half, inside, 0.0).to(tl.float32),)
-    # Of the positions before, a share is this program's.
+    # This program's share of the cached positions.
     share = tl.cdiv(tl.cdiv(place, SPLITS), BLOCK_POSITIONS) * BLOCK_POSITIONS
     start = split * share
     end = tl.minimum(start + share, place)
@@ -166,7 +167,7 @@ def attend(
         old_key_first, old_key_second = _block(own_keys, positions, end, half, inside, HALF)
         old_value_first, old_value_second = _block(own_values, positions, end, half, inside, HALF)
 
-    # The new tokens, from what was just projected: what others write to the cache need not be there yet.
+    # The new tokens are read from `projected`: other programs may not have written them to the cache yet.
     for new in tl.static_range(TOKENS):
         new_first, new_second = _ready(
             new_firsts[new],
@@ -223,7 +224,7 @@ def project_mixed(
     BLOCK_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Put together what `attend` gives, times a matrix, added to the residual: out [TOKENS, ROWS]."""
+    """Combine the splits of `attend`, multiply a matrix by them and add the residual: out [TOKENS, ROWS]."""
     if PDL:
         gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -261,15 +262,15 @@ def add_attention(
     cache: LayerCache,
     mask: Tensor | None,
 ) -> Tensor:
-    """x [1, tokens, hidden] and what attention adds to it."""
+    """Add attention's output to x [1, S, H]."""
     _, key_heads, positions, head_dim = cache.keys.shape
     heads = attention.q_proj.out_features // head_dim
     tokens = x.shape[1]
     weights = [part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
     projected = project_rows(x, weights, norm)
     static = isinstance(cache, StaticLayerCache)
-    # A program for each 64 positions that there may be, up to 16 of each head.
-    splits = min(16, power(-(-positions // 64))) if static else 1
+    # One split for each 64 positions of the static cache, up to 16.
+    splits = min(16, next_power_of_2(-(-positions // 64))) if static else 1
     mixed = x.new_empty(splits, tokens, heads, head_dim, dtype=torch.float32)
     greatest, total = x.new_empty(2, splits, tokens, heads, dtype=torch.float32)
     cos, sin = position_embeddings
@@ -283,7 +284,7 @@ def add_attention(
         sin,
         cache.keys,
         cache.values,
-        cache.place if isinstance(cache, StaticLayerCache) else positions - tokens,
+        cache.position if isinstance(cache, StaticLayerCache) else positions - tokens,
         mask,
         mixed,
         greatest,
@@ -298,9 +299,9 @@ def add_attention(
         MASKED=mask is not None,
         TOKENS=tokens,
         SPLITS=splits,
-        BLOCK_HALF=power(head_dim // 2),
+        BLOCK_HALF=next_power_of_2(head_dim // 2),
         BLOCK_POSITIONS=64 if static else 16,
-        **launch(x, warps=4 if static else 1),
+        **launch_options(x, warps=4 if static else 1),
     )
     matrix, out = attention.o_proj.weight, torch.empty_like(x)
     rows = block_rows(matrix)
@@ -317,7 +318,7 @@ def add_attention(
         TOKENS=tokens,
         SPLITS=splits,
         BLOCK_ROWS=rows,
-        BLOCK_COLUMNS=power(heads * head_dim),
-        **launch(x),
+        BLOCK_COLUMNS=next_power_of_2(heads * head_dim),
+        **launch_options(x),
     )
     return out

@@ -1,6 +1,6 @@
-"""A mixture of experts, in four kernels; it is told which experts are chosen, and never asks on the host."""
+"""Kernels of a mixture of experts, four for the whole; the routing is never read on the host."""
 
-# ruff: noqa: N803 (what is known when a kernel is compiled is in capitals, as in Triton's own code)
+# ruff: noqa: N803 (compile-time constants are in capitals, as in Triton's own code)
 from __future__ import annotations
 
 import torch
@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import block_rows, launch, power
+from talkerviz.talker.kernels.launch import block_rows, launch_options, next_power_of_2
 from talkerviz.talker.kernels.parts import gated, load_row, load_rows, normed, rounded, times
 from talkerviz.talker.model.layers import RMSNorm
 from talkerviz.talker.model.moe import TalkerTextSparseMoeBlock
@@ -35,8 +35,8 @@ def route(
     BLOCK_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Of x, normalised on the way, the router's logits [EXPERTS], the first half of the shared expert, `shared` [ROWS],
-    and how far the gate of that is open, `opening` [1]."""
+    """Normalise x and compute the router's logits [EXPERTS], the shared expert's inner vector, `shared` [ROWS], and its
+    gate, `opening` [1]."""
     if PDL:
         gdc_launch_dependents()
     block = tl.program_id(0)
@@ -70,7 +70,7 @@ def route(
 def choose_experts(
     logits, experts, shares, EXPERTS: tl.constexpr, CHOSEN: tl.constexpr, BLOCK_EXPERTS: tl.constexpr, PDL: tl.constexpr
 ):
-    """Of logits [EXPERTS] the greatest, of equals the first: which they are, and their shares, each [CHOSEN]."""
+    """Choose the greatest of logits [EXPERTS], of equals the first: their indices and their weights, each [CHOSEN]."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -97,14 +97,14 @@ def gate_experts(
     BLOCK_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The first half of every chosen expert, of x that is normalised on the way: out [chosen, ROWS]."""
+    """Normalise x and compute the inner vector of each chosen expert: out [chosen, ROWS]."""
     slot = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
     scale = load_row(norm, columns, COLUMNS)
     if PDL:
         gdc_wait()
-        # Only now: what comes next reads `experts` before it waits.
+        # Only now, as the next kernel reads `experts` before it waits.
         gdc_launch_dependents()
     expert = tl.load(experts + slot)
     matrix = gates_ups + expert.to(tl.int64) * (2 * ROWS * COLUMNS)
@@ -135,15 +135,15 @@ def project_experts(
     BLOCK_SHARED_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The second half of the chosen experts and of the shared one, weighted and added to the residual: out [ROWS]."""
+    """Sum the outputs of the chosen experts and the shared one by weight and add the residual: out [ROWS]."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.arange(0, BLOCK_COLUMNS)
     slots = tl.arange(0, BLOCK_CHOSEN)
     inside = (slots < CHOSEN)[:, None] & (columns < COLUMNS)[None, :]
     shared_columns = tl.arange(0, BLOCK_SHARED_COLUMNS)
     shared_weights = load_rows(shared_down, rows, shared_columns, SHARED_COLUMNS)
-    # Those chosen, for which what ran before this one's predecessor has waited; past the cache of this multiprocessor,
-    # which may still hold those of another layer.
+    # The choice is in memory: the kernel before this one has waited for it. It is loaded past the multiprocessor's L1
+    # cache, which may still have the choice of another layer.
     chosen = tl.load(experts + slots, slots < CHOSEN, 0, cache_modifier=".cg").to(tl.int64)
     where = (chosen[:, None] * ROWS + rows[None, :])[:, :, None] * COLUMNS + columns[None, None, :]
     weights = tl.load(downs + where, inside[:, None, :], 0.0)
@@ -161,14 +161,14 @@ def project_experts(
 
 
 def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tensor:
-    """x [1, 1, hidden] and what the mixture of experts adds to it."""
+    """Add the mixture of experts' output to x [1, 1, H]."""
     router, experts, shared = mlp.gate, mlp.experts, mlp.shared_expert
     count, hidden, width = experts.down_proj.shape
     gates, ups, shared_down = (part.weight for part in (shared.gate_proj, shared.up_proj, shared.down_proj))
     shared_width = len(gates)
     logits, inner_shared, opening = x.new_empty(count), x.new_empty(shared_width), x.new_empty(1)
     rows, of_router = block_rows(gates, ups), block_rows(router.weight)
-    columns = power(hidden)
+    columns = next_power_of_2(hidden)
     route[(shared_width // rows + count // of_router + 1,)](
         x,
         norm.weight,
@@ -186,11 +186,17 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
         BLOCK_ROWS=rows,
         BLOCK_EXPERTS=of_router,
         BLOCK_COLUMNS=columns,
-        **launch(x),
+        **launch_options(x),
     )
     chosen, shares = x.new_empty(router.top_k, dtype=torch.int32), x.new_empty(router.top_k)
     choose_experts[(1,)](
-        logits, chosen, shares, EXPERTS=count, CHOSEN=router.top_k, BLOCK_EXPERTS=power(count), **launch(x, warps=4)
+        logits,
+        chosen,
+        shares,
+        EXPERTS=count,
+        CHOSEN=router.top_k,
+        BLOCK_EXPERTS=next_power_of_2(count),
+        **launch_options(x, warps=4),
     )
     inner = x.new_empty(router.top_k, width)
     rows = block_rows(experts.gate_up_proj[0, :width], experts.gate_up_proj[0, width:])
@@ -205,10 +211,10 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
         COLUMNS=hidden,
         BLOCK_ROWS=rows,
         BLOCK_COLUMNS=columns,
-        **launch(x),
+        **launch_options(x),
     )
     out = torch.empty_like(x)
-    rows = block_rows(shared_down, *[experts.down_proj[0]] * power(router.top_k))
+    rows = block_rows(shared_down, *[experts.down_proj[0]] * next_power_of_2(router.top_k))
     project_experts[(hidden // rows,)](
         inner,
         chosen,
@@ -224,9 +230,9 @@ def add_experts(x: Tensor, mlp: TalkerTextSparseMoeBlock, norm: RMSNorm) -> Tens
         COLUMNS=width,
         SHARED_COLUMNS=shared_width,
         BLOCK_ROWS=rows,
-        BLOCK_CHOSEN=power(router.top_k),
-        BLOCK_COLUMNS=power(width),
-        BLOCK_SHARED_COLUMNS=power(shared_width),
-        **launch(x),
+        BLOCK_CHOSEN=next_power_of_2(router.top_k),
+        BLOCK_COLUMNS=next_power_of_2(width),
+        BLOCK_SHARED_COLUMNS=next_power_of_2(shared_width),
+        **launch_options(x),
     )
     return out

@@ -1,4 +1,4 @@
-"""What modules of a fused talker do when they are called."""
+"""Replacements for the `forward` of a fused talker's modules."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from talkerviz.talker.kernels.angles import angles_of
+from talkerviz.talker.kernels.angles import fused_angles
 from talkerviz.talker.kernels.attention import add_attention
-from talkerviz.talker.kernels.codes import embedding_of
+from talkerviz.talker.kernels.codes import fused_embedding
 from talkerviz.talker.kernels.experts import add_experts
 from talkerviz.talker.kernels.mlp import add_mlp
 from talkerviz.talker.kernels.rows import normalise_rows, project_rows
@@ -21,13 +21,13 @@ from talkerviz.talker.model.moe import TalkerTextSparseMoeBlock
 from talkerviz.talker.model.rope import RotaryEmbedding, TalkerRotaryEmbedding
 
 _TOKENS = 2
-"""How many tokens a dense layer's kernels take at once: a frame's first pass of the code predictor has two."""
+"""Maximum tokens of a dense layer's kernels: a frame's first pass of the code predictor has two."""
 
 
 def _is_fused(x: Tensor) -> bool:
-    """Whether x [batch, tokens, hidden] is what the kernels are for.
+    """Return True if the kernels run x [B, S, H].
 
-    Where operations are counted or followed they run one by one: what a kernel does, nobody sees.
+    They do not where a dispatch mode counts or follows operations, since it does not see inside a kernel.
     """
     return x.shape[0] == 1 and x.shape[1] <= _TOKENS and not is_in_torch_dispatch_mode()
 
@@ -39,7 +39,7 @@ def layer_forward(
     cache: LayerCache,
     mask: Tensor | None,
 ) -> Tensor:
-    """A layer's."""
+    """Run a decoder layer."""
     mixture = isinstance(layer.mlp, TalkerTextSparseMoeBlock)
     several = hidden_states.shape[1] > 1 and (mixture or mask is not None)
     if several or not _is_fused(hidden_states):
@@ -52,40 +52,40 @@ def layer_forward(
 
 
 def norm_forward(norm: RMSNorm, hidden_states: Tensor) -> Tensor:
-    """A last norm's."""
+    """Run the norm after a stack's layers."""
     if not _is_fused(hidden_states):
         return type(norm).forward(norm, hidden_states)
     return normalise_rows(hidden_states.contiguous(), norm)
 
 
 def head_forward(head: Linear, input: Tensor) -> Tensor:
-    """A head's."""
+    """Run a head."""
     if not _is_fused(input):
         return type(head).forward(head, input)
     return project_rows(input.contiguous(), [head.weight])
 
 
 def embedding_forward(embedding: nn.Embedding, input: Tensor) -> Tensor:
-    """An embedding's of a code."""
+    """Look up the embedding of a code."""
     if input.numel() > 1 or is_in_torch_dispatch_mode():
         return type(embedding).forward(embedding, input)
-    return embedding_of(embedding.weight, input)
+    return fused_embedding(embedding.weight, input)
 
 
-def predictor_forward(places: Tensor) -> Callable[..., ModelOutput]:
-    """The code predictor's stack's, which no kernel counts out `places` [1, positions] for anew."""
+def predictor_forward(positions: Tensor) -> Callable[..., ModelOutput]:
+    """Return the forward of the code predictor's stack, with its positions [1, P] computed once."""
 
     def forward(self: TalkerCodePredictorModel, *, inputs_embeds: Tensor, cache: KVCache) -> ModelOutput:
         if not _is_fused(inputs_embeds):
             return type(self).forward(self, inputs_embeds=inputs_embeds, cache=cache)
-        own = places[:, cache.length : cache.length + inputs_embeds.shape[1]]
-        return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, own, cache)
+        position_ids = positions[:, cache.length : cache.length + inputs_embeds.shape[1]]
+        return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, position_ids, cache)
 
     return forward
 
 
 def known_angles_forward(angles: tuple[Tensor, Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The code predictor's angles': those of all positions, among which the kernels find those of theirs."""
+    """Return the forward of the code predictor's rotary embedding: cos and sin of all positions, computed once."""
 
     def forward(self: RotaryEmbedding, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         return angles if _is_fused(hidden_states) else type(self).forward(self, hidden_states, position_ids)
@@ -94,7 +94,7 @@ def known_angles_forward(angles: tuple[Tensor, Tensor]) -> Callable[..., tuple[T
 
 
 def angles_forward(rotary: TalkerRotaryEmbedding, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The decoder's angles'."""
+    """Run the decoder's rotary embedding."""
     if position_ids.shape[1:] != (1, 1) or not _is_fused(hidden_states):
         return type(rotary).forward(rotary, hidden_states, position_ids)
-    return angles_of(rotary, hidden_states, position_ids)
+    return fused_angles(rotary, hidden_states, position_ids)

@@ -1,6 +1,6 @@
-"""A dense layer's gated MLP, in two kernels."""
+"""Kernels of a dense layer's gated MLP, two for the whole."""
 
-# ruff: noqa: N803 (what is known when a kernel is compiled is in capitals, as in Triton's own code)
+# ruff: noqa: N803 (compile-time constants are in capitals, as in Triton's own code)
 from __future__ import annotations
 
 import torch
@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import block_rows, launch, power
+from talkerviz.talker.kernels.launch import block_rows, launch_options, next_power_of_2
 from talkerviz.talker.kernels.parts import gated, load_row, load_rows, normed, rounded, times
 from talkerviz.talker.model.layers import RMSNorm
 from talkerviz.talker.model.moe import MLP
@@ -30,7 +30,7 @@ def gate(
     BLOCK_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """The first half of a gated MLP, of x that is normalised on the way: out [TOKENS, ROWS]."""
+    """Normalise x and compute a gated MLP's inner vector: out [TOKENS, ROWS]."""
     if PDL:
         gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -58,7 +58,7 @@ def project_added(
     BLOCK_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A matrix times x, added to the residual: out [TOKENS, ROWS]."""
+    """Multiply a matrix by x and add the residual: out [TOKENS, ROWS]."""
     if PDL:
         gdc_launch_dependents()
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -73,7 +73,7 @@ def project_added(
 
 
 def add_mlp(x: Tensor, mlp: MLP, norm: RMSNorm) -> Tensor:
-    """x [1, tokens, hidden] and what the MLP adds to it."""
+    """Add the MLP's output to x [1, S, H]."""
     gates, ups, downs = (part.weight for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
     tokens, (width, hidden) = x.shape[1], gates.shape
     inner = x.new_empty(tokens, width)
@@ -89,8 +89,8 @@ def add_mlp(x: Tensor, mlp: MLP, norm: RMSNorm) -> Tensor:
         COLUMNS=hidden,
         TOKENS=tokens,
         BLOCK_ROWS=rows,
-        BLOCK_COLUMNS=power(hidden),
-        **launch(x),
+        BLOCK_COLUMNS=next_power_of_2(hidden),
+        **launch_options(x),
     )
     out = torch.empty_like(x)
     rows = block_rows(downs)
@@ -103,7 +103,7 @@ def add_mlp(x: Tensor, mlp: MLP, norm: RMSNorm) -> Tensor:
         COLUMNS=width,
         TOKENS=tokens,
         BLOCK_ROWS=rows,
-        BLOCK_COLUMNS=power(width),
-        **launch(x),
+        BLOCK_COLUMNS=next_power_of_2(width),
+        **launch_options(x),
     )
     return out

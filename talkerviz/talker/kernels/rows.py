@@ -1,6 +1,6 @@
-"""Rows: normalised, and multiplied with up to three matrices."""
+"""Kernels of RMSNorm and of projections by up to three matrices."""
 
-# ruff: noqa: N803 (what is known when a kernel is compiled is in capitals, as in Triton's own code)
+# ruff: noqa: N803 (compile-time constants are in capitals, as in Triton's own code)
 from __future__ import annotations
 
 import torch
@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from talkerviz.talker.kernels.launch import block_rows, launch, power
+from talkerviz.talker.kernels.launch import block_rows, launch_options, next_power_of_2
 from talkerviz.talker.kernels.parts import load_row, load_rows, normed, times
 from talkerviz.talker.model.layers import RMSNorm
 
@@ -33,7 +33,7 @@ def project(
     BLOCK_COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Three matrices of so many rows times x, which is normalised on the way: out [TOKENS, FIRST + SECOND + THIRD]."""
+    """Normalise x and multiply three matrices by it: out [TOKENS, FIRST + SECOND + THIRD]."""
     if PDL:
         gdc_launch_dependents()
     start = tl.program_id(0) * BLOCK_ROWS
@@ -62,7 +62,7 @@ def project(
 
 @triton.jit
 def normalise(x, norm, eps, out, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PDL: tl.constexpr):
-    """RMSNorm of rows, one a program: out [rows, COLUMNS]."""
+    """Apply RMSNorm to rows, one for each program: out [rows, COLUMNS]."""
     if PDL:
         gdc_launch_dependents()
     columns = tl.arange(0, BLOCK_COLUMNS)
@@ -75,7 +75,7 @@ def normalise(x, norm, eps, out, COLUMNS: tl.constexpr, BLOCK_COLUMNS: tl.conste
 
 
 def project_rows(x: Tensor, weights: list[Tensor], norm: RMSNorm | None = None) -> Tensor:
-    """Up to three matrices [rows, hidden] times x [1, tokens, hidden], normalised: [1, tokens, all rows]."""
+    """Normalise x [1, S, H] and multiply up to three matrices [rows, H] by it: [1, S, all rows]."""
     sizes = [*map(len, weights), 0, 0][:3]
     out = x.new_empty(1, x.shape[1], sum(sizes))
     rows = block_rows(*weights, at_once=1)
@@ -94,14 +94,16 @@ def project_rows(x: Tensor, weights: list[Tensor], norm: RMSNorm | None = None) 
         NORMED=norm is not None,
         TOKENS=x.shape[1],
         BLOCK_ROWS=rows,
-        BLOCK_COLUMNS=power(x.shape[2]),
-        **launch(x),
+        BLOCK_COLUMNS=next_power_of_2(x.shape[2]),
+        **launch_options(x),
     )
     return out
 
 
 def normalise_rows(x: Tensor, norm: RMSNorm) -> Tensor:
-    """RMSNorm of x [1, tokens, hidden]."""
+    """Apply RMSNorm to x [1, S, H]."""
     out, columns = torch.empty_like(x), x.shape[2]
-    normalise[(x.shape[1],)](x, norm.weight, norm.eps, out, COLUMNS=columns, BLOCK_COLUMNS=power(columns), **launch(x))
+    normalise[(x.shape[1],)](
+        x, norm.weight, norm.eps, out, COLUMNS=columns, BLOCK_COLUMNS=next_power_of_2(columns), **launch_options(x)
+    )
     return out

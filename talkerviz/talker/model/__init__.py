@@ -1,1 +1,1 @@
-"""Modules of the talker."""
+"""The talker's modules and configs; nothing here imports the other packages of the talker."""

@@ -1,26 +1,28 @@
-"""Codes to sound: transformers' `Qwen3OmniMoeCode2Wav`, built, loaded, and fed chunk by chunk while codes come."""
+"""Decoding of codes to audio with transformers' `Qwen3OmniMoeCode2Wav`: its config, and chunks while codes come.
+
+Shapes: F frames, Q codebooks (`num_quantizers`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from talkerviz.talker.files.build import fill_parameters, generator_of
-from talkerviz.talker.files.checkpoint import StoredModule, read_config
-from talkerviz.talker.files.weight_loader import OnBytes, read_into
 from talkerviz.talker.model.config import preset
 from talkerviz.talker.model.layers import is_activation
 
 SAMPLE_RATE = 24_000
+"""Samples per second."""
 CHUNK_FRAMES = 25
+"""Frames of a chunk by default: 2 s of audio."""
 LEFT_CONTEXT = 25
+"""Frames before a chunk that are decoded with it by default; transformers' default."""
 
-# The published checkpoint's, and what transformers takes where a config.json has no such key.
+# The published checkpoint's values, which are transformers' defaults too.
 _PUBLISHED: Mapping[str, Any] = {
     "codebook_size": 2048,
     "num_quantizers": 16,
@@ -52,35 +54,20 @@ _TINY: Mapping[str, Any] = {
 
 
 def code2wav_config(name: str) -> Any:
-    """transformers' config of a preset's code2wav: `full` and `lite` the published one, `tiny` for tests.
-
-    Raises ValueError for any other name.
-    """
-    preset(name)
-    return _config(_TINY if name == "tiny" else {})
-
-
-def read_code2wav_config(directory: Path) -> Any:
-    """transformers' config of a checkpoint's code2wav: key `code2wav_config` of its config.json.
+    """Return transformers' config of a preset's code2wav: of `full` and `lite` as published, `tiny` for tests.
 
     Raises:
-        ValueError: as `read_config`, and for a key that is missing or of a value that cannot be run.
+        ValueError: another name.
     """
-    config = read_config(directory)
-    try:
-        section = config.get("code2wav_config")
-        if not isinstance(section, Mapping):
-            raise ValueError(f"config key 'code2wav_config' is {section!r}: is it a model with speech?")
-        return _config(section)
-    except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'}: {error}") from error
+    preset(name)
+    return code2wav_config_from(_TINY if name == "tiny" else {})
 
 
 def samples_of(config: Any, frames: int) -> int:
-    """How many samples one pass over so many frames gives: 1,920 for each frame, of the last one 555 less.
+    """Return the number of samples of one pass: as published 1,920 a frame, and 555 less in all.
 
-    What sounds at the end of a frame depends on the frame after it as well. Each transposed convolution of the decoder
-    leaves out the step for which it has not seen that one.
+    The end of a frame's audio depends on the frame after it. Each transposed convolution of the decoder drops the step
+    for which it has not seen that frame.
     """
     samples = frames
     for ratio in config.upsampling_ratios:
@@ -88,44 +75,6 @@ def samples_of(config: Any, frames: int) -> int:
     for rate in config.upsample_rates:
         samples = (samples - 1) * rate
     return samples
-
-
-def build_code2wav(
-    config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Any:
-    """A `Qwen3OmniMoeCode2Wav` with random weights, which makes noise; in eval mode and without gradients."""
-    code2wav = _empty_code2wav(config, torch.device(device), dtype)
-    fans = {f"{name}.weight": _fan_in(module) for name, module in code2wav.named_modules()}
-
-    def draw(name: str, weight: Tensor) -> None:
-        if name.endswith(("norm.weight", ".scale", ".gamma")):
-            weight.fill_(1.0)
-        elif weight.ndim == 1:
-            weight.zero_()
-        else:
-            # Halved in the decoder, whose residuals add up: nearly all would be clipped.
-            bound = (3 / fans[name]) ** 0.5 * (0.5 if name.startswith("decoder.") else 1.0)
-            weight.uniform_(-bound, bound, generator=generator_of(name, seed))
-
-    fill_parameters(code2wav, draw)
-    return code2wav
-
-
-def load_code2wav(
-    config: Any,
-    stored: StoredModule,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    on_bytes: OnBytes | None = None,
-) -> Any:
-    """The same with a checkpoint's weights: `stored` is `find_module(directory, "code2wav.")`.
-
-    They stay in the dtype that they are stored in unless another is given. See `read_into` for what `on_bytes` is told,
-    and what raises ValueError.
-    """
-    code2wav = _empty_code2wav(config, torch.device(device), dtype or stored.dtype)
-    read_into(code2wav, stored, on_bytes)
-    return code2wav
 
 
 def stream_audio(
@@ -136,56 +85,57 @@ def stream_audio(
     *,
     seamless: bool = False,
 ) -> Iterator[Tensor]:
-    """Sound of frames while they come: `decode_chunks` of `chunks_of`, whose arguments and errors these are.
+    """Decode frames to audio while they come; arguments and errors are those of `chunks_of` and `decode_chunks`.
 
-    The samples of all chunks together are, bit for bit, those of transformers' `chunked_decode` with this chunk size
-    and left context; `seamless` keeps those that are lost there.
+    The samples of all chunks are, bit for bit, those of transformers' `chunked_decode` with this chunk size and left
+    context; `seamless` keeps the samples that are lost there.
     """
     return decode_chunks(code2wav, chunks_of(frames, chunk_frames), left_context, seamless=seamless)
 
 
 def chunks_of(frames: Iterable[Tensor], chunk_frames: int) -> Iterator[Tensor]:
-    """Codes [16] of a frame each, so many frames at a time: [frames, 16] on the CPU, the last ones as they are left.
+    """Group the codes [Q] of frames into chunks [chunk_frames, Q] on the CPU; the last chunk may be shorter.
 
-    Raises ValueError, with the first chunk, for chunks of no frames.
+    Raises:
+        ValueError: with the first chunk, `chunk_frames` is below 1.
     """
     if chunk_frames < 1:
         raise ValueError(f"a chunk must have 1 frame or more, not {chunk_frames}")
-    held: list[Tensor] = []
+    chunk: list[Tensor] = []
     for frame in frames:
-        held.append(frame)
-        if len(held) == chunk_frames:
-            yield torch.stack(held).cpu()
-            held = []
-    if held:
-        yield torch.stack(held).cpu()
+        chunk.append(frame)
+        if len(chunk) == chunk_frames:
+            yield torch.stack(chunk).cpu()
+            chunk = []
+    if chunk:
+        yield torch.stack(chunk).cpu()
 
 
 @torch.no_grad()
 def decode_chunks(
     code2wav: Any, chunks: Iterable[Tensor], left_context: int = LEFT_CONTEXT, *, seamless: bool = False
 ) -> Iterator[Tensor]:
-    """Sound of each chunk of codes, in one pass that reads the frames before it as well.
+    """Decode each chunk of codes to audio in one pass, which also covers the frames before it.
 
-    A pass ends early (see `samples_of`). transformers' `chunked_decode` goes on with the next frame all the same, so at
-    every cut 555 samples, 23 ms, are in no chunk; chunks are like that here, too. `seamless` takes them from the pass
-    over the next chunk: nothing is lost but at the very end.
+    A pass ends early (see `samples_of`), and transformers' `chunked_decode` goes on with the next frame: 555 samples,
+    23 ms, are lost between two chunks. The same happens here. `seamless` takes them from the pass over the next chunk,
+    so that they are lost at the end of the audio only.
 
     Args:
         code2wav: a `Qwen3OmniMoeCode2Wav`.
-        chunks: codes [frames, 16] each, int64, from `chunks_of`.
-        left_context: how many frames before a chunk are read with it, where there are so many.
-        seamless: keep what is lost at cuts.
+        chunks: codes [F, Q] of each chunk, int64, from `chunks_of`.
+        left_context: frames before a chunk that are decoded with it, fewer at the start.
+        seamless: keep the samples between chunks.
 
-    Returns:
+    Yields:
         Samples [n] of 1/24,000 s from -1 to 1, float32, on the device of code2wav.
 
     Raises:
         ValueError: codes that code2wav does not have, a negative left context, or none for `seamless`.
     """
-    least = 1 if seamless else 0
-    if left_context < least:
-        raise ValueError(f"the left context must be {least} or more, not {left_context}")
+    minimum = 1 if seamless else 0
+    if left_context < minimum:
+        raise ValueError(f"the left context must be {minimum} or more, not {left_context}")
     config, device = code2wav.config, code2wav.device
     frame_samples = int(code2wav.total_upsample)
     context = torch.empty(0, config.num_quantizers, dtype=torch.long)
@@ -196,57 +146,37 @@ def decode_chunks(
         window = torch.cat((context, chunk))
         begin = len(context) * frame_samples
         if seamless and len(context):
-            # Where the pass before had to end.
+            # The pass before ended here.
             begin = samples_of(config, len(context))
         yield code2wav(window.T[None].to(device))[0, 0, begin:].float()
         context = window[max(len(window) - left_context, 0) :]
 
 
 def check_codes(codes: Tensor, config: Any, first: int = 0) -> None:
-    """Raise ValueError unless codes [frames, 16] on the CPU, numbered from `first`, are such as code2wav has."""
+    """Check that code2wav has all codes [F, Q], which are on the CPU; `first` is the number of their first frame.
+
+    Raises:
+        ValueError: it does not.
+    """
     if codes.ndim != 2 or codes.shape[1] != config.num_quantizers:
         raise ValueError(f"codes of shape {list(codes.shape)}: code2wav takes {config.num_quantizers} of each frame")
-    # By NumPy, since this is none of the operations of a run.
+    # In NumPy, so that a trace of the run does not have these operations.
     values = codes.numpy()
     wrong = np.argwhere((values < 0) | (values >= config.codebook_size))
     if len(wrong):
-        frame, place = wrong[0].tolist()
+        frame, group = wrong[0].tolist()
         raise ValueError(
-            f"frame {first + frame} has the code {values[frame, place]} at place {place}: "
+            f"frame {first + frame} has the code {values[frame, group]} in group {group}: "
             f"code2wav knows 0 to {config.codebook_size - 1}"
         )
 
 
-def _empty_code2wav(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A code2wav whose weights are yet to be filled."""
-    from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
+def code2wav_config_from(section: Mapping[str, Any]) -> Any:
+    """Build transformers' config from a checkpoint's `code2wav_config`; missing keys are as published.
 
-    with torch.device("meta"):
-        code2wav: Any = Qwen3OmniMoeCode2Wav._from_config(config)
-    code2wav.to(dtype).to_empty(device=device)
-    code2wav.eval().requires_grad_(False)
-    # Buffers are no weights, and those of the rotary embedding are float32 whatever these are.
-    offsets = torch.arange(config.num_quantizers) * config.codebook_size
-    code2wav.code_offset = offsets.view(1, -1, 1).to(device)
-    rotary = code2wav.pre_transformer.rotary_emb
-    frequencies, _ = rotary.compute_default_rope_parameters(config, device="cpu")
-    rotary.inv_freq = frequencies.to(device)
-    rotary.original_inv_freq = frequencies.to(device).clone()
-    return code2wav
-
-
-def _fan_in(module: nn.Module) -> float:
-    """How many products add up to one number of what a module gives."""
-    if isinstance(module, nn.ConvTranspose1d):
-        return module.in_channels * module.kernel_size[0] / module.stride[0]
-    weight = getattr(module, "weight", None)
-    if isinstance(module, nn.Embedding) or not isinstance(weight, Tensor):
-        return 1.0
-    return weight[0].numel()
-
-
-def _config(section: Mapping[str, Any]) -> Any:
-    """transformers' config of some keys, the others as published. Keys beyond those are not looked at."""
+    Raises:
+        ValueError: a value cannot be run.
+    """
     from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
 
     # transformers 5 writes rope_parameters; the published file has rope_theta.
@@ -267,13 +197,13 @@ def _config(section: Mapping[str, Any]) -> Any:
             values["decoder_dim"] % 2 ** len(values["upsample_rates"])
         ),
     }
-    for what, is_so in wrong.items():
-        if is_so:
-            raise ValueError(f"config key 'code2wav_config' does not fit itself: {what}")
+    for problem, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(f"config key 'code2wav_config' is inconsistent: {problem}")
     theta = float(values.pop("rope_theta"))
     config = Qwen3OmniMoeCode2WavConfig(**values, rope_parameters={"rope_type": "default", "rope_theta": theta})
     if samples_of(config, 1) < 1:
-        raise ValueError("config key 'code2wav_config' does not fit itself: a frame is too short to be heard alone")
+        raise ValueError("config key 'code2wav_config' is inconsistent: one frame alone gives no samples")
     return config
 
 
@@ -281,7 +211,7 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 < value <= 1_000_000  # beyond that torch itself may fail
 
 
-# By the kind of the published value, whether another can stand in its place.
+# Checks of a value, by the type of the published one.
 _CHECKS: Mapping[type, Callable[[Any], bool]] = {
     int: _is_size,
     float: lambda value: type(value) in (int, float) and value > 0,

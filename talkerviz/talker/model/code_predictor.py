@@ -1,4 +1,7 @@
-"""The code predictor: from a frame's hidden state and first code to its 15 other codes, one pass each."""
+"""The code predictor: a frame's residual codes from its hidden state and first code, one pass for each code.
+
+Shapes: B rows, S new tokens, V codes, H hidden size. A frame has G code groups, of which the decoder computes group 0.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from talkerviz.talker.model.rope import RotaryEmbedding
 
 
 class TalkerCodePredictorModel(nn.Module):
-    """A small dense stack and the embeddings of codes 1 to 15 (`talker.code_predictor.model`)."""
+    """A small dense stack and the embeddings of codes 1 to G - 1 (`talker.code_predictor.model`)."""
 
     def __init__(self, config: CodePredictorConfig) -> None:
         super().__init__()
@@ -26,17 +29,18 @@ class TalkerCodePredictorModel(nn.Module):
         )
 
     def forward(self, *, inputs_embeds: Tensor, cache: KVCache) -> ModelOutput:
-        """Hidden states of new tokens [batch, tokens, hidden], which follow those in the cache."""
+        """Compute the hidden states of new tokens [B, S, H], which follow those in the cache."""
         position_ids = next_positions(inputs_embeds, cache)
         return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, position_ids, cache)
 
 
 @dataclass(frozen=True)
 class CodePredictorOutput:
-    """One pass.
+    """Output of one pass.
 
-    logits: of the next code [batch, tokens, codes].
-    inputs_embeds: the embeddings that it began with [batch, tokens, hidden].
+    Attributes:
+        logits: logits of the next code [B, S, V].
+        inputs_embeds: the input embeddings [B, S, H].
     """
 
     logits: Tensor
@@ -44,7 +48,7 @@ class CodePredictorOutput:
 
 
 class TalkerCodePredictorModelForConditionalGeneration(nn.Module):
-    """The code predictor with a head for each of the codes 1 to 15."""
+    """The code predictor with a head for each of the codes 1 to G - 1."""
 
     def __init__(self, config: CodePredictorConfig) -> None:
         super().__init__()
@@ -61,13 +65,13 @@ class TalkerCodePredictorModelForConditionalGeneration(nn.Module):
         inputs_embeds: Tensor | None = None,
         code: Tensor | None = None,
     ) -> CodePredictorOutput:
-        """Predict the code of `group`, 1 to 15.
+        """Compute the logits of the code of `group`, 1 to G - 1.
 
-        The first pass of a frame (group 1) takes `inputs_embeds` [batch, 2, hidden]: the talker's hidden state and
-        the embedded first code. Each later pass takes `code` [batch, 1], the code of the group before.
+        The first pass of a frame (group 1) takes `inputs_embeds` [B, 2, H]: the talker's hidden state and the embedded
+        first code. Each later pass takes `code` [B, 1], the code of the group before.
         """
         if inputs_embeds is None:
-            # Group g's own embedding and head have index g - 1, since group 0 belongs to the talker's decoder.
+            # Group g's embedding and head have index g - 1, since group 0 belongs to the decoder.
             inputs_embeds = self.model.codec_embedding[group - 2](code)
         hidden_states = self.model(inputs_embeds=inputs_embeds, cache=cache).last_hidden_state
         return CodePredictorOutput(self.lm_head[group - 1](hidden_states), inputs_embeds)

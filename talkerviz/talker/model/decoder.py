@@ -1,4 +1,7 @@
-"""Decoder layers, and the talker's decoder: the stack that makes one hidden state per frame."""
+"""Decoder layers, and the talker's decoder, which computes one hidden state per frame.
+
+Shapes: B rows, S new tokens, P cached and new positions, H hidden size.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from talkerviz.talker.model.rope import RotaryEmbedding, TalkerRotaryEmbedding
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then feed-forward, each on normalised input and added back; subclasses name the parts."""
+    """Pre-norm transformer layer; subclasses choose the attention, feed-forward and norm classes."""
 
     def __init__(
         self,
@@ -34,7 +37,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: LayerCache, mask: Tensor | None
     ) -> Tensor:
-        """[batch, tokens, hidden] to the same; the layer's keys and values go into the cache."""
+        """Apply the layer to [B, S, H]; write its keys and values to the cache."""
         hidden_states = hidden_states + self.self_attn(
             hidden_states=self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
@@ -46,14 +49,14 @@ class DecoderLayer(nn.Module):
 
 
 class TalkerDecoderLayer(DecoderLayer):
-    """A layer of the talker's decoder: its feed-forward is a mixture of experts."""
+    """Layer of the talker's decoder, with a mixture of experts."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config, ThinkerTextAttention(config), TalkerTextSparseMoeBlock(config), ThinkerTextRMSNorm)
 
 
 class TalkerCodePredictorDecoderLayer(DecoderLayer):
-    """A layer of the code predictor: its feed-forward is dense."""
+    """Layer of the code predictor, with a dense MLP."""
 
     def __init__(self, config: CodePredictorConfig) -> None:
         mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
@@ -62,7 +65,7 @@ class TalkerCodePredictorDecoderLayer(DecoderLayer):
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a stack returns: its normalised last hidden states [batch, tokens, hidden]."""
+    """Output of a stack: its normalised last hidden states [B, S, H]."""
 
     last_hidden_state: Tensor
 
@@ -75,25 +78,25 @@ def run_layers(
     position_ids: Tensor,
     cache: KVCache,
 ) -> ModelOutput:
-    """Send new tokens [batch, tokens, hidden] through a stack and move its cache on by as many."""
-    position_embeddings = rotary_emb(inputs_embeds, position_ids)
+    """Run a stack on new tokens [B, S, H] and advance its cache by S."""
+    position_embeddings = rotary_emb(inputs_embeds, position_ids)  # cos and sin, [B or 1, S, head_dim]
     new = inputs_embeds.shape[1]
-    mask = cache.mask(new)
+    mask = cache.mask(new)  # [B, 1, S, P]
     hidden_states = inputs_embeds
-    for layer, kept in zip(layers, cache.layers(new), strict=True):
-        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=kept, mask=mask)
+    for layer, layer_cache in zip(layers, cache.layers(new), strict=True):
+        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=layer_cache, mask=mask)
     cache.length += new
     return ModelOutput(norm(hidden_states))
 
 
 def next_positions(inputs_embeds: Tensor, cache: KVCache) -> Tensor:
-    """Positions [1, tokens] of new tokens: they follow those in the cache."""
+    """Return the positions [1, S] of new tokens [B, S, H], which follow those in the cache."""
     end = cache.length + inputs_embeds.shape[1]
     return torch.arange(cache.length, end, device=inputs_embeds.device)[None]
 
 
 class TalkerModel(nn.Module):
-    """The talker's decoder and the embedding of its first code (`talker.model`)."""
+    """The talker's decoder and its embedding of first codes (`talker.model`)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -103,10 +106,10 @@ class TalkerModel(nn.Module):
         self.codec_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
 
     def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> ModelOutput:
-        """Hidden states of new tokens [batch, tokens, hidden], which follow those in the cache.
+        """Compute the hidden states of new tokens [B, S, H], which follow those in the cache.
 
-        `position_ids` [3, batch, tokens] are their places in time, height and width; without them the tokens are
-        speech and text, whose places follow those in the cache and are the same on the three axes.
+        `position_ids` [3, B, S] are their positions in time, height and width; by default they follow the cache's and
+        are the same on the three axes, as of speech and text.
         """
         if position_ids is None:
             position_ids = next_positions(inputs_embeds, cache).expand(3, 1, -1)

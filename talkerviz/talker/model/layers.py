@@ -1,4 +1,4 @@
-"""Root mean square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+"""Basic layers: RMSNorm, projections, activations."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """Scale the last dimension to unit root mean square, then by a learned weight.
+    """Root mean square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467).
 
-    Any shape [..., size] in, the same shape and dtype out. The statistics are taken in float32; the weight is
-    applied after the cast back, as the checkpoint was trained.
+    Statistics are computed in float32; the weight is applied after the cast back, as in training.
     """
 
     def __init__(self, size: int, eps: float) -> None:
@@ -27,10 +26,9 @@ class RMSNorm(nn.Module):
         return normed
 
 
-# The same norm under the names transformers gives it in different places: a trace prints class names, and the
-# traces of the two implementations must be equal.
+# One norm under the class names of transformers: traces have class names, and both implementations have equal traces.
 class TextRMSNorm(RMSNorm):
-    """RMSNorm at the end of the decoder."""
+    """RMSNorm after the decoder's layers."""
 
 
 class ThinkerTextRMSNorm(RMSNorm):
@@ -38,53 +36,63 @@ class ThinkerTextRMSNorm(RMSNorm):
 
 
 class Linear(nn.Linear):
-    """A projection without bias."""
+    """Projection, by default without bias."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
-        return linear(input, self.weight)
+        """Project [..., in] to [..., out]."""
+        return linear(input, self.weight, self.bias)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., in] times weight [out, in]: [..., out].
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply x [..., in] by weight [out, in], and add a bias [out] if there is one: [..., out].
 
-    One row on a CPU is bound by memory, and torch's products get half of what memory gives. Code that Inductor makes of
-    products and sums gets nearly all.
+    One row on a CPU is bound by memory bandwidth, of which torch's matrix products reach half. Inductor's code for
+    elementwise products and a sum reaches nearly all of it.
     """
     if compiles_one_row(x):
-        return times_rows(x.flatten(), weight).view(*x.shape[:-1], -1)
-    return F.linear(x, weight)
+        out = times_rows(x.flatten(), weight).view(*x.shape[:-1], -1)
+        return out if bias is None else out + bias
+    return F.linear(x, weight, bias)
 
 
 def compiles_one_row(x: Tensor) -> bool:
-    """Whether code is being made for a CPU, and x [..., in] is one row."""
+    """Return True if torch.compile traces for a CPU and x [..., in] is one row."""
     return x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() == x.shape[-1]
 
 
 def times_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """One x [in], or one for each matrix [matrices, 1, in], times rows [..., out, in]: [..., out].
+    """Multiply weight [..., out, in] by x [in], or by one x per matrix [matrices, 1, in]: [..., out].
 
-    Sums are taken in float32, as products do.
+    Sums are in float32, as those of matrix products.
     """
-    # What a stride is given for is computed before the loops over the weights, not again in each of them.
+    # With explicit strides Inductor computes x before the loops over the weights, not again in each of them.
     x = x.as_strided(x.shape, x.stride())
     return (x.float() * weight.float()).sum(dim=-1).to(x.dtype)
 
 
 def activation(name: str) -> nn.Module:
-    """A new one, such as `SiLUActivation` for silu. Raises KeyError for a name that there is not."""
-    # Here, since it takes a second, and who traces a model of their own needs nothing of it.
+    """Build an activation by transformers' name, such as `SiLUActivation` for silu.
+
+    Raises:
+        KeyError: transformers has none of this name.
+    """
+    # Imported late: it takes a second, and traces of other models do not need it.
     from transformers.activations import ACT2FN
 
-    made: nn.Module = ACT2FN[name]
-    return made
+    module: nn.Module = ACT2FN[name]
+    return module
 
 
 def is_activation(name: object) -> bool:
-    """Whether there is one of this name."""
+    """Return True if transformers has an activation of this name."""
     from transformers.activations import ACT2FN
 
     return isinstance(name, str) and name in ACT2FN
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """Return the likeliest code [batch, 1] of logits [batch, vocab]."""
+    return logits.argmax(dim=-1, keepdim=True)

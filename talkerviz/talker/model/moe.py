@@ -1,4 +1,7 @@
-"""The feed-forward blocks: one gated MLP, and the decoder's mixture of many."""
+"""Feed-forward blocks: a gated MLP, and the decoder's mixture of experts.
+
+Shapes: B rows, S tokens, T = B S, E experts, A experts chosen for a token, I expert width, H hidden size.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from talkerviz.talker.model.layers import Linear, activation, compiles_one_row, 
 
 
 class MLP(nn.Module):
-    """Gated feed-forward (SwiGLU, Shazeer 2020, arXiv:2002.05202) of the code predictor."""
+    """Gated MLP of the code predictor (SwiGLU, Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str) -> None:
         super().__init__()
@@ -24,61 +27,67 @@ class MLP(nn.Module):
         self.act_fn = activation(hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden] to [..., hidden]."""
+        """Apply the MLP to [..., H]."""
         out: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
 class TalkerTextMLP(MLP):
-    """The shared expert: the same, under the name transformers prints."""
+    """The shared expert, under the class name that transformers has for it."""
 
 
 class TalkerTextTopKRouter(nn.Module):
-    """Choose the experts of each token."""
+    """Router: scores all experts and chooses the likeliest for each token."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.top_k = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [tokens, experts], and of the chosen: weights that sum to 1, and numbers [tokens, top_k]."""
-        logits = linear(hidden_states, self.weight)
+        """Route hidden states [T, H].
+
+        Returns:
+            Logits [T, E], and the chosen experts' weights [T, A] and indices [T, A].
+        """
+        logits = linear(hidden_states, self.weight)  # [T, E]
         weights, experts = F.softmax(logits, dim=-1, dtype=torch.float32).topk(self.top_k, dim=-1)
-        weights = weights / weights.sum(dim=-1, keepdim=True)
+        if self.norm_topk_prob:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
         return logits, weights.to(logits.dtype), experts
 
 
 class TalkerTextExperts(nn.Module):
-    """All experts of a layer, each a gated MLP, stored as three-dimensional weights.
+    """All experts of a layer, gated MLPs whose weights are stacked.
 
-    `state_dict` speaks the published checkpoint's names, `7.gate_proj.weight` and so on, as views.
+    `state_dict` has the published checkpoint's names, `7.gate_proj.weight` and so on, as views.
     """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
-        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))  # [E, 2 I, H]
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))  # [E, H, I]
         self.act_fn = activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """Weighted sum of the chosen experts: [tokens, hidden] and twice [tokens, top_k] to [tokens, hidden]."""
+        """Sum the outputs of each token's experts by weight: [T, H] and twice [T, A] to [T, H]."""
         tokens, top_k = top_k_index.shape
         if compiles_one_row(hidden_states):
-            return self._of_one(hidden_states, top_k_index[0], top_k_weights[0])
+            return self._forward_one_token(hidden_states, top_k_index[0], top_k_weights[0])
         # One row per pair of a token and an expert, in the order of the experts.
-        expert, pair = top_k_index.flatten().sort()
-        x = hidden_states[pair // top_k]
-        gate, up = _expert_linear(x, self.gate_up_proj, expert).chunk(2, dim=-1)
-        x = _expert_linear(self.act_fn(gate) * up, self.down_proj, expert)
+        expert, pair = top_k_index.flatten().sort()  # [T A]
+        x = hidden_states[pair // top_k]  # [T A, H]
+        gate, up = _expert_linear(x, self.gate_up_proj, expert).chunk(2, dim=-1)  # [T A, I]
+        x = _expert_linear(self.act_fn(gate) * up, self.down_proj, expert)  # [T A, H]
         x = x * top_k_weights.flatten()[pair, None]
         by_token = torch.empty_like(x)
         by_token[pair] = x
         return by_token.view(tokens, top_k, -1).sum(dim=1)
 
-    def _of_one(self, x: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
-        """The same for one token, [1, hidden] and twice [top_k], without a look at the numbers on the host."""
+    def _forward_one_token(self, x: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
+        """Do what `forward` does for one token, [1, H] and twice [A], without reading the routing on the host."""
         gate, up = times_rows(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
         x = times_rows((self.act_fn(gate) * up)[:, None], self.down_proj[expert])
         return (x * weights[:, None]).sum(dim=0, keepdim=True)
@@ -104,7 +113,7 @@ class TalkerTextExperts(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        # torch's contract: say what is wrong in the three lists, and load_state_dict raises it all together.
+        # By torch's contract problems go into the three lists, and load_state_dict raises them together.
         if self.gate_up_proj.is_meta:
             error_msgs.append(f"{prefix}gate_up_proj is on the meta device: call to_empty before load_state_dict")
         views = {prefix + name: view for name, view in self._checkpoint_views()}
@@ -122,40 +131,40 @@ class TalkerTextExperts(nn.Module):
 
 
 def _expert_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
-    """Row i of x [rows, in] times weight[expert[i]] [out, in], for rows sorted by expert: [rows, out]."""
+    """Multiply row i of x [rows, in] by weight[expert[i]] [out, in], for rows sorted by expert: [rows, out]."""
     if x.device.type == "cpu":
-        # One product per expert that has rows: no weight is copied, and transformers rounds the same way.
+        # One product per expert with rows: no weight is copied, and the rounding is that of transformers.
         numbers, counts = torch.unique_consecutive(expert, return_counts=True)
         parts = torch.split(x, counts.tolist())
         return torch.cat([F.linear(part, weight[e]) for part, e in zip(parts, numbers.tolist(), strict=True)])
-    # Elsewhere the host must not wait for the routing. Few rows bring their experts' weights; where nearly every expert
-    # has rows, one kernel takes them in groups.
+    # On other devices the host must not wait for the routing. For few rows the weights are gathered; where nearly every
+    # expert has rows, one grouped kernel reads them in place.
     if len(x) > len(weight) and _has_grouped_kernel(x):
         return _grouped_linear(x, weight, expert)
     return _gathered_linear(x, weight, expert)
 
 
 def _gathered_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
-    """The same as `_expert_linear`, each row with a copy of its expert's weight."""
-    # In chunks, since that is a whole weight a row.
+    """Do what `_expert_linear` does, with a copy of an expert's weight for each row."""
+    # In chunks of 128 rows, since each row has a whole weight matrix.
     chunks = zip(torch.split(x, 128), torch.split(expert, 128), strict=True)
     return torch.cat([torch.bmm(weight[e], rows.unsqueeze(-1)).squeeze(-1) for rows, e in chunks])
 
 
 def _has_grouped_kernel(x: Tensor) -> bool:
-    # torch has F.grouped_mm from 2.10 on; its kernel is one of Hopper's and later.
+    # torch has F.grouped_mm from 2.10 on, with a kernel for Hopper and later.
     known = hasattr(F, "grouped_mm") and x.is_cuda and x.dtype == torch.bfloat16
     return known and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def _grouped_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
-    """The same as `_expert_linear`, in groups that end where the next expert's rows begin."""
+    """Do what `_expert_linear` does with a grouped product, a group for each expert."""
     ends = torch.searchsorted(expert, torch.arange(len(weight), device=x.device), right=True)
     return F.grouped_mm(x, weight.transpose(1, 2), offs=ends.to(torch.int32))
 
 
 class TalkerTextSparseMoeBlock(nn.Module):
-    """Routed experts plus one shared expert behind a gate (Qwen1.5-MoE, Qwen2-MoE)."""
+    """Routed experts and a gated shared expert (Qwen1.5-MoE, Qwen2-MoE)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -167,8 +176,8 @@ class TalkerTextSparseMoeBlock(nn.Module):
         self.shared_expert_gate = Linear(config.hidden_size, 1)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[batch, tokens, hidden] to the same."""
-        x = hidden_states.flatten(0, 1)
+        """Apply the block to [B, S, H]."""
+        x = hidden_states.flatten(0, 1)  # [T, H]
         shared = self.shared_expert(x)
         _, weights, experts = self.gate(x)
         routed = self.experts(x, experts, weights)

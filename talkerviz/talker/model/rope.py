@@ -1,4 +1,7 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), with one and with three axes."""
+"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864), with one and with three axes.
+
+Shapes: B rows, S tokens, D head_dim.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from talkerviz.talker.model.config import StackConfig, TextConfig
 
 
 def rope_frequencies(config: StackConfig, device: torch.device) -> Tensor:
-    """Radians per position of each pair of channels [head_dim / 2], float32, falling from 1 to about 1 / theta."""
-    # Computed on the CPU, so that every device turns by the same angles.
+    """Return each channel pair's radians per position [D / 2], float32, falling from 1 to about 1 / theta."""
+    # Computed on the CPU, so that every device has the same angles.
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
     return (1.0 / config.rope_theta**exponents).to(device)
 
 
 class RotaryEmbedding(nn.Module):
-    """The angles of the code predictor: one position per token."""
+    """Rotary embedding of the code predictor: one position per token."""
 
     inv_freq: Tensor
 
@@ -27,28 +30,28 @@ class RotaryEmbedding(nn.Module):
         self.reset_buffers(torch.get_default_device())
 
     def reset_buffers(self, device: torch.device) -> None:
-        """Compute the frequencies anew, in float32.
+        """Recompute the frequencies in float32.
 
-        Needed after `to_empty`, and after a cast of the module to bfloat16, which would blur the positions.
+        Needed after `to_empty`, and after a cast of the module to bfloat16, which has too few bits for them.
         """
         self.inv_freq = rope_frequencies(self.config, device)
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [batch, tokens, head_dim], in the dtype of hidden_states, for positions [batch, tokens]."""
-        angles = self.angles(position_ids)
+        """Return cos and sin [B, S, D] of positions [B, S], in the dtype of hidden_states."""
+        angles = self.angles(position_ids)  # [B, S, D / 2]
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(hidden_states.dtype), angles.sin().to(hidden_states.dtype)
 
     def angles(self, position_ids: Tensor) -> Tensor:
-        """Angles in radians [..., tokens, head_dim / 2]."""
+        """Return angles in radians [..., S, D / 2]."""
         return position_ids[..., None].float() * self.inv_freq
 
 
 class TalkerRotaryEmbedding(RotaryEmbedding):
-    """The angles of the decoder: positions [3, batch, tokens] in time, height and width.
+    """Rotary embedding of the decoder: positions [3, B, S] in time, height and width.
 
-    The three axes are interleaved over the frequencies, T H W T H W ..., until the height's and width's share
-    (`mrope_section`) is used up; time takes the rest (Qwen3-Omni, arXiv:2509.17765).
+    The three axes are interleaved over the frequencies, T H W T H W ..., until height and width have their share
+    (`mrope_section`); time has the rest (Qwen3-Omni, arXiv:2509.17765).
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -56,7 +59,7 @@ class TalkerRotaryEmbedding(RotaryEmbedding):
         self.mrope_section = config.mrope_section
 
     def angles(self, position_ids: Tensor) -> Tensor:
-        """Angles in radians [batch, tokens, head_dim / 2]."""
+        """Return angles in radians [B, S, D / 2]."""
         time: Tensor
         time, *space = super().angles(position_ids)
         for axis, angles in enumerate(space, start=1):
@@ -66,6 +69,6 @@ class TalkerRotaryEmbedding(RotaryEmbedding):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn heads x [batch, heads, tokens, head_dim] by angles given as [batch, tokens, head_dim]."""
+    """Rotate heads x [B, heads, S, D] by angles with cos and sin [B, S, D]."""
     first, second = x.chunk(2, dim=-1)
     return x * cos.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(1)

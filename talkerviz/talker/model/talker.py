@@ -1,24 +1,23 @@
-"""The talker: everything between the thinker's embeddings and a frame's codes."""
+"""The talker: from the thinker's embeddings to the first code's logits and the residual codes.
+
+Shapes: B rows, S new tokens, V codes of the decoder's vocabulary, H hidden size, W the thinker's hidden size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from talkerviz.talker.generation.generate import Frame, stream
-from talkerviz.talker.generation.prompt import Prompt
-from talkerviz.talker.generation.sampling import GREEDY, Sampling, greatest
 from talkerviz.talker.model.cache import KVCache
 from talkerviz.talker.model.code_predictor import TalkerCodePredictorModelForConditionalGeneration
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.decoder import TalkerModel
-from talkerviz.talker.model.layers import Linear, activation
+from talkerviz.talker.model.layers import Linear, activation, argmax
 
 
 class TalkerResizeMLP(nn.Module):
-    """Bring what the thinker hands over to the talker's width."""
+    """Projection of the thinker's vectors to the talker's hidden size."""
 
     def __init__(self, config: TalkerConfig) -> None:
         super().__init__()
@@ -27,21 +26,26 @@ class TalkerResizeMLP(nn.Module):
         self.act_fn = activation(config.text.hidden_act)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        """[..., thinker_hidden] to [..., hidden]."""
+        """Project [..., W] to [..., H]."""
         out: Tensor = self.linear_fc2(self.act_fn(self.linear_fc1(hidden_state)))
         return out
 
 
 @dataclass(frozen=True)
 class TalkerOutput:
-    """One pass: logits [batch, tokens, vocab] of the next first code, hidden states [batch, tokens, hidden]."""
+    """Output of one pass.
+
+    Attributes:
+        logits: logits of the next first code [B, S, V].
+        last_hidden_state: hidden states [B, S, H].
+    """
 
     logits: Tensor
     last_hidden_state: Tensor
 
 
 class TalkerForConditionalGeneration(nn.Module):
-    """The Qwen3-Omni talker. `state_dict` keys are the checkpoint's `talker.*` less `talker.`."""
+    """The Qwen3-Omni talker; its `state_dict` has the checkpoint's names without `talker.`."""
 
     def __init__(self, config: TalkerConfig) -> None:
         super().__init__()
@@ -51,21 +55,16 @@ class TalkerForConditionalGeneration(nn.Module):
         self.hidden_projection = TalkerResizeMLP(config)
         self.codec_head = Linear(config.text.hidden_size, config.text.vocab_size)
         self.code_predictor = TalkerCodePredictorModelForConditionalGeneration(config.code_predictor)
-        self.graphs = False  # see graphs.replay_frames
-        self.greatest = greatest  # see fused
+        # Set by generation.cuda_graphs.replay_frames and kernels.fuse_talker.
+        self.use_cuda_graphs = False
+        self.argmax = argmax
 
     def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> TalkerOutput:
-        """Read new positions [batch, tokens, hidden], the prompt or one frame, which follow those in the cache.
+        """Run the decoder on new tokens [B, S, H], a prompt or one frame, which follow those in the cache.
 
-        `position_ids` [3, batch, tokens]: see `TalkerModel`.
+        `position_ids` [3, B, S] are as in `TalkerModel`.
         """
         hidden_states = self.model(
             inputs_embeds=inputs_embeds, cache=cache, position_ids=position_ids
         ).last_hidden_state
         return TalkerOutput(self.codec_head(hidden_states), hidden_states)
-
-    def stream(
-        self, prompt: Prompt, frames: int, sampling: Sampling = GREEDY, *, ignore_eos: bool = False
-    ) -> Iterator[Frame]:
-        """Speak at most `frames` frames of 80 ms, and give each as soon as it is there: see `generate.stream`."""
-        return stream(self, prompt, frames, sampling, ignore_eos=ignore_eos)

@@ -1,32 +1,30 @@
-"""The same talker as transformers implements it, behind the same two calls: build and generate."""
+"""transformers' implementation of the talker, built from the same config."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from talkerviz.talker.generation.prompt import Prompt
-from talkerviz.talker.generation.sampling import GREEDY, Sampling, suppressed_codes
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.rope import rope_frequencies
 
 
 def transformers_talker(config: TalkerConfig) -> nn.Module:
-    """transformers' `Qwen3OmniMoeTalkerForConditionalGeneration`, on the default device."""
+    """Build transformers' `Qwen3OmniMoeTalkerForConditionalGeneration` on the default device."""
     from transformers import Qwen3OmniMoeTalkerConfig, Qwen3OmniMoeTalkerForConditionalGeneration
 
     fields = asdict(config)
     text, code_predictor = fields.pop("text"), fields.pop("code_predictor")
-    fields["text_config"] = {**_rope(text), "norm_topk_prob": True}
+    fields["text_config"] = _rope(text)
     fields["code_predictor_config"] = _rope(code_predictor)
-    with _silenced():
-        # spatial_merge_size, for pictures, is read but has no default.
+    with silenced():
+        # transformers reads spatial_merge_size, which is for images, but has no default for it.
         talker: nn.Module = Qwen3OmniMoeTalkerForConditionalGeneration._from_config(
             Qwen3OmniMoeTalkerConfig(**fields, spatial_merge_size=2)
         )
@@ -34,7 +32,7 @@ def transformers_talker(config: TalkerConfig) -> nn.Module:
 
 
 def _rope(stack: dict[str, Any]) -> dict[str, Any]:
-    """A stack's fields, with those of its position embedding where transformers 5 looks for them."""
+    """Move a stack's rotary settings into `rope_parameters`, where transformers 5 reads them."""
     rope = {"rope_type": "default", "rope_theta": stack.pop("rope_theta")}
     if "mrope_section" in stack:
         rope |= {"mrope_section": list(stack.pop("mrope_section")), "interleaved": True}
@@ -50,74 +48,8 @@ def reset_rope_buffers(talker: Any, config: TalkerConfig, device: torch.device) 
         rotary.original_inv_freq = rotary.inv_freq.clone()
 
 
-@torch.no_grad()
-def generate_transformers(
-    talker: Any,
-    config: TalkerConfig,
-    prompt: Prompt,
-    frames: int,
-    sampling: Sampling = GREEDY,
-    *,
-    ignore_eos: bool = False,
-    on_frame: Callable[[int], None] | None = None,
-) -> Tensor:
-    """`generate.generate` through transformers' own loop: codes [spoken frames, 16], int64.
-
-    It samples from torch's global generator, which is seeded with `sampling.seed` and put back after.
-    """
-    from transformers import StoppingCriteriaList
-
-    def count(first_codes: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        # The first code of a frame comes one step before its other codes.
-        done = first_codes.shape[1] - 1
-        if on_frame is not None and done > 0:
-            on_frame(done)
-        return torch.zeros(len(first_codes), dtype=torch.bool, device=first_codes.device)
-
-    positions = prompt.inputs_embeds.shape[:2]
-    device = prompt.inputs_embeds.device
-    places: dict[str, Any] = {}
-    if prompt.positions is not None:
-        # Four axes: those of text come first, and say what may be looked at.
-        text = torch.arange(positions[1], device=device, dtype=prompt.positions.dtype)
-        places["position_ids"] = torch.cat((text.expand(1, 1, -1), prompt.positions))
-    chosen: dict[str, Any] = {"do_sample": False}
-    if sampling.do_sample:
-        chosen = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k or 0,
-            "top_p": sampling.top_p,
-        }
-    with _silenced(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(sampling.seed)
-        result = talker.generate(
-            inputs_embeds=prompt.inputs_embeds,
-            trailing_text_hidden=prompt.trailing_text,
-            tts_pad_embed=prompt.tts_pad,
-            talker_input_ids=torch.full(positions, config.tts_pad_token_id, device=device),
-            attention_mask=torch.ones(positions, dtype=torch.long, device=device),
-            # A frame's residual codes are computed at the start of the step after it: one step more than frames.
-            max_new_tokens=frames + 1,
-            eos_token_id=None if ignore_eos else config.codec_eos_token_id,
-            pad_token_id=config.codec_pad_id,
-            suppress_tokens=suppressed_codes(config, ignore_eos),
-            repetition_penalty=sampling.repetition_penalty,
-            stopping_criteria=StoppingCriteriaList([count]),
-            output_hidden_states=True,  # the code predictor is fed the last of them
-            return_dict_in_generate=True,
-            **places,
-            **chosen,
-        )
-    # Each step's hidden states end in the codes [1, 16] of the frame before; the first step has none.
-    codes: list[Tensor] = [step[-1] for step in result.hidden_states if step[-1] is not None]
-    if not codes:
-        return torch.empty(0, config.num_code_groups, dtype=torch.long, device=device)
-    return torch.cat(codes)
-
-
-# transformers warns that it does not know the checkpoint's own rope keys, and that generation has no pad token
-# where it is never needed: a batch of one is not padded.
+# Warnings of the checkpoint's own rope keys, which transformers does not know, and of no pad token, which a batch
+# of one does not need.
 _NOISE = ("Unrecognized keys in `rope_parameters`", "Setting `pad_token_id` to `eos_token_id`")
 
 
@@ -126,7 +58,8 @@ def _not_noise(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
+    """Drop transformers' log records listed in `_NOISE`."""
     loggers = [logging.getLogger(f"transformers.{name}") for name in ("modeling_rope_utils", "generation.utils")]
     for logger in loggers:
         logger.addFilter(_not_noise)

@@ -1,1 +1,1 @@
-"""Thinker outputs for the talker, captured from transformers."""
+"""Capture of thinker outputs for the talker, with transformers' thinker."""

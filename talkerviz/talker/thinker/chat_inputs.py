@@ -1,4 +1,4 @@
-"""From a conversation to the thinker's inputs, through the processor of its checkpoint."""
+"""The thinker's inputs for a conversation, from its checkpoint's processor."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-# A turn as transformers' chat templates take it: a role, and a text or a list of parts such as
+# A turn in the format of transformers' chat templates: a role, and a text or a list of parts such as
 # {"type": "audio", "audio": path}, {"type": "image", "image": path}, {"type": "text", "text": ...}.
 Turn = Mapping[str, Any]
 
 
 def load_processor(directory: Path) -> Any:
-    """The `Qwen3OmniMoeProcessor` of a checkpoint's directory, for text, audio and images.
+    """Load the `Qwen3OmniMoeProcessor` of a checkpoint's folder, for text, audio and images.
 
     Raises:
-        ValueError: a package is missing, or the directory has no such processor.
+        ValueError: a package is missing, or the folder has no such processor.
     """
     for package in ("PIL", "soundfile", "soxr"):
         if find_spec(package) is None:
@@ -26,7 +26,7 @@ def load_processor(directory: Path) -> Any:
     from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoTokenizer, Qwen3OmniMoeProcessor
 
     class WithoutVideo(Qwen3OmniMoeProcessor):  # type: ignore[misc]
-        """For videos alone it needs torchvision, which must fit the build of torch: that of pictures stands in."""
+        """Processor with the image processor for videos, whose own needs torchvision of torch's exact build."""
 
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if argument_name == "video_processor":
@@ -40,18 +40,18 @@ def load_processor(directory: Path) -> Any:
         template = settings.get("chat_template") or tokenizer.chat_template
         if template is None:
             raise ValueError("there is no chat template")
-        pictures = AutoImageProcessor.from_pretrained(directory, **local)
-        sounds = AutoFeatureExtractor.from_pretrained(directory, **local)
-        return WithoutVideo(pictures, pictures, sounds, tokenizer, chat_template=template)
-    except Exception as error:  # of many kinds, by what is amiss in which of its files
+        image_processor = AutoImageProcessor.from_pretrained(directory, **local)
+        feature_extractor = AutoFeatureExtractor.from_pretrained(directory, **local)
+        return WithoutVideo(image_processor, image_processor, feature_extractor, tokenizer, chat_template=template)
+    except Exception as error:  # transformers raises many classes here
         raise ValueError(f"{directory}: its processor cannot be loaded: {error}") from error
 
 
 def thinker_inputs(processor: Any, conversation: Sequence[Turn]) -> dict[str, Any]:
-    """What the thinker's `generate` takes, for an answer to a conversation.
+    """Return the arguments of the thinker's `generate` for an answer to a conversation.
 
     Raises:
-        ValueError: a file in it is no audio or image that can be read, or the chat template does not take it.
+        ValueError: an audio or image file cannot be read, or the chat template does not take the conversation.
     """
     parts = [part for turn in conversation if not isinstance(turn["content"], str) for part in turn["content"]]
     rate = processor.feature_extractor.sampling_rate
@@ -60,13 +60,13 @@ def thinker_inputs(processor: Any, conversation: Sequence[Turn]) -> dict[str, An
     try:
         text = processor.apply_chat_template(list(conversation), tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
-        raise ValueError(f"the chat template does not take this: {error}") from error
-    # Empty lists are not taken for none.
+        raise ValueError(f"the chat template does not take this conversation: {error}") from error
+    # The processor takes None for no audio, but not an empty list.
     return dict(processor(text=[text], audio=audio or None, images=images or None, return_tensors="pt"))
 
 
 def read_audio(path: Path, rate: int) -> Any:
-    """Samples [n] of a sound file, float32, its channels mixed, at `rate` samples a second.
+    """Read an audio file as mono float32 samples [n] at `rate` samples per second.
 
     Raises:
         ValueError: it cannot be read, or lasts less than 0.1 s.
@@ -75,17 +75,17 @@ def read_audio(path: Path, rate: int) -> Any:
     import soxr
 
     try:
-        samples, its_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"{path}: not a sound file that can be read: {error}") from error
-    if len(samples) < its_rate / 10:
-        raise ValueError(f"{path}: has {len(samples)} samples at {its_rate} Hz: less than 0.1 s is too short")
+        raise ValueError(f"{path}: not a readable audio file: {error}") from error
+    if len(samples) < file_rate / 10:
+        raise ValueError(f"{path}: has {len(samples)} samples at {file_rate} Hz: less than 0.1 s is too short")
     mixed = samples.mean(axis=1)
-    return mixed if its_rate == rate else soxr.resample(mixed, its_rate, rate)
+    return mixed if file_rate == rate else soxr.resample(mixed, file_rate, rate)
 
 
 def read_image(path: Path) -> Any:
-    """A picture as Pillow has it, upright, RGB.
+    """Read an image with Pillow, upright and in RGB.
 
     Raises:
         ValueError: it cannot be read.
@@ -96,4 +96,4 @@ def read_image(path: Path) -> Any:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a picture that can be read: {error}") from error
+        raise ValueError(f"{path}: not a readable image: {error}") from error

@@ -1,4 +1,4 @@
-"""What transformers' thinker makes of a conversation, kept for the talker."""
+"""Capture of a thinker's answer to a conversation, with the embeddings and hidden states for the talker."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from talkerviz.talker.thinker.chat_inputs import Turn, load_processor, thinker_i
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the thinker, as the talker takes it.
+    """Answer of the thinker.
 
     Attributes:
-        thinker: what the talker needs, on the CPU.
-        user_ids: the ids of the user's P tokens [1, P].
-        assistant_ids: the ids of the answer's T tokens [1, T], the three role tokens first.
-        answer: its text.
-        finished: whether it ended by itself, not at the greatest number of tokens.
-        accept_hidden_layer: where the hidden states are from.
+        thinker: the talker's inputs, on the CPU.
+        user_ids: token ids of the user [1, P].
+        assistant_ids: token ids of the answer [1, T], the three role tokens first.
+        answer: text of the answer.
+        finished: True if the thinker ended it, not `max_new_tokens`.
+        accept_hidden_layer: layer of the hidden states.
     """
 
     thinker: ThinkerOutputs
@@ -45,13 +45,18 @@ def capture_answer(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Answer:
-    """Let the thinker of a checkpoint's directory answer a conversation, greedily, and keep what the talker needs.
+    """Generate a checkpoint's greedy answer to a conversation, and keep the talker's inputs.
 
-    Of the checkpoint's weights only the thinker's are loaded, in the dtype that they have unless one is given.
+    Args:
+        checkpoint: folder of a Qwen3-Omni; only the thinker's weights are loaded.
+        conversation: turns of a chat.
+        max_new_tokens: maximum number of tokens of the answer.
+        device: device of the thinker.
+        dtype: dtype of the weights; by default the stored one.
 
     Raises:
-        ValueError: the directory has no Qwen3-Omni with its processor, a file in the conversation cannot be read, or
-            the thinker says nothing.
+        ValueError: the folder has no Qwen3-Omni with its processor, a file in the conversation cannot be read, or the
+            answer is empty.
     """
     config = _config(checkpoint)
     processor = load_processor(checkpoint)
@@ -72,7 +77,7 @@ def capture_answer(
     )
     answer_ids = result.sequences[0, inputs["input_ids"].shape[1] :]
     if len(answer_ids) < 2:
-        raise ValueError(f"{checkpoint}: the thinker says nothing to this")
+        raise ValueError(f"{checkpoint}: the thinker's answer is empty")
     return Answer(
         *_for_talker(thinker, config, inputs, result),
         answer=processor.tokenizer.decode(answer_ids, skip_special_tokens=True),
@@ -84,26 +89,25 @@ def capture_answer(
 def _for_talker(
     thinker: Any, config: Any, inputs: Mapping[str, Tensor], result: Any
 ) -> tuple[ThinkerOutputs, Tensor, Tensor]:
-    """The part of a result that transformers' `Qwen3OmniMoeForConditionalGeneration.generate` gives the talker."""
+    """Extract the talker's inputs from a result, as transformers' `Qwen3OmniMoeForConditionalGeneration` does."""
     prompt_ids, ids = inputs["input_ids"], result.sequences
-    # A state for each token read: the last one of the answer never is.
+    # A state for each token that was read, which the last token of the answer was not.
     embeddings = torch.cat([states[0] for states in result.hidden_states], dim=1)
     layer = config.talker_config.accept_hidden_layer
     hidden = torch.cat([states[layer] for states in result.hidden_states], dim=1)
 
-    user = _of_user(prompt_ids[0], config)
+    user = _user_indices(prompt_ids[0], config)
     user_ids = prompt_ids[:, user]
     placeholders = [getattr(config.thinker_config, f"{kind}_token_id") for kind in ("audio", "image", "video")]
     lengths = inputs.get("feature_attention_mask")
-    # The thinker's own function: transformers' talker fails in it where audio and images meet, for its config does
-    # not say what a window of audio is.
+    # From the thinker: the talker's own function fails for audio with images, as its config lacks the audio window.
     positions, _ = thinker.get_rope_index(
         user_ids,
         image_grid_thw=inputs.get("image_grid_thw"),
         attention_mask=torch.ones_like(user_ids),
         audio_seqlens=None if lengths is None else lengths.sum(-1),
     )
-    begin = _begin_of_answer(prompt_ids[0], config)
+    begin = _answer_start(prompt_ids[0], config)
     special_ids = [config.tts_bos_token_id, config.tts_eos_token_id, config.tts_pad_token_id]
     special = thinker.get_input_embeddings()(torch.tensor([special_ids], device=ids.device))
     outputs = ThinkerOutputs(
@@ -117,20 +121,28 @@ def _for_talker(
     return outputs, user_ids.cpu(), ids[:, begin:-1].cpu()
 
 
-def _of_user(ids: Tensor, config: Any) -> Tensor:
-    """Which of a prompt's tokens [n] are in turns of the user: their indices. Raises ValueError if none is."""
-    places = torch.arange(len(ids), device=ids.device)
-    begins = torch.where(ids == config.im_start_token_id, places, 0).cummax(0).values
-    found = torch.nonzero(ids[(begins + 1).clamp_max(len(ids) - 1)] == config.user_token_id)[:, 0]
-    if not len(found):
+def _user_indices(ids: Tensor, config: Any) -> Tensor:
+    """Return the indices of a prompt's tokens [n] that are in turns of the user.
+
+    Raises:
+        ValueError: there are none.
+    """
+    indices = torch.arange(len(ids), device=ids.device)
+    turn_starts = torch.where(ids == config.im_start_token_id, indices, 0).cummax(0).values
+    user = torch.nonzero(ids[(turn_starts + 1).clamp_max(len(ids) - 1)] == config.user_token_id)[:, 0]
+    if not len(user):
         raise ValueError(
             f"the prompt has no turn of the user: token {config.im_start_token_id} and then {config.user_token_id}"
         )
-    return found
+    return user
 
 
-def _begin_of_answer(ids: Tensor, config: Any) -> int:
-    """Where the turn to be answered begins in a prompt [n]. Raises ValueError if there is none."""
+def _answer_start(ids: Tensor, config: Any) -> int:
+    """Return the index in a prompt [n] at which the assistant's last turn begins.
+
+    Raises:
+        ValueError: there is none.
+    """
     begins = (ids[:-1] == config.im_start_token_id) & (ids[1:] == config.assistant_token_id)
     if not begins.any():
         raise ValueError(
@@ -142,9 +154,9 @@ def _begin_of_answer(ids: Tensor, config: Any) -> int:
 def _config(checkpoint: Path) -> Any:
     from transformers import Qwen3OmniMoeConfig
 
-    said = read_config(checkpoint)
+    fields = read_config(checkpoint)
     try:
-        return Qwen3OmniMoeConfig.from_dict(said)
+        return Qwen3OmniMoeConfig.from_dict(fields)
     except Exception as error:  # validation errors of several classes
         raise ValueError(f"{checkpoint / 'config.json'}: {error}") from error
 
@@ -165,11 +177,11 @@ def _load_thinker(checkpoint: Path, config: Any, device: str | torch.device, dty
             use_safetensors=True,
             output_loading_info=True,
         )
-    except Exception as error:  # of many kinds, by what is amiss in which of its files
+    except Exception as error:  # transformers raises many classes here
         raise ValueError(f"{checkpoint}: the thinker's weights cannot be loaded: {error}") from error
     # transformers fills these with random numbers.
     if missing := sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])]):
         raise ValueError(f"{checkpoint}: {len(missing)} of the thinker's tensors are missing, the first {missing[0]}")
-    # What the checkpoint has is for the whole model; transformers' whole model does not give it to its thinker.
+    # The checkpoint's generation config is for the whole model, which does not pass it to its thinker.
     thinker.generation_config = GenerationConfig()
     return thinker.to(device)

@@ -1,1 +1,1 @@
-"""Models of transformers: built from a `config.json`, and run on inputs of the right kind."""
+"""Hugging Face models: built from a `config.json`, and run on generated inputs."""

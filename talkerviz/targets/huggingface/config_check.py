@@ -1,4 +1,4 @@
-"""Checks of a `config.json` before anything is built from it: it may be damaged, or made to exhaust memory."""
+"""Checks of a `config.json` before a model is built from it: it may be damaged, or made to exhaust memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import nn
 from talkerviz.render.text import size_text
 
 MAX_MODULES = 100_000
-"""The most modules that are built; models with an expert a module have up to 60,000."""
+"""Maximum number of modules; models with a module per expert have up to 60,000."""
 _MAX_SIZE = 1 << 31
 _MAX_LAYERS = 1 << 12
-_MAX_COUNT = 1 << 20  # of heads, experts, labels: transformers makes lists of these
+_MAX_COUNT = 1 << 20  # heads, experts, labels: transformers makes lists of these
 _MAX_DEPTH = 32
 
-# Code, or files from elsewhere: none of it is run or read, whatever the config asks for.
+# Fields that name code, or files elsewhere: neither is ever run or read.
 _NEVER = ("auto_map", "transformers_weights", "attn_implementation", "_attn_implementation", "custom_generate")
 _SIZES = re.compile(
     r"(hidden|intermediate|vocab|embedding|ffn|mlp|image|patch|codebook|kernel|adapter)_size|[dn]_(model|ff|kv|embd|inner)"
@@ -33,15 +33,15 @@ _COUNTS = re.compile(r"(num|n)_.*")
 
 
 def checked_fields(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Check a config's fields, and leave out those that name code.
+    """Check a config's fields, and drop those that name code.
 
     Args:
-        fields: as they stand in a `config.json`.
+        fields: the parsed `config.json`.
         source: the file, for messages.
 
     Raises:
-        ValueError: a size is no size, or larger than that of any model; it is nested too deeply; architectures are
-            not names; the quantization is not one that transformers has.
+        ValueError: a size is not a number or larger than any model's, the nesting is too deep, architectures are not
+            names, or transformers does not have the quantization.
     """
     kept = _checked(fields, source, "", 0)
     names = fields.get("architectures")
@@ -51,7 +51,7 @@ def checked_fields(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
         from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        # What was registered there besides is code of others.
+        # Methods that other packages registered are their code.
         known = isinstance(method, str) and method in AUTO_QUANTIZER_MAPPING
         if not known or not AUTO_QUANTIZER_MAPPING[method].__module__.startswith("transformers."):
             raise ValueError(f"{source}: quantization_config: transformers has no method {_shown(method)}")
@@ -71,43 +71,41 @@ def _checked(fields: Mapping[str, Any], source: str, where: str, depth: int) -> 
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{source}: {where}{name} is NaN")
         if isinstance(name, str) and _SIZES.fullmatch(name):
-            most = _MAX_LAYERS if _LAYERS.fullmatch(name) else _MAX_COUNT if _COUNTS.fullmatch(name) else _MAX_SIZE
-            _check_size(value, source, f"{where}{name}", most)
+            maximum = _MAX_LAYERS if _LAYERS.fullmatch(name) else _MAX_COUNT if _COUNTS.fullmatch(name) else _MAX_SIZE
+            _check_size(value, source, f"{where}{name}", maximum)
         kept[name] = value
     return kept
 
 
-def _check_size(value: Any, source: str, field: str, most: int) -> None:
-    """Check what may be a number, a list of numbers, or not given."""
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, list):
+def _check_size(value: Any, source: str, field: str, maximum: int) -> None:
+    """Check a number, a list of numbers, or None."""
+    for size in value if isinstance(value, list) else [value]:
+        if size is None or isinstance(size, list | bool):
             continue
-        if one is None or isinstance(one, bool):
-            continue
-        if not isinstance(one, (int, float)):
-            raise ValueError(f"{source}: {field} is {_shown(one)}, not a number")
-        if one < 0:
-            raise ValueError(f"{source}: {field} is {one}, below 0")
-        if one > most:
-            raise ValueError(f"{source}: {field} is {_shown(one)}, more than any model has")
+        if not isinstance(size, int | float):
+            raise ValueError(f"{source}: {field} is {_shown(size)}, not a number")
+        if size < 0:
+            raise ValueError(f"{source}: {field} is {size}, below 0")
+        if size > maximum:
+            raise ValueError(f"{source}: {field} is {_shown(size)}, more than any model has")
 
 
 def check_memory(build: Callable[[], nn.Module], device: str, source: str) -> None:
-    """Build a model without memory first, and see whether its weights fit the device.
+    """Build a model on meta, and check that its weights fit the device's free memory.
 
     Raises:
-        ValueError: they do not, or it has more modules than any.
+        ValueError: they do not, or it has too many modules.
     """
     try:
         with torch.device("meta"), _counted_modules(source):
             model = build()
     except _TooManyError as error:
         raise ValueError(str(error)) from None
-    except Exception:  # some can be built with values alone; what is wrong with others is said then
+    except Exception:  # some models cannot be built on meta; errors of others are raised when they are built
         return
     if device == "meta":
         return
-    needed = sum(one.nbytes for one in model.parameters())
+    needed = sum(parameter.nbytes for parameter in model.parameters())
     free = _free_bytes(device)
     if free is not None and needed > free:
         raise ValueError(f"{source}: its weights take {size_text(needed)}, and {device} has {size_text(free)} free")
@@ -119,12 +117,12 @@ class _TooManyError(ValueError):
 
 @contextmanager
 def _counted_modules(source: str) -> Iterator[None]:
-    made = 0
+    built = 0
 
     def count(*_: object) -> None:
-        nonlocal made
-        made += 1
-        if made > MAX_MODULES:
+        nonlocal built
+        built += 1
+        if built > MAX_MODULES:
             raise _TooManyError(f"{source}: it has more than {MAX_MODULES:,} modules, more than any model")
 
     handle = nn.modules.module.register_module_module_registration_hook(count)
@@ -135,13 +133,13 @@ def _counted_modules(source: str) -> Iterator[None]:
 
 
 def _free_bytes(device: str) -> int | None:
-    """Memory that can still be had, with swap; None where nothing says so."""
+    """Return the free memory, swap included, in bytes; None if the system does not tell."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    known = Path("/proc/meminfo")
-    if not known.exists():
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
         return None
-    lines = dict(line.split(":", 1) for line in known.read_text(encoding="ascii").splitlines() if ":" in line)
+    lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
     return sum(int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree") if name in lines) or None
 
 

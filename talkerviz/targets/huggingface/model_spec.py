@@ -1,4 +1,4 @@
-"""A model that asks for inputs: its config, the arguments of its `forward`, and where random numbers come from."""
+"""Description of a model for input generation: its config, the arguments of its `forward`, a random generator."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Inputs = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is known when an input is made.
+class ModelSpec:
+    """A model as the input factories see it.
 
     Attributes:
-        model: who asks.
+        model: the model.
         config: its config.
-        names: the arguments of its `forward`.
-        required: those without a default.
-        generator: where numbers are drawn from.
+        names: names of the arguments of its `forward`.
+        required: names of the arguments without a default.
+        generator: random generator of the inputs.
     """
 
     model: nn.Module
@@ -31,23 +31,23 @@ class Ask:
     required: frozenset[str]
     generator: torch.Generator
 
-    def whole(self, low: int, high: int, *shape: int) -> Tensor:
-        """Random whole numbers from low to below high, int64."""
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Draw integers from low to below high, int64."""
         _check_elements(shape)
         return torch.randint(low, max(high, low + 1), shape, generator=self.generator)
 
-    def real(self, *shape: int) -> Tensor:
-        """Random numbers of a standard normal distribution, float32."""
+    def normal(self, *shape: int) -> Tensor:
+        """Draw from a standard normal distribution, float32."""
         _check_elements(shape)
         return torch.randn(shape, generator=self.generator)
 
-    def of(self, kinds: str, *names: str, default: Any = None) -> Any:
-        """The first of these fields that has a value, in the parts of the config for these kinds, else anywhere in it.
+    def field(self, kinds: str, *names: str, default: Any = None) -> Any:
+        """Return the first of these config fields that has a value, in the parts of these kinds, else in any part.
 
         Args:
-            kinds: words in the names of parts, such as `vision image`.
-            names: fields, the likeliest first.
-            default: if there is none.
+            kinds: words in the names of the config's parts, such as `vision image`.
+            names: names of fields, the likeliest first.
+            default: value if there is none.
         """
         for part in parts_of(self.config, kinds):
             for name in names:
@@ -56,8 +56,8 @@ class Ask:
         return default
 
     def size(self, kinds: str, *names: str, default: int) -> int:
-        """A field as `of` finds it, as one number: of several the first."""
-        value = self.of(kinds, *names, default=default)
+        """Return a field as one integer, the first of a list; see `field`."""
+        value = self.field(kinds, *names, default=default)
         while isinstance(value, (list, tuple)):
             value = value[0]
         return int(value)
@@ -71,24 +71,24 @@ def _check_elements(shape: tuple[int, ...]) -> None:
 _MAX_ELEMENTS = 1 << 28  # 1 GiB of float32
 
 
-def ask_of(model: nn.Module, seed: int) -> Ask:
-    """What a model asks for; numbers are the same for a seed."""
+def model_spec(model: nn.Module, seed: int) -> ModelSpec:
+    """Describe a model; a seed gives the same inputs each time."""
     parameters = [
-        one
-        for one in inspect.signature(model.forward).parameters.values()
-        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+        parameter
+        for parameter in inspect.signature(model.forward).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
-    return Ask(
+    return ModelSpec(
         model,
         model.config,
-        frozenset(one.name for one in parameters),
-        frozenset(one.name for one in parameters if one.default is one.empty),
+        frozenset(parameter.name for parameter in parameters),
+        frozenset(parameter.name for parameter in parameters if parameter.default is parameter.empty),
         torch.Generator().manual_seed(seed),
     )
 
 
 def parts_of(config: Any, kinds: str = "") -> list[Any]:
-    """The parts of a config whose names have one of these words, then itself, then all others; outer ones first."""
+    """List the parts of a config: those with one of these words in their names, the config, all others; outer first."""
     from transformers import PreTrainedConfig
 
     named: list[Any] = []
@@ -96,7 +96,10 @@ def parts_of(config: Any, kinds: str = "") -> list[Any]:
     level = [config]
     while level:
         below = [
-            (name, part) for one in level for name, part in vars(one).items() if isinstance(part, PreTrainedConfig)
+            (name, part)
+            for parent in level
+            for name, part in vars(parent).items()
+            if isinstance(part, PreTrainedConfig)
         ]
         for name, part in below:
             (named if any(word in name for word in kinds.split()) else others).append(part)

@@ -1,4 +1,4 @@
-"""transformers without warnings, bars and network: what the terminal shows is ours, and nothing is downloaded."""
+"""transformers without warnings, progress bars and network access."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Build or run a model of transformers inside: silent, and from what is on this machine alone.
+    """Silence transformers inside, and keep it offline.
 
-    Some models look for weights of a backbone, or for kernels, which are code, on the Hub: here they find it switched
-    off, and do without or raise.
+    Some models look on the Hub for a backbone's weights, or for kernels, which are code: offline they do without them
+    or raise.
     """
     from huggingface_hub import constants
     from transformers.integrations import hub_kernels

@@ -1,4 +1,4 @@
-"""How a model of transformers is run: it generates where it can, else it makes one forward pass."""
+"""Runner of a Hugging Face model: `generate` if it has one, else one forward pass."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from talkerviz.recorder.dataflow.input_names import name_inputs
 from talkerviz.targets.huggingface.from_config import one_line
-from talkerviz.targets.huggingface.input_factory import on_device, ways
-from talkerviz.targets.huggingface.model_spec import Inputs, ask_of
+from talkerviz.targets.huggingface.input_factory import candidate_inputs, on_device
+from talkerviz.targets.huggingface.model_spec import Inputs, model_spec
 from talkerviz.targets.huggingface.quiet_transformers import quiet
 
-_TRIED_TOKENS = 2
-_MOST_TRIED = 24  # ways in which generating is tried
+_TRIED_TOKENS = 2  # a prompt and one step with a cache
+_MAX_GENERATE_TRIES = 24  # candidate inputs tried with `generate`
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs a model, always in the same way.
+    """A repeatable run of a model.
 
     Attributes:
-        run: makes one run, and gives what the model returned.
-        generates: whether it generates tokens.
-        inputs: what goes in.
+        run: function that runs the model once and returns its output.
+        generates: True if it runs `generate`.
+        inputs: the model's inputs by name.
     """
 
     run: Callable[[], Any]
@@ -35,38 +35,38 @@ class Runner:
     inputs: Inputs
 
     def shapes(self) -> dict[str, list[int]]:
-        """The shape of each tensor that goes in, by its name."""
+        """Return the shape of each input tensor by its name."""
         return {name: list(value.shape) for name, value in self.inputs.items() if isinstance(value, Tensor)}
 
 
 def runner(model: nn.Module, tokens: int, seed: int, generates: bool = True) -> Runner:
-    """Find inputs that a model runs on. Nothing but running it tells, so it runs, over two tokens if it generates.
+    """Find inputs that a model runs on by running it on candidates, for two tokens if it generates.
 
     Args:
-        model: of transformers, in eval mode.
-        tokens: how many to generate, where it generates.
-        seed: draws the inputs, and whatever the model draws while it runs.
+        model: model of transformers, in eval mode.
+        tokens: number of tokens to generate.
+        seed: random seed for the inputs, and for the model's own random numbers.
         generates: False for one forward pass in any case.
 
     Raises:
-        ValueError: it runs on none of the inputs that there are; with what it says of the likeliest.
+        ValueError: it runs on none of the candidates; the message has the likeliest one's error.
     """
-    ask = ask_of(model, seed)
+    spec = model_spec(model, seed)
     failure: Exception | None = None
     generate: Any = getattr(model, "generate", None)
     if generates and callable(generate):
-        for way in itertools.islice(ways(ask), _MOST_TRIED):
-            inputs = on_device(ask, way)
+        for candidate in itertools.islice(candidate_inputs(spec), _MAX_GENERATE_TRIES):
+            inputs = on_device(spec, candidate)
             for arguments in _to_generate(model, inputs):
                 run = _runs(model, generate, arguments, seed)
                 try:
                     run(_TRIED_TOKENS)
-                except Exception as error:  # not these inputs
+                except Exception as error:  # the model does not take these inputs
                     failure = failure or error
                 else:
                     return Runner(lambda run=run: run(tokens), True, arguments)  # type: ignore[misc]
-    for way in ways(ask):
-        inputs = on_device(ask, way)
+    for candidate in candidate_inputs(spec):
+        inputs = on_device(spec, candidate)
         run = _runs(model, model, inputs, seed)
         try:
             run(None)
@@ -79,10 +79,10 @@ def runner(model: nn.Module, tokens: int, seed: int, generates: bool = True) -> 
 
 
 def _to_generate(model: Any, inputs: Inputs) -> Iterator[Inputs]:
-    """Arguments of `generate`: greedy, and to the last token whatever is said; or as the model would have it."""
-    ours = model.generation_config
+    """Yield arguments of `generate` to try: greedy without an end of text, then the model's own settings."""
+    settings = model.generation_config
     start = {}
-    if model.config.is_encoder_decoder and ours.decoder_start_token_id is None and ours.bos_token_id is None:
+    if model.config.is_encoder_decoder and settings.decoder_start_token_id is None and settings.bos_token_id is None:
         start = {"decoder_start_token_id": 0}
     prompt = {name: value for name, value in inputs.items() if not name.startswith("decoder_") and name != "use_cache"}
     greedy = {**start, "do_sample": False, "num_beams": 1, "eos_token_id": None, "pad_token_id": 0}
@@ -94,9 +94,9 @@ def _to_generate(model: Any, inputs: Inputs) -> Iterator[Inputs]:
 
 @dataclass
 class Lent:
-    """A tensor that a model is given, and gets again as it was: some write into their inputs.
+    """An input tensor that is restored for each run, since some models write into their inputs.
 
-    It is copied only after it was written to: a copy is an operation, which would stand in the picture of the run.
+    It is copied only after a write: a copy is an operation, which the trace would have.
     """
 
     kept: Tensor
@@ -104,7 +104,7 @@ class Lent:
     version: int = 0
 
     def give(self) -> Tensor:
-        """The same each time, or a fresh copy if that was written to."""
+        """Return the same tensor each time, or a fresh copy if it was written to."""
         if self.given is None or self.given._version != self.version:
             self.given = self.kept.clone()
             self.version = self.given._version
@@ -112,16 +112,16 @@ class Lent:
 
 
 def _runs(model: nn.Module, call: Callable[..., Any], arguments: Inputs, seed: int) -> Callable[[int | None], Any]:
-    devices = {one.device for one in model.parameters() if one.is_cuda}
-    lent = {name: Lent(one) if isinstance(one, Tensor) else one for name, one in arguments.items()}
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    lent = {name: Lent(value) if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
     @torch.no_grad()
     def run(tokens: int | None) -> Any:
-        counted = {} if tokens is None else {"max_new_tokens": tokens}
+        length = {} if tokens is None else {"max_new_tokens": tokens}
         with quiet(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            given = {name: one.give() if isinstance(one, Lent) else one for name, one in lent.items()}
-            with name_inputs(given):  # `generate` reads some of them before any module is handed them
-                return call(**given, **counted)
+            given = {name: value.give() if isinstance(value, Lent) else value for name, value in lent.items()}
+            with name_inputs(given):  # `generate` reads some of them before any module receives them
+                return call(**given, **length)
 
     return run

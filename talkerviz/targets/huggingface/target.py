@@ -1,4 +1,4 @@
-"""A model of transformers, from its config, as a target."""
+"""A Hugging Face model, built from its config, as a target."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from talkerviz.targets.target import Target
 
 
 def is_config(target: str) -> bool:
-    """Whether a target is a folder with a config, or a config's file, and no function's name."""
+    """Return True if a target is a folder or a config file, not the name of a function."""
     return Path(target).is_dir() or target.endswith(".json")
 
 
 def config_target(path: Path, device: str, dtype: torch.dtype | None, tokens: int, seed: int = 0) -> Target:
-    """A model of transformers from its config: it generates where it can, else makes one pass, on inputs made for it.
+    """Make a target that generates with a model, or runs one forward pass, on generated inputs.
 
     Args:
-        path: a folder whose safetensors are loaded if it has any, or a config's file. Weights are drawn otherwise.
-        device: where it runs; on meta one forward pass.
-        dtype: of the weights; by default what the config says, else float32.
-        tokens: how many to generate.
-        seed: draws weights and inputs.
+        path: config file, or folder with one; safetensors in the folder are loaded, else weights are random.
+        device: device of the weights; on meta one forward pass.
+        dtype: dtype of the weights; by default the config's, else float32.
+        tokens: number of tokens to generate.
+        seed: random seed for weights and inputs.
 
     Raises:
-        ValueError: no config of a model that transformers has, weights that do not fit it, or no inputs that it runs
-            on.
+        ValueError: it is not a config of a model in transformers, the weights do not fit it, or no inputs are found
+            that it runs on.
     """
     if tokens < 1:
         raise ValueError(f"frames must be at least 1, not {tokens}")
@@ -42,7 +42,7 @@ def config_target(path: Path, device: str, dtype: torch.dtype | None, tokens: in
         runs = runner(built.model, tokens, seed, generates=device != "meta")
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    except Exception as error:  # of making inputs of the sizes that it says
+    except Exception as error:  # from generating inputs of the config's sizes
         raise ValueError(f"{file}: no inputs for it: {one_line(error)}") from error
     return Target(
         name="model",

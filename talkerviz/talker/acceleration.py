@@ -1,41 +1,42 @@
-"""What makes a talker fast, and when it can be had."""
+"""Ways to speed up the native talker, and the checks of what they need."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.generation.cuda_graphs import check_device, replay_frames
 from talkerviz.talker.kernels import check_kernels, fuse_talker
-
-if TYPE_CHECKING:
-    from talkerviz.talker.model.config import TalkerConfig
-    from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.config import TalkerConfig
+from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 @dataclass(frozen=True)
-class Faster:
-    """How a talker is made fast; not at all by default.
+class Acceleration:
+    """Ways in which a talker is sped up; none by default.
 
     Attributes:
-        compiled: torch.compile makes code of its layers, see `compile_talker`.
-        fused: its layers run as few kernels, see `fuse_talker`.
-        graphs: it speaks by replaying a CUDA graph, see `replay_frames`.
+        compiled: compile the layers with torch.compile, see `compile_talker`.
+        fused: run each layer as a few Triton kernels, see `fuse_talker`.
+        graphs: replay a CUDA graph for each frame, see `replay_frames`.
     """
 
     compiled: bool = False
     fused: bool = False
     graphs: bool = False
 
-    def ways(self) -> list[str]:
-        """Those that are wanted, by their names here."""
+    def enabled(self) -> list[str]:
+        """Return the names of the enabled fields."""
         return [field.name for field in fields(self) if getattr(self, field.name)]
 
     def check(self, device: torch.device, config: TalkerConfig) -> None:
-        """Raises ValueError for what cannot be had there, or not together, as `make` does: before weights are read."""
+        """Check, before weights are read, that the enabled ways go together and run on a device.
+
+        Raises:
+            ValueError: they do not.
+        """
         if self.compiled and self.fused:
             raise ValueError("--fused: --compile makes other code of the same layers; give one of them")
         if self.fused:
@@ -43,8 +44,12 @@ class Faster:
         if self.graphs:
             check_device(device)
 
-    def make(self, talker: TalkerForConditionalGeneration) -> None:
-        """Make a talker so, in place. Raises ValueError where it cannot be."""
+    def apply(self, talker: TalkerForConditionalGeneration) -> None:
+        """Speed up a talker in place.
+
+        Raises:
+            ValueError: as `check`, and torch.compile finds no C++ compiler.
+        """
         if self.compiled:
             compile_talker(talker)
         if self.fused:
