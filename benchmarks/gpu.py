@@ -22,8 +22,8 @@ from rich.console import Console
 from speaking import need_cuda
 
 import talkerviz as tv
-from talkerviz.analysis.device_peaks import limits_of_run, peaks_of
 from talkerviz.analysis.summary import summarise
+from talkerviz.recorder.instruments.device_peaks import published_peaks, run_peaks
 from talkerviz.recorder.instruments.registry import MEASURES
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.recorder.tap import Tap
@@ -71,8 +71,8 @@ def overhead(model: torch.nn.Module, work: Callable[[], object], repeats: int) -
 def record(model: torch.nn.Module, work: Callable[[], object], name: str) -> tv.Trace:
     """Times, cost, busy time and memory of the same calls."""
     dtype = str(default_dtype(name)).removeprefix("torch.")
-    peaks = peaks_of(torch.cuda.get_device_name())
-    limits = limits_of_run(peaks, dtype, torch.backends.cuda.matmul.allow_tf32) if peaks else {}
+    peaks = published_peaks(torch.cuda.get_device_name())
+    limits = run_peaks(peaks, dtype, torch.backends.cuda.matmul.allow_tf32) if peaks else {}
     facts = {"preset": name, "impl": "native", "peaks": limits}
     trace = tv.record(model, work, "talker", TalkerPhases, "cuda", facts)
     for measure in MEASURES:

@@ -38,8 +38,7 @@ from torch import nn
 import talkerviz as tv
 from talkerviz.api import Trace
 from talkerviz.flowchart.builder import build_graph
-from talkerviz.flowchart.model import Graph
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Graph, View
 from talkerviz.recorder import recording
 from talkerviz.render import registry as formats
 from talkerviz.render.charts.dot import render_dot

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from talkerviz.analysis.device_peaks import peaks_of
+from talkerviz.recorder.instruments.device_peaks import published_peaks
 from talkerviz.recorder.tap import HOOKS_COST, Tap, why_not
 from talkerviz.render.text import amount_text
 from talkerviz.talker.generation.compile import check_compiler
@@ -32,7 +32,7 @@ def diagnose() -> list[tuple[str, str]]:
         found.append(("GPU", "none that torch sees"))
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         name = torch.cuda.get_device_name(number)
-        peaks = peaks_of(name)
+        peaks = published_peaks(name)
         limits = "not in the table of peaks: doctor --measure"
         if peaks:
             rate, bandwidth = amount_text(peaks.flops["bfloat16"]), amount_text(peaks.bandwidth)

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from torch import nn
 
 from talkerviz.analysis.compare import compare, slower
-from talkerviz.analysis.snapshot import Call, calls_of, read_calls, text_of, trace_of
+from talkerviz.analysis.snapshot import Call, calls_to_json, read_snapshot, snapshot_calls, trace_from_calls
 from talkerviz.api import Trace, record
 from talkerviz.atomic_file import write_text
 from talkerviz.flowchart.diff import changes, diff_graph
@@ -94,13 +94,13 @@ class TalkerTrace:
             raise ValueError(f"{name!r} was checked before in this test: give each trace a name of its own")
         self._checked.add(name)
         path = self._folder / f"{quote(name, safe=' []()+,=@')}.json"
-        calls = calls_of(trace)
+        calls = snapshot_calls(trace)
         if self._update:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, text_of(calls))
+            write_text(path, calls_to_json(calls))
         elif not path.exists():
             pytest.fail(f"{path}: no such baseline yet; write it with pytest --talkertrace-update, and commit it")
-        elif (before := read_calls(path)) != json.loads(text_of(calls))["calls"]:
+        elif (before := read_snapshot(path)) != json.loads(calls_to_json(calls))["calls"]:
             pytest.fail(_what_changed(before, calls, path))
 
     def assert_not_slower(self, trace: Trace, than: Trace | str | Path, *, percent: float) -> None:
@@ -140,7 +140,7 @@ class TalkerTrace:
 
 def _what_changed(before: list[Call], after: list[Call], path: Path) -> str:
     """Modules and operations that differ; then the first lines that do, which also shows what a picture folds away."""
-    graph = diff_graph(trace_of(before), trace_of(after), "calls")
+    graph = diff_graph(trace_from_calls(before), trace_from_calls(after), "calls")
     found = changes(graph)
     ones, twos = ([json.dumps(call, ensure_ascii=False) for call in calls] for calls in (before, after))
     lines = [line for line in difflib.unified_diff(ones, twos, n=0, lineterm="") if line[:2] in ("-{", "+{")]

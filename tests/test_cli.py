@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from talkerviz.analysis.device_peaks import Peaks
 from talkerviz.api import Trace
 from talkerviz.cli import COMMANDS, main
 from talkerviz.cli.options import app
 from talkerviz.doctor import diagnose
+from talkerviz.recorder.instruments.device_peaks import Peaks
 
 GOLDEN = Path(__file__).parent / "golden" / "qwen3_omni_talker_mermaid.md"
 Capture = pytest.CaptureFixture[str]

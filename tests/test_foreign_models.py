@@ -16,8 +16,7 @@ from graph_words import RESIDUALS, arrows, arrows_into, group, outline
 from older import OLDER_TRANSFORMERS, not_with_older_transformers
 
 from talkerviz.flowchart.builder import build_graph
-from talkerviz.flowchart.model import Graph, Group
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Graph, Group, View
 from talkerviz.render.registry import render
 from talkerviz.report.writer import write_report
 

@@ -183,7 +183,7 @@ def test_what_is_no_trace(files: list[Path], tmp_path: Path) -> None:
         (tmp_path / "text", "no trace or is damaged.*text"),
         (tmp_path / "other.parquet", "other.parquet: a Parquet file, but not a talkerviz trace"),
         (tmp_path / "none.parquet", "none.parquet: no such file"),
-        (tmp_path, "a folder, not a trace file"),
+        (tmp_path, "is a directory, not a trace file"),
     ):
         with pytest.raises(ValueError, match=said):
             query("SELECT 1", [*files, path])

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from talkerviz.analysis.confidence import Sample, ratio_interval
-from talkerviz.analysis.shape_text import and_others, shapes_of_calls
 from talkerviz.trace.call_tree import outermost
+from talkerviz.trace.labels import call_shapes, first_and_others
 from talkerviz.trace.runs import whole_runs
 from talkerviz.trace.trace import TraceRecord, check_one_rank
 
@@ -137,7 +137,7 @@ def _compared(one: _Row | None, two: _Row | None) -> dict[str, object]:
         low, high = (end - 1 for end in ends)
         row |= {"low": low, "high": high, "significant": low > 0 or high < 0}
     for side, mine, theirs in (("before", one, two), ("after", two, one)):
-        row[f"shapes_{side}"] = and_others([text for text in mine.shapes if text not in theirs.shapes])
+        row[f"shapes_{side}"] = first_and_others([text for text in mine.shapes if text not in theirs.shapes])
     same_class = _alike(one.class_name, two.class_name)
     if not same_class:
         row["class"] = f"{one.class_name} ⇒ {two.class_name}"
@@ -183,7 +183,7 @@ def _rows_of(
             "total": calls[f"{clock}_ns"].to_numpy(dtype=float, na_value=0.0),
             "outer": outermost(calls, kinds),
             "class": calls["class"],
-            "shapes": pd.Categorical(shapes_of_calls(calls) if by != "phase" else [""] * len(calls)),
+            "shapes": pd.Categorical(call_shapes(calls) if by != "phase" else [""] * len(calls)),
             "seen": ((calls["run"] == runs[0]) & (frame <= last_frame)).to_numpy() if runs else True,
         }
     )

@@ -75,7 +75,7 @@ def _codes_of(trace: TraceRecord) -> int:
     return int(trace.facts.get("codes_a_frame", _CODES))
 
 
-def parts_of_calls(trace: TraceRecord) -> pd.Series:
+def call_parts(trace: TraceRecord) -> pd.Series:
     """The part of the talker that each call serves, by its phase: `setup`, `talker` or `code predictor`.
 
     Of another model it is the phase; where there is none, None.
@@ -88,7 +88,7 @@ def parts_of_calls(trace: TraceRecord) -> pd.Series:
     return found
 
 
-def times_of_calls(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def call_times(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """When each call began and how long it took, on the device where that was measured."""
 
     def either(device: str, host: str) -> np.ndarray:
@@ -127,8 +127,8 @@ def _frames(trace: TraceRecord) -> pd.DataFrame:
     its first call is of a `prefill`; and its `start_ns`."""
     calls = trace.calls
     speech, codes = makes_speech(trace), _codes_of(trace)
-    start, length = times_of_calls(calls)
-    part = parts_of_calls(trace)
+    start, length = call_times(calls)
+    part = call_parts(trace)
     outer = outermost(calls, pd.factorize(part)[0])
     at_top = ~calls["parent"].isin(calls["call"])
     rows = pd.DataFrame(

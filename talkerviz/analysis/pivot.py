@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.frame_latency import makes_speech, parts_of_calls
+from talkerviz.analysis.frame_latency import call_parts, makes_speech
 from talkerviz.analysis.summary import check_sort, summarise
 from talkerviz.trace.call_tree import outermost
-from talkerviz.trace.names import without_numbers
+from talkerviz.trace.labels import layer_pattern
 from talkerviz.trace.trace import TraceRecord
 
 ACROSS = ("phase", "part", "rank")
@@ -17,9 +17,7 @@ BY_ACROSS = ("module", "class")
 _BEFORE_ALL = "setup"  # it has no like elsewhere
 
 
-def side_by_side(
-    trace: TraceRecord, by: str = "module", across: str = "phase", sort: str | None = None
-) -> pd.DataFrame:
+def pivot(trace: TraceRecord, by: str = "module", across: str = "phase", sort: str | None = None) -> pd.DataFrame:
     """One row for each module or class, and for each phase, part or rank a few columns.
 
     Args:
@@ -77,7 +75,7 @@ def side_by_side(
 
 def _columns(trace: TraceRecord, across: str) -> pd.Series:
     if across == "part":
-        return parts_of_calls(trace)
+        return call_parts(trace)
     if across == "rank":
         return trace.calls["rank"].map({rank: f"rank {rank}" for rank in trace.calls["rank"].unique()})
     phases = trace.calls["phase"].astype(object)
@@ -96,7 +94,7 @@ def _names(trace: TraceRecord, by: str, across: str) -> pd.Series:
     def name(path: str) -> str:
         if across == "part" and (path == predictor or path.startswith(f"{predictor}.")):
             path = root + path.removeprefix(predictor)
-        return without_numbers(path)
+        return layer_pattern(path)
 
     names: pd.Series = (
         trace.calls["path"].astype(object).map({path: name(path) for path in trace.calls["path"].cat.categories})
@@ -118,7 +116,7 @@ def table(
 
     Returns:
         The columns of [`summarise`][talkerviz.analysis.summary.summarise], or with `across` those of
-        [`side_by_side`][talkerviz.analysis.pivot.side_by_side]; times in nanoseconds. What was not measured is
+        [`pivot`][talkerviz.analysis.pivot.pivot]; times in nanoseconds. What was not measured is
         `<NA>`.
 
     Raises:
@@ -127,5 +125,5 @@ def table(
     """
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    summary = side_by_side(trace, by, across, sort) if across else summarise(trace, by, sort)
+    summary = pivot(trace, by, across, sort) if across else summarise(trace, by, sort)
     return summary if top is None else summary.head(top)

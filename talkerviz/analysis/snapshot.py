@@ -20,7 +20,7 @@ Call = dict[str, Any]
 """A call as JSON: what is not there is left out; a tensor is its name, shape and dtype."""
 
 
-def calls_of(trace: TraceRecord) -> list[Call]:
+def snapshot_calls(trace: TraceRecord) -> list[Call]:
     """The calls of the first whole run, thread by thread, in the order in which they began."""
     runs = whole_runs(trace)
     calls = trace.calls[trace.calls["run"] == runs[0]] if runs else trace.calls
@@ -40,7 +40,7 @@ def _plain(tensors: Tensors) -> list[Any]:
     return [[tensor.name, list(tensor.shape), tensor.dtype] for tensor in tensors]
 
 
-def trace_of(calls: list[Call], name: str = "model") -> TraceRecord:
+def trace_from_calls(calls: list[Call], name: str = "model") -> TraceRecord:
     """Such calls as a trace without times, for what draws and compares traces.
 
     Raises:
@@ -69,14 +69,14 @@ def _tensors(plain: list[Any]) -> Tensors:
     return tuple(TensorInfo(name, tuple(map(int, shape)), str(dtype), "") for name, shape, dtype in plain)
 
 
-def text_of(calls: list[Call]) -> str:
+def calls_to_json(calls: list[Call]) -> str:
     """Calls as JSON, a line each, so that a change of the file can be read."""
     lines = ",\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
     return f'{{"format": "{_FORMAT}", "calls": [\n{lines}\n]}}\n'
 
 
-def read_calls(path: Path) -> list[Call]:
-    """What `text_of` gave, from a file.
+def read_snapshot(path: Path) -> list[Call]:
+    """What `calls_to_json` gave, from a file.
 
     Raises:
         ValueError: it is no such file.
@@ -86,7 +86,7 @@ def read_calls(path: Path) -> list[Call]:
         if found["format"] != _FORMAT:
             raise ValueError
         calls: list[Call] = found["calls"]
-        trace_of(calls)
+        trace_from_calls(calls)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a baseline; write it again with pytest --talkertrace-update") from error
     return calls

@@ -51,7 +51,7 @@ def query(sql: str, files: Sequence[Path]) -> pa.Table:
         except UnicodeEncodeError:
             raise ValueError(f"{file}: DuckDB cannot be told of a name that is not UTF-8; rename it") from None
         if not file.is_file():
-            raise ValueError(f"{file}: {'a folder, not a trace file' if file.is_dir() else 'no such file'}")
+            raise ValueError(f"{file}: {'is a directory, not a trace file' if file.is_dir() else 'no such file'}")
         if "\\" in str(file) and set(str(file)) & _MEANS_OTHERS:
             raise ValueError(f"{file}: DuckDB cannot be told of a name with a backslash and one of * ? [; rename it")
     names = [str(file) for file in files]

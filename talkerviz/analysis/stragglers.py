@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.collective_waits import held_up, waits
-from talkerviz.trace.names import without_numbers
+from talkerviz.analysis.collective_waits import collective_waits, waits_by_rank
+from talkerviz.trace.labels import layer_pattern
 from talkerviz.trace.trace import TraceRecord, ranks_of
 
 _WORTH_A_WORD = 0.02  # of the ranks' time
@@ -53,8 +53,8 @@ def stragglers(trace: TraceRecord) -> Stragglers:
         )
     if trace.calls["host_ns"].isna().all():
         raise ValueError("this trace has no times: record it without --clock none")
-    parts = held_up(trace)
-    held = waits(parts)
+    parts = collective_waits(trace)
+    held = waits_by_rank(parts)
     of_ranks = _by_rank(trace, held, ranks)
     places = _by_place(held, ranks)
     straggler = _straggler(of_ranks)
@@ -96,7 +96,7 @@ def _by_rank(trace: TraceRecord, held: pd.DataFrame, ranks: list[int]) -> pd.Dat
 
 
 def _by_place(held: pd.DataFrame, ranks: list[int]) -> pd.DataFrame:
-    place = held["module"].map({name: without_numbers(name) for name in held["module"].unique()})
+    place = held["module"].map({name: layer_pattern(name) for name in held["module"].unique()})
     groups = held.assign(place=place).groupby(["class", "place"], sort=False)
     rows = []
     for (kind, name), rows_of in groups:
@@ -157,7 +157,7 @@ def _sentence(ranks: pd.DataFrame, held: pd.DataFrame, straggler: int | None) ->
     own = ranks[ranks["rank"] == straggler].iloc[0]
     for_it = held[(held["last"] == straggler) & (held["rank"] != straggler)]
     others = for_it["wait_ns"].sum() / time[(ranks["rank"] != straggler).to_numpy()].sum()
-    places = for_it.groupby(["class", for_it["module"].map(without_numbers)])["wait_ns"].sum()
+    places = for_it.groupby(["class", for_it["module"].map(layer_pattern)])["wait_ns"].sum()
     kind, module = places.idxmax()
     there = f" {_percent(places.max() / places.sum())} of it" if len(places) > 1 else " all of it"
     return (

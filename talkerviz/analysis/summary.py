@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.frame_latency import frame_latencies, parts_of_calls
+from talkerviz.analysis.frame_latency import call_parts, frame_latencies
 from talkerviz.analysis.roofline import roofline
-from talkerviz.analysis.shape_text import shapes_of_calls, with_others
 from talkerviz.trace.call_tree import outermost
+from talkerviz.trace.labels import call_shapes, with_others
 from talkerviz.trace.trace import TraceRecord
 
 BY = ("module", "class", "phase", "part", "layer", "request", "frame", "call")
@@ -137,7 +137,7 @@ def check_sort(sort: str | None) -> None:
 
 def _keys(trace: TraceRecord, by: str) -> pd.Series:
     if by == "part":
-        return parts_of_calls(trace)
+        return call_parts(trace)
     if by == "layer":
         layer_of = {path: _layer(path) for path in trace.calls["path"].cat.categories}
         layers: pd.Series = trace.calls["path"].astype(object).map(layer_of)
@@ -190,7 +190,7 @@ def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> 
 
 
 def _commonest_shapes(calls: pd.DataFrame, codes: np.ndarray, groups: int, more: bool) -> list[str]:
-    text_of, texts = pd.factorize(np.array(shapes_of_calls(calls, more), dtype=object))
+    text_of, texts = pd.factorize(np.array(call_shapes(calls, more), dtype=object))
     pairs, first, count = np.unique(codes * max(len(texts), 1) + text_of, return_index=True, return_counts=True)
     group, text = np.divmod(pairs, max(len(texts), 1))
     best = np.lexsort((first, -count, group))  # of a group the commonest, of equally common ones the first

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import NUMBER, Rows, places, ranges, with_numbers
+from talkerviz.flowchart.call_arrays import NUMBER, CallArrays, places, ranges, with_numbers
 from talkerviz.flowchart.folding import Fold
 from talkerviz.flowchart.kv_cache import is_cached
 from talkerviz.flowchart.model import Box
-from talkerviz.flowchart.similarity import Forms
+from talkerviz.flowchart.similarity import SimilarityHashes
 from talkerviz.trace.schema import Tensors
 
 _MOST_NAMES = 5
@@ -22,7 +22,7 @@ _MOST_DETAILS = 12
 _ATTENTION = re.compile("scaled_dot_product")
 
 
-def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
+def describe(rows: CallArrays, forms: SimilarityHashes, fold: Fold, name: str) -> Box:
     """The box of a fold, under an id; its share is of the time of all calls in the trace."""
     if fold.kind == "phase":
         return _phase_box(rows, fold, name)
@@ -56,7 +56,7 @@ def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
     return _timed(rows, calls, box)
 
 
-def is_for_itself(rows: Rows, fold: Fold) -> bool:
+def is_for_itself(rows: CallArrays, fold: Fold) -> bool:
     """Whether operations would be worth drawing though nothing reads what they make.
 
     In a module that is what it returns; outside of modules all but what ends in a truth value, which a program asks on
@@ -71,7 +71,7 @@ def is_for_itself(rows: Rows, fold: Fold) -> bool:
     return any(tensor.dtype != "bool" for tensor in outputs)
 
 
-def _phase_box(rows: Rows, fold: Fold, name: str) -> Box:
+def _phase_box(rows: CallArrays, fold: Fold, name: str) -> Box:
     of_phase = [rows.phases[row - rows.first_phase] for row in fold.rows]
     frames = sorted(frame for _, frame in of_phase if frame is not None)
     child, _ = rows.children_of(fold.rows)
@@ -84,7 +84,7 @@ def _phase_box(rows: Rows, fold: Fold, name: str) -> Box:
     return _timed(rows, calls, box)
 
 
-def _attended(rows: Rows, fold: Fold) -> str:
+def _attended(rows: CallArrays, fold: Fold) -> str:
     """How many positions attention looks at in a phase, the newest among them, at first and at last.
 
     Empty where they do not become more.
@@ -94,7 +94,7 @@ def _attended(rows: Rows, fold: Fold) -> str:
     return _range(min(grown), max(grown)) if grown else ""
 
 
-def _key_lengths(rows: Rows, fold: Fold) -> set[int] | None:
+def _key_lengths(rows: CallArrays, fold: Fold) -> set[int] | None:
     """The lengths of keys where they grow; what another attention looks at stays as it is. None where none was seen."""
     if rows.trace.flow is None:
         return None
@@ -113,7 +113,7 @@ def _key_lengths(rows: Rows, fold: Fold) -> set[int] | None:
     return {length for of_place in lengths.values() if of_place[-1] > of_place[0] for length in of_place}
 
 
-def _grown_sizes(rows: Rows, fold: Fold) -> set[int]:
+def _grown_sizes(rows: CallArrays, fold: Fold) -> set[int]:
     """The same from the tensors of calls that grow from frame to frame, of caches as they are after the call."""
     child, _ = rows.children_of(fold.rows)
     calls = child[child < rows.calls]
@@ -132,7 +132,7 @@ def _grown_sizes(rows: Rows, fold: Fold) -> set[int]:
     return sizes
 
 
-def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
+def _operations_box(rows: CallArrays, fold: Fold, name: str) -> Box:
     parent = rows.parent[fold.rows]
     changes = np.flatnonzero(np.diff(parent)) + 1
     first, last = fold.rows[np.concatenate([[0], changes])], fold.rows[np.concatenate([changes - 1, [len(parent) - 1]])]
@@ -163,7 +163,7 @@ def _first_names(names: list[str]) -> list[str]:
     return [*shown, f"… {len(names) - len(shown)} more"] if len(shown) < len(names) else shown
 
 
-def _repeats(rows: Rows, fold: Fold) -> str:
+def _repeats(rows: CallArrays, fold: Fold) -> str:
     """How often it runs, or of what stands in a phase in which of its frames, if not in all.
 
     An input is in those that read it.
@@ -185,7 +185,7 @@ def _times(fold: Fold) -> str:
     return "" if fold.each == (1, 1) else f"{_range(*fold.each)}×"
 
 
-def _timed(rows: Rows, calls: np.ndarray, box: Box) -> Box:
+def _timed(rows: CallArrays, calls: np.ndarray, box: Box) -> Box:
     total, own = rows.host_ns[calls].sum(), rows.self_ns[calls].sum()
     if not len(calls) or np.isnan(total):
         return box

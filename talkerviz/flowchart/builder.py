@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from talkerviz.flowchart.box_labels import describe, is_for_itself
-from talkerviz.flowchart.call_arrays import Rows, rows_of
-from talkerviz.flowchart.dataflow import Wiring, wiring_of
-from talkerviz.flowchart.edges import AFTER, BEFORE, edges_of
-from talkerviz.flowchart.expansion import Drawn, calls_others, choose, every
-from talkerviz.flowchart.model import Box, Edge, Graph, Group, Member, boxes_in
-from talkerviz.flowchart.options import EDGES, View
-from talkerviz.flowchart.similarity import Forms, forms_of
+from talkerviz.flowchart.call_arrays import CallArrays, call_arrays
+from talkerviz.flowchart.dataflow import Dataflow, build_dataflow
+from talkerviz.flowchart.edges import AFTER, BEFORE, build_edges
+from talkerviz.flowchart.expansion import VisibleNode, choose, every, has_inner_calls
+from talkerviz.flowchart.model import EDGES, Box, Edge, Graph, Group, Member, View, boxes_in
+from talkerviz.flowchart.similarity import SimilarityHashes, similarity_hashes
 from talkerviz.trace import TraceRecord
 from talkerviz.trace.runs import as_one_run
 
@@ -30,7 +29,7 @@ def build_graph(trace: TraceRecord, view: View = View()) -> Graph:  # noqa: B008
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture, and what can be opened in it. Rows are those of `as_one_run` of the trace.
+    """A picture, and what can be opened in it. CallArrays are those of `as_one_run` of the trace.
 
     Attributes:
         graph: the picture.
@@ -60,9 +59,9 @@ class Prepared:
 
     trace: TraceRecord
     flow: bool
-    rows: Rows
-    wiring: Wiring
-    forms: Forms
+    rows: CallArrays
+    wiring: Dataflow
+    forms: SimilarityHashes
 
 
 def prepare(trace: TraceRecord, edges: str | None) -> Prepared:
@@ -75,8 +74,8 @@ def prepare(trace: TraceRecord, edges: str | None) -> Prepared:
         )
     trace = as_one_run(trace)
     flow = trace.flow is not None and edges != "calls"
-    rows = rows_of(trace, flow)
-    return Prepared(trace, flow, rows, wiring_of(rows), forms_of(rows))
+    rows = call_arrays(trace, flow)
+    return Prepared(trace, flow, rows, build_dataflow(rows), similarity_hashes(rows))
 
 
 def draw_prepared(prepared: Prepared, view: View) -> Drawing:
@@ -86,7 +85,7 @@ def draw_prepared(prepared: Prepared, view: View) -> Drawing:
     top = [phase for phase in choose(rows, forms, wiring, view) if phase.members]  # some are constants alone
     ids: dict[int, str] = {}
     members = tuple(_member(rows, forms, drawn, ids) for drawn in top)
-    edges = edges_of(rows, wiring, top, ids, flow)
+    edges = build_edges(rows, wiring, top, ids, flow)
     if len(members) == 1 and isinstance(members[0], Group) and _says_nothing(members[0].box):
         members = members[0].members
     if any(edge.source == BEFORE for edge in edges):
@@ -103,11 +102,11 @@ def draw_prepared(prepared: Prepared, view: View) -> Drawing:
     title = ", ".join(title_parts(trace).values())
     timed = bool(trace.calls["host_ns"].notna().all())
     calls = {ids[id(drawn)]: drawn.fold.rows[drawn.fold.rows < rows.calls] for drawn in every(top)}
-    closed = {ids[id(drawn)] for drawn in every(top) if drawn.members is None and calls_others(rows, drawn.fold)}
+    closed = {ids[id(drawn)] for drawn in every(top) if drawn.members is None and has_inner_calls(rows, drawn.fold)}
     return Drawing(Graph(title, members, edges, flow, timed, notes), calls, closed)
 
 
-def _member(rows: Rows, forms: Forms, drawn: Drawn, ids: dict[int, str]) -> Member:
+def _member(rows: CallArrays, forms: SimilarityHashes, drawn: VisibleNode, ids: dict[int, str]) -> Member:
     own = ids[id(drawn)] = f"n{len(ids)}"
     box = describe(rows, forms, drawn.fold, own)
     if drawn.members is None:

@@ -13,10 +13,10 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.shape_text import distinct_pairs
-from talkerviz.flowchart.kv_cache import join_growing
+from talkerviz.flowchart.kv_cache import merge_cache_growth
 from talkerviz.flowchart.model import phase_title
 from talkerviz.trace import TraceRecord
+from talkerviz.trace.labels import distinct_pairs
 from talkerviz.trace.schema import Tensors
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a path that is a number: a place in a list of modules
@@ -25,7 +25,7 @@ Lists = tuple[Tensors, Tensors]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class CallArrays:
     """Calls come first, in the order in which they began, then operations, then one row a phase and frame.
 
     Attributes:
@@ -124,7 +124,7 @@ class Rows:
         return self.children[places], owner
 
 
-def rows_of(trace: TraceRecord, flow: bool) -> Rows:
+def call_arrays(trace: TraceRecord, flow: bool) -> CallArrays:
     """The rows of a trace, or of what `Trace.select` left of it; with its operations if `flow`."""
     calls = trace.calls
     n = len(calls)
@@ -163,7 +163,7 @@ def rows_of(trace: TraceRecord, flow: bool) -> Rows:
     kind = np.concatenate([classes, np.zeros(m + len(phases), dtype=np.int64)])
     if ops is not None:
         kind[n : n + m] = -1 - _forms_of_operations(ops)
-    loose = np.concatenate([join_growing(calls, parent[:n], signature[:n], lists), signature[n:]])
+    loose = np.concatenate([merge_cache_growth(calls, parent[:n], signature[:n], lists), signature[n:]])
 
     inside = np.flatnonzero(parent >= 0)
     order = inside[np.lexsort((inside, time[inside], parent[inside]))]
@@ -173,7 +173,7 @@ def rows_of(trace: TraceRecord, flow: bool) -> Rows:
     position[order] = np.arange(len(order)) - first[parent[order]]
     padding = np.full(len(phase_rows), -1)
     host_ns, self_ns = (calls[name].to_numpy(dtype=float, na_value=np.nan) for name in ("host_ns", "host_self_ns"))
-    return Rows(
+    return CallArrays(
         trace=trace,
         calls=n,
         ops=m,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from talkerviz.flowchart.model import Box, Edge, Graph, Group
 
 
-def close_groups(graph: Graph, ids: Set[str]) -> Graph:
+def collapse_groups(graph: Graph, ids: Set[str]) -> Graph:
     """The graph with these groups as boxes: arrows to and from what was in one are its own, those inside are gone.
 
     But for what one turn or frame leaves for a later one, which the box hands itself.

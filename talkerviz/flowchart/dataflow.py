@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import Rows
+from talkerviz.flowchart.call_arrays import CallArrays
 
 _RANDOM = (
     "rand",
@@ -23,7 +23,7 @@ _RANDOM = (
 
 
 @dataclass(frozen=True, eq=False)
-class Wiring:
+class Dataflow:
     """Which row reads what which other made.
 
     Attributes:
@@ -45,7 +45,7 @@ class Wiring:
     end: np.ndarray
 
 
-def wiring_of(rows: Rows) -> Wiring:
+def build_dataflow(rows: CallArrays) -> Dataflow:
     """The wiring of rows that have operations; without them nothing is wired."""
     n, m = rows.calls, rows.ops
     begin = np.full(len(rows.parent), m)
@@ -59,7 +59,7 @@ def wiring_of(rows: Rows) -> Wiring:
     if flow is None:
         none = np.empty(0, dtype=np.int64)
         never = none.astype(bool)
-        return Wiring(none, none, never, never, never, never, begin, end)
+        return Dataflow(none, none, never, never, never, never, begin, end)
     source, target = (flow.edges[name].to_numpy(dtype=np.int64) for name in ("source", "target"))
     by_target = np.argsort(target, kind="stable")
     source, target = source[by_target], target[by_target]
@@ -74,7 +74,7 @@ def wiring_of(rows: Rows) -> Wiring:
     for one, two in zip(source.tolist(), target.tolist(), strict=True):  # a source stands before what reads it
         if two >= 0 and (one < 0 or varies[one]):
             varies[two] = True
-    return Wiring(
+    return Dataflow(
         np.where(source >= 0, source + n, -1),
         np.where(target >= 0, target + n, -1),
         state,
@@ -86,7 +86,7 @@ def wiring_of(rows: Rows) -> Wiring:
     )
 
 
-def edges_inside(rows: Rows, wiring: Wiring, row: int) -> tuple[np.ndarray, np.ndarray]:
+def edges_inside(rows: CallArrays, wiring: Dataflow, row: int) -> tuple[np.ndarray, np.ndarray]:
     """The flow inside a row between its children, as places among them; -1 for a source that is outside of the row.
 
     What stays inside one child is left out.

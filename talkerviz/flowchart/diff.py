@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from talkerviz.flowchart.builder import build_graph, title_parts
-from talkerviz.flowchart.collapse import close_groups
-from talkerviz.flowchart.model import Box, Change, Edge, Graph, Group, Member, boxes_in, heading
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.collapse import collapse_groups
+from talkerviz.flowchart.model import Box, Change, Edge, Graph, Group, Member, View, boxes_in, heading
 from talkerviz.trace import TraceRecord
 
 _NUMBERS = re.compile(r"[\d,…-]*\d[\d,…-]*")
@@ -54,16 +53,16 @@ def _title(before: TraceRecord, after: TraceRecord) -> str:
     return ", ".join(one if one == two or _same("class_name", one, two) else f"{one} ⇒ {two}" for one, two in pairs)
 
 
-def without_what_is_same(graph: Graph, most_boxes: int) -> Graph:
+def collapse_unchanged(graph: Graph, most_boxes: int) -> Graph:
     """The graph with groups closed in which nothing differs, then others, the deepest first, until there is room."""
     touched = {end for edge in graph.edges if edge.change for end in (edge.source, edge.target)}
     groups = [group for group, _ in _by_depth(graph.members)]
     same = {group.id for group in groups if not any(_changed(inner, touched) for inner in group.members)}
-    graph = close_groups(graph, same)
+    graph = collapse_groups(graph, same)
     depth = max((place for _, place in _by_depth(graph.members)), default=0)
     while len(graph.boxes) > most_boxes and depth > 0:
         deepest = {group.id for group, place in _by_depth(graph.members) if place == depth}
-        graph = close_groups(replace(graph, members=_marked(graph.members, deepest, touched)), deepest)
+        graph = collapse_groups(replace(graph, members=_marked(graph.members, deepest, touched)), deepest)
         depth -= 1
     return graph
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import Rows
-from talkerviz.flowchart.dataflow import Wiring
-from talkerviz.flowchart.expansion import Drawn, every
+from talkerviz.flowchart.call_arrays import CallArrays
+from talkerviz.flowchart.dataflow import Dataflow
+from talkerviz.flowchart.expansion import VisibleNode, every
 from talkerviz.flowchart.model import Edge
 
 _WORDS = ("", "next", "next frame")
@@ -17,7 +17,9 @@ BEFORE, AFTER = "before", "after"
 """The ids of the boxes for what was not selected: what is drawn read of it, and what read of what is drawn."""
 
 
-def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int, str], flow: bool) -> tuple[Edge, ...]:
+def build_edges(
+    rows: CallArrays, wiring: Dataflow, top: Sequence[VisibleNode], ids: Mapping[int, str], flow: bool
+) -> tuple[Edge, ...]:
     """The arrows between the closed boxes of a drawing.
 
     What a box hands to itself is inside it and not drawn, but for what one turn or frame leaves for a later one: the
@@ -61,7 +63,7 @@ def edges_of(rows: Rows, wiring: Wiring, top: Sequence[Drawn], ids: Mapping[int,
     )
 
 
-def _carried(rows: Rows, top: Sequence[Drawn], source: np.ndarray, target: np.ndarray) -> np.ndarray:
+def _carried(rows: CallArrays, top: Sequence[VisibleNode], source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """What lies between the two ends of each edge: the place of a word, 0 for nothing."""
     known = (source >= 0) & (target >= 0)
     one, two = rows.frame[source], rows.frame[target]
@@ -82,6 +84,6 @@ def _carried(rows: Rows, top: Sequence[Drawn], source: np.ndarray, target: np.nd
     return carried
 
 
-def _runs_apart(drawn: Drawn) -> bool:
+def _runs_apart(drawn: VisibleNode) -> bool:
     """Whether one run of what is drawn is told from another: a closed module has calls, operations are only joined."""
     return drawn.members is not None or drawn.fold.kind == "module"

@@ -8,18 +8,18 @@ from functools import partial
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import Rows
-from talkerviz.flowchart.dataflow import Wiring
-from talkerviz.flowchart.folding import Fold, Likeness, inside, phases_of
+from talkerviz.flowchart.call_arrays import CallArrays
+from talkerviz.flowchart.dataflow import Dataflow
+from talkerviz.flowchart.folding import Fold, FoldLevel, inside, phases_of
 from talkerviz.flowchart.group_ops import gather
-from talkerviz.flowchart.options import View
-from talkerviz.flowchart.similarity import Forms
+from talkerviz.flowchart.model import View
+from talkerviz.flowchart.similarity import SimilarityHashes
 
 _LEAST_SHARE = 0.02
 
 
 @dataclass(eq=False)
-class Drawn:
+class VisibleNode:
     """A fold that is drawn: closed, or open with what stands in it.
 
     Attributes:
@@ -30,10 +30,10 @@ class Drawn:
 
     fold: Fold
     depth: int
-    members: list[Drawn] | None = None
+    members: list[VisibleNode] | None = None
 
 
-def choose(rows: Rows, forms: Forms, wiring: Wiring, view: View) -> list[Drawn]:
+def choose(rows: CallArrays, forms: SimilarityHashes, wiring: Dataflow, view: View) -> list[VisibleNode]:
     """The phases of a trace, opened as the view asks.
 
     Raises:
@@ -42,9 +42,9 @@ def choose(rows: Rows, forms: Forms, wiring: Wiring, view: View) -> list[Drawn]:
     asked = _asked(rows, view)
     tree = partial(_opened, rows, forms, wiring, view, asked)
     if not view.fold:
-        return tree(Likeness.nothing)[0]
-    drawn, whole = tree(Likeness.exact)
-    return drawn if whole else tree(Likeness.alike)[0]
+        return tree(FoldLevel.nothing)[0]
+    drawn, whole = tree(FoldLevel.exact)
+    return drawn if whole else tree(FoldLevel.alike)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class _Asked:
     closed: np.ndarray
 
 
-def _asked(rows: Rows, view: View) -> _Asked:
+def _asked(rows: CallArrays, view: View) -> _Asked:
     must, must_not = (_fitting(rows, patterns) for patterns in (view.open, view.close))
     must &= ~must_not
     # A pattern that fits a module fits all that is in it too, but means no operations inside of simple ones.
@@ -70,34 +70,34 @@ def _asked(rows: Rows, view: View) -> _Asked:
     return _Asked(must, must_not)
 
 
-def _fitting(rows: Rows, patterns: Sequence[str]) -> np.ndarray:
+def _fitting(rows: CallArrays, patterns: Sequence[str]) -> np.ndarray:
     """Whether each row is a call of a module whose path fits a pattern."""
-    fits = [path for pattern in patterns for path in rows.trace.fitting(pattern)]
+    fits = [path for pattern in patterns for path in rows.trace.matching_paths(pattern)]
     found = np.zeros(len(rows.parent), dtype=bool)
     found[: rows.calls] = rows.trace.calls["path"].isin(fits)
     return found
 
 
 def _opened(
-    rows: Rows, forms: Forms, wiring: Wiring, view: View, asked: _Asked, likeness: Likeness
-) -> tuple[list[Drawn], bool]:
+    rows: CallArrays, forms: SimilarityHashes, wiring: Dataflow, view: View, asked: _Asked, likeness: FoldLevel
+) -> tuple[list[VisibleNode], bool]:
     """Open level by level, what is alike together, what takes longest first; and whether all that might be was."""
-    top = [Drawn(phase, -1) for phase in phases_of(rows)]
+    top = [VisibleNode(phase, -1) for phase in phases_of(rows)]
     boxes, whole = 0, True
-    too_large: list[tuple[Drawn, list[Fold]]] = []  # what would never fit
+    too_large: list[tuple[VisibleNode, list[Fold]]] = []  # what would never fit
     waiting = top
     all_time = _time(rows, phases_of(rows))
     for least_time in (_LEAST_SHARE * all_time, 0):  # what takes next to no time has the room that is left
         level, waiting = waiting if whole else [], []
         while level:
-            may_open: dict[object, list[tuple[Drawn, list[Fold]]]] = {}
-            following: list[Drawn] = []
+            may_open: dict[object, list[tuple[VisibleNode, list[Fold]]]] = {}
+            following: list[VisibleNode] = []
             for drawn in level:
                 forced = drawn.fold.kind == "phase" or bool(asked.open[drawn.fold.rows].any())
                 if not forced and not _may_open(rows, view, asked, drawn):
                     continue
                 found = inside(rows, forms, wiring, drawn.fold, likeness)
-                if drawn.fold.kind == "phase" and likeness is not Likeness.nothing:
+                if drawn.fold.kind == "phase" and likeness is not FoldLevel.nothing:
                     found = gather(rows, found)
                 if forced and found:
                     boxes += _size(found) - (drawn.fold.kind != "phase")
@@ -111,31 +111,31 @@ def _opened(
                 more = sum(_size(found) - 1 for _, found in twins)
                 if time < least_time:
                     waiting += [drawn for drawn, _ in twins]
-                elif boxes + more > view.most_boxes:
+                elif boxes + more > view.box_limit:
                     whole = False
-                    too_large += twins if more > view.most_boxes else []
+                    too_large += twins if more > view.box_limit else []
                 else:
                     boxes += more
                     for drawn, found in twins:
                         following += _open(drawn, found)
             level = following
-    if too_large and boxes < view.most_boxes // 2:
+    if too_large and boxes < view.box_limit // 2:
         # Better a part of it than a box that says nothing.
         drawn, found = max(too_large, key=lambda pair: _time(rows, [pair[0].fold]))
         boxes += _size(found) - 1
         _open(drawn, found)
-        boxes -= _leave_out(rows, drawn, boxes - view.most_boxes)
+        boxes -= _leave_out(rows, drawn, boxes - view.box_limit)
     for phase in sorted(top, key=lambda phase: -len(phase.members or ())):
-        if boxes > view.most_boxes and not view.open:
-            boxes -= _leave_out(rows, phase, boxes - view.most_boxes)
-    return top, whole and boxes <= view.most_boxes
+        if boxes > view.box_limit and not view.open:
+            boxes -= _leave_out(rows, phase, boxes - view.box_limit)
+    return top, whole and boxes <= view.box_limit
 
 
-def _may_open(rows: Rows, view: View, asked: _Asked, drawn: Drawn) -> bool:
+def _may_open(rows: CallArrays, view: View, asked: _Asked, drawn: VisibleNode) -> bool:
     return (
         (view.depth is None or drawn.depth < view.depth)
         and not bool(asked.closed[drawn.fold.rows].any())
-        and calls_others(rows, drawn.fold)
+        and has_inner_calls(rows, drawn.fold)
     )
 
 
@@ -143,32 +143,32 @@ def _size(found: list[Fold]) -> int:
     return sum(len(fold.members) or 1 for fold in found)
 
 
-def _open(drawn: Drawn, found: list[Fold]) -> list[Drawn]:
+def _open(drawn: VisibleNode, found: list[Fold]) -> list[VisibleNode]:
     """Give what is drawn its members; returns those that may be opened in turn."""
-    drawn.members = [Drawn(fold, drawn.depth + 1) for fold in found]
+    drawn.members = [VisibleNode(fold, drawn.depth + 1) for fold in found]
     following = []
     for member in drawn.members:
         if member.fold.kind == "repeat":
-            member.members = [Drawn(fold, member.depth) for fold in member.fold.members]
+            member.members = [VisibleNode(fold, member.depth) for fold in member.fold.members]
             following += member.members
         else:
             following.append(member)
     return following
 
 
-def calls_others(rows: Rows, fold: Fold) -> bool:
+def has_inner_calls(rows: CallArrays, fold: Fold) -> bool:
     """Whether a fold is of modules that called other modules."""
     return fold.kind == "module" and bool((rows.children_of(fold.rows)[0] < rows.calls).any())
 
 
-def every(members: Sequence[Drawn]) -> Iterator[Drawn]:
+def every(members: Sequence[VisibleNode]) -> Iterator[VisibleNode]:
     """All that is drawn, whatever it stands in."""
     for drawn in members:
         yield drawn
         yield from every(drawn.members or ())
 
 
-def _time(rows: Rows, folds: Sequence[Fold]) -> float:
+def _time(rows: CallArrays, folds: Sequence[Fold]) -> float:
     """Nanoseconds in all calls of some folds, or inside phases; their number where times were not measured."""
     own = np.concatenate([fold.rows for fold in folds]) if folds else np.empty(0, dtype=np.int64)
     calls = np.concatenate([own, rows.children_of(own[own >= rows.first_phase])[0]])
@@ -176,7 +176,7 @@ def _time(rows: Rows, folds: Sequence[Fold]) -> float:
     return float(len(times) if np.isnan(times).any() else times.sum())
 
 
-def _leave_out(rows: Rows, group: Drawn, excess: int) -> int:
+def _leave_out(rows: CallArrays, group: VisibleNode, excess: int) -> int:
     """Draw those members of a group that took the shortest as a box for each stretch; returns how many that saves."""
     members = group.members or []
     closed = np.array([place for place, member in enumerate(members) if member.members is None], dtype=np.int64)
@@ -200,6 +200,6 @@ def _leave_out(rows: Rows, group: Drawn, excess: int) -> int:
         drawn = [members[place] for place in stretch]
         if left_out[stretch[0]] and len(drawn) > 1:
             together = np.sort(np.concatenate([one.fold.rows for one in drawn]))
-            drawn = [Drawn(replace(drawn[0].fold, kind="more", rows=together), 0)]
+            drawn = [VisibleNode(replace(drawn[0].fold, kind="more", rows=together), 0)]
         group.members += drawn
     return saved

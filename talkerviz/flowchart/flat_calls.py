@@ -8,12 +8,12 @@ from itertools import groupby, pairwise
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.shape_text import shapes_of_calls
 from talkerviz.flowchart.model import phase_title
 from talkerviz.trace import TraceRecord
+from talkerviz.trace.labels import call_shapes
 from talkerviz.trace.runs import as_one_run
 
-HEATS = 5
+HEAT_LEVELS = 5
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def call_graph(trace: TraceRecord) -> CallGraph:
     """Draw up the graph of a trace, or of what `Trace.select` left of it."""
     calls = as_one_run(trace).calls
     floors = _heat_floors(calls["host_self_ns"].dropna().to_numpy(dtype=float))
-    rows = list(zip(*(calls[name].astype(object) for name in _COLUMNS), shapes_of_calls(calls), strict=True))
+    rows = list(zip(*(calls[name].astype(object) for name in _COLUMNS), call_shapes(calls), strict=True))
     groups = [
         CallGroup(title, tuple(_node(row, floors) for row in members))
         for title, members in groupby(rows, key=lambda row: _title(*row[:2]))
@@ -117,4 +117,4 @@ def _heat_floors(own: np.ndarray) -> tuple[float, ...]:
     if len(own) == 0:
         return ()
     top = float(np.quantile(own, 0.99))
-    return tuple(top / 2**halvings for halvings in range(HEATS - 1, 0, -1))
+    return tuple(top / 2**halvings for halvings in range(HEAT_LEVELS - 1, 0, -1))

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import Rows
-from talkerviz.flowchart.dataflow import Wiring, edges_inside
-from talkerviz.flowchart.fuse_ops import join_operations
+from talkerviz.flowchart.call_arrays import CallArrays
+from talkerviz.flowchart.dataflow import Dataflow, edges_inside
+from talkerviz.flowchart.fuse_ops import fuse_ops
 from talkerviz.flowchart.model import Kind
 from talkerviz.flowchart.repeats import Items, Place
-from talkerviz.flowchart.similarity import Forms, mix
+from talkerviz.flowchart.similarity import SimilarityHashes, mix
 
 _MOST_SEQUENCES = 100  # whose wiring is looked at to join operations; more are hardly ever different
 
 
-class Likeness(enum.Enum):
+class FoldLevel(enum.Enum):
     """What folds."""
 
     nothing = 0
@@ -27,7 +27,7 @@ class Likeness(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Rows that are drawn as one.
+    """CallArrays that are drawn as one.
 
     Attributes:
         kind: what they are.
@@ -45,7 +45,7 @@ class Fold:
     members: tuple[Fold, ...] = ()
 
 
-def phases_of(rows: Rows) -> list[Fold]:
+def phases_of(rows: CallArrays) -> list[Fold]:
     """A fold for each phase, of all its frames, in the order in which phases began."""
     places: dict[str, list[int]] = {}
     for place, (name, _) in enumerate(rows.phases):
@@ -53,7 +53,7 @@ def phases_of(rows: Rows) -> list[Fold]:
     return [Fold("phase", np.array(of_phase), (len(of_phase),) * 2) for of_phase in places.values()]
 
 
-def inside(rows: Rows, forms: Forms, wiring: Wiring, fold: Fold, likeness: Likeness) -> list[Fold]:
+def inside(rows: CallArrays, forms: SimilarityHashes, wiring: Dataflow, fold: Fold, likeness: FoldLevel) -> list[Fold]:
     """What stands in a fold, folded, in the order of the run; operations that only feed each other are one."""
     if fold.kind == "repeat":
         return list(fold.members)
@@ -95,7 +95,7 @@ def inside(rows: Rows, forms: Forms, wiring: Wiring, fold: Fold, likeness: Liken
         operation[place[is_op][wiring.joins[ops]]] = True
         light[:] = operation
         light[place[is_op][wiring.heavy[ops]]] = False
-        place = join_operations(operation, light, fed_from_outside, container, edges)[place]
+        place = fuse_ops(operation, light, fed_from_outside, container, edges)[place]
         place[is_op] = np.where(wiring.constant[child[is_op] - rows.calls], -1, place[is_op])
 
     order = np.argsort(place, kind="stable")
@@ -123,12 +123,12 @@ def inside(rows: Rows, forms: Forms, wiring: Wiring, fold: Fold, likeness: Liken
     return folds
 
 
-def _keys(rows: Rows, forms: Forms, fold: Fold, child: np.ndarray, likeness: Likeness) -> np.ndarray:
+def _keys(rows: CallArrays, forms: SimilarityHashes, fold: Fold, child: np.ndarray, likeness: FoldLevel) -> np.ndarray:
     """A number for each of a fold's children: those that are equal may be drawn as one."""
-    if likeness is Likeness.nothing:
+    if likeness is FoldLevel.nothing:
         return child.astype(np.uint64)
     form = forms.exact[child]  # what is inside operations is nothing, so this serves for them in any case
-    if likeness is Likeness.alike:
+    if likeness is FoldLevel.alike:
         # Where what calls them differs inside, it was folded in spite of what they differ in.
         differs = fold.kind == "module" and len(np.unique(forms.exact[fold.rows])) > 1
         like = forms.skeleton if differs else forms.alike
@@ -136,7 +136,7 @@ def _keys(rows: Rows, forms: Forms, fold: Fold, child: np.ndarray, likeness: Lik
     return mix(form ^ mix(rows.name[child].astype(np.uint64)))
 
 
-def _fold(rows: Rows, chosen: np.ndarray, run: np.ndarray, runs: int) -> Fold:
+def _fold(rows: CallArrays, chosen: np.ndarray, run: np.ndarray, runs: int) -> Fold:
     """A fold of calls, or of operations; for each of them in which run it was, of so many."""
     if chosen[0] < rows.calls:
         kind: Kind = "module"

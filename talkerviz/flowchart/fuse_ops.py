@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def join_operations(
+def fuse_ops(
     operation: np.ndarray,
     light: np.ndarray,
     fed_from_outside: np.ndarray,

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import Rows
+from talkerviz.flowchart.call_arrays import CallArrays
 from talkerviz.flowchart.folding import Fold
 
 _MOST = 10
 """Boxes of operations in a phase that are drawn each for itself."""
 
 
-def gather(rows: Rows, folds: list[Fold]) -> list[Fold]:
+def gather(rows: CallArrays, folds: list[Fold]) -> list[Fold]:
     """What stands in a phase, with one box for all operations between two modules, if those boxes would be many.
 
     What only such a box reads from outside is one as well.
@@ -43,6 +43,6 @@ def _together(folds: list[Fold]) -> Fold:
     return replace(folds[0], rows=np.sort(np.concatenate([fold.rows for fold in folds])), each=(fewest, most))
 
 
-def _is_read_in(rows: Rows, fold: Fold, stretch: Fold) -> bool:
+def _is_read_in(rows: CallArrays, fold: Fold, stretch: Fold) -> bool:
     """Whether nothing else reads it."""
     return bool(np.isin(rows.readers_of(fold.rows), stretch.rows).all())

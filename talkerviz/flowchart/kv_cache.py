@@ -24,7 +24,9 @@ def is_cached(name: str) -> bool:
     return "." in name and bool(_CACHED.search(name))
 
 
-def join_growing(calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray, lists: Sequence[Lists]) -> np.ndarray:
+def merge_cache_growth(
+    calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray, lists: Sequence[Lists]
+) -> np.ndarray:
     """Numbers of calls' tensors, made equal for calls that differ only in a cache, or in what grows as it does.
 
     Masks grow with it from one frame or step to the next, and what is still to be read shrinks, while what goes through

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import Rows
+from talkerviz.flowchart.call_arrays import CallArrays
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, eq=False)
-class Forms:
+class SimilarityHashes:
     """A row's form, three times.
 
     Attributes:
@@ -28,7 +28,7 @@ class Forms:
     skeleton: np.ndarray
 
 
-def forms_of(rows: Rows) -> Forms:
+def similarity_hashes(rows: CallArrays) -> SimilarityHashes:
     """The forms of all rows but those of phases, as 64-bit hashes worked out from the deepest up."""
     name, kind, loose = (mix(values.astype(np.uint64)) for values in (rows.name, rows.kind, rows.loose))
     is_call = np.arange(len(rows.parent)) < rows.calls
@@ -46,10 +46,10 @@ def forms_of(rows: Rows) -> Forms:
         new = np.ones(len(key), dtype=bool)
         new[1:] = (np.diff(parent) != 0) | (key[1:] != key[:-1])
         np.add.at(skeleton, parent[new], mix(key[new]))
-    return Forms(exact, mix(skeleton ^ mix(loose)), skeleton)
+    return SimilarityHashes(exact, mix(skeleton ^ mix(loose)), skeleton)
 
 
-def _place_among_calls(rows: Rows, is_call: np.ndarray) -> np.ndarray:
+def _place_among_calls(rows: CallArrays, is_call: np.ndarray) -> np.ndarray:
     """The place of each row among the calls of its parent."""
     calls_before = np.cumsum(is_call[rows.children]) - is_call[rows.children]
     place = np.zeros(len(rows.parent), dtype=np.int64)

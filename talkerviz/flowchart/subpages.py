@@ -11,8 +11,7 @@ from glob import escape
 import numpy as np
 
 from talkerviz.flowchart.builder import Prepared, draw, draw_prepared, prepare
-from talkerviz.flowchart.model import Box, Graph, Group
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Box, Graph, Group, View
 from talkerviz.trace import TraceRecord
 from talkerviz.trace.runs import as_one_run
 
@@ -38,7 +37,7 @@ class Page:
     calls: Mapping[str, np.ndarray]
 
 
-def pages_of(trace: TraceRecord, view: View, suffix: str) -> Iterator[Page]:
+def subpages(trace: TraceRecord, view: View, suffix: str) -> Iterator[Page]:
     """The view of a trace, then a page for each closed box in it, and so on until all has been shown.
 
     Args:
@@ -46,13 +45,13 @@ def pages_of(trace: TraceRecord, view: View, suffix: str) -> Iterator[Page]:
         view: how the first page is drawn; the others are opened as much as its `max_nodes` allows.
         suffix: the ending of the pages' files, `.svg`.
     """
-    pages, drawn = Pages(trace, {FIRST: view}, suffix), 0
+    pages, drawn = Subpages(trace, {FIRST: view}, suffix), 0
     while drawn < len(pages.names):
         yield pages.draw(pages.names[drawn])
         drawn += 1
 
 
-class Pages:
+class Subpages:
     """The pages of several views, each drawn when it is asked for.
 
     Args:

@@ -11,7 +11,7 @@ from time import perf_counter
 
 import torch
 
-from talkerviz.analysis.device_peaks import Peaks
+from talkerviz.recorder.instruments.device_peaks import Peaks
 
 _SECONDS_EACH = 0.5
 _SECONDS_A_PRODUCT = 0.02  # long enough to be timed, and for all cores to take part
