@@ -23,7 +23,6 @@ from talkerviz.flowchart.builder import build_graph
 from talkerviz.flowchart.flat_calls import call_graph
 from talkerviz.flowchart.model import Graph, View
 from talkerviz.recorder import record, recording
-from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.event_writer import Spool
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.render.notes import notes_on
@@ -166,7 +165,7 @@ def test_the_recorders_own_pauses_are_no_time_of_a_run(monkeypatch: pytest.Monke
 
     write = Spool.write
     monkeypatch.setattr(Spool, "write", slow)
-    monkeypatch.setattr(recorder, "_BATCH", 2)  # writes at each call
+    monkeypatch.setattr(sys.modules["talkerviz.recorder.recording"], "_BATCH", 2)  # writes at each call
     with recording(net) as rec, rec.run():
         run_twice(net)
     (end,) = rec.trace.facts["run_ends"]
