@@ -223,7 +223,7 @@ def _add_phases(
 
 
 def _signatures(inputs: pd.Series, outputs: pd.Series, known: dict[Lists, int], lists: list[Lists]) -> np.ndarray:
-    """Number the pairs of tensor lists; equal pairs have equal numbers."""
+    """Assign numbers to pairs of tensor lists; equal pairs have equal numbers."""
     which, first = distinct_pairs(inputs, outputs)
     numbers = np.empty(len(first), dtype=np.int64)
     for index, pair in enumerate(zip(inputs.to_numpy()[first], outputs.to_numpy()[first], strict=True)):
@@ -236,7 +236,7 @@ def _signatures(inputs: pd.Series, outputs: pd.Series, known: dict[Lists, int], 
 
 
 def _operation_kinds(ops: pd.DataFrame) -> np.ndarray:
-    """Number the operations' kinds with the dtypes and ranks of their tensors, regardless of sizes and counts."""
+    """Assign numbers to the operations' kinds and their tensors' dtypes and ranks, regardless of sizes and counts."""
     numbers: dict[object, int] = {}
     which, first = distinct_pairs(ops["inputs"], ops["outputs"])
     of_pair = np.empty(len(first), dtype=np.int64)
@@ -248,7 +248,7 @@ def _operation_kinds(ops: pd.DataFrame) -> np.ndarray:
 
 
 def _names(calls: pd.DataFrame, ops: pd.DataFrame | None, parent: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Number the names of calls and operations relative to their parents; returns the numbers and the names."""
+    """Assign numbers to the names of calls and operations relative to their parents; returns numbers and names."""
     n = len(calls)
     path = calls["path"].cat.codes.to_numpy().astype(np.int64)
     paths = list(calls["path"].cat.categories)

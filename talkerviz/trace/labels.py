@@ -55,7 +55,7 @@ def call_shapes(calls: pd.DataFrame, more: bool = False) -> np.ndarray:
 
 
 def distinct_pairs(inputs: pd.Series, outputs: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Number the pairs of tensor lists by identity; a trace shares its lists between calls.
+    """Assign numbers to pairs of tensor lists by identity; a trace shares its lists between calls.
 
     Returns:
         The pair number of each row, and the first row of each pair, in the order of the pair numbers.
