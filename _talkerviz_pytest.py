@@ -1,7 +1,7 @@
-"""The pytest plugin: the fixture `talkertrace` and the option `--talkertrace-update`.
+"""Pytest plugin: the fixture `talkertrace` and the option `--talkertrace-update`.
 
-It is loaded in every run of pytest where talkerviz is installed. So it stands outside the package, and neither that nor
-torch is imported before a test asks for the fixture.
+Pytest loads the plugin in every run once talkerviz is installed. It is outside the package so that neither the package
+nor torch is imported before a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option."""
+    """Add the option `--talkertrace-update`."""
     parser.getgroup("talkerviz").addoption(
-        "--talkertrace-update", action="store_true", help="write the baselines of talkertrace anew"
+        "--talkertrace-update", action="store_true", help="write the baselines of talkertrace"
     )
 
 
 @pytest.fixture
 def talkertrace(request: pytest.FixtureRequest) -> TalkerTrace:
-    """Record a model, and hold the trace against a baseline; see `talkerviz.pytest_support.TalkerTrace`."""
+    """Record a model and compare the trace with a baseline; see `talkerviz.pytest_support.TalkerTrace`."""
     from talkerviz.pytest_support import TalkerTrace
 
     folder = request.path.parent / "talkertrace" / request.path.stem

@@ -1,9 +1,9 @@
-"""A fused frame, replayed, by how its kernels are cut into programs, and whether they begin early.
+"""Frame time of the fused talker by block size, warps and early start of its kernels, replayed as a CUDA graph.
 
     PYTHONPATH=. python benchmarks/fused_sizes.py [--kind full:bfloat16] [--frames 24] [--rounds 2]
         [-o reports/h200/fused-sizes.md]
 
-Needs a CUDA device. What wins here is what `talkerviz/talker/kernels/launch.py` should have.
+Needs a CUDA device. `talkerviz/talker/kernels/launch.py` should have the fastest setting.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.talker.kernels import fuse_talker, launch
 
 CUTS = [(32, 8, True), (32, 8, False), (32, 4, True), (16, 4, True), (16, 2, True), (8, 1, True)]
-"""KiB of weights a program, its warps, and whether kernels begin early; the others are compared with the first.
+"""KiB of weights a program, its warps, and whether kernels begin early; the first setting is the reference.
 
-The second are the same kernels, so its codes must be the same: else some read what is not there yet.
+The second setting runs the same kernels, so its codes must be equal: else a kernel reads values too early.
 """
 
 
 @contextmanager
 def cut(kib: int, warps: int, early: bool) -> Iterator[None]:
-    """Within it kernels are launched so."""
+    """Launch kernels with other settings inside the block."""
     with (
         patch.object(launch, "BLOCK_BYTES", kib << 10),
         patch.object(launch, "WARPS", warps),
@@ -73,20 +73,20 @@ def main() -> None:
             with cut(kib, warps, early):
                 for _ in range(1 + options.rounds):
                     time_once(way, "cuda")
-        except Exception as error:  # another cut may do
+        except Exception as error:  # another setting may work
             traceback.print_exc()
             cells = [type(error).__name__, ""]
             codes.append(None)
         else:
-            took = statistics.median(way.frames[1:])  # the first makes code
+            took = statistics.median(way.frames[1:])  # the first run compiles
             first = first or took
             cells = [f"{took * 1e3:.3f}", f"{took / first:.2f}"]
             codes.append(way.codes)
         lines.append(f"| {kib} | {warps} | {'yes' if early else 'no'} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")  # whatever comes of the rest
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")  # kept if a later setting fails
         if len(codes) == 2 and (codes[0] is None or codes[1] is None or not torch.equal(codes[0], codes[1])):
-            sys.exit("benchmarks/fused_sizes.py: kernels that begin early do not give what others give: see above")
+            sys.exit("benchmarks/fused_sizes.py: kernels that begin early give other codes; see above")
 
 
 if __name__ == "__main__":

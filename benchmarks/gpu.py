@@ -1,4 +1,4 @@
-"""On a CUDA device: what recording costs there, and where a frame's time goes.
+"""Recording overhead and frame profile of the talker on a CUDA device.
 
     PYTHONPATH=. python benchmarks/gpu.py [--presets lite full] [--repeats 7] [-o reports/h200]
 
@@ -22,8 +22,8 @@ from rich.console import Console
 from speaking import need_cuda
 
 import talkerviz as tv
-from talkerviz.analysis.device_peaks import limits_of_run, peaks_of
 from talkerviz.analysis.summary import summarise
+from talkerviz.recorder.instruments.device_peaks import published_peaks, run_peaks
 from talkerviz.recorder.instruments.registry import MEASURES
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.recorder.tap import Tap
@@ -39,7 +39,7 @@ SCENARIO = Scenario(frames=8)
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one run, the device's work included."""
+    """Time one run, the device's work included."""
     gc.collect()
     torch.cuda.synchronize()
     began = perf_counter()
@@ -54,7 +54,7 @@ def recorded_seconds(model: torch.nn.Module, work: Callable[[], object], clock: 
 
 
 def overhead(model: torch.nn.Module, work: Callable[[], object], repeats: int) -> dict[str, tuple[float, float]]:
-    """Median seconds, and median ratio to the untraced runs around it, of each clock."""
+    """Return each clock's median seconds, and median ratio to the untraced runs before and after."""
     times: dict[str, list[tuple[float, float]]] = {}
     order = random.Random(0)
     clocks = ["untraced", "none", "cpu", "cuda"]
@@ -69,10 +69,10 @@ def overhead(model: torch.nn.Module, work: Callable[[], object], repeats: int) -
 
 
 def record(model: torch.nn.Module, work: Callable[[], object], name: str) -> tv.Trace:
-    """Times, cost, busy time and memory of the same calls."""
+    """Record times, FLOP, kernel time and memory of the same calls."""
     dtype = str(default_dtype(name)).removeprefix("torch.")
-    peaks = peaks_of(torch.cuda.get_device_name())
-    limits = limits_of_run(peaks, dtype, torch.backends.cuda.matmul.allow_tf32) if peaks else {}
+    peaks = published_peaks(torch.cuda.get_device_name())
+    limits = run_peaks(peaks, dtype, torch.backends.cuda.matmul.allow_tf32) if peaks else {}
     facts = {"preset": name, "impl": "native", "peaks": limits}
     trace = tv.record(model, work, "talker", TalkerPhases, "cuda", facts)
     for measure in MEASURES:
@@ -89,7 +89,7 @@ def tables(trace: tv.Trace) -> str:
 
 
 def costs(head: str, rows: list[str]) -> str:
-    """The table of what recording costs."""
+    """Format the table of recording overhead."""
     lines = [
         "# What recording costs on a GPU",
         "",

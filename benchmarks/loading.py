@@ -1,10 +1,10 @@
-"""How much memory it takes to load the talker's checkpoint: peak resident set against the weights' bytes.
+"""Memory to load the talker's checkpoint: peak resident set against the size of the weights.
 
     python benchmarks/loading.py [--preset full] [-o reports/benchmarks/loading.md]
 
 A checkpoint of the preset, with random weights, is written to a temporary folder: shards of 1 GB, experts one by one,
-in bfloat16, as the published one is. Each way to load it runs in a process of its own, which says its `ru_maxrss`.
-`full` needs 7 GB of disk, and 14 GB of memory for the way that keeps two copies.
+in bfloat16, as the published one is. Each loader runs in a process of its own, which prints its `ru_maxrss`.
+`full` needs 7 GB of disk, and 14 GB of memory for the loader that keeps two copies.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WAYS = {
 
 
 def write(preset_name: str, folder: Path) -> None:
-    """Write the checkpoint; print the bytes of its weights."""
+    """Write the checkpoint and print the size of its weights in bytes."""
     import torch
     from safetensors.torch import save_file
 
@@ -41,13 +41,14 @@ def write(preset_name: str, folder: Path) -> None:
 
     config = json.loads(resources.files("talkerviz.talker.model").joinpath("qwen3_omni_talker_config.json").read_text())
     text = preset(preset_name).text
-    for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size"):  # where `lite` differs from `full`
+    # `lite` differs from `full` in these fields.
+    for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size"):
         config["talker_config"]["text_config"][name] = getattr(text, name)
     (folder / "config.json").write_text(json.dumps({"model_type": MODEL_TYPE, **config}))
     state = build_talker(preset(preset_name), dtype=torch.bfloat16).state_dict()
     shards: list[dict[str, torch.Tensor]] = [{}]
     for name, weight in state.items():
-        if sum(one.nbytes for one in shards[-1].values()) + weight.nbytes > SHARD_BYTES:
+        if sum(other.nbytes for other in shards[-1].values()) + weight.nbytes > SHARD_BYTES:
             shards.append({})
         shards[-1][f"talker.{name}"] = weight
     index = {}
@@ -61,10 +62,10 @@ def write(preset_name: str, folder: Path) -> None:
 
 
 def load(way: str, folder: Path) -> None:
-    """Load it in one of the ways; print the resident set's peak in bytes."""
+    """Load the checkpoint with one of the loaders and print the peak resident set in bytes."""
     import torch
 
-    # Everything that any of the ways imports.
+    # All loaders import the same modules.
     from safetensors.torch import load_file
     from transformers import Qwen3OmniMoeTalkerForConditionalGeneration  # noqa: F401
 

@@ -32,7 +32,7 @@ READINGS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """Work of a child: `generate` so often with so many new tokens each, or the talker with so many frames."""
+    """Work of a child process: `generate` calls with `tokens` new tokens each, or `frames` of the talker."""
 
     title: str
     tokens: int = 0
@@ -93,7 +93,7 @@ def workload_of(job: Job, on_step: Callable[[], None]) -> Any:
 
 
 def run_job(job: Job, path: Path | None) -> Run:
-    """Run the job, recorded if there is a path."""
+    """Run the job, recorded if a path is given."""
     import talkerviz as tv
 
     largest = 0
@@ -190,7 +190,7 @@ def in_child(step: str, job: Job, path: Path | None = None) -> Any:
 
 @dataclass
 class Measured:
-    """What a job gave: bare, recorded, and read again."""
+    """Measurements of a job: unrecorded, recorded, and read from its file."""
 
     job: Job
     bare: Run

@@ -142,7 +142,7 @@ class Tools:
 
 
 def take_sample(enter: Enter, run: Callable[[], object], runs: int = 1, recordings: int = 1) -> Sample:
-    """Time so many runs in each of so many recordings, or whatever the tool has in their place."""
+    """Time a number of runs in each of a number of recordings, or in the tool's equivalent of a recording."""
     cpu = wall = after = 0.0
     for _ in range(recordings):
         gc.collect()

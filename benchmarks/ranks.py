@@ -1,9 +1,9 @@
-"""What it costs to see a collective, how exact clocks are, and how long many traces take.
+"""Cost of logging a collective, accuracy of the clock exchange, and time to merge and query many traces.
 
     python benchmarks/ranks.py [-o reports/benchmarks/ranks.md]
 
-Collectives are of a group of one process, so that nothing is measured but the way to the backend and back. Both clocks
-of the exchange are that of this machine: what it says they differ by is wrong by as much.
+Collectives are in a group of one process, so that only the path to the backend and back is measured. Both clocks of the
+exchange are this machine's, so the offset that it measures is its error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROUNDS, COLLECTIVES, EXCHANGES, FILES = 15, 2_000, 20, 1_000
 
 
 def events() -> Any:
-    """The log that collectives go to."""
+    """Create the event log of collectives."""
     return make_events(
         Tap,
         None,

@@ -1,4 +1,4 @@
-"""What drawing costs: how large a trace can be, and what other tools take to draw the same models.
+"""Cost of drawing: largest traces, and the time of other tools for the same models.
 
     pip install torchview==0.2.7 torchvista==0.2.13 torchlens==2.36.1
     python benchmarks/render.py [--rounds 4] [-o reports/benchmarks/render.md]
@@ -38,8 +38,7 @@ from torch import nn
 import talkerviz as tv
 from talkerviz.api import Trace
 from talkerviz.flowchart.builder import build_graph
-from talkerviz.flowchart.model import Graph
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Graph, View
 from talkerviz.recorder.recording import recording
 from talkerviz.render import registry as formats
 from talkerviz.render.charts.dot import render_dot
@@ -65,11 +64,11 @@ TOKENS = 32
 
 @dataclass(frozen=True)
 class Size:
-    """A trace to draw: what it is, what makes it, and as what it is drawn."""
+    """Trace to draw: title, function that records it, and formats."""
 
     what: str
     make: Callable[[], Trace]
-    formats: Sequence[str] = ("svg",)  # which is DOT, laid out
+    formats: Sequence[str] = ("svg",)  # DOT with a layout
 
 
 def talker_trace(frames: int, flow: bool) -> Trace:
@@ -85,7 +84,7 @@ def talker_trace(frames: int, flow: bool) -> Trace:
 
 
 class Different(nn.Module):
-    """A tree in which nothing is like anything else: each module has its own name, each call another shape."""
+    """Tree without similar modules: each module has its own name, each call another shape."""
 
     def __init__(self, children: Sequence[int], number: Iterator[int], sizes: Iterator[tuple[int, int]]) -> None:
         super().__init__()
@@ -147,7 +146,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class ManyNodes:
-    """Seconds to make charts of so many nodes, and their sizes; `dot` is None where it was stopped."""
+    """Seconds to draw charts of many nodes, and their sizes; `dot` is None if it timed out."""
 
     flat: float
     flat_size: int
@@ -166,7 +165,7 @@ def make_trace(name: str, path: Path) -> Made:
 
 
 def draw_trace(fmt: str, path: Path) -> Steps:
-    """Draw as `talkerviz render` does, with a stop-watch on two of its steps."""
+    """Draw as `talkerviz render` does, and time two of its steps."""
     seconds = {"fold": 0.0, "lay_out": 0.0}
     graphs: list[Graph] = []
 
@@ -217,12 +216,12 @@ def draw_many_nodes(path: Path) -> ManyNodes:
 CHILDREN: dict[str, Callable[..., object]] = {"make": make_trace, "draw": draw_trace, "nodes": draw_many_nodes}
 
 
-def in_child(step: str, *of: str) -> dict[str, Any]:
-    """Do one step in a process of its own, which says in JSON what it found; the last of `of` is a path."""
-    command = [sys.executable, "-W", "ignore", __file__, "--child", step, *of]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    found: dict[str, Any] = json.loads(said)
-    return found
+def in_child(step: str, *arguments: str) -> dict[str, Any]:
+    """Run a step in a child process, which prints its result as JSON; the last argument is a path."""
+    command = [sys.executable, "-W", "ignore", __file__, "--child", step, *arguments]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    result: dict[str, Any] = json.loads(output)
+    return result
 
 
 def measure_scale() -> tuple[list[tuple[Size, Made, dict[str, Steps]]], ManyNodes]:
@@ -250,12 +249,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Drawer:
-    """A tool: what draws one run of a model on an input, and which version of a package it needs."""
+    """Drawing tool: function that draws one run of a model on an input, and its output."""
 
     name: str
     draw: Callable[[nn.Module, torch.Tensor], Picture]
     draws: str
-    ready: Callable[[], Callable[[], None]] = lambda: lambda: None  # makes it ready, and returns what ends that
+    ready: Callable[[], Callable[[], None]] = lambda: lambda: None  # sets the tool up, and returns its teardown
 
 
 def svg_picture(svg: bytes) -> Picture:
@@ -334,7 +333,7 @@ DRAWERS = (
 
 
 class Logits(nn.Module):
-    """Llama with one tensor in and one out, which all tools take."""
+    """Llama with one input and one output tensor, which all tools accept."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
@@ -356,7 +355,7 @@ class Logits(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The layers of the talker's decoder, without a cache from before."""
+    """Decoder layers of the talker, with an empty cache."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
@@ -372,7 +371,7 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to draw, with any number of layers, and what it is given."""
+    """Model to draw, with any number of layers, and its input."""
 
     title: str
     make: Callable[[int], nn.Module]
@@ -404,7 +403,7 @@ def tool_of(drawer: Drawer, model: nn.Module, x: torch.Tensor) -> Tool:
 
 
 def picture_of(drawer: Drawer, model: nn.Module, x: torch.Tensor) -> Picture | str:
-    """What is drawn, or why there is nothing."""
+    """Draw the model once; return the picture, or the reason of a failure."""
     try:
         done = drawer.ready()
         try:

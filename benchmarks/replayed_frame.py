@@ -1,4 +1,4 @@
-"""A replayed frame, kernel by kernel, against the time in which memory gives the weights that it must read.
+"""Kernels of a frame replayed as a CUDA graph, against the time to read its weights from memory.
 
     PYTHONPATH=. python benchmarks/replayed_frame.py [--kind full:bfloat16] [--compile | --fused] [--frames 24]
         [-o reports/h200/replayed-frame.md]
@@ -33,11 +33,11 @@ _LAUNCH = "cudaGraphLaunch"
 
 @dataclass(frozen=True)
 class ReplayedFrame:
-    """What one is made of, the mean of many.
+    """Kernels of a replayed frame, averaged over many frames.
 
-    span_us: from the start of the first kernel to the end of the last, the median.
-    kernels: name, how many of it, and how long they run in all, in microseconds; the longest first: see
-        `run_times`.
+    Attributes:
+        span_us: median time from the start of the first kernel to the end of the last, in microseconds.
+        kernels: name, number and total run time in microseconds of each kernel, longest first; see `run_times`.
     """
 
     span_us: float
@@ -45,14 +45,15 @@ class ReplayedFrame:
 
     @property
     def running_us(self) -> float:
-        """How long kernels run, one after the other."""
+        """Sum of the kernels' run times, in microseconds."""
         return sum(time for _, _, time in self.kernels)
 
 
 def frame_of(seen: Mapping[str, Any]) -> ReplayedFrame:
-    """Of a profile in Chrome's trace format what the replays of graphs launched.
+    """Extract the kernels launched by CUDA graph replays from a profile in Chrome's trace format.
 
-    Raises ValueError where there are none.
+    Raises:
+        ValueError: the profile has no replays.
     """
     events = seen["traceEvents"]
     launches = {
@@ -79,7 +80,7 @@ def frame_of(seen: Mapping[str, Any]) -> ReplayedFrame:
 
 
 def table(frame: ReplayedFrame, floor_us: float, rows: int = 25) -> list[str]:
-    """The kernels, and what a frame's time is more than its floor."""
+    """Format the kernels, and the time of a frame above its floor."""
     lines = ["| kernel | a frame | µs a frame | of the frame |", "| --- | ---: | ---: | ---: |"]
 
     def row(name: str, count: float, time: float) -> str:

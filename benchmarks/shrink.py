@@ -1,4 +1,4 @@
-"""Small configs of any model of transformers, made from its default one."""
+"""Small configs of any model of transformers, derived from its default config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 TRIES = ((16, 2), (8, 2), (4, 2), (2, 2), (1, 2), (16, 4), (8, 4), (8, 9), (2, 9), (0, 0))
-"""By how much widths are divided and how many layers there are at least, in turn until a model runs; 0: all is kept."""
+"""Divisor of widths and least number of layers, tried in turn until a model runs; 0 keeps the default config."""
 
 _WIDTH = re.compile(
     r"(hidden|intermediate|(?<!image_)embed\w*|inner|ffn|mlp|proj\w*|output|model|ff|feedforward\w*|attention|encoder"
@@ -134,22 +134,22 @@ HINTS: dict[str, dict[str, Any]] = {
     "vitmatte": {"hidden_size": 768, "backbone_config": {"num_channels": 4}},
     "xmod": {"default_language": "en_XX"},
 }
-"""What the default config of a type lacks to be built or run."""
+"""Fields that the default config of a model type lacks to be built or run."""
 
 
 _CODECS = ("dac", "encodec", "mimi", "wavtokenizer_encoder")
-"""Whose convolutions have groups, and books of the size of their widths."""
+"""Model types whose widths cannot be divided: grouped convolutions, and codebooks of the size of a width."""
 
 
 def default_fields(kind: str) -> dict[str, Any]:
-    """The fields of a model's default config."""
+    """Return the fields of a model type's default config."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return _with_words(_merged(CONFIG_MAPPING[kind](**MADE_WITH.get(kind, {})).to_dict(), HINTS.get(kind, {})))
 
 
 def _with_words(fields: dict[str, Any]) -> dict[str, Any]:
-    """With a vocabulary that holds the tokens that stand for pictures and sounds."""
+    """Enlarge the vocabulary to hold the image and audio placeholder tokens."""
     special = [
         value
         for name, value in fields.items()
@@ -172,14 +172,14 @@ def _merged(fields: dict[str, Any], hints: dict[str, Any]) -> dict[str, Any]:
 
 
 def shrunk(fields: dict[str, Any], by: int, least: int) -> dict[str, Any]:
-    """A config's fields made small: few layers and experts, widths and heads divided by one number if they can be."""
+    """Shrink a config: few layers and experts, widths and heads divided by `by` where they are divisible."""
     if by == 0:
         return fields
     if fields.get("model_type") in _CODECS:
         by = 1
     depths = {v for k, v in fields.items() if _DEPTH.search(k) and isinstance(v, int) and not isinstance(v, bool)}
     few = _few(fields, depths, least)
-    few += few % 2 if "n_recurrent_layers" in fields else 0  # of which each is an attention and an MLP
+    few += few % 2 if "n_recurrent_layers" in fields else 0  # pairs of attention and MLP
     # Widths that grow from stage to stage are those of small models.
     staged = any(isinstance(v, list) and k in ("depths", "hidden_sizes", "embed_dims") for k, v in fields.items())
     small = dict(fields)
@@ -232,7 +232,7 @@ def shrunk(fields: dict[str, Any], by: int, least: int) -> dict[str, Any]:
 
 
 def _few(fields: dict[str, Any], depths: set[int], least: int) -> int:
-    """As many layers as have one of each type, and one for each layer that something is taken from."""
+    """Return a number of layers with one of each type, and one for each layer whose output is used elsewhere."""
     few = least
     for name, value in fields.items():
         if isinstance(value, (list, tuple)) and value and len(value) in depths and isinstance(value[0], str):

@@ -1,4 +1,4 @@
-"""How benchmarks have the talker speak, and time it."""
+"""Talker variants of the benchmarks, and their timing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OURS, REPLAYED = "native", "native, `--graphs`"
 
 @dataclass
 class Way:
-    """What one of them took in each round: seconds of a frame, the median of a run without its first."""
+    """Variant of the talker, with its median seconds a frame in each round, first frames left out."""
 
     speak: Callable[[Callable[[int], None]], Tensor]
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -38,7 +38,7 @@ class Way:
 
 
 def native_talker(kind: str, device: str) -> tuple[TalkerForConditionalGeneration, TalkerConfig]:
-    """Ours, of a PRESET:DTYPE."""
+    """Build the native talker of a PRESET:DTYPE."""
     name, dtype = kind.split(":")
     config = preset(name)
     talker = build_talker(config, "native", device, getattr(torch, dtype))
@@ -47,14 +47,14 @@ def native_talker(kind: str, device: str) -> tuple[TalkerForConditionalGeneratio
 
 
 def need_cuda() -> None:
-    """Stop where there is no CUDA device; where there is, all attention is as that of `talkerviz trace` there."""
+    """Exit without a CUDA device; else choose the attention kernels that `talkerviz trace` chooses."""
     if not torch.cuda.is_available():
         sys.exit(f"benchmarks/{Path(sys.argv[0]).name}: torch sees no CUDA device; nothing was measured")
     disable_cudnn_attention()
 
 
 def fused_copy(talker: TalkerForConditionalGeneration) -> TalkerForConditionalGeneration:
-    """One with fused layers and the same weights, in the same memory."""
+    """Return a copy with fused layers that shares the weights."""
     fused = copy.deepcopy(talker, {id(weight): weight for weight in talker.parameters()})
     fuse_talker(fused)
     return fused
@@ -64,7 +64,7 @@ def fused_copy(talker: TalkerForConditionalGeneration) -> TalkerForConditionalGe
 def replayed(
     talker: TalkerForConditionalGeneration, within: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> Iterator[None]:
-    """Within it the talker replays its frames."""
+    """Replay the talker's frames as CUDA graphs inside the block."""
     replay_frames(talker)
     try:
         with within():
@@ -88,7 +88,7 @@ def time_once(way: Way, device: str) -> None:
 
 
 def bytes_of_a_frame(talker: nn.Module, config: TalkerConfig) -> int:
-    """The weights that a frame cannot do without: each pass of the predictor reads its layers again."""
+    """Return the bytes of weights that a frame must read; each pass of the code predictor reads its layers again."""
 
     def size(*modules: nn.Module) -> int:
         return sum(weight.nbytes for module in modules for weight in module.parameters())

@@ -1,9 +1,9 @@
-"""Many streams at once: how long a frame of all of them takes, and how much faster than real time that is.
+"""Frame latency and real-time factor of batches of streams.
 
     PYTHONPATH=. python benchmarks/streams.py [--device cuda] [--kind full:bfloat16] [--streams 1 8 64] [--frames 24]
         [--rounds 3] [-o reports/h200/streams.md]
 
-Prompts are of several lengths, so rows are padded. On a CUDA device frames are replayed as CUDA graphs as well.
+Prompts have several lengths, so rows are padded. On a CUDA device frames are replayed as CUDA graphs too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
 def prompt_of(talker: TalkerForConditionalGeneration, config: TalkerConfig, number: int) -> Prompt:
-    """One of several lengths."""
+    """Assemble a prompt whose length depends on its number."""
     scenario = Scenario(prompt_tokens=11 + number % 5, text_tokens=20 + number % 3, seed=number)
     weight = talker.codec_head.weight
     thinker = scenario_inputs(scenario, config, weight.device, weight.dtype)
@@ -34,7 +34,7 @@ def prompt_of(talker: TalkerForConditionalGeneration, config: TalkerConfig, numb
 
 
 def ways_of(talker: TalkerForConditionalGeneration, prompts: list[Prompt], frames: int, device: str) -> dict[str, Way]:
-    """Ours, and where there are CUDA graphs ours replayed."""
+    """Return the native talker, and on CUDA also replayed as CUDA graphs."""
     together = batch_prompts(prompts)
 
     def speak(on_frame: Callable[[int], None]) -> torch.Tensor:
@@ -47,7 +47,7 @@ def ways_of(talker: TalkerForConditionalGeneration, prompts: list[Prompt], frame
 
 
 def measure(kind: str, device: str, streams: list[int], frames: int, rounds: int) -> Iterator[str]:
-    """The rows of the table; those of one stream come first, since the others are compared with it."""
+    """Yield the rows of the table; a single stream, the reference, comes first."""
     talker, config = native_talker(kind, device)
     alone: dict[str, float] = {}
     for count in sorted({1, *streams}):

@@ -1,10 +1,10 @@
-"""How fast the talker speaks: ours, ours compiled, and transformers' `generate`, with the same weights in one run.
+"""Frame latency of the native talker, compiled and replayed, and of transformers' `generate`, on the same weights.
 
     python benchmarks/talker.py [--device cpu] [--without fused ...] [--frames 12] [--rounds 3]
         [-o reports/benchmarks/talker.md]
 
-On a quiet machine with 18 GB of memory free; takes about five minutes on two cores. `full` is left out where memory is
-short with `--kinds lite:float32 lite:bfloat16`.
+Needs a quiet machine with 18 GB of free memory; takes about five minutes on two cores. With less memory leave out
+`full`: `--kinds lite:float32 lite:bfloat16`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FUSED, FUSED_REPLAYED = "native, `--fused`", "native, `--fused --graphs`"
 def ways_of(
     config: TalkerConfig, dtype: torch.dtype, device: str, frames: int, without: Collection[str] = ()
 ) -> tuple[dict[str, Way], nn.Module]:
-    """All of them, but those that need what is named, and our talker."""
+    """Return the variants of the talker without those in `without`, and the native talker itself."""
     scenario = Scenario(frames=frames)
 
     def speaking(talker: nn.Module, impl: str) -> Callable[[Callable[[int], None]], Tensor]:
@@ -78,7 +78,7 @@ def agreement(one: Tensor, two: Tensor) -> str:
 def measure(
     kind: str, device: str, frames: int, rounds: int, bandwidths: list[float], without: Collection[str]
 ) -> Iterator[str]:
-    """The rows of a preset in a dtype; what copies of memory reach in each round is added to `bandwidths`."""
+    """Yield the rows of a preset in a dtype; appends the memory bandwidth measured in each round to `bandwidths`."""
     name, dtype = kind.split(":")
     config = preset(name)
     ways, talker = ways_of(config, getattr(torch, dtype), device, frames, without)

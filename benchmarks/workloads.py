@@ -267,7 +267,7 @@ def vit() -> Workload:
 
 
 def densenet() -> Workload:
-    """DenseNet-121 with narrow layers; each layer of a block is handed the list of all tensors before it."""
+    """DenseNet-121 with narrow layers; each layer of a block takes the list of all earlier outputs."""
     from timm.models.densenet import DenseNet
 
     return forward(DenseNet(growth_rate=8, num_classes=10), torch.randn(1, 3, 32, 32))
@@ -281,7 +281,7 @@ def resnet() -> Workload:
 
 
 def unet(steps: int = 10) -> Workload:
-    """Take noise away in steps, with the scheduler of diffusers."""
+    """Denoise in steps, with a scheduler of diffusers."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     model = UNet2DConditionModel(
@@ -341,7 +341,7 @@ class Unrolled(nn.Module):
 
 
 def list_of_states(steps: int = 150, sequences: int = 20) -> Workload:
-    """Unroll sequences of another batch size each."""
+    """Unroll sequences of different batch sizes."""
     model = Unrolled().eval()
     batches = [torch.randn(steps, 1 + number, WIDTH) for number in range(sequences)]
     run, warm_up = (torch.no_grad()(partial(unroll, model, some)) for some in (batches, batches[:1]))

@@ -1,4 +1,4 @@
-"""What works with every architecture of transformers: each is built small, run, traced, drawn and reported.
+"""Survey of all architectures of transformers: each is built small, run, traced, drawn and reported.
 
 `python benchmarks/zoo.py` goes through all model types that an Auto class builds, two classes of each: the plain model,
 and what `talkerviz trace` would build, which generates where anything of that type does. Each runs in a process of its
@@ -56,16 +56,16 @@ Result = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("types", nargs="*", help="model types; all by default")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where results are and the table goes")
-    parser.add_argument("--limit", type=float, default=90, help="seconds for each")
-    parser.add_argument("--memory", type=float, default=10, help="GiB for each")
-    parser.add_argument("--again", action="store_true", help="run again what did not work")
+    parser.add_argument("types", nargs="*", help="model types (default: all)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="folder of the results and the table")
+    parser.add_argument("--limit", type=float, default=90, help="seconds an architecture")
+    parser.add_argument("--memory", type=float, default=10, help="GiB of memory an architecture")
+    parser.add_argument("--again", action="store_true", help="repeat failed architectures")
     go_through(**vars(parser.parse_args()))
 
 
 def go_through(types: list[str], folder: Path, limit: float, memory: float, again: bool = False) -> None:
-    """Run what has no result yet, keep the results, and write the table; the arguments are those of the command."""
+    """Run the architectures without a result, store the results, and write the table."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "zoo.jsonl"
     results = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
@@ -90,7 +90,7 @@ def go_through(types: list[str], folder: Path, limit: float, memory: float, agai
 
 
 def architectures(types: list[str]) -> Iterator[tuple[str, str]]:
-    """Model types, and the names of the classes of each that are run."""
+    """Yield model types with the names of their classes to run."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
@@ -103,13 +103,13 @@ def architectures(types: list[str]) -> Iterator[tuple[str, str]]:
         except ValueError as error:
             if types and not names:
                 raise SystemExit(f"{kind}: {error}") from error
-        except Exception:  # a default config that cannot be made: that is told of the plain model
+        except Exception:  # the default config cannot be built: reported for the plain model
             names = names or [kind]
         yield from ((kind, name) for name in dict.fromkeys(names))
 
 
 def _commit() -> str:
-    """What runs: the commit that is checked out, marked where code differs from it."""
+    """Return the checked-out commit, marked if the code differs from it."""
     root = Path(__file__).parent.parent
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
     if head.returncode:
@@ -119,7 +119,7 @@ def _commit() -> str:
 
 
 def _limited(context: Any, kind: str, name: str, seconds: float, gibibytes: float) -> Result:
-    """One architecture in a process of its own."""
+    """Run an architecture in a child process, within limits of time and memory."""
     began = time.monotonic()
     ours, theirs = context.Pipe()
     process = context.Process(target=_alone, args=(theirs, kind, name, gibibytes))
@@ -191,7 +191,7 @@ def _go(kind: str, name: str, reached: Any) -> None:
 
 
 def _own(kind: str, name: str, reached: Any) -> tuple[nn.Module, Runner]:
-    """A small model and a way to run it: as small as works."""
+    """Build the smallest model that works, and its runner."""
     failures: list[tuple[str, str]] = []
 
     def failed(stage: str, error: Exception) -> None:
@@ -231,7 +231,7 @@ def _own(kind: str, name: str, reached: Any) -> tuple[nn.Module, Runner]:
 
 
 def _parameters(name: str, config: Any) -> int | None:
-    """How many there would be; None where the class cannot be built without memory."""
+    """Count the parameters of a model built on the meta device; None if it cannot be built there."""
     try:
         with torch.device("meta"):
             return sum(one.numel() for one in getattr(transformers, name)._from_config(config).parameters())
@@ -240,7 +240,7 @@ def _parameters(name: str, config: Any) -> int | None:
 
 
 def same(one: Any, two: Any) -> bool:
-    """Whether two runs returned the same, number for number."""
+    """Return whether two runs returned equal values, bit for bit."""
     if isinstance(one, dict):
         return isinstance(two, dict) and one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
     if isinstance(one, (list, tuple)):
@@ -261,7 +261,7 @@ def _short(error: BaseException) -> str:
 
 
 def published(results: list[Result]) -> str:
-    """The table."""
+    """Format the table of results."""
     own = [result for result in results if result["stage"] not in OWN]
     works = [result for result in own if result["stage"] == "ok"]
     generate = sum(1 for result in own if result.get("generates"))

@@ -1,11 +1,11 @@
-"""Layers one behind the other, on a rank each: what one makes of a batch it sends to the next.
+"""Pipeline parallelism: each rank has some layers, and sends its output to the next rank.
 
     torchrun --standalone --nproc-per-node 4 -m talkerviz trace examples.pipeline:stage -o run.parquet
     talkerviz merge run.rank*.parquet -o run.parquet
     talkerviz show run.parquet --ranks
     talkerviz render run.parquet -f timeline -o ranks.svg
 
-Ranks wait in `recv` until the first batch has come to them, which is the pipeline's bubble.
+Ranks wait in `recv` for their first batch: the bubble of the pipeline.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ WIDTH, POSITIONS, BATCHES = 768, 64, 6
 
 
 class Stage(nn.Module):
-    """One rank's part."""
+    """Layers of a rank."""
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Stage(nn.Module):
         self.sent: list[dist.Work] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        """A batch, of which all but the first rank are sent what the one before made of it."""
+        """Process a batch, which all ranks but the first receive from the rank before."""
         if self.rank > 0:
             dist.recv(x, self.rank - 1)
         y = self.layers(x)
@@ -37,7 +37,7 @@ class Stage(nn.Module):
 
 
 def stage() -> tuple[nn.Module, Callable[[], None]]:
-    """For `talkerviz trace`."""
+    """Build the rank's stage and its run, for `talkerviz trace`."""
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     torch.manual_seed(0)

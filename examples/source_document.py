@@ -1,4 +1,4 @@
-"""Print the document this project grew from, out of a run made here: `python examples/source_document.py`."""
+"""Print the document that this project grew from, made from a new run: `python examples/source_document.py`."""
 
 from talkerviz import recording
 from talkerviz.recorder.phases.talker import TalkerPhases

@@ -1,12 +1,12 @@
-"""Layers split over ranks: each has some of the hidden numbers, and `all_reduce` adds up what they make of them.
+"""Tensor parallelism: each rank has some hidden units of each layer, and `all_reduce` sums the partial outputs.
 
     torchrun --standalone --nproc-per-node 2 -m talkerviz trace examples.tensor_parallel:uneven -o run.parquet
     talkerviz merge run.rank*.parquet -o run.parquet
     talkerviz show run.parquet --ranks
     talkerviz render run.parquet -f timeline -o ranks.svg
 
-In `uneven` the last rank has four times as much to do as any other, which the others wait for. `even` is the same
-model as torch's own DTensor splits it.
+In `uneven` the last rank has four times the work of the others, which wait for it. `even` is the same model split by
+torch's DTensor.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ WIDTH, HIDDEN, LAYERS, POSITIONS, PASSES = 512, 3600, 4, 128, 4
 
 
 class Mlp(nn.Module):
-    """Up, and down again; with `split`, of a part of the hidden numbers."""
+    """Feed-forward layer; with `split`, a rank's part of the hidden units."""
 
     def __init__(self, hidden: int, split: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Mlp(nn.Module):
         self.split = split
 
     def forward(self, x: Tensor) -> Tensor:
-        """What all ranks make of it together."""
+        """Apply the layer; with `split`, sum the partial outputs of all ranks."""
         y = self.down(torch.relu(self.up(x)))
         if self.split:
             dist.all_reduce(y)
@@ -38,7 +38,7 @@ class Mlp(nn.Module):
 
 
 class Stack(nn.Module):
-    """Layers behind each other."""
+    """Stack of residual layers."""
 
     def __init__(self, hidden: int, split: bool) -> None:
         super().__init__()
@@ -46,21 +46,21 @@ class Stack(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(LAYERS))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Each adds to what it is given."""
+        """Apply the layers, each added to its input."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + layer(norm(x))
         return x
 
 
 def uneven() -> tuple[nn.Module, Callable[[], None]]:
-    """For `talkerviz trace`: plain modules that call `dist.all_reduce`."""
+    """Build a stack of plain modules that call `dist.all_reduce`, for `talkerviz trace`."""
     rank, size = _begin()
     share = HIDDEN // (size + 3)
     return _runs(Stack(4 * share if rank == size - 1 else share, split=True))
 
 
 def even() -> tuple[nn.Module, Callable[[], None]]:
-    """For `talkerviz trace`: DTensor, which calls functional collectives, and waits where a result is used."""
+    """Build a stack split by DTensor, whose functional collectives wait on first use, for `talkerviz trace`."""
     _, size = _begin()
     model = Stack(HIDDEN, split=False)
     mesh = init_device_mesh("cpu", (size,))

@@ -1,6 +1,6 @@
 """Small models of transformers with random weights, to be traced: `talkerviz trace examples.transformers_models:llama`.
 
-Each function returns a model and a callable that runs it once; any function of yours that does can be a target.
+Each function returns a model and a callable that runs it once; any such function can be a target.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Target = tuple[nn.Module, Callable[[], object]]
 
 
 def llama() -> Target:
-    """A dense decoder that reads 16 tokens and generates 8."""
+    """Build a dense decoder that reads 16 tokens and generates 8."""
     sizes = {"hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 8, "num_key_value_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=1000, num_hidden_layers=8, **sizes)).eval()
     tokens = torch.arange(16)[None]
@@ -30,7 +30,7 @@ def llama() -> Target:
 
 
 def whisper() -> Target:
-    """An encoder of sound, and a decoder of text with cross attention to it."""
+    """Build an audio encoder, and a text decoder with cross attention to it."""
     layers = {"encoder_layers": 4, "decoder_layers": 4, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512, "d_model": 128}
     heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "vocab_size": 1000}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
@@ -40,7 +40,7 @@ def whisper() -> Target:
 
 
 def vit() -> Target:
-    """A vision transformer that classifies one picture."""
+    """Build a vision transformer that classifies one image."""
     sizes = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
     model = ViTForImageClassification(ViTConfig(**sizes)).eval()
     pixels = torch.randn(1, 3, 224, 224)

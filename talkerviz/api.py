@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from talkerviz.analysis.pivot import table
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import View
 from talkerviz.notebook import mimebundle
 from talkerviz.render import registry
 from talkerviz.render.registry import CHARTS, FORMATS, PICTURES, Given, Style, check_options
@@ -82,7 +82,7 @@ class Trace(TraceRecord):
 
         Returns:
             The columns of [`summarise`][talkerviz.analysis.summary.summarise], or with `across` those of
-            [`side_by_side`][talkerviz.analysis.pivot.side_by_side]; times in nanoseconds. What was not measured is
+            [`pivot`][talkerviz.analysis.pivot.pivot]; times in nanoseconds. What was not measured is
             `<NA>`.
 
         Raises:

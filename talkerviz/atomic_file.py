@@ -1,4 +1,4 @@
-"""Atomic file writing: every file that talkerviz writes is written here."""
+"""Atomic writing of all files that talkerviz writes."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ NEW_FILE_FLAGS = (
     | getattr(os, "O_CLOEXEC", 0)
     | getattr(os, "O_BINARY", 0)
 )
-"""Of `os.open`, for a file that is not there yet; a link of its name is not followed."""
+"""Flags of `os.open` that create a new file and do not follow a link of its name."""
 _DESCRIPTOR = re.compile(r"(?:/dev/fd|/proc/(?P<process>\d+)(?:/task/\d+)?/fd)/(?P<number>\d+)")
 _MAX_LINKS = 40  # as many as Linux follows
-# Errors of a folder, or of a mounted file, in which a file may be writable and yet not replaceable.
+# Errors of renaming in a folder, or over a mounted file, where the file itself may still be writable.
 _NOT_REPLACEABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
 
 
 class LeftoverWarning(RuntimeWarning):
-    """An unfinished file of an earlier run was moved out of the way."""
+    """Warning that an unfinished file of an earlier run was renamed."""
 
 
 class AtomicFile:
-    """A file that is written under an unpredictable name in its folder, and renamed when it is whole.
+    """File that is written under a temporary name in its folder, and renamed when it is complete.
 
-    An existing file keeps its mode, and its owner where the system allows that; of a symbolic link the target is
-    written. A file that cannot be replaced, as in a folder without write permission, is overwritten at the end.
-    Devices, FIFOs, sockets and descriptors such as `/dev/stdout` are written into directly.
+    An existing file keeps its mode, and its owner where the system allows that; symbolic links are followed. A file
+    that cannot be replaced, as in a folder without write permission, is overwritten at the end. Devices, FIFOs, sockets
+    and descriptors such as `/dev/stdout` are written directly.
 
     Args:
-        path: the file's name.
+        path: name of the file.
 
     Attributes:
-        file: the stream to write to.
+        file: stream to write to.
 
     Raises:
         OSError: the file cannot be written; it names `path`.
@@ -68,7 +68,7 @@ class AtomicFile:
             if before is not None and not os.access(self._target, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
             try:
-                # A new file gets the mode that the umask leaves. A replacement is private until it has the old mode.
+                # A new file gets its mode from the umask. A replacement is private until it gets the old file's mode.
                 descriptor, self._temporary = _create_beside(self._target, 0o666 if before is None else 0o600)
             except OSError as error:
                 if before is None or error.errno not in _NOT_REPLACEABLE:
@@ -81,7 +81,7 @@ class AtomicFile:
                 _copy_owner_and_mode(before, descriptor)
 
     def show(self) -> None:
-        """Rename the file before it is whole, so that readers see it grow; only where open files can be renamed."""
+        """Rename the file before it is complete, so that readers see it grow; POSIX only."""
         if self._temporary is not None and os.name == "posix":
             with _errors_of(self._path):
                 self.file.flush()
@@ -93,7 +93,7 @@ class AtomicFile:
         """Close the file and rename it.
 
         Raises:
-            OSError: the disk is full, for one. What was there before is as it was.
+            OSError: the file cannot be written, for instance to a full disk; an earlier file is unchanged.
         """
         with _errors_of(self._path):
             if self._overwrites:
@@ -113,7 +113,7 @@ class AtomicFile:
                     _overwrite(self._target, whole)
 
     def discard(self) -> None:
-        """Close the file, and remove what `finish` has not renamed."""
+        """Close the file, and remove it unless `finish` has renamed it."""
         with suppress(OSError):
             self.file.close()
         if self._temporary is not None:
@@ -123,10 +123,10 @@ class AtomicFile:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that is put in its place when the block ends; if the block raises nothing is changed.
+    """Open a file for writing that replaces `path` at the end of the block, unless the block raises.
 
     Args:
-        path: the file's name; see `AtomicFile` for links, devices and folders without write permission.
+        path: name of the file; see `AtomicFile` for links, devices and folders without write permission.
 
     Raises:
         OSError: the file cannot be written; it names `path`.
@@ -153,7 +153,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def is_special(path: str | Path) -> bool:
-    """Whether a name is that of a device, FIFO, socket or descriptor, of which there is nothing to replace."""
+    """Return whether a path is a device, FIFO, socket or descriptor, which is written directly."""
     path = Path(path)
     if descriptor_of(path) is not None:
         return True
@@ -194,12 +194,12 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _open_special(path: Path) -> BinaryIO | None:
-    """Open what can only be written into; None for a regular file and for a name that is free."""
+    """Open a device, FIFO, socket or descriptor; None for a regular file and for a missing one."""
     if (descriptor := descriptor_of(path)) is not None:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        # A duplicate appends where the shell's `>>` appends, and writes on behind what was printed.
+        # A duplicate shares the file offset: it appends to `>>`, and continues behind printed text.
         return os.fdopen(os.dup(descriptor), "wb")
     status = _stat(path)
     if status is None or stat.S_ISREG(status.st_mode):
@@ -214,7 +214,7 @@ def _open_special(path: Path) -> BinaryIO | None:
 
 
 def descriptor_of(path: Path) -> int | None:
-    """Return the number of this process's descriptor that a path such as `/dev/stdout` leads to."""
+    """Return this process's descriptor behind a path such as `/dev/stdout`; None for other paths."""
     for _ in range(_MAX_LINKS):
         found = _DESCRIPTOR.fullmatch(os.path.join(os.path.realpath(path.parent), path.name))  # noqa: PTH118
         if found and found["process"] in (None, str(os.getpid())):
@@ -226,7 +226,7 @@ def descriptor_of(path: Path) -> int | None:
 
 
 def _create_beside(target: Path, mode: int) -> tuple[int, Path]:
-    """Create an empty file of an unpredictable name in a file's folder; no link of that name is followed."""
+    """Create an empty file of an unpredictable name in a file's folder, without following links."""
     while True:
         temporary = target.with_name(f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp")
         with suppress(FileExistsError):
@@ -241,7 +241,7 @@ def _copy_owner_and_mode(before: os.stat_result, descriptor: int) -> None:
 
 
 def _overwrite(target: Path, whole: BinaryIO) -> None:
-    """Replace a file's content in place; a full disk is found out before anything is lost."""
+    """Replace a file's content in place; space is allocated first, so that a full disk loses nothing."""
     size = whole.seek(0, os.SEEK_END)
     whole.seek(0)
     with target.open("r+b") as file:

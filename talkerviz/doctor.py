@@ -1,4 +1,4 @@
-"""What can run on this machine, and what is missing for the rest."""
+"""Diagnosis of the machine: versions, GPUs, accelerations and renderers that are available."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from talkerviz.analysis.device_peaks import peaks_of
+from talkerviz.recorder.instruments.device_peaks import published_peaks
 from talkerviz.recorder.tap import HOOKS_COST, Tap, why_not
 from talkerviz.render.text import amount_text
 from talkerviz.talker.generation.compile import check_compiler
@@ -20,8 +20,8 @@ from talkerviz.version import __version__
 
 
 def diagnose() -> list[tuple[str, str]]:
-    """What was looked at, and what was found, in the words of a user."""
-    found = [
+    """Return pairs of a checked item and its result."""
+    results = [
         ("talkerviz", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
@@ -29,26 +29,26 @@ def diagnose() -> list[tuple[str, str]]:
         ("recorder", _recorder()),
     ]
     if not torch.cuda.is_available():
-        found.append(("GPU", "none that torch sees"))
+        results.append(("GPU", "none visible to torch"))
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         name = torch.cuda.get_device_name(number)
-        peaks = peaks_of(name)
-        limits = "not in the table of peaks: doctor --measure"
+        peaks = published_peaks(name)
+        limits = "no published peaks; measure them with doctor --measure"
         if peaks:
             rate, bandwidth = amount_text(peaks.flops["bfloat16"]), amount_text(peaks.bandwidth)
             limits = f"{rate}FLOP/s in bfloat16, {bandwidth}B/s ({peaks.source})"
         memory = torch.cuda.get_device_properties(number).total_memory
-        found.append((f"GPU {number}", f"{name}, {amount_text(memory)}B, {limits}"))
-    found.append(("faster with", ", ".join(_faster()) or "nothing"))
+        results.append((f"GPU {number}", f"{name}, {amount_text(memory)}B, {limits}"))
+    results.append(("faster with", ", ".join(_accelerations()) or "nothing"))
     dot = shutil.which("dot")
-    found.append(
+    results.append(
         ("pictures", f"{dot}" if dot else "no `dot`: SVG and PNG by graphviz-pure, PDF needs Graphviz installed")
     )
-    return found
+    return results
 
 
-def _faster() -> Iterator[str]:
-    """The talker's options that can be had here."""
+def _accelerations() -> Iterator[str]:
+    """Yield the talker's acceleration options that work on this machine."""
     with suppress(ValueError):
         check_compiler()
         yield "--compile"

@@ -11,13 +11,20 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 @contextmanager
 def frame_progress(frames: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr while frames run, where stderr is a terminal; gives the function that says how many are done."""
+    """Show a progress bar of frames, if stderr is a terminal.
+
+    Args:
+        frames: number of frames; None shows no bar.
+
+    Yields:
+        A function to call with the number of frames done.
+    """
     console = Console(stderr=True)
     if frames is None or not console.is_terminal:
         yield lambda done: None
         return
     columns = (TextColumn("frames"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Without a thread of its own: that would take time from the calls being measured.
+    # No refresh thread, which would take time from the calls being measured.
     with Progress(*columns, console=console, auto_refresh=False, transient=True) as progress:
         task = progress.add_task("frames", total=frames)
         progress.refresh()
@@ -29,21 +36,26 @@ def frame_progress(frames: int | None) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def byte_progress(what: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while files are read, where stderr is a terminal; gives the function that says how far.
+def byte_progress(label: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar of bytes, if stderr is a terminal; it appears with the first update.
 
-    That takes the bytes read and those there are. The bar begins with its first call.
+    Args:
+        label: text beside the bar.
+        shown: whether to show the bar.
+
+    Yields:
+        A function to call with the bytes read and the total bytes.
     """
     console = Console(stderr=True)
     if not (shown and console.is_terminal):
         yield lambda done, total: None
         return
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (TextColumn(label), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
 
         def on_bytes(done: int, total: int) -> None:
             if not progress.tasks:
-                progress.add_task(what, total=total)
+                progress.add_task(label, total=total)
             progress.update(progress.task_ids[0], completed=done)
 
         yield on_bytes

@@ -1,4 +1,4 @@
-"""What an exception of the user's own code says, in a line."""
+"""One-line descriptions of exceptions raised by the user's code."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _OURS_AND_TORCH = (Path(__file__).parent, Path(torch.__file__).parent)
 
 
 def cause_of(error: BaseException) -> str:
-    """Its class and message, and where it was raised: the innermost line that is neither torch's nor ours."""
-    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    """Format an exception's class and message, and the innermost line outside of torch and talkerviz."""
+    message = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)
         if file.is_file() and not any(file.is_relative_to(folder) for folder in _OURS_AND_TORCH):
-            return f"{said} ({_short(file)}:{frame.lineno})"
-    return said
+            return f"{message} ({_short(file)}:{frame.lineno})"
+    return message
 
 
 def _short(file: Path) -> Path:

@@ -1,3 +1,3 @@
-"""Which talkerviz this is: traces note it, and so does the package."""
+"""Version of talkerviz, in one place for the package and for traces."""
 
 __version__ = "0.1.0"

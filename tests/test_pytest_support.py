@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_trace import sample_trace
-from timelines import Tree, trace_of, trees
+from timelines import Tree, trace_from_calls, trees
 from torch import nn
 
 import talkerviz as tv
@@ -115,12 +115,12 @@ def test_twice(talkertrace):
     talkertrace.assert_unchanged(trace)
 """
     said = run_tests(pytester, source, "--talkertrace-update", passed=2, failed=1)
-    assert "'test_twice' was checked before in this test: give each trace a name of its own" in said
+    assert "'test_twice': already checked in this test; give each trace its own name" in said
     names = {path.name for path in (pytester.path / "talkertrace" / "test_model").iterdir()}
     kinds = {f"TestIt.test_kind[a%{letter}b].json" for letter in ("2F", "3A")}
     assert names == {*kinds, "..%2Fown.json", "test_twice.json"}
     for name in names:  # one run of several
-        found = baseline.read_calls(pytester.path / "talkertrace" / "test_model" / name)
+        found = baseline.read_snapshot(pytester.path / "talkertrace" / "test_model" / name)
         assert [call["frame"] for call in found] == [0]
 
 
@@ -137,10 +137,10 @@ def test_a_damaged_baseline(text: str, tmp_path: Path) -> None:
 @given(st.lists(trees, min_size=1, max_size=4), st.lists(st.text(max_size=9), min_size=1, max_size=3))
 @settings(deadline=None, max_examples=40)
 def test_any_calls_come_back(some: list[Tree], names: list[str]) -> None:
-    trace = trace_of(some, names, threads=2)
-    calls = baseline.calls_of(trace)
-    again = baseline.trace_of(json.loads(baseline.text_of(calls))["calls"])
-    assert baseline.calls_of(again) == calls
+    trace = trace_from_calls(some, names, threads=2)
+    calls = baseline.snapshot_calls(trace)
+    again = baseline.trace_from_calls(json.loads(baseline.calls_to_json(calls))["calls"])
+    assert baseline.snapshot_calls(again) == calls
     ours = trace.calls.sort_values("thread", kind="stable")
     for name in ("thread", "depth", "path", "class", "phase", "frame"):
         assert plain_values(again.calls[name]) == plain_values(ours[name])
@@ -151,11 +151,11 @@ def test_any_calls_come_back(some: list[Tree], names: list[str]) -> None:
 
 def test_calls_of_what_was_selected_and_of_nothing() -> None:
     chosen = sample_trace().select(module="net.layers.1")
-    calls = baseline.calls_of(chosen)
+    calls = baseline.snapshot_calls(chosen)
     assert [call["depth"] for call in calls] == [1, 2]
-    assert baseline.trace_of(calls).calls["parent"].fillna(-1).tolist() == [-1, 0]
-    assert baseline.trace_of([]).calls.empty
-    assert baseline.calls_of(baseline.trace_of([])) == []
+    assert baseline.trace_from_calls(calls).calls["parent"].fillna(-1).tolist() == [-1, 0]
+    assert baseline.trace_from_calls([]).calls.empty
+    assert baseline.snapshot_calls(baseline.trace_from_calls([])) == []
 
 
 def recorded(repeat: int = 20) -> Trace:
@@ -197,7 +197,7 @@ def test_times_that_say_nothing() -> None:
     with pytest.raises(ValueError, match=r"no phase has two frames in both traces.*record more with repeat"):
         check.assert_not_slower(trace, trace, percent=10)
     other = replace(trace, facts={**trace.facts, "threads": 96})
-    with pytest.raises(ValueError, match=r"than: recorded with threads 96, and this with .*: their times say nothing"):
+    with pytest.raises(ValueError, match=r"than: recorded with threads 96, not .*; compare traces of the same machine"):
         check.assert_not_slower(trace, other, percent=10)
     untimed = tv.record(nn.ReLU(), lambda: None, clock="none")
     with pytest.raises(ValueError, match="the first trace has no times"):

@@ -1,1 +1,1 @@
-"""Analyses of a trace: summaries, frame latency, comparison, roofline, idle time, stragglers, SQL."""
+"""Analyses of a trace: summary, frame latency, comparison, roofline, idle time, stragglers, SQL."""

@@ -1,4 +1,4 @@
-"""Which of two runs was faster, where, and by how much for certain."""
+"""Comparison of two runs: change of times a frame, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ import numpy as np
 import pandas as pd
 
 from talkerviz.analysis.confidence import Sample, ratio_interval
-from talkerviz.analysis.shape_text import and_others, shapes_of_calls
 from talkerviz.trace.call_tree import outermost
+from talkerviz.trace.labels import call_shapes, first_and_others
 from talkerviz.trace.runs import whole_runs
 from talkerviz.trace.trace import TraceRecord, check_one_rank
 
 BY_COMPARED = ("module", "class", "phase", "layer")
 WHOLE = "a whole frame"
-"""In place of a phase: all phases of a frame together."""
+"""Name of the row of all phases of a frame together."""
 
-_FEWEST_FRAMES = 3  # of which the first is left out
+_MIN_FRAMES_TO_SKIP_FIRST = 3  # with fewer, leaving out the cold first frame would leave no interval
 _NUMBERED = re.compile(r"\.\d+(?:\.|$).*")
 _Key = tuple[str, str]  # phase and name
 
 
 def compare(before: TraceRecord, after: TraceRecord, by: str = "module") -> pd.DataFrame:
-    """Two runs side by side, a row for what has one name in one phase of either.
+    """Compare two runs, with a row a phase and module, class or layer of either.
 
-    All figures are of a frame: means over the frames that the phase ran in, in all runs that came to their end; of a
-    phase outside of frames, as the talker's setup, over runs. The first frame of a phase is often slow for what happens
-    but once, so it is left out where there are three or more, unless the trace was recorded after a warm-up. In the row
-    of a whole frame only those count that went through the phases that most did: not the first, which has the prefill.
+    All figures are means a frame, over the frames of the phase in all complete runs; for a phase outside of frames,
+    such as the talker's setup, over runs. The first frame of a phase is often slow by one-time work, so it is left out
+    if there are three or more, unless the trace was recorded after a warm-up. The row of a whole frame counts only
+    frames with the commonest set of phases, so not the first, which has the prefill.
 
-    The interval is `ratio_interval`'s. It knows how frames differ within the two recordings, not how one process or
-    machine differs from the next. Of many rows in which nothing changed one in twenty is `significant` all the same.
+    The interval is that of `ratio_interval`. It covers the variation between frames of the two recordings, not between
+    processes or machines. Among many unchanged rows one in twenty is `significant` by chance.
 
     Args:
         before: the first trace.
-        after: the second; of another preset, implementation or length if need be.
-        by: what a row stands for: a module; a class, where `Qwen3OmniMoeTalkerModel` is `TalkerModel`; a layer, all of
-            one list of them together, `talker.model.layers.#`; or a phase, the first row then being a whole frame.
+        after: the second trace; preset, implementation and length may differ.
+        by: grouping of the rows: `module`; `class`, where `Qwen3OmniMoeTalkerModel` equals `TalkerModel`; `layer`, all
+            layers of a list together, `talker.model.layers.#`; or `phase`, with a first row for whole frames.
 
     Returns:
         Columns: `phase`; `module` and `class`, or `class` or `layer`; `status`: `new`, `vanished`, `changed` (in class,
-        calls or shapes) or `same`; `frames_before` and `frames_after`, how many were counted. Then, of a frame,
+        calls or shapes) or `same`; `frames_before` and `frames_after`, number of frames counted. Then a frame's
         `calls_before`, `calls_after`, `self_before_ns`, `self_after_ns`, `total_before_ns`, `total_after_ns`; `change`
-        of the self time, 0.1 for a tenth more, and the ends of its 95 % interval, `low` and `high`, `<NA>` with fewer
-        than two frames in either; `significant`, whether that leaves out 0; `shapes_before` and `shapes_after`, those
-        that the other has not. The largest change in time comes first; phases stand in the order of the run.
-        `attrs["clock"]` says which times were compared: `device` if both traces have them, else `host`.
+        of the self time, 0.1 for 10 % more; `low` and `high`, the ends of its 95 % interval, `<NA>` with fewer than two
+        frames in either; `significant`, true if the interval excludes 0; `shapes_before` and `shapes_after`, shapes
+        that only one run has. Rows are sorted by the change in nanoseconds, largest first; phases are in the order of
+        the run. `attrs["clock"]` is `device` if both traces have device times, else `host`.
 
     Raises:
-        ValueError: an unknown `by`, a trace without times, or one of several ranks.
+        ValueError: an unknown `by`, a trace without times, or a trace of several ranks.
     """
     if by not in BY_COMPARED:
         raise ValueError(f"cannot compare by {by!r}: choose from {', '.join(BY_COMPARED)}")
@@ -79,11 +79,14 @@ def compare(before: TraceRecord, after: TraceRecord, by: str = "module") -> pd.D
 
 
 def slower(phases: pd.DataFrame, limit: float) -> pd.DataFrame:
-    """The rows of `compare(..., "phase")` that are slower by more than `limit`, 0.05 for 5 %, for certain: the whole
-    interval lies above it. Largest first.
+    """Select the rows of `compare(..., "phase")` whose whole interval is above a limit, largest change first.
+
+    Args:
+        phases: the table of `compare`.
+        limit: least change that counts as slower, 0.05 for 5 %.
 
     Raises:
-        ValueError: no row has an interval, so that nothing can be told.
+        ValueError: no row has an interval.
     """
     if phases["low"].isna().all():
         raise ValueError(
@@ -96,13 +99,21 @@ def slower(phases: pd.DataFrame, limit: float) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Row:
-    """What one trace knows of one row: of a frame, in nanoseconds."""
+    """Figures of a row in one trace.
+
+    Attributes:
+        class_name: class of the module.
+        own: self time a frame, in nanoseconds.
+        total: mean time a frame, in nanoseconds.
+        calls: mean number of calls a frame.
+        shapes: distinct shapes, the commonest first.
+    """
 
     class_name: str
-    own: Sample  # the self time of each frame
+    own: Sample
     total: float
     calls: float
-    shapes: tuple[str, ...]  # the commonest first
+    shapes: tuple[str, ...]
 
 
 _FIGURES = {
@@ -137,7 +148,7 @@ def _compared(one: _Row | None, two: _Row | None) -> dict[str, object]:
         low, high = (end - 1 for end in ends)
         row |= {"low": low, "high": high, "significant": low > 0 or high < 0}
     for side, mine, theirs in (("before", one, two), ("after", two, one)):
-        row[f"shapes_{side}"] = and_others([text for text in mine.shapes if text not in theirs.shapes])
+        row[f"shapes_{side}"] = first_and_others([text for text in mine.shapes if text not in theirs.shapes])
     same_class = _alike(one.class_name, two.class_name)
     if not same_class:
         row["class"] = f"{one.class_name} ⇒ {two.class_name}"
@@ -146,7 +157,7 @@ def _compared(one: _Row | None, two: _Row | None) -> dict[str, object]:
 
 
 def _clock(before: TraceRecord, after: TraceRecord) -> str:
-    """The times that both have."""
+    """Return the clock whose times both traces have."""
     if all(trace.calls["device_ns"].notna().any() for trace in (before, after)):
         return "device"
     for which, trace in (("first", before), ("second", after)):
@@ -156,7 +167,7 @@ def _clock(before: TraceRecord, after: TraceRecord) -> str:
 
 
 def _frames_of_both(before: TraceRecord, after: TraceRecord) -> int:
-    """The last frame that both have; shapes of later ones are another cache's."""
+    """Return the last frame that both traces have; later frames have other cache shapes."""
     return min(int(trace.calls["frame"].fillna(-1).max()) for trace in (before, after))
 
 
@@ -183,7 +194,7 @@ def _rows_of(
             "total": calls[f"{clock}_ns"].to_numpy(dtype=float, na_value=0.0),
             "outer": outermost(calls, kinds),
             "class": calls["class"],
-            "shapes": pd.Categorical(shapes_of_calls(calls) if by != "phase" else [""] * len(calls)),
+            "shapes": pd.Categorical(call_shapes(calls) if by != "phase" else [""] * len(calls)),
             "seen": ((calls["run"] == runs[0]) & (frame <= last_frame)).to_numpy() if runs else True,
         }
     )
@@ -218,29 +229,29 @@ def _rows_of(
 
 
 def _whole_frames(table: pd.DataFrame, frame: np.ndarray, top: np.ndarray) -> pd.DataFrame:
-    """The calls of frames that went through the commonest phases, all in one; none if that is a single phase."""
+    """Select the calls of frames with the commonest set of phases, as one phase; none if that is a single phase."""
     in_frames = table[frame >= 0]
     phases = {place: frozenset(column) for place, column in in_frames.groupby("place")["phase"]}
     usual = Counter(phases.values()).most_common(1)[0][0] if phases else frozenset()
-    places = [place for place, found in phases.items() if found == usual and len(usual) > 1]
+    places = [place for place, frame_phases in phases.items() if frame_phases == usual and len(usual) > 1]
     of_all = pd.Categorical([WHOLE] * len(table), categories=table["phase"].cat.categories)
     whole: pd.DataFrame = table.assign(phase=of_all, outer=top)[table["place"].isin(places)]
     return whole
 
 
 def _counted(table: pd.DataFrame, warm: bool) -> pd.DataFrame:
-    """The frames of each phase that its figures are of."""
+    """Return the frames that each phase's figures are means of."""
     frames = table[["phase", "place"]].drop_duplicates().sort_values("place", kind="stable")
     groups = frames.groupby("phase", sort=False, observed=True)["place"]
-    cold = (groups.cumcount() == 0) & (groups.transform("size") >= _FEWEST_FRAMES)
+    cold = (groups.cumcount() == 0) & (groups.transform("size") >= _MIN_FRAMES_TO_SKIP_FIRST)
     counted: pd.DataFrame = frames if warm else frames[~cold]
     return counted
 
 
 def _commonest(codes: np.ndarray, texts: pd.Index) -> list[tuple[str, int]]:
-    """How often each text occurs, in the order of their first."""
+    """Count each text, in the order of first occurrence."""
     number, first, count = np.unique(codes, return_index=True, return_counts=True)
-    return [(str(texts[number[place]]), int(count[place])) for place in np.argsort(first)]
+    return [(str(texts[number[row]]), int(count[row])) for row in np.argsort(first)]
 
 
 def _texts(names: Sequence[object]) -> list[str]:
@@ -266,7 +277,7 @@ def _names(calls: pd.DataFrame, by: str, class_names: Mapping[str, str]) -> pd.C
 
 
 def _class_names(before: TraceRecord, after: TraceRecord) -> tuple[dict[str, str], dict[str, str]]:
-    """What classes of either are called that only the other has under a name with another prefix: the shorter name."""
+    """Map classes that differ between the traces only in a prefix to the shorter name."""
     ones, twos = ({str(name) for name in trace.calls["class"].unique()} for trace in (before, after))
     names: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for two in sorted(twos - ones):
@@ -278,5 +289,5 @@ def _class_names(before: TraceRecord, after: TraceRecord) -> tuple[dict[str, str
 
 
 def _alike(one: str, two: str) -> bool:
-    """Whether two classes differ in a prefix alone, as transformers' do from ours."""
+    """Return whether two class names differ only in a prefix, as transformers' do from ours."""
     return one.endswith(two) or two.endswith(one)

@@ -1,4 +1,4 @@
-"""How far a ratio of two means can be trusted."""
+"""Confidence interval of the ratio of two means."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import cache
 import numpy as np
 
 CONFIDENCE = 0.95
-_DRAWS = 20_000
+_DRAWS = 20_000  # Monte Carlo draws of each mean: enough that the seed hardly moves the interval's ends
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What is known of some measurements: how many, their mean and their standard deviation (of a sample)."""
+    """Size, mean and sample standard deviation of measurements."""
 
     size: int
     mean: float
@@ -21,12 +21,15 @@ class Sample:
 
 
 def ratio_interval(before: Sample, after: Sample) -> tuple[float, float] | None:
-    """The 95 % interval of the ratio of the second mean to the first; None where either has fewer than two values.
+    """Compute the 95 % confidence interval of the ratio of the second mean to the first.
 
-    Each mean is uncertain as Student's t says, with its own spread. For the difference of two such means that is the
-    Behrens-Fisher problem; here both are drawn many times, with a fixed seed, and the middle 95 % of the ratios taken.
-    With few values this is wider than need be rather than narrower. A mean below zero counts as zero, as times are
+    Each mean has a Student's t distribution with its own spread. For the difference of two such means that is the
+    Behrens-Fisher problem; here both means are drawn many times, with a fixed seed, and the interval holds the middle
+    95 % of their ratios. With few values it is conservative. Means drawn below zero count as zero, as times are
     positive, so the upper end may be infinite.
+
+    Returns:
+        Low and high end; None if either sample has fewer than two values.
     """
     if before.size < 2 or after.size < 2 or before.mean <= 0:
         return None

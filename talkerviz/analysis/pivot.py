@@ -1,52 +1,49 @@
-"""The same modules at work in different phases, parts or ranks, side by side."""
+"""Pivot tables: modules or classes across phases, parts or ranks."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.frame_latency import makes_speech, parts_of_calls
+from talkerviz.analysis.frame_latency import call_parts, makes_speech
 from talkerviz.analysis.summary import check_sort, summarise
 from talkerviz.trace.call_tree import outermost
-from talkerviz.trace.names import without_numbers
+from talkerviz.trace.labels import layer_pattern
 from talkerviz.trace.trace import TraceRecord
 
 ACROSS = ("phase", "part", "rank")
 BY_ACROSS = ("module", "class")
 
-_BEFORE_ALL = "setup"  # it has no like elsewhere
+_SETUP = "setup"  # runs once, with nothing to compare it with
 
 
-def side_by_side(
-    trace: TraceRecord, by: str = "module", across: str = "phase", sort: str | None = None
-) -> pd.DataFrame:
-    """One row for each module or class, and for each phase, part or rank a few columns.
+def pivot(trace: TraceRecord, by: str = "module", across: str = "phase", sort: str | None = None) -> pd.DataFrame:
+    """Summarise calls with a row a module or class, and a few columns a phase, part or rank.
 
     Args:
-        trace: the whole trace, or what `Trace.select` left of it.
-        by: `module` or `class`. Modules that differ by a number in their path, such as a layer's, are one row,
-            `talker.model.layers.*.mlp`.
-        across: `phase` sets prefill against decode, of the code predictor its own two. `part` sets the talker against
-            the code predictor, the modules of which stand beside those of the same place in the talker. `rank` sets
-            side by side the ranks of a merged trace.
-        sort: `self`, `total` or `calls`, of all columns together, largest first; by default `self`.
+        trace: a trace, or a selection of `Trace.select`.
+        by: `module` or `class`. Modules whose paths differ only in numbers are one row, `talker.model.layers.*.mlp`.
+        across: `phase` compares prefill with decode, the code predictor's with the talker's. `part` compares the talker
+            with the code predictor, whose modules share a row with those at the same path in the talker. `rank`
+            compares the ranks of a merged trace.
+        sort: `self`, `total` or `calls`, over all columns, largest first; None is `self`.
 
     Returns:
-        Columns: the row's name; then of each phase or part, `decode` say, `decode.calls`; `decode.mean_ns` of a single
-        call; `decode.share`, the row's self time of all the self time in decode, 0 to 1. Of what did not run there,
-        and what was not measured, they are `<NA>`.
+        The row's name; then for each phase, part or rank, such as `decode`: `decode.calls`; `decode.mean_ns`, mean time
+        of a call; `decode.share`, share of the row's self time of all self time in decode, 0 to 1. Values that were not
+        measured or do not occur are `<NA>`.
 
     Raises:
-        ValueError: an unknown `by`, `across` or `sort`, or there are no two phases, parts or ranks.
+        ValueError: an unknown `by`, `across` or `sort`, or fewer than two phases, parts or ranks.
     """
     if by not in BY_ACROSS:
         raise ValueError(f"cannot group by {by!r} side by side: choose from {', '.join(BY_ACROSS)}")
     if across not in ACROSS:
         raise ValueError(f"cannot set side by side {across!r}: choose from {', '.join(ACROSS)}")
     check_sort(sort)
-    beside = _columns(trace, across)
-    kept = beside.notna().to_numpy() & (beside != _BEFORE_ALL).to_numpy()
-    sides = beside[kept].unique().tolist()
+    columns = _columns(trace, across)
+    kept = columns.notna().to_numpy() & (columns != _SETUP).to_numpy()
+    sides = columns[kept].unique().tolist()
     if len(sides) < 2:
         raise ValueError(
             f"nothing to set side by side: the trace has no two {across}s, but {', '.join(sides) or 'none'}"
@@ -56,7 +53,7 @@ def side_by_side(
     rows = pd.DataFrame(
         {
             "row": codes,
-            "side": beside[kept].to_numpy(),
+            "side": columns[kept].to_numpy(),
             "host": calls["host_ns"].to_numpy(float, na_value=np.nan),
             "self": calls["host_self_ns"].to_numpy(float, na_value=np.nan),
         }
@@ -77,14 +74,14 @@ def side_by_side(
 
 def _columns(trace: TraceRecord, across: str) -> pd.Series:
     if across == "part":
-        return parts_of_calls(trace)
+        return call_parts(trace)
     if across == "rank":
         return trace.calls["rank"].map({rank: f"rank {rank}" for rank in trace.calls["rank"].unique()})
     phases = trace.calls["phase"].astype(object)
     if not makes_speech(trace):
         return phases
-    last_word: pd.Series = phases.str.rpartition(".")[2]  # `predictor.decode`
-    return last_word
+    unprefixed: pd.Series = phases.str.rpartition(".")[2]  # `predictor.decode` -> `decode`
+    return unprefixed
 
 
 def _names(trace: TraceRecord, by: str, across: str) -> pd.Series:
@@ -96,7 +93,7 @@ def _names(trace: TraceRecord, by: str, across: str) -> pd.Series:
     def name(path: str) -> str:
         if across == "part" and (path == predictor or path.startswith(f"{predictor}.")):
             path = root + path.removeprefix(predictor)
-        return without_numbers(path)
+        return layer_pattern(path)
 
     names: pd.Series = (
         trace.calls["path"].astype(object).map({path: name(path) for path in trace.calls["path"].cat.categories})
@@ -107,25 +104,24 @@ def _names(trace: TraceRecord, by: str, across: str) -> pd.Series:
 def table(
     trace: TraceRecord, by: str = "module", sort: str | None = None, top: int | None = None, across: str | None = None
 ) -> pd.DataFrame:
-    """Where the time went: a row for each module, class, phase, part, layer, request, frame or call.
+    """Summarise calls in a table with a row a module, class, phase, part, layer, request, frame or call.
 
     Args:
-        by: what a row stands for.
-        sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts
-            and frames.
-        top: only so many rows; None for all.
-        across: set modules or classes side by side, by `phase`, `part` or `rank`.
+        trace: a trace, or a selection of `Trace.select`.
+        by: grouping of the rows.
+        sort: `self`, `total` or `calls`, largest first; None is `self`, or the order of the run for phases, parts,
+            requests and frames.
+        top: number of rows; None for all.
+        across: columns of a pivot table of modules or classes: `phase`, `part` or `rank`; None for a plain table.
 
     Returns:
         The columns of [`summarise`][talkerviz.analysis.summary.summarise], or with `across` those of
-        [`side_by_side`][talkerviz.analysis.pivot.side_by_side]; times in nanoseconds. What was not measured is
-        `<NA>`.
+        [`pivot`][talkerviz.analysis.pivot.pivot]; times in nanoseconds, unmeasured values `<NA>`.
 
     Raises:
-        ValueError: an unknown `by`, `sort` or `across`, or one that has nothing to set side by side; `top` is less
-            than 1.
+        ValueError: an unknown `by`, `sort` or `across`, fewer than two columns for `across`, or `top` below 1.
     """
     if top is not None and top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    summary = side_by_side(trace, by, across, sort) if across else summarise(trace, by, sort)
+    summary = pivot(trace, by, across, sort) if across else summarise(trace, by, sort)
     return summary if top is None else summary.head(top)

@@ -1,4 +1,4 @@
-"""What limits a call: the device's arithmetic, its memory, or neither (Williams et al. 2009, the roofline model)."""
+"""Roofline model: the bound of a call by arithmetic, memory or launches (Williams et al. 2009)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-_BUSY = 0.5
-_EXPLAINED = 0.1
+_LAUNCH_BUSY_SHARE = 0.5  # kernels run for less than half of the time
+_OVERHEAD_PEAK_SHARE = 0.1  # below a tenth of its peak neither limit explains the time
 
 
 def roofline(
     flops: pd.Series, moved: pd.Series, time_ns: pd.Series, busy_ns: pd.Series, peaks: Mapping[str, Any]
 ) -> pd.DataFrame:
-    """How rows of calls stand to the device's limits.
+    """Compare rows of calls with the device's peak rates.
 
     Args:
         flops: floating-point operations of each row.
-        moved: bytes it must read and write.
-        time_ns: how long it took.
-        busy_ns: how long its kernels ran in that time; missing where that was not measured.
-        peaks: `flops` and `bandwidth` a second, as in a trace's facts; may be empty.
+        moved: bytes read and written by each row.
+        time_ns: time of each row.
+        busy_ns: kernel time of each row; missing if not measured.
+        peaks: the fact `peaks` of a trace, with `flops` and `bandwidth` a second; may be empty.
 
     Returns:
-        `intensity`, FLOP a byte; `of_peak`, the least time that the limits allow over the time it took, 0 to 1;
-        `bound`: `launch` where kernels ran less than half of the time; else `compute` or `memory`, whichever limit is
-        the nearer one. Without a measurement of kernels a row that took more than ten times its least time is
-        `overhead`: neither limit explains it. Missing where the figures for it are.
+        `intensity`, in FLOP a byte; `of_peak`, the least time that the peaks allow over the measured time, 0 to 1;
+        `bound`: `launch` if kernels ran for less than half of the time, else `compute` or `memory`, the limit that
+        needs more time. Without kernel times a row that took more than ten times its least time is `overhead`, which
+        neither limit explains. Values that cannot be computed are missing.
     """
     flop, size = flops.to_numpy(float, na_value=np.nan), moved.to_numpy(float, na_value=np.nan)
     time, busy = time_ns.to_numpy(float, na_value=np.nan), busy_ns.to_numpy(float, na_value=np.nan)
@@ -38,18 +38,17 @@ def roofline(
         computing = flop / peaks["flops"] * 1e9 if peaks else nan
         moving = size / peaks["bandwidth"] * 1e9 if peaks else nan
         of_peak = np.where(time > 0, np.maximum(computing, moving) / time, np.nan)
-        launching = busy < _BUSY * time
-    side = np.where(computing > moving, "compute", "memory").astype(object)
-    bound = np.where(
-        np.isnan(busy), np.where(of_peak < _EXPLAINED, "overhead", side), np.where(launching, "launch", side)
-    )
+        launching = busy < _LAUNCH_BUSY_SHARE * time
+    limit = np.where(computing > moving, "compute", "memory").astype(object)
+    without_busy = np.where(of_peak < _OVERHEAD_PEAK_SHARE, "overhead", limit)
+    bound = np.where(np.isnan(busy), without_busy, np.where(launching, "launch", limit))
     unknown = np.isnan(of_peak) & ~(~np.isnan(busy) & launching)
     bound[unknown] = None
-    found: pd.DataFrame = pd.DataFrame(
+    bounds: pd.DataFrame = pd.DataFrame(
         {
             "intensity": pd.array(intensity, dtype="Float64"),
             "of_peak": pd.array(of_peak, dtype="Float64"),
             "bound": pd.array(bound, dtype="string"),
         }
     )
-    return found
+    return bounds

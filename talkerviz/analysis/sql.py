@@ -1,4 +1,4 @@
-"""Ask the traces of many runs or ranks in SQL, without loading them: DuckDB reads what a question needs."""
+"""SQL queries over trace files with DuckDB, which reads only the columns that a query needs."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ CREATE VIEW modules AS
     FROM (SELECT file_name AS file, unnest(from_json(decode(value), '["JSON"]')) AS module
         FROM parquet_kv_metadata({files}) WHERE decode(key) = 'talkerviz.modules');
 """
-_MEANS_OTHERS = frozenset("*?[")  # in a pattern of files
+_WILDCARDS = frozenset("*?[")  # of DuckDB's file patterns
 
 
 def query(sql: str, files: Sequence[Path]) -> pa.Table:
-    """What one SELECT gives over the views `calls`, `runs` and `modules`.
+    """Run one SELECT over the views `calls`, `runs` and `modules`.
 
-    `calls` has the columns of [`schema.CALLS`][talkerviz.trace.schema.CALLS], `runs` a row a file with its `facts` as
-    JSON and the commonest of them as columns, `modules` those of [`ModuleInfo`][talkerviz.trace.schema.ModuleInfo]; all
-    three begin with `file`. Times count from when each recording began. Nothing but these files can be read, and
-    nothing be written.
+    `calls` has the columns of [`schema.CALLS`][talkerviz.trace.schema.CALLS]; `runs` has a row a file, with `facts` as
+    JSON and common facts as columns; `modules` has the fields of [`ModuleInfo`][talkerviz.trace.schema.ModuleInfo].
+    The first column of each view is `file`. Times count from the start of each recording. The query can read only these
+    files, and write nothing.
 
     Args:
-        sql: a SELECT, in DuckDB's SQL; also DESCRIBE and SUMMARIZE.
-        files: traces.
+        sql: a SELECT, DESCRIBE or SUMMARIZE in DuckDB's SQL.
+        files: trace files.
+
+    Returns:
+        The result; duplicate column names get a number.
 
     Raises:
-        ValueError: DuckDB is not installed, there is no such file or it is no trace, or what is wrong with the SQL.
+        ValueError: DuckDB is not installed, a file does not exist or is no trace, or the SQL is wrong.
     """
     try:
         import duckdb
@@ -49,61 +52,61 @@ def query(sql: str, files: Sequence[Path]) -> pa.Table:
         try:
             str(file).encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{file}: DuckDB cannot be told of a name that is not UTF-8; rename it") from None
+            raise ValueError(f"{file}: DuckDB cannot open a name that is not UTF-8; rename the file") from None
         if not file.is_file():
-            raise ValueError(f"{file}: {'a folder, not a trace file' if file.is_dir() else 'no such file'}")
-        if "\\" in str(file) and set(str(file)) & _MEANS_OTHERS:
-            raise ValueError(f"{file}: DuckDB cannot be told of a name with a backslash and one of * ? [; rename it")
+            raise ValueError(f"{file}: {'is a directory, not a trace file' if file.is_dir() else 'no such file'}")
+        if "\\" in str(file) and set(str(file)) & _WILDCARDS:
+            raise ValueError(f"{file}: DuckDB cannot open a name with a backslash and one of * ? [; rename the file")
     names = [str(file) for file in files]
-    patterns = [_literally(name) for name in names]
+    patterns = [_escape_pattern(name) for name in names]
     options: dict[str, str | bool | int | float | list[str]] = {
         "python_enable_replacements": False,
         "autoinstall_known_extensions": False,
         "temp_directory": "",
     }
     with duckdb.connect(":memory:", config=options) as connection:
-        # Patterns too are looked up among them.
+        # DuckDB looks up patterns in this list too.
         connection.execute(f"SET allowed_paths = {_list(sorted({*names, *patterns}))}")
         connection.execute("SET enable_external_access = false")
         try:
             connection.execute(_VIEWS.format(files=_list(patterns)))
             known = connection.sql("SELECT file FROM runs").fetchall()
         except duckdb.Error as error:
-            raise ValueError(f"a file that is no trace or is damaged: {_said(error)}") from error
+            raise ValueError(f"a file is damaged or not a trace: {_message(error)}") from error
         if others := sorted({*names} - {name for (name,) in known}):
             raise ValueError(f"{others[0]}: a Parquet file, but not a talkerviz trace; leave it out")
         connection.execute("SET lock_configuration = true")
         try:
             statements = connection.extract_statements(sql)
-            # Others could write into the files that may be read.
+            # Other statements could write to the allowed files.
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise ValueError("ask one SELECT: nothing else is run here")
-            return _named_apart(connection.sql(statements[0].query).to_arrow_table())
+                raise ValueError("not a single SELECT: no other statement is allowed")
+            return _with_unique_names(connection.sql(statements[0].query).to_arrow_table())
         except duckdb.Error as error:
-            raise ValueError(_said(error)) from error
+            raise ValueError(_message(error)) from error
 
 
-def _literally(name: str) -> str:
-    """A file's name as a pattern that fits only it."""
-    return "".join(f"[{char}]" if char in _MEANS_OTHERS else char for char in name)
+def _escape_pattern(name: str) -> str:
+    """Escape a file name as a pattern that matches only itself."""
+    return "".join(f"[{char}]" if char in _WILDCARDS else char for char in name)
 
 
 def _list(texts: Sequence[str]) -> str:
     return "[" + ", ".join("'" + text.replace("'", "''") + "'" for text in texts) + "]"
 
 
-def _said(error: Exception) -> str:
-    """DuckDB's message, without the picture of where in the SQL it is."""
+def _message(error: Exception) -> str:
+    """Return DuckDB's message without its excerpt of the SQL."""
     return " ".join(str(error).partition("\nLINE ")[0].split())
 
 
-def _named_apart(table: pa.Table) -> pa.Table:
-    """Columns of one name have numbers behind it, as DuckDB itself does when it makes a table."""
+def _with_unique_names(table: pa.Table) -> pa.Table:
+    """Append numbers to duplicate column names, as DuckDB does when it creates a table."""
     names: list[str] = []
     for name in table.column_names:
-        number, apart = 0, name
-        while apart in names:
+        number, unique = 0, name
+        while unique in names:
             number += 1
-            apart = f"{name}_{number}"
-        names.append(apart)
+            unique = f"{name}_{number}"
+        names.append(unique)
     return table.rename_columns(names)

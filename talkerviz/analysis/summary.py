@@ -1,4 +1,4 @@
-"""Where the time went: calls grouped by module, class, phase, part, layer, request or frame."""
+"""Latency summary: calls grouped by module, class, phase, part, layer, request or frame."""
 
 from __future__ import annotations
 
@@ -7,44 +7,49 @@ import re
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.frame_latency import frame_latencies, parts_of_calls
+from talkerviz.analysis.frame_latency import call_parts, frame_latencies
 from talkerviz.analysis.roofline import roofline
-from talkerviz.analysis.shape_text import shapes_of_calls, with_others
 from talkerviz.trace.call_tree import outermost
+from talkerviz.trace.labels import call_shapes, with_others
 from talkerviz.trace.trace import TraceRecord
 
 BY = ("module", "class", "phase", "part", "layer", "request", "frame", "call")
 SORTS = ("self", "total", "calls")
 
 GARBAGE_COLLECTION = "garbage collection"
-"""The row of Python's garbage collections in tables by module and by class."""
-_LEAST_COLLECTED, _LEAST_COLLECTED_NS = 0.01, 1_000_000  # of all time, and in all: less is in a note alone
+"""Name of the row of Python's garbage collections, in tables by module and by class."""
+# Garbage collections below 1 % of all time, or below 1 ms, are in a note only.
+_MIN_COLLECTED_SHARE, _MIN_COLLECTED_NS = 0.01, 1_000_000
 
-_IN_ORDER = ("phase", "part", "request", "frame")  # rows that stand in the run's order unless asked otherwise
+_IN_RUN_ORDER = ("phase", "part", "request", "frame")  # groupings that are in the order of the run by default
 _LAYER = re.compile(r"^(.*?\.\d+)(?:\.|$)")
 
 
 def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -> pd.DataFrame:
-    """One row for each module, class, phase, part, layer, request, frame or call of a trace.
+    """Summarise the calls of a trace, with a row a module, class, phase, part, layer, request, frame or call.
 
     Args:
-        trace: the whole trace, or what `Trace.select` left of it.
-        by: what a row stands for. A part is the talker, its code predictor or the setup before both. A layer is a
-            module down to the first number in its path, `talker.model.layers.3`; what is in none stands for itself.
-        sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts,
+        trace: a trace, or a selection of `Trace.select`.
+        by: grouping of the rows. A part is the talker, its code predictor or the setup before both. A layer is a module
+            path down to its first number, `talker.model.layers.3`; a module outside of layers is a row of its own.
+        sort: `self`, `total` or `calls`, largest first; None is `self`, or the order of the run for phases, parts,
             requests and frames.
 
     Returns:
-        Columns: the names of the row (`module` and `class`, or the one asked for; for calls also `call`, `phase`,
-        `frame`, `step`); of a module or layer and all below it `parameters` and `parameter_bytes`; of a frame what
-        `frame_latencies` finds; `calls`; `total_ns`, the time inside them, where a call within another of the same row
-        is not counted twice; `self_ns`, less the time in calls they made; `mean_ns`, `p50_ns`, `p95_ns`, `p99_ns` of a
-        single call; `share` of all the self time, 0 to 1; `device_ns` and `busy_ns`, the like of `total_ns` on the
-        device; `flops` and `bytes` read and written, of the same calls as `total_ns`; `intensity`, `of_peak` and
-        `bound`, see `roofline`; `memory_peak_bytes`, the largest; `shapes`, the commonest and how many others there
-        are, of a single call how many more tensors went in and out, `1x20x1024 +2 → 1x20x2048`. What was not measured
-        is `<NA>`, as is the frame of what runs outside of them. By module and by class, Python's garbage collections
-        have a row where they took a hundredth of the time.
+        Row names: `module` and `class`, or the grouping; for calls also `call`, `phase`, `frame`, `step`. Then
+
+        - `parameters` and `parameter_bytes` of a module or layer with its children;
+        - the columns of `frame_latencies` for frames, means over runs;
+        - `calls`, number of calls; `total_ns`, time inside them, nested calls of one row counted once; `self_ns`,
+          without child calls; `mean_ns`, `p50_ns`, `p95_ns`, `p99_ns` of a call; `share` of all self time, 0 to 1;
+        - `device_ns` and `busy_ns`, device time and kernel time of the calls in `total_ns`; `flops`; `bytes` read and
+          written;
+        - `intensity`, `of_peak` and `bound`, see `roofline`; `memory_peak_bytes`, the maximum;
+        - `shapes`, the commonest shapes and the number of others; of a single call also the number of further tensors,
+          `1x20x1024 +2 → 1x20x2048`.
+
+        Unmeasured values are `<NA>`, as is the frame of calls outside of frames. By module and class, Python's garbage
+        collections have a row if they took at least 1 % of the time and 1 ms.
 
     Raises:
         ValueError: an unknown `by` or `sort`.
@@ -66,7 +71,7 @@ def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -
     if by in ("module", "layer"):
         summary["parameters"], summary["parameter_bytes"] = _parameters(trace, summary[by])
     if by == "frame":
-        # Of several runs the mean.
+        # Mean over runs.
         latencies = frame_latencies(trace).drop(columns="run").groupby("frame").mean()
         for name, values in latencies.reindex(summary["frame"]).items():
             summary[name] = values.round().astype("Int64").array if str(name).endswith("_ns") else values.array
@@ -105,10 +110,10 @@ def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -
 
 
 def _with_collections(summary: pd.DataFrame, trace: TraceRecord, by: str) -> pd.DataFrame:
-    """Add a row for Python's garbage collections inside the calls, where they took enough to matter."""
+    """Add a row for Python's garbage collections inside the calls, if they took enough time to matter."""
     took = trace.collections_inside()["host_ns"]
     whole = int(took.sum()) + int(summary["self_ns"].sum())
-    if took.sum() < max(_LEAST_COLLECTED_NS, _LEAST_COLLECTED * whole):
+    if took.sum() < max(_MIN_COLLECTED_NS, _MIN_COLLECTED_SHARE * whole):
         return summary
     summary["share"] = (summary["self_ns"] / whole).astype("Float64")
     quantiles = {f"p{part}_ns": round(float(took.quantile(part / 100))) for part in (50, 95, 99)}
@@ -130,46 +135,46 @@ def _with_collections(summary: pd.DataFrame, trace: TraceRecord, by: str) -> pd.
 
 
 def check_sort(sort: str | None) -> None:
-    """Raise ValueError for anything but `SORTS` and None."""
+    """Reject any sort order but `SORTS` and None with a ValueError."""
     if sort is not None and sort not in SORTS:
         raise ValueError(f"cannot sort by {sort!r}: choose from {', '.join(SORTS)}")
 
 
 def _keys(trace: TraceRecord, by: str) -> pd.Series:
     if by == "part":
-        return parts_of_calls(trace)
+        return call_parts(trace)
     if by == "layer":
         layer_of = {path: _layer(path) for path in trace.calls["path"].cat.categories}
         layers: pd.Series = trace.calls["path"].astype(object).map(layer_of)
         return layers
     keys: pd.Series = trace.calls[{"module": "path"}.get(by, by)]
-    # A phase or frame that calls have none of, such as the talker's setup, is a row as well.
+    # Calls without a phase or frame, such as the talker's setup, are a row as well.
     return keys.astype(object).where(keys.notna(), None) if keys.dtype == "category" else keys
 
 
 def _layer(path: str) -> str:
-    found = _LAYER.match(path)
-    return found[1] if found else path
+    match = _LAYER.match(path)
+    return match[1] if match else path
 
 
 def _parameters(trace: TraceRecord, paths: pd.Series) -> tuple[list[int], list[int]]:
-    """Numbers and bytes of all that is in each module and below it."""
+    """Sum the number and bytes of parameters over each module and its children."""
     sums: dict[str, list[int]] = {}
     for module in trace.modules:
         path = module.path
         while True:
-            below = sums.setdefault(path, [0, 0])
-            below[0] += module.parameters
-            below[1] += module.parameter_bytes
+            path_sums = sums.setdefault(path, [0, 0])
+            path_sums[0] += module.parameters
+            path_sums[1] += module.parameter_bytes
             if "." not in path:
                 break
             path = path.rpartition(".")[0]
-    found = [sums.get(path, [0, 0]) for path in paths]
-    return [numbers for numbers, _ in found], [size for _, size in found]
+    rows = [sums.get(path, [0, 0]) for path in paths]
+    return [number for number, _ in rows], [size for _, size in rows]
 
 
 def _total(values: pd.Series, codes: np.ndarray, outer: np.ndarray) -> pd.api.extensions.ExtensionArray:
-    """The sum of each group's outermost calls; missing where one of them is."""
+    """Sum each group's outermost calls; missing if one of them is missing."""
     whole = pd.Series(values.array)[outer]
     sums = whole.groupby(codes[outer]).sum()
     unknown = np.bincount(codes[outer][whole.isna()], minlength=len(sums)) > 0
@@ -179,8 +184,8 @@ def _total(values: pd.Series, codes: np.ndarray, outer: np.ndarray) -> pd.api.ex
 
 def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> pd.DataFrame:
     if by == "call":
-        described = ["call", "path", "class", "phase", "frame", "step"]
-        rows: pd.DataFrame = calls[described].rename(columns={"path": "module"}).reset_index(drop=True)
+        columns = ["call", "path", "class", "phase", "frame", "step"]
+        rows: pd.DataFrame = calls[columns].rename(columns={"path": "module"}).reset_index(drop=True)
         return rows
     summary: pd.DataFrame = pd.DataFrame({by: names})
     if by == "module":
@@ -190,17 +195,17 @@ def _names(calls: pd.DataFrame, by: str, names: pd.Index, codes: np.ndarray) -> 
 
 
 def _commonest_shapes(calls: pd.DataFrame, codes: np.ndarray, groups: int, more: bool) -> list[str]:
-    text_of, texts = pd.factorize(np.array(shapes_of_calls(calls, more), dtype=object))
+    text_of, texts = pd.factorize(np.array(call_shapes(calls, more), dtype=object))
     pairs, first, count = np.unique(codes * max(len(texts), 1) + text_of, return_index=True, return_counts=True)
     group, text = np.divmod(pairs, max(len(texts), 1))
-    best = np.lexsort((first, -count, group))  # of a group the commonest, of equally common ones the first
+    best = np.lexsort((first, -count, group))  # in each group the commonest first, ties in order of occurrence
     best = best[np.unique(group[best], return_index=True)[1]]
     different = np.bincount(group, minlength=groups)
     return [with_others(texts[t], n - 1) for t, n in zip(text[best], different.tolist(), strict=True)]
 
 
 def _sorted(summary: pd.DataFrame, by: str, sort: str | None, timed: bool) -> pd.DataFrame:
-    if sort is None and by in _IN_ORDER:
+    if sort is None and by in _IN_RUN_ORDER:
         return summary
     column = {"self": "self_ns", "total": "total_ns", "calls": "calls"}[sort or "self"] if timed else "calls"
     ordered: pd.DataFrame = summary.sort_values(column, ascending=False, kind="stable", ignore_index=True)

@@ -18,9 +18,8 @@ from talkerviz.api import Trace
 from talkerviz.cli.options import ArrowsAre, MaxNodes, TracePath, app, format_of
 from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, console, write
 from talkerviz.cli.streams import print_message
-from talkerviz.flowchart.diff import changes, diff_graph, without_what_is_same
-from talkerviz.flowchart.model import Graph
-from talkerviz.flowchart.options import MOST_BOXES
+from talkerviz.flowchart.diff import changes, collapse_unchanged, diff_graph
+from talkerviz.flowchart.model import MAX_BOXES, Graph
 from talkerviz.render.registry import CHARTS, PICTURES, render_graph
 from talkerviz.render.tables.cells import TableCells
 from talkerviz.render.tables.writers import html_table, markdown_table
@@ -95,7 +94,7 @@ def diff(
     beyond = None if limit is None or phases is None else slower(phases, limit)
 
     if fmt in CHARTS:
-        drawn = without_what_is_same(diff_graph(one, two, arrows), max_nodes or MOST_BOXES)
+        drawn = collapse_unchanged(diff_graph(one, two, arrows), max_nodes or MAX_BOXES)
         write(output, lambda: render_graph(drawn, str(fmt)))
     elif phases is None:
         _print_changes(console(), diff_graph(one, two, arrows), untimed)

@@ -9,12 +9,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from talkerviz.analysis.device_peaks import save_peaks
 from talkerviz.cli.model_options import Device, device_name
 from talkerviz.cli.options import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.doctor import diagnose
 from talkerviz.recorder.instruments.device_benchmark import measure_peaks
+from talkerviz.recorder.instruments.device_peaks import save_peaks
 from talkerviz.render.text import amount_text
 from talkerviz.talker.files.build import build_talker
 from talkerviz.talker.model.config import PRESETS, default_dtype, preset

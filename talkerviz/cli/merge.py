@@ -12,8 +12,8 @@ from talkerviz.analysis.stragglers import stragglers
 from talkerviz.api import Trace
 from talkerviz.cli.options import app
 from talkerviz.cli.output import check_writable, console
+from talkerviz.trace.labels import format_count
 from talkerviz.trace.merge import merge
-from talkerviz.trace.names import counted
 from talkerviz.trace.parquet import check_name
 
 
@@ -38,5 +38,5 @@ def merge_command(
         terminal.print(Text(stragglers(merged).sentence, style="bold"), soft_wrap=True)
     ranks = merged.calls["rank"].nunique()
     terminal.print(
-        f"{counted(len(merged.calls), 'call')} of {ranks:,} ranks -> {output}", highlight=False, soft_wrap=True
+        f"{format_count(len(merged.calls), 'call')} of {ranks:,} ranks -> {output}", highlight=False, soft_wrap=True
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from talkerviz.flowchart.options import MOST_BOXES
+from talkerviz.flowchart.model import MAX_BOXES
 from talkerviz.render.registry import FORMATS, SUFFIXES
 from talkerviz.render.tables.registry import TableView
 
@@ -61,7 +61,7 @@ ArrowsAre = Annotated[
     Edges | None, typer.Option("--edges", help="Where tensors go, or call order; by default flow if it was recorded.")
 ]
 MaxNodes = Annotated[
-    int | None, typer.Option(min=1, help=f"No more boxes: what does not fit is folded; {MOST_BOXES} by default.")
+    int | None, typer.Option(min=1, help=f"No more boxes: what does not fit is folded; {MAX_BOXES} by default.")
 ]
 RowsBy = Annotated[By | None, typer.Option("--by", help="What a table's row stands for; by default a module.")]
 SetAcross = Annotated[

@@ -34,7 +34,7 @@ from talkerviz.cli.output import (
     write,
 )
 from talkerviz.cli.streams import print_message
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import View
 from talkerviz.render.charts.mermaid import over_github_limits
 from talkerviz.render.registry import CHARTS, DRAWN, PICTURES, Given, Style, check_options, render, render_graph
 from talkerviz.render.viewers.common import TENSORBOARD_SUFFIX
@@ -97,13 +97,13 @@ def render_command(
 
 
 def _write_pages(trace: Trace, view: View, fmt: str, folder: Path) -> None:
-    from talkerviz.flowchart.subpages import FIRST, pages_of
+    from talkerviz.flowchart.subpages import FIRST, subpages
     from talkerviz.render.charts.markdown_page import render_page
 
     suffix = ".md" if fmt == "mermaid" else f".{fmt}"
     folder.mkdir(exist_ok=True)
     count = 0
-    for page in pages_of(trace, view, suffix):
+    for page in subpages(trace, view, suffix):
         file = str(folder / f"{page.name}{suffix}")
         write(file, lambda page=page: render_page(page) if fmt == "mermaid" else render_graph(page.graph, fmt))  # type: ignore[misc]
         count += 1

@@ -13,7 +13,7 @@ from talkerviz.cli.output import console
 from talkerviz.cli.streams import print_message
 from talkerviz.report.folder import ReportFolder
 from talkerviz.report.writer import write_report
-from talkerviz.trace.names import counted
+from talkerviz.trace.labels import format_count
 
 
 @app.command()
@@ -30,4 +30,6 @@ def report(
         notes = write_report(trace, output, lambda name: status.update(f"writing {name}"))
     for note in notes:
         print_message(note)
-    terminal.print(f"{counted(len(trace.calls), 'call')} -> {output / 'index.html'}", highlight=False, soft_wrap=True)
+    terminal.print(
+        f"{format_count(len(trace.calls), 'call')} -> {output / 'index.html'}", highlight=False, soft_wrap=True
+    )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from talkerviz.analysis.run_stats import over_runs
+from talkerviz.analysis.run_stats import run_stats
 from talkerviz.api import Trace
 from talkerviz.cli.options import (
     By,
@@ -53,7 +53,7 @@ def show(
         print_ranks(terminal, chosen, top)
         return
     if runs:
-        table = over_runs(chosen, view.by)
+        table = run_stats(chosen, view.by)
         terminal.print(
             render_table(table, view.by, top, terminal.width, f"{view.title} over {table.attrs['runs']} runs")
         )

@@ -16,8 +16,7 @@ import torch
 import typer
 from torch import nn
 
-from talkerviz.analysis.device_peaks import Peaks, limits_of_run, load_peaks, peaks_of
-from talkerviz.analysis.run_stats import over_runs
+from talkerviz.analysis.run_stats import run_stats
 from talkerviz.analysis.summary import summarise
 from talkerviz.api import Trace, recording
 from talkerviz.atomic_file import descriptor_of, is_special
@@ -39,6 +38,7 @@ from talkerviz.cli.output import check_no_terminal, check_writable, console, pri
 from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder.distributed.process import this_process
+from talkerviz.recorder.instruments.device_peaks import Peaks, load_peaks, published_peaks, run_peaks
 from talkerviz.recorder.instruments.registry import clock_for
 from talkerviz.recorder.record import measure_again
 from talkerviz.recorder.tap import choose_way
@@ -55,7 +55,7 @@ from talkerviz.targets import (
     talker_of,
     talker_target,
 )
-from talkerviz.trace.names import counted
+from talkerviz.trace.labels import format_count
 from talkerviz.trace.parquet import check_name
 from talkerviz.user_errors import cause_of
 
@@ -239,7 +239,7 @@ def trace(
         recorded.save(sys.stdout.buffer if output == "-" else output)
     elif rec.file is not None and recorded is not rec.trace:
         recorded.save(rec.file)
-    calls = counted(len(recorded.calls), "call")
+    calls = format_count(len(recorded.calls), "call")
     file = "what was written to stdout" if output == "-" else output if written_once else rec.file
     kept = f"{calls} {'is' if len(recorded.calls) == 1 else 'are'} kept in {file}"
     if isinstance(failure, KeyboardInterrupt):
@@ -327,7 +327,7 @@ def _print(recorded: Trace, runs: int) -> None:
     for by in ("phase", "class", "module"):
         terminal.print(render_table(summarise(recorded, by), by, 10, terminal.width))
     if runs > 1:
-        over = over_runs(recorded, "phase")
+        over = run_stats(recorded, "phase")
         terminal.print(render_table(over, "phase", 10, terminal.width, f"Time by phase over {runs} runs"))
     print_headline(terminal, recorded)
     print_notes(terminal, recorded)
@@ -350,11 +350,11 @@ def _peaks_facts(model: nn.Module, given: Peaks | None) -> dict[str, Any]:
     parameter = next(model.parameters(), None)
     known = given
     if known is None and parameter is not None and parameter.is_cuda:
-        known = peaks_of(torch.cuda.get_device_name(parameter.device))
+        known = published_peaks(torch.cuda.get_device_name(parameter.device))
     if known is None or parameter is None:
         return {}
     dtype = str(parameter.dtype).removeprefix("torch.")
-    limits = limits_of_run(known, dtype, torch.backends.cuda.matmul.allow_tf32)
+    limits = run_peaks(known, dtype, torch.backends.cuda.matmul.allow_tf32)
     if given is not None and not limits:
         raise ValueError(f"--peaks: no figure for {dtype}, only for {', '.join(given.flops)}")
     return {"peaks": limits} if limits else {}

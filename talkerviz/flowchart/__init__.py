@@ -1,1 +1,1 @@
-"""A Trace as something that can be drawn."""
+"""Flowcharts: a trace folded to boxes, groups and arrows."""

@@ -1,4 +1,4 @@
-"""What a box says of the rows that it stands for."""
+"""Labels of boxes: name, shapes, repetitions, times and details of their rows."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import NUMBER, Rows, places, ranges, with_numbers
+from talkerviz.flowchart.call_arrays import NUMBER, CallArrays, find_rows, ranges, with_numbers
 from talkerviz.flowchart.folding import Fold
 from talkerviz.flowchart.kv_cache import is_cached
 from talkerviz.flowchart.model import Box
-from talkerviz.flowchart.similarity import Forms
+from talkerviz.flowchart.similarity import SimilarityHashes
 from talkerviz.trace.schema import Tensors
 
-_MOST_NAMES = 5
-_ROOM = 60  # letters
-_MOST_DETAILS = 12
+# Limits of a label: a box of 60 characters is a third of a page wide, and a tooltip of 12 lines fits a small window.
+_MAX_NAMES = 5
+_MAX_LABEL_CHARS = 60
+_MAX_DETAIL_LINES = 12
 _ATTENTION = re.compile("scaled_dot_product")
 
 
-def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
-    """The box of a fold, under an id; its share is of the time of all calls in the trace."""
+def label_box(rows: CallArrays, hashes: SimilarityHashes, fold: Fold, name: str) -> Box:
+    """Build the box of a fold, with the id `name`; its share is of the time of all calls in the trace."""
     if fold.kind == "phase":
         return _phase_box(rows, fold, name)
     calls = fold.rows[fold.rows < rows.calls]
@@ -39,7 +40,7 @@ def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
     errors = table["error"].iloc[calls].dropna()
     signatures = np.unique(rows.signature[calls], return_index=True)
     lists = [rows.lists[number] for number in signatures[0][np.argsort(signatures[1])]]
-    differs = ["the calls differ inside"] if len(np.unique(forms.exact[calls])) > 1 else []
+    differs = ["the calls differ inside"] if len(np.unique(hashes.exact[calls])) > 1 else []
     box = Box(
         id=name,
         kind="module",
@@ -56,11 +57,11 @@ def describe(rows: Rows, forms: Forms, fold: Fold, name: str) -> Box:
     return _timed(rows, calls, box)
 
 
-def is_for_itself(rows: Rows, fold: Fold) -> bool:
-    """Whether operations would be worth drawing though nothing reads what they make.
+def is_result(rows: CallArrays, fold: Fold) -> bool:
+    """Return whether operations are drawn although nothing reads their results.
 
-    In a module that is what it returns; outside of modules all but what ends in a truth value, which a program asks on
-    its way.
+    Inside a module these are the results that it returns; outside of modules all results but booleans, which a program
+    computes for its control flow.
     """
     flow = rows.trace.flow
     if fold.kind != "operation" or flow is None:
@@ -71,7 +72,7 @@ def is_for_itself(rows: Rows, fold: Fold) -> bool:
     return any(tensor.dtype != "bool" for tensor in outputs)
 
 
-def _phase_box(rows: Rows, fold: Fold, name: str) -> Box:
+def _phase_box(rows: CallArrays, fold: Fold, name: str) -> Box:
     of_phase = [rows.phases[row - rows.first_phase] for row in fold.rows]
     frames = sorted(frame for _, frame in of_phase if frame is not None)
     child, _ = rows.children_of(fold.rows)
@@ -84,28 +85,25 @@ def _phase_box(rows: Rows, fold: Fold, name: str) -> Box:
     return _timed(rows, calls, box)
 
 
-def _attended(rows: Rows, fold: Fold) -> str:
-    """How many positions attention looks at in a phase, the newest among them, at first and at last.
-
-    Empty where they do not become more.
-    """
+def _attended(rows: CallArrays, fold: Fold) -> str:
+    """Return the least and greatest number of positions that attention attends to in a phase; empty if constant."""
     lengths = _key_lengths(rows, fold)
     grown = _grown_sizes(rows, fold) if lengths is None else lengths
     return _range(min(grown), max(grown)) if grown else ""
 
 
-def _key_lengths(rows: Rows, fold: Fold) -> set[int] | None:
-    """The lengths of keys where they grow; what another attention looks at stays as it is. None where none was seen."""
+def _key_lengths(rows: CallArrays, fold: Fold) -> set[int] | None:
+    """Return the lengths of growing attention keys; None without attention. Cross-attention does not grow."""
     if rows.trace.flow is None:
         return None
     ops = rows.trace.flow.ops
     ops = ops[ops["name"].isin([name for name in ops["name"].unique() if _ATTENTION.search(str(name))])]
-    call = places(rows.trace.calls["call"].to_numpy(), ops["call"].to_numpy())
+    call = find_rows(rows.trace.calls["call"].to_numpy(), ops["call"].to_numpy())
     inside = (call >= 0) & np.isin(rows.phase[call], fold.rows)
     if not inside.any():
         return None
     lengths: dict[tuple[int, int], list[int]] = {}
-    before: Counter[int] = Counter()  # one module may attend to this and to that
+    before: Counter[int] = Counter()  # a module may have several attentions
     for row, inputs in zip(call[inside].tolist(), ops["inputs"][inside], strict=True):
         before[row] += 1
         if len(inputs) > 1 and len(inputs[1].shape) > 1:
@@ -113,30 +111,30 @@ def _key_lengths(rows: Rows, fold: Fold) -> set[int] | None:
     return {length for of_place in lengths.values() if of_place[-1] > of_place[0] for length in of_place}
 
 
-def _grown_sizes(rows: Rows, fold: Fold) -> set[int]:
-    """The same from the tensors of calls that grow from frame to frame, of caches as they are after the call."""
+def _grown_sizes(rows: CallArrays, fold: Fold) -> set[int]:
+    """Return the sizes of call tensors that grow from frame to frame; of caches those after the call."""
     child, _ = rows.children_of(fold.rows)
     calls = child[child < rows.calls]
     sizes: set[int] = set()
     for loose in np.unique(rows.loose[calls]):
         shapes: dict[str, list[tuple[int, ...]]] = {}
-        for number in np.unique(rows.signature[calls[rows.loose[calls] == loose]]):  # as they came up
+        for number in np.unique(rows.signature[calls[rows.loose[calls] == loose]]):  # in the order of the run
             inputs, outputs = rows.lists[number]
-            seen = [tensor for tensor in inputs if not is_cached(tensor.name)]
-            seen += [tensor for tensor in outputs if is_cached(tensor.name)]
-            for tensor in seen:
+            tensors = [tensor for tensor in inputs if not is_cached(tensor.name)]
+            tensors += [tensor for tensor in outputs if is_cached(tensor.name)]
+            for tensor in tensors:
                 shapes.setdefault(tensor.name, []).append(tensor.shape)
         for of_tensor in shapes.values():
             if len({len(shape) for shape in of_tensor}) == 1:
-                sizes |= {size for found in zip(*of_tensor, strict=True) if found[-1] > found[0] for size in found}
+                sizes |= {size for axis in zip(*of_tensor, strict=True) if axis[-1] > axis[0] for size in axis}
     return sizes
 
 
-def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
+def _operations_box(rows: CallArrays, fold: Fold, name: str) -> Box:
     parent = rows.parent[fold.rows]
     changes = np.flatnonzero(np.diff(parent)) + 1
     first, last = fold.rows[np.concatenate([[0], changes])], fold.rows[np.concatenate([changes - 1, [len(parent) - 1]])]
-    # Some runs may stop short of what all others end in.
+    # A run may stop before the operation that the others end with.
     last = last[rows.name[last] == np.bincount(rows.name[last]).argmax()]
     _, named_first = np.unique(rows.name[fold.rows], return_index=True)
     texts = [rows.names[rows.name[fold.rows[place]]].strip().partition(" ")[2] for place in sorted(named_first)]
@@ -157,16 +155,16 @@ def _operations_box(rows: Rows, fold: Fold, name: str) -> Box:
 
 
 def _first_names(names: list[str]) -> list[str]:
-    """As many as there is room for, and how many others there are."""
-    room = next((count for count in range(len(names), 1, -1) if len(" · ".join(names[:count])) <= _ROOM), 1)
-    shown = names[: min(room, _MOST_NAMES if len(names) <= _MOST_NAMES else _MOST_NAMES - 1)]
+    """Return as many names as fit, and the number of others."""
+    room = next((count for count in range(len(names), 1, -1) if len(" · ".join(names[:count])) <= _MAX_LABEL_CHARS), 1)
+    shown = names[: min(room, _MAX_NAMES if len(names) <= _MAX_NAMES else _MAX_NAMES - 1)]
     return [*shown, f"… {len(names) - len(shown)} more"] if len(shown) < len(names) else shown
 
 
-def _repeats(rows: Rows, fold: Fold) -> str:
-    """How often it runs, or of what stands in a phase in which of its frames, if not in all.
+def _repeats(rows: CallArrays, fold: Fold) -> str:
+    """Format the number of repetitions; of a phase's children the frames that they are in, if not all.
 
-    An input is in those that read it.
+    An input is in the frames that read it.
     """
     above = rows.parent[fold.rows]
     if fold.each != (0, 1) or above[0] < rows.first_phase:
@@ -174,7 +172,7 @@ def _repeats(rows: Rows, fold: Fold) -> str:
     phase = rows.phases[above[0] - rows.first_phase][0]
     all_frames = {frame for name, frame in rows.phases if name == phase and frame is not None}
     frames = {frame for row in above if (frame := rows.phases[row - rows.first_phase][1]) is not None}
-    if fold.kind == "input":  # it stands where it was met, in the first of them
+    if fold.kind == "input":  # it is recorded only where it was first read
         frames = all_frames & set(rows.frame[rows.readers_of(fold.rows)].tolist())
     if not frames or frames == all_frames:
         return ""
@@ -185,7 +183,7 @@ def _times(fold: Fold) -> str:
     return "" if fold.each == (1, 1) else f"{_range(*fold.each)}×"
 
 
-def _timed(rows: Rows, calls: np.ndarray, box: Box) -> Box:
+def _timed(rows: CallArrays, calls: np.ndarray, box: Box) -> Box:
     total, own = rows.host_ns[calls].sum(), rows.self_ns[calls].sum()
     if not len(calls) or np.isnan(total):
         return box
@@ -199,7 +197,7 @@ def _in_and_out(inputs: Sequence[Tensors], outputs: Sequence[Tensors]) -> str:
 
 
 def _shapes(lists: Sequence[Tensors]) -> str:
-    """The shape of the first tensor in each list: `1x21–27x128` where only sizes differ."""
+    """Format the shapes of the first tensors: `1x21–27x128` if only sizes differ."""
     shapes = list(dict.fromkeys(tensors[0].shape for tensors in lists if tensors))
     if not shapes:
         return ""
@@ -213,13 +211,13 @@ def _range(low: int, high: int) -> str:
 
 
 def _details(lists: Sequence[tuple[Tensors, Tensors]]) -> tuple[str, ...]:
-    """Each tensor in and out, where all calls have the same ones."""
+    """Format a line for each input and output tensor, if all calls have the same tensors."""
     shown: list[tuple[str, list[Tensors], int]] = []
     for way, of_calls in (("in", [inputs for inputs, _ in lists]), ("out", [outputs for _, outputs in lists])):
         of_calls = list({id(tensors): tensors for tensors in of_calls}.values())
         if len({tuple([tensor.name for tensor in tensors]) for tensors in of_calls}) == 1:
             shown += [(way, of_calls, place) for place in range(len(of_calls[0]))]
-    further = len(shown) - _MOST_DETAILS + 1 if len(shown) > _MOST_DETAILS else 0
+    further = len(shown) - _MAX_DETAIL_LINES + 1 if len(shown) > _MAX_DETAIL_LINES else 0
     lines = []
     for way, of_calls, place in shown[: len(shown) - further]:
         first = of_calls[0][place]

@@ -1,4 +1,4 @@
-"""From a trace to a picture: fold it, open what is to be seen, draw the arrows."""
+"""Construction of a flowchart from a trace: folding, expansion, labels, arrows."""
 
 from __future__ import annotations
 
@@ -7,35 +7,34 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from talkerviz.flowchart.box_labels import describe, is_for_itself
-from talkerviz.flowchart.call_arrays import Rows, rows_of
-from talkerviz.flowchart.dataflow import Wiring, wiring_of
-from talkerviz.flowchart.edges import AFTER, BEFORE, edges_of
-from talkerviz.flowchart.expansion import Drawn, calls_others, choose, every
-from talkerviz.flowchart.model import Box, Edge, Graph, Group, Member, boxes_in
-from talkerviz.flowchart.options import EDGES, View
-from talkerviz.flowchart.similarity import Forms, forms_of
+from talkerviz.flowchart.box_labels import is_result, label_box
+from talkerviz.flowchart.call_arrays import CallArrays, call_arrays
+from talkerviz.flowchart.dataflow import Dataflow, build_dataflow
+from talkerviz.flowchart.edges import AFTER, BEFORE, build_edges
+from talkerviz.flowchart.expansion import VisibleNode, expand, has_inner_calls, walk
+from talkerviz.flowchart.model import EDGES, Box, Edge, Graph, Group, Member, View, boxes_in
+from talkerviz.flowchart.similarity import SimilarityHashes, similarity_hashes
 from talkerviz.trace import TraceRecord
 from talkerviz.trace.runs import as_one_run
 
 
 def build_graph(trace: TraceRecord, view: View = View()) -> Graph:  # noqa: B008  (it is frozen)
-    """Draw up the picture of a trace, or of what `Trace.select` left of it.
+    """Build the flowchart of a trace or a selection.
 
     Raises:
-        ValueError: a pattern that no module fits, unknown edges, or flow where none was recorded.
+        ValueError: a pattern that matches no module, unknown edges, or flow edges without a recorded flow.
     """
     return draw(trace, view).graph
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture, and what can be opened in it. Rows are those of `as_one_run` of the trace.
+    """Flowchart with the calls of its boxes.
 
     Attributes:
-        graph: the picture.
-        calls: by the id of each box and group, the rows in the trace of the calls that it stands for.
-        closed: the ids of closed boxes of modules that called others.
+        graph: the flowchart.
+        calls: id of a box or group -> rows of its calls in `as_one_run` of the trace.
+        closed: ids of collapsed boxes that have child calls.
     """
 
     graph: Graph
@@ -44,29 +43,29 @@ class Drawing:
 
 
 def draw(trace: TraceRecord, view: View) -> Drawing:
-    """`build_graph`, and the calls that are not seen in it."""
+    """Build the flowchart of a trace, with the calls of its boxes."""
     return draw_prepared(prepare(trace, view.edges), view)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A trace as it is drawn from, whatever is to be seen of it.
+    """Trace prepared for drawing, independent of the view.
 
     Attributes:
-        trace: one run.
+        trace: trace of one run.
         flow: whether edges are the flow of tensors.
-        rows, wiring, forms: of the trace.
+        rows, dataflow, hashes: arrays of the trace.
     """
 
     trace: TraceRecord
     flow: bool
-    rows: Rows
-    wiring: Wiring
-    forms: Forms
+    rows: CallArrays
+    dataflow: Dataflow
+    hashes: SimilarityHashes
 
 
 def prepare(trace: TraceRecord, edges: str | None) -> Prepared:
-    """What takes the longest of a drawing, once for all views with such edges."""
+    """Compute the slow part of a drawing, shared by all views with the same edges."""
     if edges not in (None, *EDGES):
         raise ValueError(f"unknown edges {edges!r}: choose from {', '.join(EDGES)}")
     if edges == "flow" and trace.flow is None:
@@ -75,26 +74,26 @@ def prepare(trace: TraceRecord, edges: str | None) -> Prepared:
         )
     trace = as_one_run(trace)
     flow = trace.flow is not None and edges != "calls"
-    rows = rows_of(trace, flow)
-    return Prepared(trace, flow, rows, wiring_of(rows), forms_of(rows))
+    rows = call_arrays(trace, flow)
+    return Prepared(trace, flow, rows, build_dataflow(rows), similarity_hashes(rows))
 
 
 def draw_prepared(prepared: Prepared, view: View) -> Drawing:
-    """The drawing of a trace that was prepared for the view's edges."""
+    """Draw a view of a trace that was prepared for the view's edges."""
     trace, flow, rows = prepared.trace, prepared.flow, prepared.rows
-    wiring, forms = prepared.wiring, prepared.forms
-    top = [phase for phase in choose(rows, forms, wiring, view) if phase.members]  # some are constants alone
+    dataflow, hashes = prepared.dataflow, prepared.hashes
+    top = [phase for phase in expand(rows, hashes, dataflow, view) if phase.members]  # a phase may hold constants only
     ids: dict[int, str] = {}
-    members = tuple(_member(rows, forms, drawn, ids) for drawn in top)
-    edges = edges_of(rows, wiring, top, ids, flow)
-    if len(members) == 1 and isinstance(members[0], Group) and _says_nothing(members[0].box):
+    members = tuple(_member(rows, hashes, node, ids) for node in top)
+    edges = build_edges(rows, dataflow, top, ids, flow)
+    if len(members) == 1 and isinstance(members[0], Group) and _is_plain_forward(members[0].box):
         members = members[0].members
     if any(edge.source == BEFORE for edge in edges):
         members = (Box(BEFORE, "input", "what ran before"), *members)
     if any(edge.target == AFTER for edge in edges):
         members = (*members, Box(AFTER, "input", "what ran after"))
-    kept = {ids[id(drawn)] for drawn in every(top) if drawn.members is None and is_for_itself(rows, drawn.fold)}
-    members, edges = _without_dead_ends(members, edges, kept | {AFTER})
+    kept = {ids[id(node)] for node in walk(top) if node.members is None and is_result(rows, node.fold)}
+    members, edges = _remove_dead_ends(members, edges, kept | {AFTER})
     notes: tuple[str, ...] = ()
     if not flow and view.edges is None and len(trace.calls):
         notes += ("Arrows are the order of calls: the flow of tensors was not recorded.",)
@@ -102,48 +101,48 @@ def draw_prepared(prepared: Prepared, view: View) -> Drawing:
         notes += (f"Times are means of {trace.facts['mean_of_runs']:,} runs.",)
     title = ", ".join(title_parts(trace).values())
     timed = bool(trace.calls["host_ns"].notna().all())
-    calls = {ids[id(drawn)]: drawn.fold.rows[drawn.fold.rows < rows.calls] for drawn in every(top)}
-    closed = {ids[id(drawn)] for drawn in every(top) if drawn.members is None and calls_others(rows, drawn.fold)}
+    calls = {ids[id(node)]: node.fold.rows[node.fold.rows < rows.calls] for node in walk(top)}
+    closed = {ids[id(node)] for node in walk(top) if node.members is None and has_inner_calls(rows, node.fold)}
     return Drawing(Graph(title, members, edges, flow, timed, notes), calls, closed)
 
 
-def _member(rows: Rows, forms: Forms, drawn: Drawn, ids: dict[int, str]) -> Member:
-    own = ids[id(drawn)] = f"n{len(ids)}"
-    box = describe(rows, forms, drawn.fold, own)
-    if drawn.members is None:
+def _member(rows: CallArrays, hashes: SimilarityHashes, node: VisibleNode, ids: dict[int, str]) -> Member:
+    own = ids[id(node)] = f"n{len(ids)}"
+    box = label_box(rows, hashes, node.fold, own)
+    if node.members is None:
         return box
-    return Group(box, tuple(_member(rows, forms, member, ids) for member in drawn.members))
+    return Group(box, tuple(_member(rows, hashes, member, ids) for member in node.members))
 
 
-def _without_dead_ends(
+def _remove_dead_ends(
     members: tuple[Member, ...], edges: tuple[Edge, ...], kept: Set[str]
 ) -> tuple[tuple[Member, ...], tuple[Edge, ...]]:
-    """Without operations and inputs that nothing reads, but for those that are to be kept."""
+    """Remove operations and inputs that nothing reads, except those in `kept`."""
     while True:
         read = {edge.source for edge in edges}
         dead = {box.id for box in boxes_in(members) if box.kind in ("operation", "input")} - read - kept
         if not dead:
             return members, edges
-        members = _without(members, dead)
+        members = _remove(members, dead)
         edges = tuple(edge for edge in edges if edge.target not in dead)
 
 
-def _without(members: tuple[Member, ...], dead: set[str]) -> tuple[Member, ...]:
+def _remove(members: tuple[Member, ...], dead: set[str]) -> tuple[Member, ...]:
     kept: list[Member] = []
     for member in members:
         if isinstance(member, Group):
-            kept.append(replace(member, members=_without(member.members, dead)))
+            kept.append(replace(member, members=_remove(member.members, dead)))
         elif member.id not in dead:
             kept.append(member)
     return tuple(kept)
 
 
-def _says_nothing(phase: Box) -> bool:
+def _is_plain_forward(phase: Box) -> bool:
     return phase.name == "forward" and " frames" not in phase.repeats
 
 
 def title_parts(trace: TraceRecord) -> dict[str, str]:
-    """What a run was, in the words of its title."""
+    """Return the parts of a chart's title: model, preset, checkpoint, implementation, device, dtype."""
     facts = trace.facts
     names = ("model", "preset", "checkpoint", "impl", "device", "dtype")
     return {"model": "model"} | {name: str(facts[name]) for name in names if facts.get(name)}

@@ -1,4 +1,4 @@
-"""Close groups of a picture that is drawn already."""
+"""Collapse expanded groups of a finished flowchart into boxes."""
 
 from __future__ import annotations
 
@@ -8,32 +8,37 @@ from dataclasses import replace
 from talkerviz.flowchart.model import Box, Edge, Graph, Group
 
 
-def close_groups(graph: Graph, ids: Set[str]) -> Graph:
-    """The graph with these groups as boxes: arrows to and from what was in one are its own, those inside are gone.
+def collapse_groups(graph: Graph, ids: Set[str]) -> Graph:
+    """Collapse groups: arrows to and from their members become their own, arrows inside them go.
 
-    But for what one turn or frame leaves for a later one, which the box hands itself.
+    An arrow inside a group that leads to its next frame or its next repetition becomes an arrow from the box to itself.
+
+    Args:
+        graph: a flowchart.
+        ids: ids of the groups.
     """
-    drawn_as: dict[str, str] = {}
-    around: dict[str, tuple[str, ...]] = {}
+    visible_id: dict[str, str] = {}
+    ancestors: dict[str, tuple[str, ...]] = {}
 
-    def closed(member: Box | Group, within: str, groups: tuple[str, ...]) -> Box | Group:
+    def collapsed(member: Box | Group, within: str, groups: tuple[str, ...]) -> Box | Group:
         if isinstance(member, Box):
-            drawn_as[member.id], around[member.id] = within or member.id, (*groups, member.id)
+            visible_id[member.id], ancestors[member.id] = within or member.id, (*groups, member.id)
             return member
         groups = (*groups, member.id)
         if within or member.id in ids:
             within = within or member.id
             for inner in member.members:
-                closed(inner, within, groups)
+                collapsed(inner, within, groups)
             return member.box
-        return replace(member, members=tuple(closed(inner, "", groups) for inner in member.members))
+        return replace(member, members=tuple(collapsed(inner, "", groups) for inner in member.members))
 
-    members = tuple(closed(member, "", ()) for member in graph.members)
+    members = tuple(collapsed(member, "", ()) for member in graph.members)
     edges: dict[tuple[str, str, str, object], Edge] = {}
     for edge in graph.edges:
-        source, target = drawn_as[edge.source], drawn_as[edge.target]
-        # Turns of what is further inside are over within one of the box's.
-        nearest = [one for one, two in zip(around[edge.source], around[edge.target], strict=False) if one == two][-1:]
+        source, target = visible_id[edge.source], visible_id[edge.target]
+        # Repetitions of a nested group are inside a single repetition of the box.
+        pairs = zip(ancestors[edge.source], ancestors[edge.target], strict=False)
+        nearest = [source_id for source_id, target_id in pairs if source_id == target_id][-1:]
         if source == target and not (edge.carried == "next frame" or (edge.carried and nearest == [source])):
             continue
         key = (source, target, edge.carried, edge.change)

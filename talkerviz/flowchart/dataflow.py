@@ -1,4 +1,4 @@
-"""The flow of tensors between the rows of a trace."""
+"""Flow of tensors between rows of calls and operations."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import Rows
+from talkerviz.flowchart.call_arrays import CallArrays
 
+# Names of torch's random operations: a sample drawn outside of modules is an input of the run.
 _RANDOM = (
     "rand",
     "randn",
@@ -23,16 +24,16 @@ _RANDOM = (
 
 
 @dataclass(frozen=True, eq=False)
-class Wiring:
-    """Which row reads what which other made.
+class Dataflow:
+    """Edges between operations, and properties of operations.
 
     Attributes:
-        source, target: rows of operations, by target; -1 for one that was not selected.
-        state: whether the edge is that of a tensor which is kept and written in place.
-        constant: of each operation, whether nothing that it is made of depends on an input of the run.
-        joins: of each operation, whether it may be drawn together with others: not so inputs and constants.
-        heavy: of each operation, whether it is a product, a reduction or the like.
-        begin, end: of every row, which operations ran inside it, or it is: from begin to before end.
+        source, target: rows of each edge's operations, sorted by target; -1 for an operation that was not selected.
+        state: mask of edges of tensors that are kept and written in place.
+        constant: mask of operations that do not depend on an input of the run.
+        joins: mask of operations that may be fused into one box; not inputs and constants.
+        heavy: mask of operations such as products and reductions.
+        begin, end: for each row the range [begin, end) of operations that ran inside it, or that it is.
     """
 
     source: np.ndarray
@@ -45,8 +46,8 @@ class Wiring:
     end: np.ndarray
 
 
-def wiring_of(rows: Rows) -> Wiring:
-    """The wiring of rows that have operations; without them nothing is wired."""
+def build_dataflow(rows: CallArrays) -> Dataflow:
+    """Build the flow between rows; without operations it has no edges."""
     n, m = rows.calls, rows.ops
     begin = np.full(len(rows.parent), m)
     end = np.zeros(len(rows.parent), dtype=np.int64)
@@ -59,22 +60,22 @@ def wiring_of(rows: Rows) -> Wiring:
     if flow is None:
         none = np.empty(0, dtype=np.int64)
         never = none.astype(bool)
-        return Wiring(none, none, never, never, never, never, begin, end)
+        return Dataflow(none, none, never, never, never, never, begin, end)
     source, target = (flow.edges[name].to_numpy(dtype=np.int64) for name in ("source", "target"))
     by_target = np.argsort(target, kind="stable")
     source, target = source[by_target], target[by_target]
     state = flow.edges["state"].to_numpy(dtype=bool)[by_target]
     outside = (flow.ops["call"] < 0).to_numpy()
-    given = (flow.ops["kind"] == "input").to_numpy(dtype=bool) | outside & flow.ops["name"].isin(_RANDOM).to_numpy()
-    # What is made outside of all modules and handed to one is an input of it, however it was made.
-    between = (source >= 0) & (target >= 0)
-    handed = between & ~state & outside[source] & ~outside[target]
-    given[source[handed]] = True
-    varies = given.tolist()
-    for one, two in zip(source.tolist(), target.tolist(), strict=True):  # a source stands before what reads it
-        if two >= 0 and (one < 0 or varies[one]):
-            varies[two] = True
-    return Wiring(
+    is_input = (flow.ops["kind"] == "input").to_numpy(dtype=bool) | outside & flow.ops["name"].isin(_RANDOM).to_numpy()
+    # A tensor computed outside of all modules and passed to one is an input.
+    selected = (source >= 0) & (target >= 0)
+    enters = selected & ~state & outside[source] & ~outside[target]
+    is_input[source[enters]] = True
+    varies = is_input.tolist()
+    for maker, reader in zip(source.tolist(), target.tolist(), strict=True):  # makers precede readers
+        if reader >= 0 and (maker < 0 or varies[maker]):
+            varies[reader] = True
+    return Dataflow(
         np.where(source >= 0, source + n, -1),
         np.where(target >= 0, target + n, -1),
         state,
@@ -86,20 +87,20 @@ def wiring_of(rows: Rows) -> Wiring:
     )
 
 
-def edges_inside(rows: Rows, wiring: Wiring, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """The flow inside a row between its children, as places among them; -1 for a source that is outside of the row.
+def edges_inside(rows: CallArrays, wiring: Dataflow, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the edges between the children of a row, as indices among the children.
 
-    What stays inside one child is left out.
+    Edges inside a child are left out. The source is -1 if it is outside of the row.
     """
     children = rows.children[rows.first[row] : rows.first[row] + rows.count[row]]
     begin, end = wiring.begin[children], wiring.end[children]
-    there = np.flatnonzero(begin < end)
+    with_ops = np.flatnonzero(begin < end)
     low, high = np.searchsorted(wiring.target, [rows.calls + wiring.begin[row], rows.calls + wiring.end[row]])
     ends = []
     for ops in (wiring.source[low:high] - rows.calls, wiring.target[low:high] - rows.calls):
-        place = np.searchsorted(begin[there], ops, side="right") - 1
-        child = np.where(place >= 0, there[np.maximum(place, 0)], -1) if len(there) else np.full(len(ops), -1)
+        index = np.searchsorted(begin[with_ops], ops, side="right") - 1
+        child = np.where(index >= 0, with_ops[np.maximum(index, 0)], -1) if len(with_ops) else np.full(len(ops), -1)
         ends.append(np.where((child >= 0) & (ops < end[np.maximum(child, 0)]), child, -1))
-    one, two = ends
-    between = (two >= 0) & (one != two)
-    return one[between], two[between]
+    sources, targets = ends
+    between = (targets >= 0) & (sources != targets)
+    return sources[between], targets[between]

@@ -1,4 +1,4 @@
-"""Two runs in one picture: what only one of them has, and what differs."""
+"""Diff of two flowcharts: added, removed and changed boxes and arrows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from talkerviz.flowchart.builder import build_graph, title_parts
-from talkerviz.flowchart.collapse import close_groups
-from talkerviz.flowchart.model import Box, Change, Edge, Graph, Group, Member, boxes_in, heading
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.collapse import collapse_groups
+from talkerviz.flowchart.model import Box, Change, Edge, Graph, Group, Member, View, boxes_in, heading
 from talkerviz.trace import TraceRecord
 
 _NUMBERS = re.compile(r"[\d,…-]*\d[\d,…-]*")
@@ -19,15 +18,18 @@ _COMPARED = ("name", "class_name", "shapes", "repeats")
 
 
 def diff_graph(before: TraceRecord, after: TraceRecord, edges: str | None = None) -> Graph:
-    """One graph of two runs with all that is in them, boxes matched by name and place.
+    """Merge the fully expanded flowcharts of two runs; boxes are matched by name and position.
 
-    A class that only has another prefix, `Qwen3OmniMoeTalkerModel` and `TalkerModel`, is no difference, nor is a longer
-    run. Times are those of the second run.
+    Classes that differ only in a prefix, `Qwen3OmniMoeTalkerModel` and `TalkerModel`, are equal, and the length of a
+    run is no difference. Times are those of the second run.
 
     Args:
         before: the first run.
-        after: the second.
-        edges: as of a `View`; by default flow where both runs have it.
+        after: the second run.
+        edges: edges, as in `View`; None is flow if both runs have it.
+
+    Returns:
+        The merged graph; its note counts the changes.
 
     Raises:
         ValueError: as `build_graph`.
@@ -44,8 +46,8 @@ def diff_graph(before: TraceRecord, after: TraceRecord, edges: str | None = None
         edges=_merged_edges(graphs, ids, members),
     )
     count = Counter(box.change for box in changes(merged))
-    said = ", ".join(f"{count[kind]:,} {kind}" for kind in ("added", "removed", "changed") if count[kind])
-    return replace(merged, notes=(said or "No difference.",))
+    counts = ", ".join(f"{count[kind]:,} {kind}" for kind in ("added", "removed", "changed") if count[kind])
+    return replace(merged, notes=(counts or "No difference.",))
 
 
 def _title(before: TraceRecord, after: TraceRecord) -> str:
@@ -54,22 +56,22 @@ def _title(before: TraceRecord, after: TraceRecord) -> str:
     return ", ".join(one if one == two or _same("class_name", one, two) else f"{one} ⇒ {two}" for one, two in pairs)
 
 
-def without_what_is_same(graph: Graph, most_boxes: int) -> Graph:
-    """The graph with groups closed in which nothing differs, then others, the deepest first, until there is room."""
+def collapse_unchanged(graph: Graph, max_boxes: int) -> Graph:
+    """Collapse unchanged groups of a diff, then the deepest other groups until the boxes fit."""
     touched = {end for edge in graph.edges if edge.change for end in (edge.source, edge.target)}
     groups = [group for group, _ in _by_depth(graph.members)]
     same = {group.id for group in groups if not any(_changed(inner, touched) for inner in group.members)}
-    graph = close_groups(graph, same)
+    graph = collapse_groups(graph, same)
     depth = max((place for _, place in _by_depth(graph.members)), default=0)
-    while len(graph.boxes) > most_boxes and depth > 0:
+    while len(graph.boxes) > max_boxes and depth > 0:
         deepest = {group.id for group, place in _by_depth(graph.members) if place == depth}
-        graph = close_groups(replace(graph, members=_marked(graph.members, deepest, touched)), deepest)
+        graph = collapse_groups(replace(graph, members=_marked(graph.members, deepest, touched)), deepest)
         depth -= 1
     return graph
 
 
 def _marked(members: Sequence[Member], ids: Set[str], touched: Set[str]) -> tuple[Member, ...]:
-    """Some groups as changed ones, if anything in them is."""
+    """Mark groups as changed if any of their members is."""
     marked: list[Member] = []
     for member in members:
         if isinstance(member, Group) and member.id in ids and member.box.change is None and _changed(member, touched):
@@ -83,7 +85,7 @@ def _marked(members: Sequence[Member], ids: Set[str], touched: Set[str]) -> tupl
 
 
 def changes(graph: Graph) -> list[Box]:
-    """Boxes and headings that only one run has or that differ, without what stands in a group that only one has."""
+    """Return changed boxes and headings, without the members of groups that only one run has."""
     found: list[Box] = []
 
     def look(members: Sequence[Member]) -> None:
@@ -101,11 +103,11 @@ def changes(graph: Graph) -> list[Box]:
 def _merged(
     before: Sequence[Member], after: Sequence[Member], ids: tuple[dict[str, str], dict[str, str]]
 ) -> tuple[Member, ...]:
-    """Members of one place in both graphs, in the order of the second; notes under which id each box is drawn."""
+    """Merge the members of a group of both graphs, in the order of the second; fills `ids` with the new ids."""
     ones, twos = _keyed(before), _keyed(after)
     order = list(twos)
     place = 0
-    for key in ones:  # what only the first has stands after what it stood after
+    for key in ones:  # a removed member keeps its predecessor
         if key in twos:
             place = order.index(key) + 1
         else:
@@ -124,7 +126,7 @@ def _merged(
 
 
 def _keyed(members: Sequence[Member]) -> dict[object, Member]:
-    """Members by kind and name, whatever the numbers in it are, and how many of the same stood before."""
+    """Key members by kind, name without numbers, and occurrence."""
     times: Counter[object] = Counter()
     found: dict[object, Member] = {}
     for member in members:
@@ -142,7 +144,7 @@ def _both(one: Member, two: Member, ids: tuple[dict[str, str], dict[str, str]]) 
     box = replace(after, id=own)
     differs = [name for name in _COMPARED if not _same(name, getattr(before, name), getattr(after, name))]
     if before.kind == "phase":
-        differs = []  # a longer run is not another model
+        differs = []  # the number of frames is no difference between models
     if differs:
         texts = {name: f"{getattr(before, name) or '–'} ⇒ {getattr(after, name) or '–'}" for name in differs}
         box = replace(box, change="changed", **texts)  # type: ignore[arg-type]
@@ -155,11 +157,11 @@ def _both(one: Member, two: Member, ids: tuple[dict[str, str], dict[str, str]]) 
     return box
 
 
-def _same(what: str, before: str, after: str) -> bool:
-    if what == "class_name" and before and after:
+def _same(field: str, before: str, after: str) -> bool:
+    if field == "class_name" and before and after:
         return before.endswith(after) or after.endswith(before)
-    if what == "repeats" and all(not text or text.startswith(("frame", "0–1×")) for text in (before, after)):
-        return True  # one run has another number of frames
+    if field == "repeats" and all(not text or text.startswith(("frame", "0–1×")) for text in (before, after)):
+        return True  # the number of frames differs
     return before == after
 
 
@@ -175,7 +177,7 @@ def _only(member: Member, change: Change, prefix: str, ids: dict[str, str]) -> M
 def _merged_edges(
     graphs: tuple[Graph, Graph], ids: tuple[dict[str, str], dict[str, str]], members: Sequence[Member]
 ) -> tuple[Edge, ...]:
-    """The arrows of both, but none to what is a box in one graph and open in the other: its inside has its own."""
+    """Merge arrows, without those of boxes that are expanded in the other graph, whose members have arrows."""
     boxes = {box.id for box in boxes_in(members)}
     ones, twos = (
         {

@@ -1,4 +1,4 @@
-"""Choose what is drawn with its inside: as deep as asked, as much as fits."""
+"""Expansion of modules: as deep as asked for, as much as fits into the box limit."""
 
 from __future__ import annotations
 
@@ -8,198 +8,209 @@ from functools import partial
 
 import numpy as np
 
-from talkerviz.flowchart.call_arrays import Rows
-from talkerviz.flowchart.dataflow import Wiring
-from talkerviz.flowchart.folding import Fold, Likeness, inside, phases_of
-from talkerviz.flowchart.group_ops import gather
-from talkerviz.flowchart.options import View
-from talkerviz.flowchart.similarity import Forms
+from talkerviz.flowchart.call_arrays import CallArrays
+from talkerviz.flowchart.dataflow import Dataflow
+from talkerviz.flowchart.folding import Fold, FoldLevel, fold_children, phase_folds
+from talkerviz.flowchart.group_ops import group_ops
+from talkerviz.flowchart.model import View
+from talkerviz.flowchart.similarity import SimilarityHashes
 
-_LEAST_SHARE = 0.02
+_MIN_TIME_SHARE = 0.02  # of all time; modules with less are expanded only with the room that is left
 
 
 @dataclass(eq=False)
-class Drawn:
-    """A fold that is drawn: closed, or open with what stands in it.
+class VisibleNode:
+    """Node of the visible tree: a fold, collapsed or expanded.
 
     Attributes:
-        fold: what is drawn.
-        depth: how deep it stands; -1 for phases.
-        members: what stands in it; None where it is closed.
+        fold: rows of the node.
+        depth: depth of the node; -1 for phases.
+        members: children of an expanded node; None for a collapsed one.
     """
 
     fold: Fold
     depth: int
-    members: list[Drawn] | None = None
+    members: list[VisibleNode] | None = None
 
 
-def choose(rows: Rows, forms: Forms, wiring: Wiring, view: View) -> list[Drawn]:
-    """The phases of a trace, opened as the view asks.
+def expand(rows: CallArrays, hashes: SimilarityHashes, dataflow: Dataflow, view: View) -> list[VisibleNode]:
+    """Expand the phases of a trace as a view asks for.
+
+    Similar modules are folded only if the chart does not fit with identical ones folded.
 
     Raises:
-        ValueError: a pattern that no module fits.
+        ValueError: a pattern that matches no module.
     """
-    asked = _asked(rows, view)
-    tree = partial(_opened, rows, forms, wiring, view, asked)
+    requests = _requests(rows, view)
+    expand_at = partial(_expand_at, rows, hashes, dataflow, view, requests)
     if not view.fold:
-        return tree(Likeness.nothing)[0]
-    drawn, whole = tree(Likeness.exact)
-    return drawn if whole else tree(Likeness.alike)[0]
+        return expand_at(FoldLevel.NOTHING)[0]
+    phases, complete = expand_at(FoldLevel.EXACT)
+    return phases if complete else expand_at(FoldLevel.ALIKE)[0]
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """Of each row, whether it must be open, and whether it must not."""
+class _Requests:
+    """Masks of the rows that must be expanded, and of those that must not."""
 
     open: np.ndarray
     closed: np.ndarray
 
 
-def _asked(rows: Rows, view: View) -> _Asked:
-    must, must_not = (_fitting(rows, patterns) for patterns in (view.open, view.close))
+def _requests(rows: CallArrays, view: View) -> _Requests:
+    must, must_not = (_matching(rows, patterns) for patterns in (view.open, view.close))
     must &= ~must_not
-    # A pattern that fits a module fits all that is in it too, but means no operations inside of simple ones.
-    caller = rows.parent[: rows.calls]
-    simple = np.ones(rows.calls, dtype=bool)
-    simple[caller[caller < rows.calls]] = False
-    must[: rows.calls] &= ~(simple & must[caller])
-    # What holds something that is to be opened must be open itself.
+    # A pattern matches children of a matching module too, but does not mean the operations inside leaf modules.
+    parent = rows.parent[: rows.calls]
+    is_leaf = np.ones(rows.calls, dtype=bool)
+    is_leaf[parent[parent < rows.calls]] = False
+    must[: rows.calls] &= ~(is_leaf & must[parent])
+    # Ancestors of an expanded module are expanded.
     for level in reversed(rows.levels):
-        above = rows.parent[level][must[level] & (rows.parent[level] >= 0)]
-        must[above] = ~must_not[above]
-    return _Asked(must, must_not)
+        parents = rows.parent[level][must[level] & (rows.parent[level] >= 0)]
+        must[parents] = ~must_not[parents]
+    return _Requests(must, must_not)
 
 
-def _fitting(rows: Rows, patterns: Sequence[str]) -> np.ndarray:
-    """Whether each row is a call of a module whose path fits a pattern."""
-    fits = [path for pattern in patterns for path in rows.trace.fitting(pattern)]
-    found = np.zeros(len(rows.parent), dtype=bool)
-    found[: rows.calls] = rows.trace.calls["path"].isin(fits)
-    return found
+def _matching(rows: CallArrays, patterns: Sequence[str]) -> np.ndarray:
+    """Mark the calls of modules whose path matches a pattern."""
+    paths = [path for pattern in patterns for path in rows.trace.matching_paths(pattern)]
+    matches = np.zeros(len(rows.parent), dtype=bool)
+    matches[: rows.calls] = rows.trace.calls["path"].isin(paths)
+    return matches
 
 
-def _opened(
-    rows: Rows, forms: Forms, wiring: Wiring, view: View, asked: _Asked, likeness: Likeness
-) -> tuple[list[Drawn], bool]:
-    """Open level by level, what is alike together, what takes longest first; and whether all that might be was."""
-    top = [Drawn(phase, -1) for phase in phases_of(rows)]
-    boxes, whole = 0, True
-    too_large: list[tuple[Drawn, list[Fold]]] = []  # what would never fit
+def _expand_at(
+    rows: CallArrays,
+    hashes: SimilarityHashes,
+    dataflow: Dataflow,
+    view: View,
+    requests: _Requests,
+    fold_level: FoldLevel,
+) -> tuple[list[VisibleNode], bool]:
+    """Expand level by level: twins together, the slowest first.
+
+    Returns:
+        The phases, and whether everything that may be expanded was.
+    """
+    top = [VisibleNode(phase, -1) for phase in phase_folds(rows)]
+    boxes, complete = 0, True
+    too_large: list[tuple[VisibleNode, list[Fold]]] = []  # more children than the box limit
     waiting = top
-    all_time = _time(rows, phases_of(rows))
-    for least_time in (_LEAST_SHARE * all_time, 0):  # what takes next to no time has the room that is left
-        level, waiting = waiting if whole else [], []
+    all_time = _time(rows, phase_folds(rows))
+    for least_time in (_MIN_TIME_SHARE * all_time, 0):  # modules with little time get the room that is left
+        level, waiting = waiting if complete else [], []
         while level:
-            may_open: dict[object, list[tuple[Drawn, list[Fold]]]] = {}
-            following: list[Drawn] = []
-            for drawn in level:
-                forced = drawn.fold.kind == "phase" or bool(asked.open[drawn.fold.rows].any())
-                if not forced and not _may_open(rows, view, asked, drawn):
+            may_open: dict[object, list[tuple[VisibleNode, list[Fold]]]] = {}
+            following: list[VisibleNode] = []
+            for node in level:
+                forced = node.fold.kind == "phase" or bool(requests.open[node.fold.rows].any())
+                if not forced and not _may_open(rows, view, requests, node):
                     continue
-                found = inside(rows, forms, wiring, drawn.fold, likeness)
-                if drawn.fold.kind == "phase" and likeness is not Likeness.nothing:
-                    found = gather(rows, found)
-                if forced and found:
-                    boxes += _size(found) - (drawn.fold.kind != "phase")
-                    following += _open(drawn, found)
-                elif found:
-                    # A module in prefill and in decode is open in both or in neither.
-                    twin = (int(rows.name[drawn.fold.rows[0]]), int(rows.kind[drawn.fold.rows[0]]))
-                    may_open.setdefault(twin, []).append((drawn, found))
-            timed = [(_time(rows, [drawn.fold for drawn, _ in twins]), twins) for twins in may_open.values()]
+                children = fold_children(rows, hashes, dataflow, node.fold, fold_level)
+                if node.fold.kind == "phase" and fold_level is not FoldLevel.NOTHING:
+                    children = group_ops(rows, children)
+                if forced and children:
+                    boxes += _size(children) - (node.fold.kind != "phase")
+                    following += _open(node, children)
+                elif children:
+                    # A module in prefill and in decode is expanded in both or in neither.
+                    twin = (int(rows.name[node.fold.rows[0]]), int(rows.kind[node.fold.rows[0]]))
+                    may_open.setdefault(twin, []).append((node, children))
+            timed = [(_time(rows, [node.fold for node, _ in twins]), twins) for twins in may_open.values()]
             for time, twins in sorted(timed, key=lambda pair: -pair[0]):
-                more = sum(_size(found) - 1 for _, found in twins)
+                more = sum(_size(children) - 1 for _, children in twins)
                 if time < least_time:
-                    waiting += [drawn for drawn, _ in twins]
-                elif boxes + more > view.most_boxes:
-                    whole = False
-                    too_large += twins if more > view.most_boxes else []
+                    waiting += [node for node, _ in twins]
+                elif boxes + more > view.box_limit:
+                    complete = False
+                    too_large += twins if more > view.box_limit else []
                 else:
                     boxes += more
-                    for drawn, found in twins:
-                        following += _open(drawn, found)
+                    for node, children in twins:
+                        following += _open(node, children)
             level = following
-    if too_large and boxes < view.most_boxes // 2:
-        # Better a part of it than a box that says nothing.
-        drawn, found = max(too_large, key=lambda pair: _time(rows, [pair[0].fold]))
-        boxes += _size(found) - 1
-        _open(drawn, found)
-        boxes -= _leave_out(rows, drawn, boxes - view.most_boxes)
+    if too_large and boxes < view.box_limit // 2:
+        # Part of a module is better than a nearly empty chart.
+        node, children = max(too_large, key=lambda pair: _time(rows, [pair[0].fold]))
+        boxes += _size(children) - 1
+        _open(node, children)
+        boxes -= _leave_out(rows, node, boxes - view.box_limit)
     for phase in sorted(top, key=lambda phase: -len(phase.members or ())):
-        if boxes > view.most_boxes and not view.open:
-            boxes -= _leave_out(rows, phase, boxes - view.most_boxes)
-    return top, whole and boxes <= view.most_boxes
+        if boxes > view.box_limit and not view.open:
+            boxes -= _leave_out(rows, phase, boxes - view.box_limit)
+    return top, complete and boxes <= view.box_limit
 
 
-def _may_open(rows: Rows, view: View, asked: _Asked, drawn: Drawn) -> bool:
+def _may_open(rows: CallArrays, view: View, requests: _Requests, node: VisibleNode) -> bool:
     return (
-        (view.depth is None or drawn.depth < view.depth)
-        and not bool(asked.closed[drawn.fold.rows].any())
-        and calls_others(rows, drawn.fold)
+        (view.depth is None or node.depth < view.depth)
+        and not bool(requests.closed[node.fold.rows].any())
+        and has_inner_calls(rows, node.fold)
     )
 
 
-def _size(found: list[Fold]) -> int:
-    return sum(len(fold.members) or 1 for fold in found)
+def _size(children: list[Fold]) -> int:
+    return sum(len(fold.members) or 1 for fold in children)
 
 
-def _open(drawn: Drawn, found: list[Fold]) -> list[Drawn]:
-    """Give what is drawn its members; returns those that may be opened in turn."""
-    drawn.members = [Drawn(fold, drawn.depth + 1) for fold in found]
+def _open(node: VisibleNode, children: list[Fold]) -> list[VisibleNode]:
+    """Expand a node; returns the children that may be expanded in turn."""
+    node.members = [VisibleNode(fold, node.depth + 1) for fold in children]
     following = []
-    for member in drawn.members:
+    for member in node.members:
         if member.fold.kind == "repeat":
-            member.members = [Drawn(fold, member.depth) for fold in member.fold.members]
+            member.members = [VisibleNode(fold, member.depth) for fold in member.fold.members]
             following += member.members
         else:
             following.append(member)
     return following
 
 
-def calls_others(rows: Rows, fold: Fold) -> bool:
-    """Whether a fold is of modules that called other modules."""
+def has_inner_calls(rows: CallArrays, fold: Fold) -> bool:
+    """Return whether a fold is of modules that called other modules."""
     return fold.kind == "module" and bool((rows.children_of(fold.rows)[0] < rows.calls).any())
 
 
-def every(members: Sequence[Drawn]) -> Iterator[Drawn]:
-    """All that is drawn, whatever it stands in."""
-    for drawn in members:
-        yield drawn
-        yield from every(drawn.members or ())
+def walk(members: Sequence[VisibleNode]) -> Iterator[VisibleNode]:
+    """Yield all nodes of a visible tree, parents first."""
+    for node in members:
+        yield node
+        yield from walk(node.members or ())
 
 
-def _time(rows: Rows, folds: Sequence[Fold]) -> float:
-    """Nanoseconds in all calls of some folds, or inside phases; their number where times were not measured."""
+def _time(rows: CallArrays, folds: Sequence[Fold]) -> float:
+    """Sum the time of the calls in some folds, in nanoseconds; the number of calls if times were not measured."""
     own = np.concatenate([fold.rows for fold in folds]) if folds else np.empty(0, dtype=np.int64)
     calls = np.concatenate([own, rows.children_of(own[own >= rows.first_phase])[0]])
     times = rows.host_ns[calls[calls < rows.calls]]
     return float(len(times) if np.isnan(times).any() else times.sum())
 
 
-def _leave_out(rows: Rows, group: Drawn, excess: int) -> int:
-    """Draw those members of a group that took the shortest as a box for each stretch; returns how many that saves."""
+def _leave_out(rows: CallArrays, group: VisibleNode, excess: int) -> int:
+    """Merge the shortest members of a group, a box a stretch of neighbours; returns the number of boxes saved."""
     members = group.members or []
-    closed = np.array([place for place, member in enumerate(members) if member.members is None], dtype=np.int64)
+    closed = np.array([index for index, member in enumerate(members) if member.members is None], dtype=np.int64)
     if excess <= 0 or len(closed) < 2:
         return 0
-    times = np.array([_time(rows, [members[place].fold]) for place in closed])
+    times = np.array([_time(rows, [members[index].fold]) for index in closed])
     typical = float(np.median(times))
     if np.quantile(times, 0.9) < 1.5 * typical:
-        # Which of them took the shortest is chance: the last are left out, but none that takes much longer.
+        # With nearly equal times the shortest are chance: the last ones are merged, but none that takes twice as long.
         times = np.where(times < 2 * typical, -closed, times)
     left_out = np.zeros(len(members), dtype=bool)
     saved = 0
-    for place in closed[np.argsort(times, kind="stable")]:
+    for index in closed[np.argsort(times, kind="stable")]:
         if saved >= excess:
             break
-        saved += int(left_out[max(place - 1, 0)]) + int(left_out[min(place + 1, len(members) - 1)])
-        left_out[place] = True
+        saved += int(left_out[max(index - 1, 0)]) + int(left_out[min(index + 1, len(members) - 1)])
+        left_out[index] = True
     stretches = np.split(np.arange(len(members)), np.flatnonzero(np.diff(left_out)) + 1)
     group.members = []
     for stretch in stretches:
-        drawn = [members[place] for place in stretch]
-        if left_out[stretch[0]] and len(drawn) > 1:
-            together = np.sort(np.concatenate([one.fold.rows for one in drawn]))
-            drawn = [Drawn(replace(drawn[0].fold, kind="more", rows=together), 0)]
-        group.members += drawn
+        nodes = [members[index] for index in stretch]
+        if left_out[stretch[0]] and len(nodes) > 1:
+            merged = np.sort(np.concatenate([node.fold.rows for node in nodes]))
+            nodes = [VisibleNode(replace(nodes[0].fold, kind="more", rows=merged), 0)]
+        group.members += nodes
     return saved

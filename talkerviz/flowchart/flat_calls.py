@@ -1,4 +1,4 @@
-"""Every call of a trace as a node of its own, in the order in which calls began, grouped by phase and frame."""
+"""Unfolded call graph: a node a call, in the order in which calls began, grouped by phase and frame."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from itertools import groupby, pairwise
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.shape_text import shapes_of_calls
 from talkerviz.flowchart.model import phase_title
 from talkerviz.trace import TraceRecord
+from talkerviz.trace.labels import call_shapes
 from talkerviz.trace.runs import as_one_run
 
-HEATS = 5
+HEAT_LEVELS = 5
+"""Number of heat colours, as many as are told apart at a glance."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One call.
+    """Node of a call.
 
     Attributes:
-        call: its number in the trace: unique, whatever was selected.
-        path: the module's path.
-        class_name: the module's class.
-        shapes: first tensor in and first out, or empty.
-        host_ns: its time with the calls inside it; None where it was not measured.
-        self_ns: its time without those.
-        heat: 0 (cool) to 4 (hot) by self time; None where it was not measured.
-        error: the exception's class name where it raised.
+        call: call number in the trace, also in a selection.
+        path: path of the module.
+        class_name: class of the module.
+        shapes: first input and first output; empty for none.
+        host_ns: time inside the call; None if not measured.
+        self_ns: time without child calls; None if not measured.
+        heat: 0 (cool) to 4 (hot), by self time; None if not measured.
+        error: exception class of a call that raised; else None.
     """
 
     call: int
@@ -43,7 +44,7 @@ class Node:
 
 @dataclass(frozen=True)
 class CallGroup:
-    """Calls that follow each other in one phase of one frame."""
+    """Consecutive calls of one phase and frame."""
 
     title: str
     nodes: tuple[Node, ...]
@@ -51,11 +52,11 @@ class CallGroup:
 
 @dataclass(frozen=True)
 class CallGraph:
-    """A trace's calls.
+    """Unfolded call graph.
 
     Attributes:
-        groups: in the order of the run.
-        heat_floors: the least self time in nanoseconds of heats 1 to 4; empty where nothing was measured.
+        groups: groups of calls, in the order of the run.
+        heat_floors: least self time of heats 1 to 4, in nanoseconds; empty if not measured.
     """
 
     groups: tuple[CallGroup, ...]
@@ -68,16 +69,16 @@ class CallGraph:
 
     @property
     def edges(self) -> list[tuple[int, int]]:
-        """Pairs of call numbers: each call and the next one to begin. Call order, not data flow."""
+        """Pairs of consecutive call numbers: the order of calls, not the flow of tensors."""
         calls = [node.call for node in self.nodes]
         return list(pairwise(calls))
 
 
 def call_graph(trace: TraceRecord) -> CallGraph:
-    """Draw up the graph of a trace, or of what `Trace.select` left of it."""
+    """Build the unfolded call graph of a trace or a selection."""
     calls = as_one_run(trace).calls
     floors = _heat_floors(calls["host_self_ns"].dropna().to_numpy(dtype=float))
-    rows = list(zip(*(calls[name].astype(object) for name in _COLUMNS), shapes_of_calls(calls), strict=True))
+    rows = list(zip(*(calls[name].astype(object) for name in _COLUMNS), call_shapes(calls), strict=True))
     groups = [
         CallGroup(title, tuple(_node(row, floors) for row in members))
         for title, members in groupby(rows, key=lambda row: _title(*row[:2]))
@@ -113,8 +114,8 @@ def _number(value: object) -> int | None:
 
 
 def _heat_floors(own: np.ndarray) -> tuple[float, ...]:
-    """Halves of the 99th percentile: the very first call of a run is often an outlier that would cool all others."""
+    """Halve the 99th percentile repeatedly; the maximum is often the first call of a run, an outlier."""
     if len(own) == 0:
         return ()
     top = float(np.quantile(own, 0.99))
-    return tuple(top / 2**halvings for halvings in range(HEATS - 1, 0, -1))
+    return tuple(top / 2**halvings for halvings in range(HEAT_LEVELS - 1, 0, -1))

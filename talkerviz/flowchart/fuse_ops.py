@@ -1,4 +1,4 @@
-"""Operations between modules that only feed each other are drawn as one: a rotation is not five boxes."""
+"""Fusion of operations that only feed each other into one box: a rotary embedding is not five boxes."""
 
 from __future__ import annotations
 
@@ -7,60 +7,63 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def join_operations(
+def fuse_ops(
     operation: np.ndarray,
     light: np.ndarray,
     fed_from_outside: np.ndarray,
     container: np.ndarray,
     edges: Iterable[tuple[int, int, bool]],
 ) -> np.ndarray:
-    """For each of some places, the one that it is drawn with: itself, or a later one that alone reads what it makes.
+    """Map each node to the node that it is fused into: itself, or its only reader.
 
-    Light operations, such as `add`, are joined whatever else the later one reads; a heavy one and those before or after
-    it only in a chain, so that what attention is made of stays to be seen. What lies between two that are joined would
-    have to read the first, so joining them closes no circle.
+    Light operations, such as `add`, are fused whatever else the reader reads. A heavy one is fused only with its
+    neighbours in a chain, so that the steps of attention stay visible. A node between two fused ones would have to read
+    the first, which has a single reader, so fusion makes no cycle.
 
     Args:
-        operation: which places are operations that may be joined.
-        light: which of those are light.
-        fed_from_outside: which places read what comes from outside as well.
-        container: in which repeat each stands; only places in the same one are joined.
-        edges: of two places, and whether both are of the same turn of a repeat.
+        operation: mask of the nodes that may be fused.
+        light: mask of the light operations among them.
+        fed_from_outside: mask of the nodes that also read tensors from outside.
+        container: number of each node's repeat; only nodes in the same repeat are fused.
+        edges: source, target, and whether both are in the same turn of a repeat.
+
+    Returns:
+        The number of the node that each node is drawn with.
     """
     readers: dict[int, set[tuple[int, bool]]] = {}
     sources: dict[int, set[int]] = {}
     for source, target, same_turn in edges:
         readers.setdefault(source, set()).add((target, same_turn))
         sources.setdefault(target, set()).add(source)
-    drawn_with = np.arange(len(light))
+    fused_into = np.arange(len(light))
     heavy = operation & ~light
     from_outside = fed_from_outside.copy()
 
-    def joined(place: int) -> int:
-        while drawn_with[place] != place:
-            place = int(drawn_with[place])
-        return place
+    def root(node: int) -> int:
+        while fused_into[node] != node:
+            node = int(fused_into[node])
+        return node
 
-    # Again and again: what two read may be joined once these two are.
+    # To a fixed point: two readers of a node may become one by fusion.
     changed = True
     while changed:
         changed = False
-        for place in sorted(readers):
-            if not operation[place] or drawn_with[place] != place:
+        for node in sorted(readers):
+            if not operation[node] or fused_into[node] != node:
                 continue
-            read_by = {(joined(reader), same_turn) for reader, same_turn in readers[place]} - {(place, True)}
+            read_by = {(root(reader), same_turn) for reader, same_turn in readers[node]} - {(node, True)}
             if len(read_by) != 1:
                 continue
             reader, same_turn = read_by.pop()
-            if reader == place or not same_turn or not operation[reader] or container[reader] != container[place]:
+            if reader == node or not same_turn or not operation[reader] or container[reader] != container[node]:
                 continue
-            chain = not from_outside[reader] and {joined(source) for source in sources[reader]} <= {place, reader}
-            if heavy[place] + heavy[reader] > (1 if chain else 0):
+            chain = not from_outside[reader] and {root(source) for source in sources[reader]} <= {node, reader}
+            if heavy[node] + heavy[reader] > (1 if chain else 0):
                 continue
-            drawn_with[place] = reader
-            heavy[reader] |= heavy[place]
-            from_outside[reader] |= from_outside[place]
-            # The reader is a part of the two; what the other parts read is read by both.
-            sources[reader] |= sources.get(place, set())
+            fused_into[node] = reader
+            heavy[reader] |= heavy[node]
+            from_outside[reader] |= from_outside[node]
+            # The fused node reads what either part reads.
+            sources[reader] |= sources.get(node, set())
             changed = True
-    return np.array([joined(place) for place in range(len(light))], dtype=np.int64)
+    return np.array([root(node) for node in range(len(light))], dtype=np.int64)

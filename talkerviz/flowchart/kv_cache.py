@@ -1,4 +1,4 @@
-"""Calls that differ only in what a cache holds are alike: a decode step is the same step each time, in each layer."""
+"""KV caches: calls that differ only in the length of a cache count as equal, as all decode steps do."""
 
 from __future__ import annotations
 
@@ -13,29 +13,34 @@ from talkerviz.trace.schema import Tensors
 
 Lists = tuple[Tensors, Tensors]
 
-# `past_key_values.layers.*.keys`, `cache.keys`, `4.layers.0-27.values`: state that a call is handed whole.
+# `past_key_values.layers.*.keys`, `cache.keys`, `4.layers.0-27.values`.
 _CACHED = re.compile(r"(^|[._])(cache|past)|\.layers\.[\d,*-]+\.")
-_NAMES_KEPT = 1 << 16  # distinct tensor names: caches of thousands of layers have fewer
+_NAME_CACHE_SIZE = 1 << 16  # distinct tensor names; caches of thousands of layers have fewer
 
 
-@functools.lru_cache(_NAMES_KEPT)
+@functools.lru_cache(_NAME_CACHE_SIZE)
 def is_cached(name: str) -> bool:
-    """Whether the name of a tensor's place says that it is inside a cache."""
+    """Return whether a tensor is inside a KV cache, by its name."""
     return "." in name and bool(_CACHED.search(name))
 
 
-def join_growing(calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray, lists: Sequence[Lists]) -> np.ndarray:
-    """Numbers of calls' tensors, made equal for calls that differ only in a cache, or in what grows as it does.
+def merge_cache_growth(
+    calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray, lists: Sequence[Lists]
+) -> np.ndarray:
+    """Make the signatures of calls equal that differ only in a KV cache, or in tensors that grow with it.
 
-    Masks grow with it from one frame or step to the next, and what is still to be read shrinks, while what goes through
-    stays as it is: so some sizes differ, all by the same, and the call's first result has the size it had, or it stands
-    in a call of which this is true.
+    From one frame or step to the next attention masks grow with the cache and the rest of the prompt shrinks, while
+    activations keep their size. So some sizes differ, all by the same amount, and the first result keeps its shape, in
+    the call itself or in its parent.
 
     Args:
-        calls: a trace's.
-        parent: the row in which each stands; any number beyond the calls for none.
-        signature: the number of each call's tensors in `lists`.
-        lists: tensors in and out.
+        calls: calls table.
+        parent: row of each call's parent; a number beyond the calls for none.
+        signature: number of each call's tensors in `lists`.
+        lists: pairs of input and output tensor lists.
+
+    Returns:
+        The signature of each call, equal for calls that differ only by growth.
     """
     if not len(calls):
         return signature
@@ -45,11 +50,11 @@ def join_growing(calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray,
         for codes in (calls["path"].cat.codes, calls["phase"].cat.codes, calls["depth"])
     )
     frame, step = (calls[name].to_numpy(dtype=np.int64, na_value=-1) for name in ("frame", "step"))
-    # What is joined is joined for one module in one phase alone: a state is its number of tensors there.
+    # Signatures are joined for one module in one phase; a state is such a module and phase with a signature.
     module = path * (phase.max() + 2) + phase + 1
     states, state = np.unique(module * len(lists) + signature, return_inverse=True)
     joined = _Joined(states % len(lists))
-    # Callers before what they call: whether they have grown is asked below.
+    # Parents before children, since a child's growth depends on its parent's.
     order = np.lexsort((np.arange(len(calls)), module, depth))
     one, two = order[:-1], order[1:]
     follows = (module[one] == module[two]) & (signature[one] != signature[two])
@@ -60,12 +65,12 @@ def join_growing(calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray,
             continue
         pair = (int(signature[before]), int(signature[after]))
         if pair not in seen:
-            seen[pair] = grows(lists[pair[0]], lists[pair[1]])
+            seen[pair] = has_grown(lists[pair[0]], lists[pair[1]])
         growing, same_result = seen[pair]
         if growing and not same_result:
-            callers = int(parent[before]), int(parent[after])
-            growing = max(callers) < len(calls) and joined.same(*state[list(callers)])
-            growing = growing and signature[callers[0]] != signature[callers[1]]
+            parents = int(parent[before]), int(parent[after])
+            growing = max(parents) < len(calls) and joined.same(*state[list(parents)])
+            growing = growing and signature[parents[0]] != signature[parents[1]]
         if growing:
             joined.join(state[before], state[after])
     return joined.signatures()[state]
@@ -73,7 +78,7 @@ def join_growing(calls: pd.DataFrame, parent: np.ndarray, signature: np.ndarray,
 
 def _without_caches(signature: np.ndarray, lists: Sequence[Lists]) -> tuple[np.ndarray, list[Lists]]:
     numbers: dict[Lists, int] = {}
-    kept: dict[int, Tensors] = {}  # by identity: pairs share lists
+    kept: dict[int, Tensors] = {}  # by identity, since pairs share lists
 
     def without(tensors: Tensors) -> Tensors:
         known = kept.get(id(tensors))
@@ -85,8 +90,8 @@ def _without_caches(signature: np.ndarray, lists: Sequence[Lists]) -> tuple[np.n
     return np.array(of_list, dtype=np.int64)[signature], list(numbers)
 
 
-def grows(before: Lists, after: Lists) -> tuple[bool, bool]:
-    """Whether the tensors are the same but for sizes that differ, all by the same; whether the first result is."""
+def has_grown(before: Lists, after: Lists) -> tuple[bool, bool]:
+    """Return whether sizes differ all by one amount, and whether in that case the first result keeps its shape."""
     steps = set()
     for ones, twos in zip(before, after, strict=True):
         if len(ones) != len(twos):
@@ -100,7 +105,7 @@ def grows(before: Lists, after: Lists) -> tuple[bool, bool]:
 
 
 class _Joined:
-    """States that were made equal; each set of them is known by its smallest number of tensors."""
+    """Union-find of states; each set is represented by its smallest signature."""
 
     def __init__(self, signature: np.ndarray) -> None:
         self._signature = signature

@@ -1,4 +1,4 @@
-"""What a picture of a trace is made of: boxes, nested groups, edges. The only thing that chart renderers know."""
+"""Flowchart model: view options, boxes, nested groups and edges. Chart renderers read nothing else."""
 
 from __future__ import annotations
 
@@ -8,35 +8,68 @@ from typing import Literal
 
 import pandas as pd
 
+EDGES = ("flow", "calls")
+MAX_BOXES = 59
+"""Default number of boxes of a chart: a page-wide picture with more has labels too small to read."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Options of a flowchart.
+
+    Attributes:
+        depth: deepest level of modules that is expanded; 0 shows the phases' own calls only; None expands as much as
+            fits.
+        open: shell-style patterns of module paths that are expanded at any depth.
+        close: shell-style patterns of module paths that stay collapsed.
+        max_nodes: maximum number of boxes, exceeded only for `open`; None is `MAX_BOXES`. Modules that do not fit stay
+            collapsed, then modules are folded although they differ inside, then siblings become one box with their
+            number.
+        edges: `flow` for the flow of tensors, `calls` for the order of calls; None is flow where it was recorded.
+        fold: whether repeated modules are one box.
+    """
+
+    depth: int | None = None
+    open: tuple[str, ...] = ()
+    close: tuple[str, ...] = ()
+    max_nodes: int | None = None
+    edges: str | None = None
+    fold: bool = True
+
+    @property
+    def box_limit(self) -> int:
+        """Maximum number of boxes."""
+        return MAX_BOXES if self.max_nodes is None else self.max_nodes
+
+
 Kind = Literal["phase", "module", "repeat", "operation", "input", "more"]
-"""A phase of the run; a module's calls; siblings that take turns over and over; functional operations between modules;
-a tensor that comes from outside; what is left out."""
+"""Kind of a box: a phase of the run; a module's calls; siblings that alternate; functional operations between modules;
+an input tensor of the run; siblings that were left out."""
 
 Change = Literal["added", "removed", "changed"]
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle, or the heading of a group: calls of one module, or of several that are alike.
+    """A rectangle, or the heading of a group: calls of a module, or of several similar modules.
 
     Attributes:
-        id: its name in the graph, letters and digits.
-        kind: what it stands for.
-        name: what it is called where it stands: `q_proj`, of folded siblings `layers.0-19`; of operations their names.
-        path: the module's path from the root, `talker.model.layers.0-19`; empty where it has none.
-        class_name: the module's class; empty where it has none.
-        shapes: first tensor in and first out, `1x1x1024 → 1x1x2048`; sizes that differ between calls as `21–27`.
-        repeats: how often it runs each time that what it stands in runs: `20×` for layers, `7 frames` for a phase;
-            empty for once.
-        modules: how many modules were folded into it.
-        calls: how many calls it stands for; of operations, how many operations.
-        total_ns: time inside those calls; None where it was not measured.
-        self_ns: the same without the calls they made.
-        share: `total_ns` as a part, 0 to 1, of the time inside all calls of the graph.
-        details: more that is known, in lines for a tooltip.
-        error: the class name of an exception that one of the calls raised.
-        change: how it differs between two runs, in a drawing of both; None where it does not or there is one run.
-        link: the name of the page that shows its inside; empty where there is none.
+        id: identifier in the graph, letters and digits.
+        kind: kind of the box.
+        name: name relative to its parent: `q_proj`; of folded siblings `layers.0-19`; of operations their names.
+        path: path of the module from the root, `talker.model.layers.0-19`; empty for other kinds.
+        class_name: class of the module; empty for other kinds.
+        shapes: first input and first output, `1x1x1024 → 1x1x2048`; sizes that differ between calls as `21–27`.
+        repeats: repetitions in one run of its parent: `20×` for layers, `7 frames` for a phase; empty for one.
+        modules: number of folded modules.
+        calls: number of calls; of operations, number of operations.
+        total_ns: time inside the calls; None if not measured.
+        self_ns: the same without child calls.
+        share: `total_ns` over the time inside all calls of the graph, 0 to 1.
+        details: further lines, for a tooltip.
+        error: exception class of a call that raised.
+        change: difference between two runs, in a diff; None for no difference and outside of diffs.
+        link: name of the page that shows its inside; empty for none.
     """
 
     id: str
@@ -58,34 +91,39 @@ class Box:
 
     @property
     def mean_ns(self) -> int | None:
-        """Time inside one call."""
+        """Mean time of a call."""
         return None if self.total_ns is None or not self.calls else round(self.total_ns / self.calls)
 
 
 @dataclass(frozen=True)
 class Group:
-    """What is drawn with its inside: a heading and what stands in it, in the order of the run."""
+    """An expanded box.
+
+    Attributes:
+        box: its heading.
+        members: its children, in the order of the run.
+    """
 
     box: Box
     members: tuple[Box | Group, ...]
 
     @property
     def id(self) -> str:
-        """The heading's."""
+        """Identifier of the heading."""
         return self.box.id
 
 
 @dataclass(frozen=True)
 class Edge:
-    """An arrow between two boxes, never a group.
+    """An arrow between two boxes; groups have none.
 
     Attributes:
         source, target: ids of boxes.
-        carried: what lies between the two, `next frame` or `next`, where the source is of an earlier repeat than the
-            target and the arrow so may point backwards; else empty.
-        state: whether the tensor is kept and written in place, as a cache is.
-        count: how many times a tensor went this way.
-        change: as a box's.
+        carried: `next` or `next frame` if the source is of an earlier repetition than the target, so that the arrow may
+            point backwards; else empty.
+        state: whether the tensor is kept and written in place, as a KV cache is.
+        count: number of tensors.
+        change: difference between two runs, as of a box.
     """
 
     source: str
@@ -98,15 +136,15 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """A picture.
+    """A flowchart.
 
     Attributes:
-        title: what it is of.
-        members: what is drawn, nested, in the order of the run.
-        edges: between the boxes in it.
+        title: title of the chart.
+        members: boxes and groups at the top, in the order of the run.
+        edges: arrows between boxes.
         flow: whether edges are the flow of tensors; else they are the order of calls.
         timed: whether boxes have times.
-        notes: what a reader must know, a line each.
+        notes: remarks for the reader, a line each.
     """
 
     title: str
@@ -118,7 +156,7 @@ class Graph:
 
     @property
     def boxes(self) -> list[Box]:
-        """All rectangles, in the order of the run, without the headings of groups."""
+        """All boxes in the order of the run, without the headings of groups."""
         return list(boxes_in(self.members))
 
 
@@ -126,7 +164,7 @@ Member = Box | Group
 
 
 def boxes_in(members: Sequence[Member]) -> Iterator[Box]:
-    """All rectangles, in the order of the run, without the headings of groups."""
+    """Yield all boxes in the order of the run, without the headings of groups."""
     for member in members:
         if isinstance(member, Group):
             yield from boxes_in(member.members)
@@ -135,7 +173,7 @@ def boxes_in(members: Sequence[Member]) -> Iterator[Box]:
 
 
 def headings_in(members: Sequence[Member]) -> Iterator[Box]:
-    """The same with the headings, each before what is in its group."""
+    """Yield all boxes and headings, each heading before the members of its group."""
     for member in members:
         yield heading(member)
         if isinstance(member, Group):
@@ -143,10 +181,10 @@ def headings_in(members: Sequence[Member]) -> Iterator[Box]:
 
 
 def heading(member: Member) -> Box:
-    """What a member says of itself: a box, or the heading of a group."""
+    """Return the box itself, or the heading of a group."""
     return member.box if isinstance(member, Group) else member
 
 
 def phase_title(phase: object) -> str:
-    """The phase's own name, or a name for calls that have none."""
+    """Return the name of a phase, or `outside any phase` for a missing one."""
     return "outside any phase" if pd.isna(phase) else str(phase)  # type: ignore[call-overload]

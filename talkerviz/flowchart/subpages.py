@@ -1,4 +1,4 @@
-"""A picture and, on pages of their own, the insides of all that is closed in it."""
+"""Linked pages: a flowchart, and a page for the inside of each collapsed box."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from glob import escape
 import numpy as np
 
 from talkerviz.flowchart.builder import Prepared, draw, draw_prepared, prepare
-from talkerviz.flowchart.model import Box, Graph, Group
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Box, Graph, Group, View
 from talkerviz.trace import TraceRecord
 from talkerviz.trace.runs import as_one_run
 
 FIRST = "index"
-"""The name of the page that all others are reached from."""
+"""Name of the first page, which leads to all others."""
 
-_UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
-_MOST_CHARACTERS = 100
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_MAX_NAME_CHARS = 100  # file systems allow 255 bytes, of which a suffix and a folder's copy need some
 
 
 @dataclass(frozen=True)
 class Page:
-    """One picture.
+    """Page of a flowchart.
 
     Attributes:
-        name: a file's name without its ending.
-        graph: the picture; the links of its boxes are files' names.
-        calls: by the id of each box and group, the numbers of the calls that it stands for.
+        name: file name without suffix.
+        graph: the flowchart; links of its boxes are file names.
+        calls: id of a box or group -> numbers of its calls.
     """
 
     name: str
@@ -38,31 +37,31 @@ class Page:
     calls: Mapping[str, np.ndarray]
 
 
-def pages_of(trace: TraceRecord, view: View, suffix: str) -> Iterator[Page]:
-    """The view of a trace, then a page for each closed box in it, and so on until all has been shown.
+def subpages(trace: TraceRecord, view: View, suffix: str) -> Iterator[Page]:
+    """Yield a page of a view, then a page for each collapsed box, recursively.
 
     Args:
-        trace: the whole trace, or what `Trace.select` left of it.
-        view: how the first page is drawn; the others are opened as much as its `max_nodes` allows.
-        suffix: the ending of the pages' files, `.svg`.
+        trace: a trace or a selection.
+        view: view of the first page; the other pages are expanded as far as its `max_nodes` allows.
+        suffix: suffix of the pages' files, such as `.svg`.
     """
-    pages, drawn = Pages(trace, {FIRST: view}, suffix), 0
+    pages, drawn = Subpages(trace, {FIRST: view}, suffix), 0
     while drawn < len(pages.names):
         yield pages.draw(pages.names[drawn])
         drawn += 1
 
 
-class Pages:
-    """The pages of several views, each drawn when it is asked for.
+class Subpages:
+    """Pages of several views, drawn on demand.
 
     Args:
-        trace: the whole trace, or what `Trace.select` left of it.
-        views: by the names of their pages.
-        suffix: the ending of the pages' files.
-        prepared: the trace as it is drawn from with edges by default, if that is there.
+        trace: a trace or a selection.
+        views: page name -> view.
+        suffix: suffix of the pages' files.
+        prepared: the trace prepared for default edges, if available.
 
     Attributes:
-        names: of the pages that are known so far: those of the views, then what can be opened in pages that were drawn.
+        names: names of the pages known so far: those of the views, then subpages of the pages that were drawn.
     """
 
     def __init__(
@@ -70,25 +69,25 @@ class Pages:
     ) -> None:
         self._whole = as_one_run(trace)
         self._views, self._suffix = views, suffix
-        self._prepared: dict[str | None, Prepared] = {} if prepared is None else {None: prepared}  # by what edges are
+        self._prepared: dict[str | None, Prepared] = {} if prepared is None else {None: prepared}  # by kind of edges
         self._insides: dict[str, tuple[Callable[[], TraceRecord], View]] = {}
         self._of_calls: dict[bytes, str] = {}
         self.names = list(views)
 
     def draw(self, name: str) -> Page:
-        """One of the pages in `names`."""
+        """Draw a page in `names`."""
         if name in self._views:
-            shown, how = self._whole, self._views[name]
-            if how.edges not in self._prepared:
-                self._prepared[how.edges] = prepare(shown, how.edges)
-            drawing = draw_prepared(self._prepared[how.edges], how)
+            shown, view = self._whole, self._views[name]
+            if view.edges not in self._prepared:
+                self._prepared[view.edges] = prepare(shown, view.edges)
+            drawing = draw_prepared(self._prepared[view.edges], view)
         else:
-            inside, how = self._insides[name]
+            inside, view = self._insides[name]
             shown = inside()
-            drawing = draw(shown, how)
+            drawing = draw(shown, view)
         numbers = shown.calls["call"].to_numpy()
         links = {
-            box.id: self._inside(shown, numbers[drawing.calls[box.id]], box, how) + self._suffix
+            box.id: self._inside(shown, numbers[drawing.calls[box.id]], box, view) + self._suffix
             for box in drawing.graph.boxes
             if box.id in drawing.closed
         }
@@ -96,17 +95,17 @@ class Pages:
         graph = replace(drawing.graph, title=title, members=_linked(drawing.graph.members, links))
         return Page(name, graph, {id: numbers[rows] for id, rows in drawing.calls.items()})
 
-    def _inside(self, shown: TraceRecord, calls: np.ndarray, box: Box, how: View) -> str:
-        """The name of the page that shows what is inside some calls."""
+    def _inside(self, shown: TraceRecord, calls: np.ndarray, box: Box, view: View) -> str:
+        """Return the name of the page with the inside of some calls; registers it on first use."""
         key = calls.tobytes()
         if key not in self._of_calls:
             of_calls = shown.calls[np.isin(shown.calls["call"].to_numpy(), calls)]
             name = _file_name(f"{of_calls['phase'].iloc[0]}.{box.path}", set(self.names))
-            # The page is about these modules, so they are open however much is in them.
+            # The page is about these modules, so they are expanded at any size.
             opened = tuple(map(escape, of_calls["path"].unique()))
-            view = View(open=opened, max_nodes=how.max_nodes, edges=how.edges, fold=how.fold)
+            subview = View(open=opened, max_nodes=view.max_nodes, edges=view.edges, fold=view.fold)
             self._of_calls[key] = name
-            self._insides[name] = partial(shown.inside, calls), view
+            self._insides[name] = partial(shown.inside, calls), subview
             self.names.append(name)
         return self._of_calls[key]
 
@@ -121,6 +120,6 @@ def _linked(members: tuple[Box | Group, ...], links: dict[str, str]) -> tuple[Bo
 
 
 def _file_name(text: str, taken: set[str]) -> str:
-    name = _UNFIT.sub("_", text)[:_MOST_CHARACTERS].strip("._") or "page"
+    name = _UNSAFE.sub("_", text)[:_MAX_NAME_CHARS].strip("._") or "page"
     same = sum(known == name or re.fullmatch(rf"{re.escape(name)}-\d+", known) is not None for known in taken)
     return f"{name}-{same + 1}" if same else name

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from talkerviz.analysis.summary import summarise
 from talkerviz.flowchart.builder import build_graph
-from talkerviz.flowchart.model import Graph
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Graph, View
 from talkerviz.render.charts.mermaid import render_mermaid
 from talkerviz.render.escape import markdown
 from talkerviz.render.notes import notes_on

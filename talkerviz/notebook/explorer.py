@@ -146,7 +146,7 @@ class Explorer(anywidget.AnyWidget):
     def _known_modules(self, proposal: Any) -> list[str]:
         for path in proposal["value"]:
             if path not in self._paths:
-                raise traitlets.TraitError(f"selected: no module {path!r} was called; see trace.fitting('*.mlp')")
+                raise traitlets.TraitError(f"selected: no module {path!r} was called; see trace.matching_paths")
         return list(proposal["value"])
 
     @traitlets.validate("phase")

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from talkerviz.analysis.frame_latency import FrameSummary
-from talkerviz.analysis.idle_time import time_outside
+from talkerviz.analysis.idle_time import idle_time
 from talkerviz.render.text import factor_text, size_text, time_text
 from talkerviz.trace import TraceRecord
-from talkerviz.trace.names import counted
+from talkerviz.trace.labels import format_count
 
 _LEAST_OUTSIDE = 0.05
 _LEAST_COLLECTED = 0.001  # of the calls' time
@@ -17,17 +17,17 @@ _LEAST_COLLECTED = 0.001  # of the calls' time
 
 def notes_on(trace: TraceRecord) -> list[str]:
     """One line for each thing to know about how far a trace's numbers go."""
-    outside = time_outside(trace)
+    outside = idle_time(trace)
     notes = []
-    if outside is not None and outside.ns > _LEAST_OUTSIDE * outside.span_ns:
+    if outside is not None and outside.idle_ns > _LEAST_OUTSIDE * outside.span_ns:
         notes.append(
-            f"Of the {time_text(outside.span_ns)} since the first call began {time_text(outside.ns)} are in no row: "
-            "backward, optimizers, sampling and all else that runs outside these modules."
+            f"Of the {time_text(outside.span_ns)} since the first call began {time_text(outside.idle_ns)} are in no row"
+            ": backward, optimizers, sampling and all else that runs outside these modules."
         )
     collected = trace.collections_inside()["host_ns"]
     if len(collected) and collected.sum() >= _LEAST_COLLECTED * trace.calls["host_self_ns"].sum():
         notes.append(
-            f"Python's garbage collector ran {counted(len(collected), 'time')} inside these calls and took"
+            f"Python's garbage collector ran {format_count(len(collected), 'time')} inside these calls and took"
             f" {time_text(int(collected.sum()))}, {time_text(int(collected.max()))} at most, in no module's self time."
         )
     return [*notes, *_on_facts(trace.facts)]
@@ -93,14 +93,16 @@ def _on_what_is_not_there(facts: Mapping[str, Any]) -> list[str]:
     if strange := facts.get("strange_calls"):
         classes = ", ".join(strange["classes"]) or "of unknown class"
         notes.append(
-            f"{counted(strange['calls'], 'call')} of modules that the model does not hold ({classes}) are in no row:"
+            f"{format_count(strange['calls'], 'call')} of modules that the model does not hold ({classes}) are in no"
+            " row:"
             " torch does not know what is kept in plain lists or made on the fly."
         )
     if facts.get("joined_modules"):
-        notes.append(f"{counted(facts['joined_modules'], 'module')} joined the model while it was recorded.")
+        notes.append(f"{format_count(facts['joined_modules'], 'module')} joined the model while it was recorded.")
     if calls := facts.get("calls_of_other_threads"):
         notes.append(
-            f"{counted(calls, 'call')} of other threads and tasks are in no row: what a thread other than the main one"
+            f"{format_count(calls, 'call')} of other threads and tasks are in no row: what a thread other than the main"
+            " one"
             ' records, and what is recorded with only="here", is its own.'
         )
     if processes := facts.get("processes_begun"):
@@ -131,7 +133,7 @@ def _on_ranks(processes: Sequence[Mapping[str, Any]], clocks: Mapping[str, Any])
 
 def headline(summary: FrameSummary) -> str:
     """Time to the first frame, what further ones took, and what that is for speech; without what is not known."""
-    frames = counted(summary.frames, "frame")
+    frames = format_count(summary.frames, "frame")
     parts = [f"{frames} of {summary.runs:,} runs" if summary.runs > 1 else frames]
     if summary.first_ns is not None:
         parts[0] += f": the first after {time_text(summary.first_ns)}"

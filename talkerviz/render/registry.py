@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Graph, View
 from talkerviz.render.charts.graphviz import LAYOUTS, RenderError, lay_out
 from talkerviz.render.charts.mermaid import over_github_limits
 from talkerviz.render.tables.registry import TABLES, TableView, render_table_as
@@ -19,7 +19,6 @@ from talkerviz.trace.parquet import OTHER_FORMATS
 
 if TYPE_CHECKING:
     from talkerviz.flowchart.builder import Prepared
-    from talkerviz.flowchart.model import Graph
 
 
 def _on_demand(module: str) -> Callable[..., Any]:
@@ -130,7 +129,7 @@ def render(
 
     Raises:
         RenderError: no such format, or not in this style, or it cannot be made here.
-        ValueError: as `build_graph` for a chart, as `summarise` and `side_by_side` for a table.
+        ValueError: as `build_graph` for a chart, as `summarise` and `pivot` for a table.
     """
     if fmt not in FORMATS:
         raise RenderError(f"unknown format {fmt!r}: choose from {', '.join(FORMATS)}")

@@ -11,7 +11,7 @@ from talkerviz.analysis.frame_latency import FRAME_NS, FrameSummary, frame_summa
 from talkerviz.analysis.summary import summarise
 from talkerviz.render.text import factor_text, share_text, time_text
 from talkerviz.trace import TraceRecord
-from talkerviz.trace.names import counted
+from talkerviz.trace.labels import format_count
 
 TABLES = ("phase", "frame", "layer", "class", "module")
 """What a report has a table of."""
@@ -82,4 +82,4 @@ def _of_calls(trace: TraceRecord, tables: Mapping[str, pd.DataFrame]) -> list[Nu
                 found.append(Number(f"busiest {by}", str(busiest[by]), f"{share_text(busiest['share'])} of the time"))
         inside = int(calls["host_self_ns"].sum())
         found.append(Number("time in calls", time_text(inside), f"mean {time_text(inside / len(calls))} a call"))
-    return [*found, Number("calls", f"{len(calls):,}", f"of {counted(calls['path'].nunique(), 'module')}")]
+    return [*found, Number("calls", f"{len(calls):,}", f"of {format_count(calls['path'].nunique(), 'module')}")]

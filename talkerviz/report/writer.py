@@ -12,10 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from talkerviz.analysis.shape_text import shapes_of_calls
 from talkerviz.atomic_file import named_errors
 from talkerviz.flowchart.builder import Prepared, draw_prepared, prepare
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import View
 from talkerviz.render.charts.graphviz import LayoutError
 from talkerviz.render.registry import mermaid_for_github, render_graph
 from talkerviz.render.viewers.perfetto import perfetto_pieces
@@ -27,6 +26,7 @@ from talkerviz.report.html.timeline_slices import Slicer
 from talkerviz.report.markdown import render_report
 from talkerviz.trace import TraceRecord
 from talkerviz.trace.flow import flow_between
+from talkerviz.trace.labels import call_shapes
 from talkerviz.trace.runs import as_one_run
 
 _HELD_SLICES = 16_000
@@ -116,7 +116,7 @@ def _write_calls(trace: TraceRecord, folder: ReportFolder) -> None:
 def _tables_of_calls(trace: TraceRecord) -> Iterator[pa.Table]:
     """Yield every call with all of its numbers, its tensors as `1x20x1024 +2 → 1x20x2048`."""
     calls = trace.calls
-    shapes = pd.Categorical(shapes_of_calls(calls, more=True))
+    shapes = pd.Categorical(call_shapes(calls, more=True))
     for first in range(0, max(len(calls), 1), _ROWS_EACH):
         columns = {}
         part = calls.iloc[first : first + _ROWS_EACH]

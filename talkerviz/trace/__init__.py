@@ -1,4 +1,4 @@
-"""The record of a run: what every renderer reads, and the file it is kept in."""
+"""Trace record of a run and its Parquet file."""
 
 from talkerviz.trace.schema import ModuleInfo, TensorInfo
 from talkerviz.trace.trace import TraceError, TraceRecord

@@ -1,19 +1,19 @@
 """Checksummed blocks of a file that grows while a run goes on.
 
-A block is a head of 24 bytes, all little endian, and its parts, compressed with zstd:
+A block is a head of 24 bytes, little endian, and a body of parts compressed with zstd:
 
-| bytes | is |
+| bytes | content |
 | --- | --- |
 | 4 | `TVB1` |
-| 4 | the size of what follows the head |
-| 4 | CRC-32 of what follows the head |
-| 8 | where in the file the block begins |
+| 4 | size of the body |
+| 4 | CRC-32 of the body |
+| 8 | offset of the block in the file |
 | 4 | CRC-32 of the 20 bytes before |
 
-What follows are the sizes of the parts, 8 bytes each behind their number in 4 bytes, and the compressed parts.
+The body follows: the number of parts in 4 bytes, their sizes in 8 bytes each, and the compressed parts.
 
-A write that was cut short leaves a beginning of a block, or zeros where the machine went down. Anything else that does
-not fit its checksum was damaged later.
+A write that was cut short leaves the beginning of a block, or zeros where the machine went down. Any other mismatch of
+a checksum is later damage.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from talkerviz.trace.validation import DamagedError, decompress
 
 MAGIC = b"TVB1"
 _HEAD = struct.Struct("<4sIIQI")
-_MAX_PARTS = 16
-# Of a file's blocks when they are decompressed: a hostile file must not take more memory than is in proportion to it.
+_MAX_PARTS = 16  # a log has 3
+# Bounds of decompressed blocks: the memory that a hostile file takes stays in proportion to its size.
 _MIN_BUDGET_BYTES, _MAX_RATIO, _MAX_BLOCK_BYTES = 1 << 28, 1 << 11, 1 << 29
-_ZEROS_READ = 1 << 16
+_ZEROS_CHUNK_BYTES = 1 << 16
 
 
 def block(at: int, parts: Sequence[bytes]) -> bytes:
-    """Make the block that begins at this byte of the file."""
+    """Encode the parts of a block whose offset in the file is `at`."""
     content = b"".join(parts)
     compressed = pa.compress(content, "zstd", asbytes=True) if content else b""
     body = struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)) + compressed
@@ -47,10 +47,14 @@ def block(at: int, parts: Sequence[bytes]) -> bytes:
 
 
 def read_blocks(source: Path | bytes, size: int | None = None) -> Iterator[list[bytes]]:
-    """Read the parts of each block that is whole, up to a number of bytes of the file.
+    """Yield the parts of each complete block.
+
+    Args:
+        source: a file, or its content.
+        size: number of bytes to read; None for all.
 
     Raises:
-        DamagedError: a block was damaged after it was written, or it claims more than it can hold.
+        DamagedError: a block was damaged after it was written, or claims more content than it can hold.
     """
     with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
         at, budget = 0, _MIN_BUDGET_BYTES
@@ -95,12 +99,12 @@ def _damaged(at: int) -> DamagedError:
 
 
 def _is_beginning(head: bytes, at: int) -> bool:
-    """Whether a part of a head can be one of a block that begins here."""
+    """Return whether an incomplete head fits a block at this offset."""
     return head[:4] == MAGIC[: len(head)] and head[12:20] == at.to_bytes(8, "little")[: len(head[12:20])]
 
 
 def _only_zeros(file: BinaryIO) -> bool:
-    return all(not chunk.rstrip(b"\0") for chunk in iter(lambda: file.read(_ZEROS_READ), b""))
+    return all(not chunk.rstrip(b"\0") for chunk in iter(lambda: file.read(_ZEROS_CHUNK_BYTES), b""))
 
 
 def _parts(body: bytes, most: int) -> list[bytes]:

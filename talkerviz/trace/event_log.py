@@ -1,23 +1,24 @@
-"""The raw log of a run, and how it becomes rows.
+"""Raw event log of a run, and its conversion to rows of calls.
 
-While a run goes on each thread appends events of four whole numbers: what happened, to which tensors, when, and one
-more. Whole batches of them are written as blocks (trace/event_blocks.py), in memory or in a file that outlives the
-process. Everything else (nesting, parents, self time, phases) is worked out here, after the run, on arrays, a batch at a time.
+During a run each thread appends events of four integers: kind, tensors, time, value. Batches of events are written as
+blocks (trace/event_blocks.py), in memory or in a file that outlives the process. Nesting, parents, self times and
+phases are computed here, after the run, on arrays, a batch at a time.
 
 An event is one of:
-    module number, number of the inputs' list, time, own: a call begins;
-    -1 - module number, number of the outputs' list, time, own: it returns;
-    -1 - module number, -1 - number of the exception's name, time, own: it raises;
-    MARK, number of a phase, time, place: what follows belongs to this phase, and to the frame and step of `place`;
-    NAMED, number of a phase, time, 0: it has this phase instead, that its code has named; -1 for none any more;
-    RUN, number of a run, time, 0: what follows belongs to this run;
-    REQUEST, number of a request, time, 0: what follows serves this request; -1 for none that is known;
-    COLLECTIVE, number of its peers, 0, its number among theirs: the call that has just begun is this one;
-    GARBAGE, generation, time, nanoseconds: a garbage collection is over that took so long;
-    PAUSE, 0, 0, nanoseconds: the recorder itself held the run up for so long.
+    module number, number of the input list, time, overhead: call entry;
+    -1 - module number, number of the output list, time, overhead: call exit;
+    -1 - module number, -1 - number of the exception's name, time, overhead: call exit by an exception;
+    MARK, number of a phase, time, position: the following calls are in this phase, and in the frame and step packed
+        into `position`;
+    NAMED, number of a phase, time, 0: the user's code has named the phase of the following calls; -1 ends it;
+    RUN, number of a run, time, 0: the following calls belong to this run;
+    REQUEST, number of a request, time, 0: the following calls serve this request; -1 for an unknown one;
+    COLLECTIVE, number of the group of ranks, 0, number in the group: the call just entered is this collective;
+    GARBAGE, generation, time, nanoseconds: end of a garbage collection, and its duration;
+    PAUSE, 0, 0, nanoseconds: the recorder paused the run for this time.
 
-`own` is what the recorder itself took, just before a call began or just after it was over. That and pauses are on no
-time line: what is recorded looks as if nobody had recorded it.
+`overhead` is the recorder's own time, before a call entry or after a call exit. Overhead and pauses are cut out of the
+time line, so that times are those of an unrecorded run.
 """
 
 from __future__ import annotations
@@ -41,26 +42,26 @@ from talkerviz.trace.validation import MAX_DEPTH, DamagedError, modules_from_jso
 
 MARK, PAUSE, COLLECTIVE, GARBAGE, RUN, NAMED, REQUEST = range(1 << 30, (1 << 30) + 7)
 WIDTH = 3
-"""Of an event in memory, in whole numbers of 64 bits: `what` and `tensors` share one."""
+"""Size of an event in memory, in 64-bit words: `what` and `tensors` share one."""
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "gather", "scatter")
 MESSAGES = ("send", "recv")
-BESIDES = (*COLLECTIVES, *MESSAGES, "barrier", "wait", "recorder")
-"""What is logged as calls are and is no module's, by what is its class then; the numbers go on from 1 << 29.
+SPECIAL_CALLS = (*COLLECTIVES, *MESSAGES, "barrier", "wait", "recorder")
+"""Class names of calls that are no module's; they are logged with numbers from `FIRST_SPECIAL_CALL` on.
 
-`wait` is for a collective that was begun before. The recorder is one of them where what it holds up, others wait for.
+`wait` waits for an asynchronous collective. `recorder` is the recorder's own work where other ranks wait for it.
 """
-FIRST_BESIDE = 1 << 29
-NO_TENSORS = 0  # the number of the empty list
-UNFINISHED = "unfinished"  # the error of a call that was going on when the process was killed
+FIRST_SPECIAL_CALL = 1 << 29
+NO_TENSORS = 0  # number of the empty tensor list
+UNFINISHED = "unfinished"  # error of a call that was open when the process was killed
 
 _EVENT = np.dtype([("what", "<i4"), ("tensors", "<i4"), ("time", "<i8"), ("value", "<i8")])
-_STEP_BITS = 24
+_STEP_BITS = 24  # of a MARK's position: step + 1 in the low bits, frame + 1 above
 
 Rows = dict[str, np.ndarray]
 
 
 class Mark(NamedTuple):
-    """From here on calls belong to this phase, frame, step, run and request, until the next mark."""
+    """Phase, frame, step, run and request of the calls up to the next mark."""
 
     phase: str
     frame: int | None = None
@@ -71,15 +72,15 @@ class Mark(NamedTuple):
 
 @dataclass
 class Names:
-    """What the numbers of a log stand for; every list begins at number 0.
+    """Name tables of a log: the index in a list is the number used in events.
 
     Attributes:
-        parts: names of places in containers, which descriptions of tensors refer to.
-        kinds: dtypes and devices, which they refer to as well.
+        parts: names of entries in containers, used by tensor rows.
+        kinds: dtypes and devices, used by tensor rows.
         phases: phases.
-        errors: names of exceptions' classes.
-        peers: the ranks that collectives are among.
-        joined: modules that joined the model while it ran; their numbers go on from those of the header.
+        errors: class names of exceptions.
+        peers: groups of ranks of collectives.
+        joined: modules that joined the model during the run; their numbers follow those of the header.
     """
 
     parts: list[str] = field(default_factory=list)
@@ -91,23 +92,23 @@ class Names:
 
 
 NAMES = ("parts", "kinds", "phases", "errors", "peers", "joined")
-"""The lists of `Names`."""
+"""Names of the lists in `Names`."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """A log that has been read; its events are read as they are asked for.
+    """A log whose name tables have been read; events are read on demand.
 
     Attributes:
         source: the file, or its content.
-        modules: the modules that calls are numbered by.
-        facts: what was known of the run when it began.
-        origin_ns: the time that counts as 0.
-        timed: whether events hold times.
-        names: what the numbers stand for.
-        tensors: the lists of tensors.
-        threads: the numbers of the threads, ascending.
-        size: how many bytes of the source there were.
+        modules: modules, by number.
+        facts: facts known when the run began.
+        origin_ns: clock time of the recording's start, which counts as 0.
+        timed: whether events have times.
+        names: name tables.
+        tensors: tensor lists.
+        threads: thread numbers, ascending.
+        size: size of the source when it was read, in bytes.
     """
 
     source: Path | bytes
@@ -121,7 +122,7 @@ class Log:
     size: int
 
     def batches(self, thread: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """The fields of a thread's events, as columns, a batch at a time."""
+        """Yield a thread's events a batch at a time, as columns: kind, tensors, time, value."""
         of_thread = (batch for number, batch in self._events() if number == thread)
         for batch in of_thread if len(self.threads) == 1 else self._by_thread[thread]:
             what, tensors, time, value = batch
@@ -130,69 +131,66 @@ class Log:
     def _events(self) -> Iterator[tuple[int, _Columns]]:
         for block in _blocks_of(self.source, self.size):
             if block.events:
-                yield block.said["thread"], _columns(block.events)
+                yield block.header["thread"], _columns(block.events)
 
     @cached_property
     def _by_thread(self) -> dict[int, list[_Columns]]:
-        # Calls of several threads are put in order in memory anyway; the file is not read once for each of them.
-        found: dict[int, list[_Columns]] = {thread: [] for thread in self.threads}
+        # Calls of several threads are sorted in memory anyway, so one pass over the file keeps all their batches.
+        batches: dict[int, list[_Columns]] = {thread: [] for thread in self.threads}
         for thread, batch in self._events():
-            found[thread].append(batch)
-        return found
+            batches[thread].append(batch)
+        return batches
 
 
 _Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def event_columns(events: bytes) -> bytes:
-    """Make the columns that are written of events as they are in memory.
-
-    Column by column, and with the differences of times, they compress to a sixth of their size.
-    """
+    """Transpose events in memory to columns, with differences of times, which compress to a sixth of the size."""
     fields = np.frombuffer(events, dtype=_EVENT)
     time = np.diff(fields["time"], prepend=0)
     return b"".join(fields[name].tobytes() for name in ("what", "tensors")) + time.tobytes() + fields["value"].tobytes()
 
 
 def _columns(content: bytes) -> _Columns:
-    """Read what `event_columns` made: what, tensors, differences of times, values."""
+    """Decode `event_columns`: kind, tensors, differences of times, values."""
     count = len(content) // _EVENT.itemsize
-    fields, at = [], 0
+    fields, offset = [], 0
     for name in _EVENT.names or ():
         kind = _EVENT[name]
-        fields.append(np.frombuffer(content, kind, count, at))
-        at += count * kind.itemsize
+        fields.append(np.frombuffer(content, kind, count, offset))
+        offset += count * kind.itemsize
     what, tensors, time, value = fields
     return what, tensors, time, value
 
 
 @dataclass(frozen=True)
 class _Block:
-    said: dict[str, Any]
+    header: dict[str, Any]
     rows: bytes
     events: bytes
 
 
 def _blocks_of(source: Path | bytes, size: int | None = None) -> Iterator[_Block]:
-    """Blocks after the header's; of a file that was cut short those that are whole."""
+    """Yield the complete blocks after the log's header."""
     blocks = read_blocks(source, size)
     next(blocks, None)
     for content in blocks:
         if len(content) != 3:
             raise DamagedError("a block has other parts than it should")
-        said = parse_json(content[0], "names")
-        if not isinstance(said, dict):
+        header = parse_json(content[0], "names")
+        if not isinstance(header, dict):
             raise DamagedError("names are no JSON object")
-        yield _Block(said, content[1], content[2])
+        yield _Block(header, content[1], content[2])
 
 
 def read_log(source: Path | bytes) -> Log:
-    """Read a log; one that was cut short gives the whole batches that are there.
+    """Read a log; a log that was cut short has its complete batches.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedError: it is damaged elsewhere than at its end.
-        ValueError: no log at all.
+        FileNotFoundError: the file does not exist.
+        DamagedError: the log is damaged elsewhere than at its end.
+        ValueError: the source is not a log.
     """
     if isinstance(source, Path) and not source.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(source))
@@ -210,18 +208,18 @@ def _read_log(source: Path | bytes, size: int) -> Log:
         raise DamagedError("it is cut short before its first call")
     opening = parse_json(first[0], "its header")
     if not isinstance(opening, dict) or not {"modules", "facts", "origin_ns", "timed"} <= set(opening):
-        raise DamagedError("its header lacks what a run begins with")
+        raise DamagedError("its header lacks modules, facts, origin_ns or timed")
     names, threads = Names(), set()
     tensors = TensorLists(names.parts, names.kinds)
     known_modules = modules_from_json(opening["modules"])
     for block in _blocks_of(source, size):
-        said = block.said
-        if missing := [name for name in (*NAMES, "first", "thread") if name not in said]:
+        header = block.header
+        if missing := [name for name in (*NAMES, "first", "thread") if name not in header]:
             raise DamagedError(f"a block has no {missing[0]}")
-        if not isinstance(said["first"], list) or len(said["first"]) != len(NAMES):
-            raise DamagedError(f"a block has {said['first']!r} for the numbers of its names")
-        for name, begin in zip(NAMES, said["first"], strict=True):
-            known, new = getattr(names, name), said[name]
+        if not isinstance(header["first"], list) or len(header["first"]) != len(NAMES):
+            raise DamagedError(f"a block has {header['first']!r} for the numbers of its names")
+        for name, begin in zip(NAMES, header["first"], strict=True):
+            known, new = getattr(names, name), header[name]
             if not isinstance(begin, int) or not 0 <= begin <= len(known) or not isinstance(new, list):
                 raise DamagedError(f"some of its {name} are missing")
             if name == "kinds":
@@ -230,11 +228,11 @@ def _read_log(source: Path | bytes, size: int) -> Log:
                 new = [(dtype, device) for dtype, device in new]
             elif name == "joined":
                 new = modules_from_json(new)
-            elif not all(isinstance(one, str) for one in new):
+            elif not all(isinstance(text, str) for text in new):
                 raise DamagedError(f"one of its {name} is no text")
             known[begin:] = new
         tensors.add(block.rows)
-        thread = said["thread"]
+        thread = header["thread"]
         if not isinstance(thread, int) or not 0 <= thread < 1 << 31:
             raise DamagedError(f"it has events of the thread {thread!r}")
         if block.events:
@@ -257,15 +255,17 @@ def _read_log(source: Path | bytes, size: int) -> Log:
 
 
 def _check_events(columns: _Columns, names: Names, modules: int) -> None:
-    """Check that the numbers in events are of names that are there.
+    """Check that the numbers in events are in the range of the name tables.
 
     Raises:
-        DamagedError: one is not.
+        DamagedError: a number is out of range.
     """
     what, tensors, time, value = columns
     calls = what < MARK
     number = np.where(what >= 0, what, -1 - what)[calls]
-    known = (number < modules + len(names.joined)) | ((number >= FIRST_BESIDE) & (number < FIRST_BESIDE + len(BESIDES)))
+    known = (number < modules + len(names.joined)) | (
+        (number >= FIRST_SPECIAL_CALL) & (number < FIRST_SPECIAL_CALL + len(SPECIAL_CALLS))
+    )
     failed = calls & (what < 0) & (tensors < 0)
     wrong = [
         (~known.all(), "module"),
@@ -293,13 +293,13 @@ def _outside(values: np.ndarray, least: int, end: int) -> bool:
 
 @dataclass(frozen=True)
 class _Open:
-    """Where a thread stands between two batches: its open calls, outermost first, and what carries over."""
+    """State of a thread between two batches: its open calls, outermost first, and its last marks."""
 
     number: np.ndarray
     module: np.ndarray
     start: np.ndarray
     edge: np.ndarray
-    inside: np.ndarray  # nanoseconds in calls that they made, and in garbage collections
+    inside: np.ndarray  # nanoseconds in child calls and garbage collections
     phase: int = 0
     place: int = 0
     named: int = -1
@@ -308,7 +308,7 @@ class _Open:
     paused: int = 0
     next_number: int = 0
     last_time: int = 0
-    edges: int = 0  # beginnings and ends so far
+    edges: int = 0  # call entries and exits so far
 
 
 _NONE = np.empty(0, dtype=np.int64)
@@ -316,39 +316,40 @@ _NOTHING_OPEN = _Open(_NONE, _NONE, _NONE, _NONE, _NONE)
 
 
 def call_rows(log: Log, collections: list[Rows] | None = None) -> Iterator[Rows]:
-    """The log's calls as columns of numbers, some thousands of rows at a time, in the order in which they began.
+    """Yield the calls of a log in the order in which they began, as columns of integers, thousands of rows at a time.
 
-    `parent` is -1 at the top, as is `caller`, the number of its module. `module`, `inputs`, `outputs`, `phase` are the
-    log's numbers, `peers` and `error` too, -1 for none and -2 for a call that never ended. `frame`, `step` and
-    `request` are -1 for none. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` count the
-    beginnings and ends of the thread's calls: what else was noted at each of them has that place. `paused` is how long
-    the recorder had held the thread up by then.
+    `parent` and `caller`, the number of the parent's module, are -1 at the top. `module`, `inputs`, `outputs`, `phase`,
+    `peers` and `error` are numbers of the log, -1 for none; `error` is -2 for a call that never ended. `frame`, `step`
+    and `request` are -1 for none. Times are nanoseconds; -1 without a clock. `begin_edge` and `end_edge` are indices
+    among the thread's call entries and exits, by which instruments' samples are found. `paused` is the time in
+    nanoseconds for which the recorder had paused the thread by the call's entry.
 
     Args:
         log: the log.
-        collections: where garbage collections are put, as rows of the columns of `COLLECTIONS`.
+        collections: list to which garbage collections are appended, as rows of the columns of `COLLECTIONS`.
     """
-    found: list[Rows] = [] if collections is None else collections
+    collected: list[Rows] = [] if collections is None else collections
     if len(log.threads) == 1:
-        yield from _thread_rows(log, log.threads[0], found)
+        yield from _thread_rows(log, log.threads[0], collected)
     elif log.threads:
-        seen: list[list[Rows]] = [[] for _ in log.threads]
-        parts = [list(_thread_rows(log, thread, of)) for thread, of in zip(log.threads, seen, strict=True)]
-        yield _in_order_of_start(parts, seen, log.timed)
-        found += [rows for of in seen for rows in of]
+        by_thread: list[list[Rows]] = [[] for _ in log.threads]
+        pairs = zip(log.threads, by_thread, strict=True)
+        parts = [list(_thread_rows(log, thread, garbage)) for thread, garbage in pairs]
+        yield _in_order_of_start(parts, by_thread, log.timed)
+        collected += [rows for garbage in by_thread for rows in garbage]
 
 
 def _thread_rows(log: Log, thread: int, collections: list[Rows]) -> Iterator[Rows]:
-    """Twice over the thread's batches: calls that end in a later batch than they began in are known after the first."""
+    """Yield a thread's calls in two passes: the first finds the exits of calls that are open for several batches."""
     late = [part for _, part, _ in _steps(log, thread, collections)]
     ends = {name: np.concatenate([part[name] for part in late]) for name in ("call", *_LATE)}
     order = np.argsort(ends["call"], kind="stable")
     ends = {name: values[order] for name, values in ends.items()}
     for rows, _, closed in _steps(log, thread, []):
         missing = np.flatnonzero(~closed)
-        found = np.searchsorted(ends["call"], rows["call"][missing])
+        at = np.searchsorted(ends["call"], rows["call"][missing])
         for name in _LATE:
-            rows[name][missing] = ends[name][found]
+            rows[name][missing] = ends[name][at]
         end, inside = rows.pop("end"), rows.pop("inside")
         rows["host_ns"] = end - rows["host_start_ns"]
         rows["host_self_ns"] = rows["host_ns"] - inside
@@ -362,10 +363,12 @@ _LATE = ("end", "end_edge", "inside", "outputs", "error")
 
 
 def _steps(log: Log, thread: int, collections: list[Rows]) -> Iterator[tuple[Rows, Rows, np.ndarray]]:
-    """For each batch: the calls that begin in it, those of earlier batches that end in it, which of the first ended."""
+    """Yield for each batch the calls entered in it, calls of earlier batches that exit in it, and a mask of the first.
+
+    The mask is true for the calls that also exit in the batch.
+    """
     state = _NOTHING_OPEN
-    # Ranks wait for each other, and a device goes on, also while the recorder is at work: what it takes stays on a line
-    # that they have in common.
+    # Other ranks and a device go on while the recorder works, so its overhead stays on a time line shared with them.
     counts_own = "process" not in log.facts and log.facts.get("clock") != "cuda"
     for what, tensors, time, value in log.batches(thread):
         rows, late, closed, garbage, state = _step(state, what, tensors, time, value, log.origin_ns, counts_own)
@@ -395,10 +398,10 @@ _ROW = (*_BEGUN, "host_start_ns", *_LATE)
 
 
 def _latest(here: np.ndarray, values: np.ndarray, before: int) -> np.ndarray:
-    """Of each event the value of the last one up to it that is `here`."""
+    """Return for each event the value of the latest event in the mask `here`; `before` if there is none yet."""
     at = np.maximum.accumulate(np.where(here, np.arange(len(here)), -1))
-    found: np.ndarray = np.where(at >= 0, values[at], before)
-    return found
+    latest: np.ndarray = np.where(at >= 0, values[at], before)
+    return latest
 
 
 def _step(
@@ -413,9 +416,9 @@ def _step(
     marks, noted, collected = what == MARK, what == COLLECTIVE, what == GARBAGE
     calls = what < MARK
     own = np.where(calls & counts_own, value, 0)
-    held_up = np.cumsum(own + np.where(what == PAUSE, value, 0)) + state.paused
-    # What the recorder takes comes before the time of a beginning, and after that of an end.
-    paused = held_up - np.where(what < 0, own, 0)
+    paused_after = np.cumsum(own + np.where(what == PAUSE, value, 0)) + state.paused
+    # Overhead is before the time of a call entry and after that of a call exit.
+    paused = paused_after - np.where(what < 0, own, 0)
     phase, place = _latest(marks, tensors, state.phase), _latest(marks, value, state.place)
     named = _latest(what == NAMED, tensors, state.named)
     run = _latest(what == RUN, tensors, state.run)
@@ -424,11 +427,11 @@ def _step(
     peers, collective = np.full((2, int(calls.sum())), -1)
     peers[begun_before], collective[begun_before] = tensors[noted], value[noted]
     line = time - paused - origin_ns
-    after = np.cumsum(calls)[collected]  # so many of the calls' events were before each collection
+    after = np.cumsum(calls)[collected]  # number of entries and exits before each collection
     mark = {"phase": np.where(named >= 0, named, phase), "place": place, "run": run, "request": request}
     time = line[calls]
 
-    # The calls that are still open begin again, as it were, before all others.
+    # Calls still open from earlier batches are entered again before all others.
     carried = len(state.number)
     module = np.concatenate([state.module, what[calls]])
     tensor = np.concatenate([np.full(carried, NO_TENSORS), tensors[calls]])
@@ -455,7 +458,7 @@ def _step(
     nested = closed & (parent >= 0)
     np.add.at(inside, parent[nested], (end - start)[nested])
     inside[:carried] += state.inside
-    # A garbage collection is in the innermost call that was open.
+    # A garbage collection belongs to the innermost open call.
     around = _open_at(np.searchsorted(position, after + carried), begin_at, end_at, depth)
     np.add.at(inside, around[around >= 0], value[collected][around >= 0])
     result = np.where(closed, tensor[end_at], NO_TENSORS)
@@ -499,7 +502,7 @@ def _step(
         named=int(named[-1]),
         run=int(run[-1]),
         request=int(request[-1]),
-        paused=int(held_up[-1]),
+        paused=int(paused_after[-1]),
         next_number=state.next_number + int(begun.sum()),
         last_time=int(time[-1]) if len(time) else state.last_time,
         edges=state.edges + len(time),
@@ -514,7 +517,7 @@ def _step(
 
 
 def _open_at(positions: np.ndarray, begin_at: np.ndarray, end_at: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """The innermost call that is open at each position among the events of calls; -1 for none."""
+    """Return the innermost call that is open at each position among call entries and exits; -1 for none."""
     if not len(positions) or not len(begin_at):
         return np.full(len(positions), -1)
     begun = np.searchsorted(begin_at, positions)
@@ -523,22 +526,26 @@ def _open_at(positions: np.ndarray, begin_at: np.ndarray, end_at: np.ndarray, de
 
 
 def _last_at_depth(depth: np.ndarray, row: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """The last row up to each given one that has the given depth; -1 where the depth is negative."""
+    """Return the last row up to each `row` whose depth is `level`; -1 for a negative level."""
     count = len(depth)
     order = np.argsort(depth, kind="stable")
     keys = depth[order].astype(np.int64) * count + order
-    place = np.searchsorted(keys, level.astype(np.int64) * count + row, side="right") - 1
-    found: np.ndarray = np.where(level >= 0, order[np.maximum(place, 0)], -1)
-    return found
+    index = np.searchsorted(keys, level.astype(np.int64) * count + row, side="right") - 1
+    last: np.ndarray = np.where(level >= 0, order[np.maximum(index, 0)], -1)
+    return last
 
 
 def _pairs(module: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Where each call begins and ends, whether it does end, and how deep it is; None if an end is missing."""
+    """Match call entries and exits.
+
+    Returns:
+        Positions of entries and exits, a mask of calls that exit, and their depths; None if an exit is missing.
+    """
     begins = module >= 0
     level = np.cumsum(np.where(begins, 1, -1))
-    level[~begins] += 1  # the end of a call stands on the level of its beginning
+    level[~begins] += 1  # an exit is on the level of its entry
     depth = level - 1
-    # Sorted by level, keeping time's order within it, each beginning is followed by its own end.
+    # In a stable sort by level each entry is followed by its own exit.
     order = np.argsort(depth, kind="stable")
     sorted_begins = begins[order]
     begin_at = order[sorted_begins]
@@ -555,19 +562,19 @@ def _pairs(module: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
 
 
 def _with_missing_ends(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Ctrl-C between two steps of the Python tap can lose an event. A call that lost its end ends with its caller."""
+    """Insert missing exits: Ctrl-C between two steps of the Python tap can lose one. The call exits with its parent."""
     rows: list[tuple[int, ...]] = []
     stack: list[int] = []
     open_calls: Counter[int] = Counter()
     for row in zip(*(column.tolist() for column in columns), strict=True):
-        what = row[0]
-        if what >= 0:
-            stack.append(what)
-            open_calls[what] += 1
-        elif not open_calls[-1 - what]:
+        event = row[0]
+        if event >= 0:
+            stack.append(event)
+            open_calls[event] += 1
+        elif not open_calls[-1 - event]:
             continue
         else:
-            while (innermost := stack.pop()) != -1 - what:
+            while (innermost := stack.pop()) != -1 - event:
                 open_calls[innermost] -= 1
                 rows.append((-1 - innermost, NO_TENSORS, *row[2:]))
             open_calls[innermost] -= 1
@@ -576,12 +583,12 @@ def _with_missing_ends(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _parents(depth: np.ndarray) -> np.ndarray:
-    """The row of the last call before it that is one level up; -1 at the top."""
+    """Return the row of each call's parent, the last call before it one level up; -1 at the top."""
     return _last_at_depth(depth, np.arange(len(depth)), depth - 1) if len(depth) else np.full(0, -1)
 
 
 def _in_order_of_start(threads: list[list[Rows]], collections: list[list[Rows]], timed: bool) -> Rows:
-    """The calls of several threads as those of one run; garbage collections are told the calls' new numbers."""
+    """Merge the calls of several threads by start time, and renumber the calls of garbage collections."""
     before = 0
     for parts, garbage in zip(threads, collections, strict=True):
         for rows in garbage:
@@ -596,18 +603,18 @@ def _in_order_of_start(threads: list[list[Rows]], collections: list[list[Rows]],
     if timed:
         order = np.lexsort((whole["call"], whole["host_start_ns"]))
         whole = {name: values[order] for name, values in whole.items()}
-        place = np.empty(before, dtype=np.int64)
-        place[order] = np.arange(before)
+        new_number = np.empty(before, dtype=np.int64)
+        new_number[order] = np.arange(before)
         nested = whole["parent"] >= 0
-        whole["parent"][nested] = place[whole["parent"][nested]]
+        whole["parent"][nested] = new_number[whole["parent"][nested]]
         whole["call"] = np.arange(before)
         for rows in (rows for garbage in collections for rows in garbage):
             inside = rows["call"] >= 0
-            rows["call"][inside] = place[rows["call"][inside]]
+            rows["call"][inside] = new_number[rows["call"][inside]]
     return whole
 
 
 def header(modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], origin_ns: int, timed: bool) -> bytes:
-    """The content of a log's first block."""
-    said = {"modules": modules, "facts": dict(facts), "origin_ns": origin_ns, "timed": timed}
-    return json.dumps(said).encode()
+    """Encode the content of a log's first block."""
+    content = {"modules": modules, "facts": dict(facts), "origin_ns": origin_ns, "timed": timed}
+    return json.dumps(content).encode()

@@ -1,7 +1,7 @@
-"""Where tensors went: the operations of a run, each with the call it ran in, and what they read of each other.
+"""Flow of tensors: operations of a run, and edges from the operation that made a tensor to those that read it.
 
-A value that nothing is computed for has no operation of its own: views, copies and casts are seen through. A tensor
-that is written in place, as a cache is, is a new value each time, made from the value before: an edge with `state`.
+Views, copies and casts compute nothing and are no operations; edges pass through them. A tensor that is written in
+place, as a KV cache is, is a new value after each write, with an edge marked `state` from the value before.
 """
 
 from __future__ import annotations
@@ -17,72 +17,74 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from talkerviz.trace.call_tree import parent_rows
 from talkerviz.trace.schema import NAME, Tensors, tensor_infos
 
 OPS = pa.schema(
     [
-        pa.field("call", pa.int64(), nullable=False),  # the innermost call that it ran in; -1 outside of all
+        pa.field("call", pa.int64(), nullable=False),  # the innermost open call; -1 for none
         pa.field("after", pa.int64(), nullable=False),  # the last call that began before it; -1 for none
         pa.field("phase", NAME),
         pa.field("frame", pa.int64()),
         pa.field("step", pa.int64()),
         pa.field("name", NAME, nullable=False),  # `add`, `softmax`
-        # `op`; `input`, a tensor from outside, by the name that the run has for it, or else its first reader; `pass`, a
-        # call handing on what it was given.
+        # `op`; `input`, a tensor from outside, named by the caller or else after its first reader; `pass`, a call that
+        # returns its input unchanged.
         pa.field("kind", NAME, nullable=False),
         pa.field("heavy", pa.bool_(), nullable=False),  # a product, reduction, sort or the like; not an `add`
-        pa.field("returned", pa.bool_(), nullable=False),  # whether the call that it ran in returned what it made
-        pa.field("inputs_id", pa.int32(), nullable=False),  # equal numbers mean equal lists of tensors
+        pa.field("returned", pa.bool_(), nullable=False),  # whether its call returned its result
+        pa.field("inputs_id", pa.int32(), nullable=False),  # equal numbers mean equal tensor lists
         pa.field("outputs_id", pa.int32(), nullable=False),
     ]
 )
-"""The columns of a flow's operations, in the order in which they ran."""
+"""Columns of a flow's operations, in the order in which they ran."""
 
 EDGES = pa.schema(
     [
-        # Rows of the operations; -1 for one that `select` left out.
+        # Rows of the operations; -1 for an operation that `select` left out.
         pa.field("source", pa.int32(), nullable=False),
         pa.field("target", pa.int32(), nullable=False),
         pa.field("state", pa.bool_(), nullable=False),
     ]
 )
-"""The columns of a flow's edges: `target` read what `source` made."""
+"""Columns of a flow's edges: `target` read the result of `source`."""
 
 
 FRAMES = pa.schema(
     [
-        pa.field("tail", pa.bool_(), nullable=False),  # whether it is the rest of the frame before it in the table
-        # Rows of the operations that are kept of it, from `at` to before `until`: all of them, or of a frame that is
-        # made like another what tells their tensors' sizes, or none.
+        pa.field("tail", pa.bool_(), nullable=False),  # whether the row continues the frame before it
+        # Rows of the operations stored for it, [at, until): all of them, or for an inferred frame those that give its
+        # tensors' sizes, or none.
         pa.field("at", pa.int32(), nullable=False),
         pa.field("until", pa.int32(), nullable=False),
-        # Rows of the operations that it is made of, its own or another frame's.
+        # Rows of the operations that it consists of, [begin, end): its own or another frame's.
         pa.field("begin", pa.int32(), nullable=False),
         pa.field("end", pa.int32(), nullable=False),
-        # Its tensors' sizes lie between those of operations from a row `low` on and from `high` on, or beyond those:
-        # low + ratio * (high - low).
+        # Its tensors' sizes are interpolated, or extrapolated, between those of the operations from row `low` on and
+        # from row `high` on: low + ratio * (high - low).
         pa.field("low", pa.int32(), nullable=False),
         pa.field("high", pa.int32(), nullable=False),
         pa.field("ratio", pa.float64(), nullable=False),
         pa.field("frame", pa.int64()),
-        pa.field("calls", pa.int64(), nullable=False),  # how much higher its calls' numbers are than the other frame's
+        pa.field("calls", pa.int64(), nullable=False),  # offset of its call numbers from the other frame's
     ]
 )
-"""Where each frame's operations are, in the order of the run, of a flow of which only some frames were followed."""
+"""Columns of a flow's frames, in the order of the run, where only some frames were followed."""
 
-_BACK = pa.field("back", pa.int32(), nullable=False)  # how many frames before the target's the source lies; 0: as it is
+_BACK = pa.field("back", pa.int32(), nullable=False)
+"""Extra column of a flow's edges: number of frames from the source to the target; 0 for a fixed source."""
 
 
 class Flow:
-    """The operations of a run and their edges.
+    """Operations of a run and their edges.
 
-    Of a long run some frames are followed, and the others are made like those: `ops` and `edges` have them all, put
-    together when they are first asked for.
+    In a long run some frames are followed and the others are inferred from them. `ops` and `edges` have all frames;
+    they are expanded on first access.
 
     Args:
-        ops: the columns of `OPS`, but `inputs` and `outputs` in place of the two id columns: tuples of `TensorInfo`.
-        edges: the columns of `EDGES`; with `frames` also `back`, see `_BACK`.
-        frames: the columns of `FRAMES`; None where `ops` and `edges` are all there is.
+        ops: table with the columns of `OPS`, but `inputs` and `outputs`, tuples of `TensorInfo`, for the id columns.
+        edges: table with the columns of `EDGES`; with `frames` also `back`, see `_BACK`.
+        frames: table with the columns of `FRAMES`; None if `ops` and `edges` are complete.
     """
 
     def __init__(self, ops: pd.DataFrame, edges: pd.DataFrame, frames: pd.DataFrame | None = None) -> None:
@@ -95,22 +97,22 @@ class Flow:
 
     @property
     def ops(self) -> pd.DataFrame:
-        """The columns of `OPS`, but `inputs` and `outputs` in place of the two id columns: tuples of `TensorInfo`."""
+        """Operations: the columns of `OPS`, but `inputs` and `outputs`, tuples of `TensorInfo`, for the id columns."""
         return self._whole[0]
 
     @property
     def edges(self) -> pd.DataFrame:
-        """The columns of `EDGES`."""
+        """Edges: the columns of `EDGES`."""
         return self._whole[1]
 
     @property
     def kept(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame | None]:
-        """The tables that the flow was made with: operations, edges, and frames or None."""
+        """Stored tables: operations, edges, and frames or None."""
         return self._kept
 
     @property
     def followed(self) -> pd.DataFrame | None:
-        """How frames are made of the operations that were kept, as `FRAMES`; None where all were followed."""
+        """Frames, with the columns of `FRAMES`; None if all frames were followed."""
         return self._kept[2]
 
     def __eq__(self, other: object) -> bool:
@@ -119,7 +121,7 @@ class Flow:
     __hash__ = None  # type: ignore[assignment]  # holds DataFrames
 
     def to_text(self) -> bytes:
-        """The flow as base64 text, for a file's metadata."""
+        """Encode the flow as base64 text, for a file's metadata."""
         kept, links, frames = self._kept
         numbers: dict[Tensors, int] = {}
         columns = {name: kept[name] for name in OPS.names if not name.endswith("_id")}
@@ -142,11 +144,11 @@ class Flow:
 
     @classmethod
     def from_text(cls, text: bytes) -> Flow:
-        """Read what `to_text` gave.
+        """Decode the text of `to_text`.
 
         Raises:
             ValueError: the text is damaged.
-            pyarrow.ArrowException: so are the streams in it.
+            pyarrow.ArrowException: an Arrow stream in the text is damaged.
         """
         decoded = base64.b64decode(text, validate=True)
         source = io.BytesIO(decoded)
@@ -154,22 +156,22 @@ class Flow:
         ops, edges = _read_table(source, OPS, budget), _read_table(source, EDGES, budget)
         frames = _read_table(source, FRAMES, budget) if _BACK.name in edges.schema.names else None
         tensors = json.loads((ops.schema.metadata or {})[b"tensors"])
-        if not isinstance(tensors, list) or not all(_are_tensors(one) for one in tensors):
+        if not isinstance(tensors, list) or not all(_are_tensors(rows) for rows in tensors):
             raise ValueError("its flow has damaged descriptions of tensors")
-        lists = [tensor_infos(one) for one in tensors]
+        lists = [tensor_infos(rows) for rows in tensors]
         columns = {name: ops.column(name).to_pandas() for name in OPS.names if not name.endswith("_id")}
         for name in ("inputs", "outputs"):
             numbers = ops.column(f"{name}_id").to_numpy()
             if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(lists):
                 raise ValueError("its flow lacks descriptions of tensors")
-            columns[name] = _placed(lists, numbers)
+            columns[name] = _take(lists, numbers)
         whole = None if frames is None else frames.to_pandas(types_mapper=_INTEGERS.get).astype({"calls": "int64"})
         return cls(ops_frame(columns), edges.to_pandas(), whole)
 
     def tensor_lists(self) -> list[Tensors]:
-        """Each different list of tensors of the operations, once."""
+        """Return the distinct tensor lists of the operations."""
         ops = self._kept[0]
-        return list({id(one): one for name in ("inputs", "outputs") for one in ops[name]}.values())
+        return list({id(tensors): tensors for name in ("inputs", "outputs") for tensors in ops[name]}.values())
 
 
 def _are_tensors(rows: object) -> bool:
@@ -178,11 +180,12 @@ def _are_tensors(rows: object) -> bool:
     )
 
 
-_MIN_BUDGET_BYTES, _MAX_RATIO = 1 << 26, 256  # of a table in memory against its compressed text
+# Bounds of a table in memory against its compressed text, so that a hostile file cannot fill memory.
+_MIN_BUDGET_BYTES, _MAX_RATIO = 1 << 26, 256
 
 
 def _read_table(source: io.BytesIO, schema: pa.Schema, budget: int) -> pa.Table:
-    """Read one stream of a flow, whose columns must be those of a schema and maybe `back`."""
+    """Read an Arrow stream of a flow, with the columns of a schema and optionally `back`."""
     reader = pa.ipc.open_stream(source)
     wanted = schema.append(_BACK) if _BACK.name in reader.schema.names and schema is EDGES else schema
     if not reader.schema.equals(wanted):
@@ -204,7 +207,7 @@ _INTEGERS = {pa.int64(): pd.Int64Dtype()}
 
 
 def ops_frame(columns: dict[str, object]) -> pd.DataFrame:
-    """Columns by name -> the frame that a `Flow` holds, with the dtypes that survive a round trip."""
+    """Build a flow's table of operations, with the dtypes that survive a round trip."""
     frame = pd.DataFrame(columns)
     types = {"call": "int64", "after": "int64", "frame": "Int64", "step": "Int64", "heavy": "bool", "returned": "bool"}
     typed: pd.DataFrame = frame.astype({**types, "phase": "category", "name": "category", "kind": "category"})
@@ -214,7 +217,7 @@ def ops_frame(columns: dict[str, object]) -> pd.DataFrame:
 def edges_frame(
     source: npt.ArrayLike, target: npt.ArrayLike, state: npt.ArrayLike, back: npt.ArrayLike | None = None
 ) -> pd.DataFrame:
-    """The frame of edges that a `Flow` holds."""
+    """Build a flow's table of edges."""
     columns = {
         "source": np.array(source, np.int32),
         "target": np.array(target, np.int32),
@@ -227,7 +230,7 @@ def edges_frame(
 
 
 def frames_frame(rows: Sequence[tuple[object, ...]]) -> pd.DataFrame:
-    """Rows of `FRAMES` -> the frame of them that a `Flow` is made with."""
+    """Build a flow's table of frames from rows of `FRAMES`."""
     frame = pd.DataFrame(list(rows), columns=FRAMES.names)
     types = {field.name: "int32" if field.type == pa.int32() else "int64" for field in FRAMES}
     typed: pd.DataFrame = frame.astype({**types, "tail": "bool", "ratio": "float64", "frame": "Int64"})
@@ -235,21 +238,21 @@ def frames_frame(rows: Sequence[tuple[object, ...]]) -> pd.DataFrame:
 
 
 def rows_of_ops(ops: pd.DataFrame, rows: np.ndarray, **changed: object) -> pd.DataFrame:
-    """Some operations, any of them more than once; with other values in some columns."""
+    """Take rows of a table of operations, also repeatedly, and replace some columns."""
     names = {name: ops[name].cat for name in ("phase", "name", "kind")}
     taken: dict[str, object] = {name: ops[name].to_numpy()[rows] for name in ops.columns if name not in names}
     taken |= {name: ops[name].array.take(rows) for name in ("frame", "step")}
     for name, categories in names.items():
         codes = categories.codes.to_numpy()[rows]
         used = np.unique(codes[codes >= 0])
-        place = np.full(len(categories.categories) + 1, -1)
-        place[used] = np.arange(len(used))
-        taken[name] = pd.Categorical.from_codes(place[codes], categories.categories[used])
+        new_code = np.full(len(categories.categories) + 1, -1)
+        new_code[used] = np.arange(len(used))
+        taken[name] = pd.Categorical.from_codes(new_code[codes], categories.categories[used])
     return ops_frame({name: (taken | changed)[name] for name in ops.columns})
 
 
 def _with_all_frames(ops: pd.DataFrame, edges: pd.DataFrame, frames: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Operations and edges of all frames, of those that were followed and of those that are made like them."""
+    """Expand operations and edges to all frames, followed and inferred."""
     begin, low, high, calls = (frames[name].to_numpy(np.int64) for name in ("begin", "low", "high", "calls"))
     count = frames["end"].to_numpy(np.int64) - begin
     start = np.cumsum(count) - count
@@ -272,21 +275,21 @@ def _with_all_frames(ops: pd.DataFrame, edges: pd.DataFrame, frames: pd.DataFram
 
 
 def _between(lists: np.ndarray, low: np.ndarray, high: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """Lists of tensors whose sizes lie between those of two others."""
+    """Interpolate the tensor lists at rows `low` and `high`."""
     identity = np.fromiter(map(id, lists), np.int64, len(lists))
-    found: np.ndarray = lists[low]
+    interpolated: np.ndarray = lists[low]
     known: dict[tuple[int, int, float], Tensors] = {}
-    for place in np.flatnonzero((ratio != 0) & (identity[low] != identity[high])).tolist():
-        one, two, part = int(low[place]), int(high[place]), float(ratio[place])
+    for row in np.flatnonzero((ratio != 0) & (identity[low] != identity[high])).tolist():
+        one, two, part = int(low[row]), int(high[row]), float(ratio[row])
         key = (int(identity[one]), int(identity[two]), part)
         if key not in known:
             known[key] = between(lists[one], lists[two], part)
-        found[place] = known[key]
-    return found
+        interpolated[row] = known[key]
+    return interpolated
 
 
 def between(low: Tensors, high: Tensors, ratio: float) -> Tensors:
-    """Tensors whose sizes lie between those of two lists of the same: low + ratio * (high - low)."""
+    """Interpolate the sizes of two lists of the same tensors: low + ratio * (high - low)."""
     if [(one.name, len(one.shape)) for one in low] != [(one.name, len(one.shape)) for one in high]:
         return low
     return tuple(
@@ -305,7 +308,7 @@ def _edges_of_all_frames(
     from_, to = source - at[one], target - at[two]  # places in those frames
 
     def place(frame: np.ndarray, offset: np.ndarray) -> np.ndarray:
-        """The rows among all frames' operations; -1 for those that a frame does not have."""
+        """Return rows of the expanded operations; -1 for an offset beyond the frame."""
         return np.where(offset < count[frame], start[frame] + offset, -1)
 
     heads = np.flatnonzero(~frames["tail"].to_numpy())
@@ -321,7 +324,7 @@ def _edges_of_all_frames(
         inside = one[here] == number
         earlier = heads[np.maximum(count_of_heads[copies] - np.where(inside, 0, back[here]), 0)]
         sources = place(earlier, from_[here] + np.zeros_like(earlier))
-        # A frame that is made otherwise has that operation elsewhere: it is told by its name, from the end.
+        # A different kind of frame has that operation elsewhere: it is found by name, counted from the end.
         there = np.minimum(begin[earlier] + from_[here], len(names) - 1)
         differs = ~inside & (back[here] > 0) & ((sources < 0) | (names[there] != names[source[here]]))
         for copy, edge in np.argwhere(differs).tolist():
@@ -340,14 +343,16 @@ def _edges_of_all_frames(
 
 
 def select_flow(flow: Flow, calls: pd.DataFrame, keep: np.ndarray, phase: str | None, frame: int | None) -> Flow:
-    """The operations of a phase and a frame, and what they read; those of a call that is not kept move outwards.
+    """Select the operations of a phase and a frame, and their edges.
+
+    Operations of a call that is not kept move to its nearest kept ancestor.
 
     Args:
-        flow: the flow of the calls.
-        calls: a trace's calls.
-        keep: which of them are kept.
-        phase: keep operations of this phase.
-        frame: keep operations of this frame.
+        flow: flow of the calls.
+        calls: a trace's calls table.
+        keep: mask of the kept calls.
+        phase: phase of the operations; None for all.
+        frame: frame of the operations; None for all.
     """
     if keep.all() and phase is None and frame is None:
         return flow
@@ -377,12 +382,12 @@ def select_flow(flow: Flow, calls: pd.DataFrame, keep: np.ndarray, phase: str | 
 
 
 def flow_inside(flow: Flow, kept: np.ndarray) -> Flow:
-    """The operations in calls that are kept, by number, and what they read."""
+    """Select the operations in kept calls, given by number, and their edges."""
     return _flow_where(flow, flow.ops["call"].isin(kept).to_numpy())
 
 
 def flow_between(flow: Flow, first: int, last: int) -> Flow | None:
-    """The operations after one call began and before another after a last one did; None if there are none."""
+    """Select the operations that ran after call `first` and up to the call behind `last`; None if there are none."""
     here = flow.ops["after"].between(first, last).to_numpy()
     return _flow_where(flow, here) if here.any() else None
 
@@ -392,17 +397,17 @@ def _flow_where(flow: Flow, here: np.ndarray) -> Flow:
 
 
 def _edges_between(edges: pd.DataFrame, here: np.ndarray) -> pd.DataFrame:
-    """The edges of operations that are kept, by their new numbers; -1 for an end that is left out."""
-    place = np.full(len(here) + 1, -1)  # the last place is for -1
-    place[:-1][here] = np.arange(here.sum())
-    numbered = edges_frame(place[edges["source"]], place[edges["target"]], edges["state"].to_numpy())
+    """Select and renumber the edges of kept operations; -1 for an end that is left out."""
+    new_row = np.full(len(here) + 1, -1)  # the last element maps -1 to -1
+    new_row[:-1][here] = np.arange(here.sum())
+    numbered = edges_frame(new_row[edges["source"]], new_row[edges["target"]], edges["state"].to_numpy())
     kept = numbered[(numbered["source"] >= 0) | (numbered["target"] >= 0)]
     different: pd.DataFrame = kept.drop_duplicates(ignore_index=True)
     return different
 
 
 def renumber_calls(flow: Flow, before: npt.ArrayLike, now: npt.ArrayLike) -> Flow:
-    """The flow of the same calls under other numbers."""
+    """Replace the call numbers `before` by `now`."""
     old, new = np.asarray(before), np.asarray(now)
     if np.array_equal(old, new):
         return flow
@@ -411,9 +416,39 @@ def renumber_calls(flow: Flow, before: npt.ArrayLike, now: npt.ArrayLike) -> Flo
     return Flow(flow.ops.assign(**calls), flow.edges)
 
 
-def _placed(lists: list[Tensors], places: np.ndarray) -> np.ndarray:
+def _take(lists: list[Tensors], indices: np.ndarray) -> np.ndarray:
     values = np.empty(len(lists), dtype=object)
-    for place, value in enumerate(lists):
-        values[place] = value
-    of_rows: np.ndarray = values[places]
-    return of_rows
+    for index, value in enumerate(lists):
+        values[index] = value
+    taken: np.ndarray = values[indices]
+    return taken
+
+
+def call_edges(calls: pd.DataFrame, flow: Flow | None) -> pd.DataFrame:
+    """Return the calls that read what other calls returned, with no operation between.
+
+    Tensors written in place, such as a KV cache, and operations of a caller between its calls are left out.
+
+    Args:
+        calls: a trace's calls table.
+        flow: the trace's flow; None if not recorded.
+
+    Returns:
+        Columns `source` and `target`: rows of calls without child calls, both of one rank, thread, run and frame. Empty
+        without a flow.
+    """
+    if flow is None:
+        empty: pd.DataFrame = pd.DataFrame({"source": [], "target": []}, dtype="int64")
+        return empty
+    edges = flow.edges[(flow.edges["source"] >= 0) & (flow.edges["target"] >= 0) & ~flow.edges["state"]]
+    row = pd.Index(calls["call"]).get_indexer(flow.ops["call"])
+    pairs = pd.DataFrame({name: row[edges[name].to_numpy()] for name in ("source", "target")})
+    pairs = pairs[(pairs["source"] >= 0) & (pairs["target"] >= 0) & (pairs["source"] != pairs["target"])]
+    pairs = pairs.drop_duplicates(ignore_index=True)
+    is_leaf = np.ones(len(calls), dtype=bool)
+    parent = parent_rows(calls)
+    is_leaf[parent[parent >= 0]] = False
+    context = calls.groupby(["rank", "thread", "run", "frame"], dropna=False).ngroup().to_numpy()
+    source, target = pairs["source"].to_numpy(), pairs["target"].to_numpy()
+    kept: pd.DataFrame = pairs[is_leaf[source] & is_leaf[target] & (context[source] == context[target])]
+    return kept

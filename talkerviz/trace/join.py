@@ -1,4 +1,4 @@
-"""Put together what several runs of the same calls measured."""
+"""Join of several runs of the same calls: measurements of one are added to the other."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from talkerviz.trace.call_tree import visible_calls
 from talkerviz.trace.calls_table import NULLABLE
 from talkerviz.trace.flow import renumber_calls, select_flow
-from talkerviz.trace.opaque_calls import calls_in_both
 from talkerviz.trace.trace import RecordT, TraceRecord
 
 _SAME_CALLS = ("path", "depth")
@@ -18,52 +18,63 @@ _SAME_TENSORS = ("inputs", "outputs")
 
 
 def join(trace: RecordT, other: TraceRecord) -> RecordT:
-    """The trace with what another run measured and this one did not: costs, busy time, memory, flow and facts.
+    """Add the measurements of another run to a trace: FLOP, bytes, kernel time, memory, flow and facts.
 
-    Where only the flow is new, the other run's tensors may have other shapes. What was not seen in it, the calls of a
-    CUDA graph's replays and those of other threads than the one that began to record, stays without. Of several runs in
-    the trace the first has the flow; the other figures are those of each run that made the same calls with the same
-    tensors.
+    If the other run adds only the flow, its tensors may have other shapes. Calls that the other run did not watch stay
+    without: those of a CUDA graph's replays, and those of threads other than the one that began to record. Of several
+    runs in the trace the first gets the flow; the other measurements go to each run with the same calls and tensors.
 
-    What is one call in this trace, compiled or fused, may have called modules in the other run. The call has what those
-    did there.
+    A compiled or fused module is one call in the trace and may have child calls in the other run; the one call gets
+    their measurements.
+
+    Args:
+        trace: the trace to complete.
+        other: another run of the same program.
+
+    Returns:
+        The trace with more columns, flow and facts.
 
     Raises:
         ValueError: the other run did not make the same calls with the same tensors as the first.
     """
-    # The calls of a CUDA graph's replays have device times alone; the other run did not see its own.
-    alive = trace.calls["host_ns"].notna() | trace.calls["device_ns"].isna()
-    # Only the thread that began to record was watched; how calls of others came between its own is chance.
-    made = (alive & (trace.calls["thread"] == 0)).to_numpy()
+    # Calls of a CUDA graph's replays have device times only; the other run did not see its own replays.
+    eager = trace.calls["host_ns"].notna() | trace.calls["device_ns"].isna()
+    # Only the thread that began to record was watched; the interleaving of other threads' calls is chance.
+    comparable = (eager & (trace.calls["thread"] == 0)).to_numpy()
     watched = other.calls[other.calls["thread"] == 0]
     if watched.empty and len(other.calls):
         raise ValueError("all calls were made on threads that are not watched: only the one that began to record is")
     runs = trace.calls["run"].to_numpy()
-    first, *others = [trace.calls[made & (runs == run)] for run in np.unique(runs)] or [trace.calls]
+    first, *others = [trace.calls[comparable & (runs == run)] for run in np.unique(runs)] or [trace.calls]
     regions = {**other.facts.get("one_call", {}), **trace.facts.get("one_call", {})}
-    both = calls_in_both(first, watched, regions)
-    two = watched[both]
-    columns = [name for name in NULLABLE if trace.calls[name].isna().all() and not two[name].isna().all()]
-    # Kernels may read what the modules around them hand on in another form, as all positions' angles.
+    visible = visible_calls(first, watched, regions)
+    second = watched[visible]
+    columns = [name for name in NULLABLE if trace.calls[name].isna().all() and not second[name].isna().all()]
+    # A fused kernel may take its inputs in another form, such as the rotary angles of all positions.
     fused = [path for path, why in regions.items() if why == "fused"]
     tensors = _SAME_TENSORS if columns else ()
-    if differs := _difference(first, two, tensors, fused):
+    if differs := _difference(first, second, tensors, fused):
         raise ValueError(f"{differs}: what is run must do the same each time that it is called")
-    alike = [one for one in others if columns and _difference(one, two, tensors, fused) is None]
-    rows = np.concatenate([one.index for one in (first, *alike)])
-    again = len(alike) + 1
-    found = {
-        name: pd.Series(pd.concat([two[name]] * again).array, index=rows).reindex(trace.calls.index) for name in columns
+    same = [calls for calls in others if columns and _difference(calls, second, tensors, fused) is None]
+    rows = np.concatenate([calls.index for calls in (first, *same)])
+    copies = len(same) + 1
+    measured = {
+        name: pd.Series(pd.concat([second[name]] * copies).array, index=rows).reindex(trace.calls.index)
+        for name in columns
     }
     flow = trace.flow
     if other.flow is not None:
-        flow = renumber_calls(select_flow(other.flow, watched, both, None, None), two["call"], first["call"])
-    new = {name: fact for name, fact in other.facts.items() if name != "run_ends"}  # which are times of the other's
-    return replace(trace, calls=trace.calls.assign(**found), facts={**new, **trace.facts}, flow=flow)
+        seen = select_flow(other.flow, watched, visible, None, None)
+        flow = renumber_calls(seen, second["call"], first["call"])
+    new = {name: fact for name, fact in other.facts.items() if name != "run_ends"}  # times of the other run
+    return replace(trace, calls=trace.calls.assign(**measured), facts={**new, **trace.facts}, flow=flow)
 
 
 def _difference(one: pd.DataFrame, two: pd.DataFrame, tensors: Sequence[str], but_of: Collection[str]) -> str | None:
-    """Where two runs' calls differ, in words; None where they do not. Tensors of some paths are not looked at."""
+    """Describe the first difference between two runs' calls; None if there is none.
+
+    Tensors of calls whose path is in `but_of` are not compared.
+    """
     if len(one) != len(two):
         return f"the second run made {len(two):,} calls, the first {len(one):,}"
     for name in (*_SAME_CALLS, *tensors):

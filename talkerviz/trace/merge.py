@@ -1,4 +1,4 @@
-"""Several ranks' traces as one."""
+"""Merge of the traces of several ranks into one."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from talkerviz.trace.clock_alignment import align
 from talkerviz.trace.flow import Flow, edges_frame, ops_frame
 from talkerviz.trace.trace import RecordT, TraceRecord
 
-_OF_ALL = ("unfinished", "cut_short")
+_FACTS_OF_ALL_RANKS = ("unfinished", "cut_short")
 
 
 def merge(traces: Sequence[RecordT]) -> RecordT:
-    """The traces of one run's ranks as one, their times on one line, which begins with the first recording.
+    """Merge the traces of one run's ranks, on one time line that begins with the first recording.
 
-    Calls are those of each rank after the other, by the column `rank`. A rank's calls are numbered on from those of the
-    rank before, and one number between is left out. `facts` are the first rank's; what differs at others is in the list
-    `processes`, and how well the clocks are known in `clocks`: what `align` finds. `Trace.select(rank=...)` gives one
-    of them again.
+    Calls are concatenated rank by rank. Call numbers continue from rank to rank, with one number between left out.
+    `facts` are the first rank's; the fact `processes` lists the differences of the others, the fact `clocks` holds the
+    `Alignment` of their clocks. `Trace.select(rank=...)` gives back a single rank.
 
     Args:
-        traces: one of each rank, in any order. Some may be missing.
+        traces: a trace a rank, in any order. Ranks may be missing.
+
+    Returns:
+        The merged trace.
 
     Raises:
-        ValueError: fewer than two, one that is no rank's or is merged already, a rank that is there twice, or ranks of
+        ValueError: fewer than two traces, a trace without a rank, a merged trace, a duplicate rank, or ranks of
             different runs.
     """
     if len(traces) < 2:
@@ -53,17 +55,17 @@ def merge(traces: Sequence[RecordT]) -> RecordT:
         for trace, first, shift in zip(traces, first_call, alignment.shift_ns, strict=False)
     ]
     columns = {
-        name: pd.concat([one[name].astype(object) if one[name].dtype == "category" else one[name] for one in calls])
+        name: pd.concat([t[name].astype(object) if t[name].dtype == "category" else t[name] for t in calls])
         for name in calls[0].columns
     }
     flows = [trace.flow for trace in traces]
-    on_line = [_ends_moved(trace, shift) for trace, shift in zip(traces, alignment.shift_ns, strict=True)]
-    whole = [flow for flow in flows if flow is not None]
+    shifted = [_ends_moved(trace, shift) for trace, shift in zip(traces, alignment.shift_ns, strict=True)]
+    recorded = [flow for flow in flows if flow is not None]
     return type(traces[0])(
         calls_frame(pd.DataFrame(columns).reset_index(drop=True)),
         tuple(module for trace in traces for module in trace.modules),
-        _facts(on_line) | {"clocks": {name: _json(value) for name, value in asdict(alignment).items()}},
-        _joined_flow(whole, first_call.tolist()) if len(whole) == len(flows) else None,
+        _facts(shifted) | {"clocks": {name: _json(value) for name, value in asdict(alignment).items()}},
+        _joined_flow(recorded, first_call.tolist()) if len(recorded) == len(flows) else None,
     )
 
 
@@ -73,8 +75,8 @@ def _rank(trace: TraceRecord) -> int:
 
 def _moved(calls: pd.DataFrame, first: int, shift: int) -> pd.DataFrame:
     moved = {name: calls[name] + shift for name in ("host_start_ns", "device_start_ns")}
-    found: pd.DataFrame = calls.assign(call=calls["call"] + first, parent=calls["parent"] + first, **moved)
-    return found
+    moved_calls: pd.DataFrame = calls.assign(call=calls["call"] + first, parent=calls["parent"] + first, **moved)
+    return moved_calls
 
 
 def _ends_moved(trace: RecordT, shift: int) -> RecordT:
@@ -89,7 +91,7 @@ def _joined_flow(flows: Sequence[Flow], first_call: Sequence[int]) -> Flow:
     for flow, first in zip(flows, first_call, strict=False):
         texts = {name: flow.ops[name].astype(object) for name in ("phase", "name", "kind")}
         call = flow.ops["call"].where(flow.ops["call"] < 0, flow.ops["call"] + first)
-        # What ran before all calls is after the number that is left out.
+        # Operations before a rank's first call are after the number that was left out.
         ops.append(flow.ops.assign(**texts, call=call, after=flow.ops["after"] + first))
         ends = {name: flow.edges[name].where(flow.edges[name] < 0, flow.edges[name] + before) for name in _ENDS}
         edges.append(flow.edges.assign(**ends))
@@ -108,7 +110,7 @@ def _json(value: Any) -> Any:
 
 def _facts(traces: Sequence[TraceRecord]) -> dict[str, Any]:
     common = {name: value for name, value in traces[0].facts.items() if name != "process"}
-    for name in _OF_ALL:
+    for name in _FACTS_OF_ALL_RANKS:
         if values := [trace.facts[name] for trace in traces if name in trace.facts]:
             common[name] = sorted({run for runs in values for run in runs}) if name == "cut_short" else True
     processes = []

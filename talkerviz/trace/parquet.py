@@ -1,4 +1,4 @@
-"""The trace's file: one Parquet file, a row a call, modules and run facts in its metadata."""
+"""Parquet file of a trace: a row a call; modules, facts and flow in the metadata."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from talkerviz.trace.validation import (
 )
 
 FORMAT = "2"
-_ROWS_EACH = 1 << 16
+_ROWS_PER_GROUP = 1 << 16  # some tens of MB in memory while a row group is written
 
-# Bounds of memory that a hostile file may take; files that are written stay far below.
-_MAX_TEXT_BYTES = 1 << 30  # of what the metadata holds
-_MAX_ENTRIES = 1 << 24  # of a list in it
+# Bounds of the memory that a hostile file may take; files written here stay far below.
+_MAX_TEXT_BYTES = 1 << 30  # of a text in the metadata
+_MAX_ENTRIES = 1 << 24  # of a list in the metadata
 _MIN_ROWS, _ROWS_PER_BYTE = 1 << 20, 8
 _MIN_TENSORS_BYTES, _TENSORS_BYTES_PER_CALL = 1 << 26, 1 << 12
 
@@ -48,11 +48,11 @@ OTHER_FORMATS = {
     **{f".{fmt}": fmt for fmt in ("csv", "json", "html", "svg", "png", "pdf", "dot")},
     **{".md": "markdown", ".tex": "latex", ".mmd": "mermaid"},
 }
-"""How the name of a file ends -> the format that it is in, of those that are made of traces."""
+"""File suffix -> name of the format, for other files made from traces."""
 
 
 def check_name(path: Path) -> None:
-    """Raise ValueError where a trace would get the name of something else that is made of it."""
+    """Raise ValueError for a trace file with the suffix of another format."""
     if fmt := OTHER_FORMATS.get(path.suffix.lower()):
         raise ValueError(
             f'{path}: a trace is a Parquet file, such as run.parquet; trace.render("{fmt}") or `talkerviz render` '
@@ -68,22 +68,22 @@ def write_trace(
     flow: Flow | None = None,
     collections: pd.DataFrame | None = None,
 ) -> None:
-    """Write a trace; a file is finished atomically: readers never see half of it."""
+    """Write a trace; a path is written atomically."""
     lists: dict[str, np.ndarray] = {}
     numbers = _Numbers()
     for name in ("inputs", "outputs"):
         lists[name] = numbers.of(calls[name])
     every = numbers.lists()
     with _writer(target, modules, facts, flow) as write:
-        for begin in range(0, len(calls), _ROWS_EACH):
-            rows = slice(begin, begin + _ROWS_EACH)
+        for begin in range(0, len(calls), _ROWS_PER_GROUP):
+            rows = slice(begin, begin + _ROWS_PER_GROUP)
             write.table(_to_arrow(calls.iloc[rows], {name: ids[rows] for name, ids in lists.items()}, every))
         write.lists(dict(enumerate(every)))
         write.end(collections)
 
 
 def write_log(target: Path, log: Log, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any]) -> None:
-    """Write a log as a trace, some thousands of calls at a time; finished atomically, as `write_trace` does it."""
+    """Write a log as a trace atomically, some thousands of calls at a time."""
     garbage: list[Rows] = []
     with _writer(target, modules, facts, None) as write:
         for table, lists in log_tables(log, garbage):
@@ -96,34 +96,35 @@ class _Writer:
     def __init__(
         self, file: Path | BinaryIO, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any], flow: Flow | None
     ) -> None:
-        # In the schema, it goes with the calls when somebody writes them anew with other columns.
-        said: dict[str, str | bytes] = {
+        # Schema metadata is kept when another program rewrites the calls with other columns.
+        metadata: dict[str, str | bytes] = {
             "talkerviz": FORMAT,
             "talkerviz.modules": json.dumps(modules),
             "talkerviz.facts": json.dumps(dict(facts)),
             **({} if flow is None else {"talkerviz.flow": flow.to_text()}),
         }
-        self._said = dict(said)
-        self._file = pq.ParquetWriter(file, CALLS.with_metadata(said), compression="zstd", write_page_checksum=True)
+        self._metadata = dict(metadata)
+        self._file = pq.ParquetWriter(file, CALLS.with_metadata(metadata), compression="zstd", write_page_checksum=True)
         self._lists: dict[int, str] = {}
 
     def table(self, table: pa.Table) -> None:
         self._file.write_table(table)
 
     def lists(self, lists: Mapping[int, Tensors]) -> None:
-        # As text: of a long run they are many, and objects would be many more.
-        self._lists.update((number, json.dumps(one)) for number, one in lists.items() if number not in self._lists)
+        # As text: a long run has many lists, whose objects would take several times the memory.
+        new = {number: tensors for number, tensors in lists.items() if number not in self._lists}
+        self._lists.update((number, json.dumps(tensors)) for number, tensors in new.items())
 
     def end(self, collections: pd.DataFrame | None) -> None:
-        # Every row has its list of tensors, for whoever reads the file; here each different one is once more, so that
-        # a trace is read without looking at rows.
+        # Each row has its tensor lists, for other readers of the file; the metadata has each distinct list once more,
+        # so that `read_trace` need not decode the rows'.
         lists = ",".join(f"[{number},{self._lists[number]}]" for number in sorted(self._lists))
-        said = {"talkerviz.tensors": _packed(f"[{lists}]")}
+        final: dict[str, str] = {"talkerviz.tensors": _packed(f"[{lists}]")}
         if collections is not None and len(collections):
-            said["talkerviz.collections"] = json.dumps({name: collections[name].tolist() for name in collections})
-        self._said |= said
-        said[_CHECKSUM] = checksum({name: text for name, text in self._said.items() if name in _CHECKED})
-        self._file.add_key_value_metadata(said)
+            final["talkerviz.collections"] = json.dumps({name: collections[name].tolist() for name in collections})
+        self._metadata |= final
+        final[_CHECKSUM] = checksum({name: text for name, text in self._metadata.items() if name in _CHECKED})
+        self._file.add_key_value_metadata(final)
         self._file.close()
 
 
@@ -140,7 +141,7 @@ def _writer(
 
 
 def _packed(text: str) -> str:
-    """Compress text, behind its size in 8 bytes, and encode it as base64."""
+    """Compress text and encode it as base64, after its size in 8 bytes."""
     content = text.encode()
     return base64.b64encode(len(content).to_bytes(8, "little") + pa.compress(content, "zstd", asbytes=True)).decode()
 
@@ -153,11 +154,14 @@ def _unpacked(text: bytes, most: int) -> bytes:
 def read_trace(
     path: Path,
 ) -> tuple[pd.DataFrame, tuple[ModuleInfo, ...], dict[str, Any], Flow | None, pd.DataFrame]:
-    """Calls, modules, facts, flow and garbage collections of a trace's file.
+    """Read a trace file.
+
+    Returns:
+        Calls, modules, facts, flow and garbage collections.
 
     Raises:
         DamagedError: the file is damaged.
-        ValueError: it is no trace; without its name.
+        ValueError: the file is not a trace; the message does not name it.
     """
     try:
         file = _open(path)
@@ -170,7 +174,7 @@ def read_trace(
         raise ValueError("a trace of another version of talkerviz; record it again")
     try:
         _check_columns(file.schema_arrow)
-        # As dictionaries: a long text in a million rows takes no more memory than in the file.
+        # As dictionaries, a long text repeated in a million rows takes no more memory than in the file.
         file = _open(path, metadata=file.metadata, read_dictionary=list(_NAMED))
         return _read(file, path.stat().st_size, metadata)
     except DamagedError:
@@ -233,12 +237,12 @@ def _read(
 
 
 def _check_columns(schema: pa.Schema) -> None:
-    """Check that each column is there once, and of a type that becomes the one of `CALLS`."""
+    """Check that each column of `CALLS` is there once, with a type that can be cast to its type."""
     for field in CALLS:
-        there = schema.get_all_field_indices(field.name)
-        if len(there) != 1:
-            raise DamagedError(f"it has {'no column' if not there else 'several columns'} {field.name!r}")
-        kind = schema.field(there[0]).type
+        indices = schema.get_all_field_indices(field.name)
+        if len(indices) != 1:
+            raise DamagedError(f"it has {'no column' if not indices else 'several columns'} {field.name!r}")
+        kind = schema.field(indices[0]).type
         if field.name in _NAMED:
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             fits = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
@@ -252,11 +256,11 @@ def _check_columns(schema: pa.Schema) -> None:
 
 
 class _Numbers:
-    """Equal lists of tensors have equal numbers, in the whole file."""
+    """Numbers of tensor lists, equal for equal lists, in a whole file."""
 
     def __init__(self) -> None:
         self._by_list: dict[Tensors, int] = {}
-        self._by_identity: dict[int, tuple[int, Tensors]] = {}  # a trace shares the few lists it has
+        self._by_identity: dict[int, tuple[int, Tensors]] = {}  # a trace shares its lists between calls
 
     def of(self, column: pd.Series) -> np.ndarray:
         known = self._by_identity
@@ -272,15 +276,15 @@ class _Numbers:
         return number
 
     def lists(self) -> list[Tensors]:
-        """The lists, by number."""
+        """Return the lists, by number."""
         return list(self._by_list)
 
 
 def _to_arrow(calls: pd.DataFrame, ids: Mapping[str, np.ndarray], lists: Sequence[Tensors]) -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for name in ("inputs", "outputs"):
-        different, places = np.unique(ids[name], return_inverse=True)
-        columns[name] = lists_array([lists[number] for number in different]).take(pa.array(places))
+        numbers, indices = np.unique(ids[name], return_inverse=True)
+        columns[name] = lists_array([lists[number] for number in numbers]).take(pa.array(indices))
         columns[f"{name}_id"] = pa.array(ids[name], pa.int32())
     for field in CALLS:
         if field.name not in columns:
@@ -289,29 +293,30 @@ def _to_arrow(calls: pd.DataFrame, ids: Mapping[str, np.ndarray], lists: Sequenc
 
 
 def _lists_in_rows(file: pq.ParquetFile) -> list[Any]:
-    """The lists of tensors of a file that somebody has written anew: from the rows where each first stands."""
-    found: dict[int, Any] = {}
+    """Read the tensor lists of a file that another program rewrote, from the first row of each."""
+    by_number: dict[int, Any] = {}
     for name in ("inputs", "outputs"):
-        # Not all rows at once, whose lists may be many times as large as the file.
-        for batch in file.iter_batches(_ROWS_OF_LISTS, columns=[name, f"{name}_id"]):
+        # In batches: decoded lists may be many times as large as the file.
+        for batch in file.iter_batches(_ROWS_PER_LIST_BATCH, columns=[name, f"{name}_id"]):
             ids, first = np.unique(batch.column(f"{name}_id").to_numpy(), return_index=True)
-            new = np.array([number not in found for number in ids.tolist()], dtype=bool)
+            new = np.array([number not in by_number for number in ids.tolist()], dtype=bool)
             lists = batch.column(name).take(pa.array(first[new])).to_pylist()
-            found |= {
-                number: [list(t.values()) for t in one] for number, one in zip(ids[new].tolist(), lists, strict=True)
+            by_number |= {
+                number: [list(tensor.values()) for tensor in tensors]
+                for number, tensors in zip(ids[new].tolist(), lists, strict=True)
             }
-    return [[number, found[number]] for number in sorted(found)]
+    return [[number, by_number[number]] for number in sorted(by_number)]
 
 
-_ROWS_OF_LISTS = 1 << 12
+_ROWS_PER_LIST_BATCH = 1 << 12
 
 
 def _to_pandas(file: pq.ParquetFile, lists: Mapping[int, Tensors]) -> pd.DataFrame:
     plain = file.read([name for name in CALLS.names if name not in ("inputs", "outputs")])
     numbers = np.array(list(lists), dtype=np.int64)
     objects = np.empty(len(lists), dtype=object)
-    for place, tensors in enumerate(lists.values()):
-        objects[place] = tensors
+    for index, tensors in enumerate(lists.values()):
+        objects[index] = tensors
     columns: dict[str, Any] = {}
     for field in CALLS:
         if field.name in ("inputs", "outputs"):
@@ -326,10 +331,10 @@ def _to_pandas(file: pq.ParquetFile, lists: Mapping[int, Tensors]) -> pd.DataFra
             column = column.cast(field.type)
         if field.name.endswith("_id"):
             ids = column.to_numpy()
-            places = np.searchsorted(numbers, ids)
-            if len(ids) and (not len(numbers) or places.max() >= len(numbers) or (numbers[places] != ids).any()):
+            indices = np.searchsorted(numbers, ids)
+            if len(ids) and (not len(numbers) or indices.max() >= len(numbers) or (numbers[indices] != ids).any()):
                 raise DamagedError("its descriptions of tensors are missing")
-            columns[field.name.removesuffix("_id")] = objects[places]
+            columns[field.name.removesuffix("_id")] = objects[indices]
         elif field.name in NULLABLE:
             columns[field.name] = column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
         else:
@@ -342,7 +347,7 @@ def _to_pandas(file: pq.ParquetFile, lists: Mapping[int, Tensors]) -> pd.DataFra
 
 
 def _names(column: pa.ChunkedArray) -> pd.Categorical:
-    """A column of few different texts."""
+    """Convert a column with few distinct texts."""
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string()).dictionary_encode()
     whole = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)

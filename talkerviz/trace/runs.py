@@ -1,4 +1,4 @@
-"""Several runs in one trace, as `trace --repeat` records them: which are whole, and all of them as one."""
+"""Runs of a trace recorded with `--repeat`: completeness, ends, and their average."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _TIMES = ("host_start_ns", "host_ns", "host_self_ns", "device_start_ns", "device
 
 
 def whole_runs(trace: TraceRecord) -> list[int]:
-    """The runs that came to their end; all if none did."""
+    """Return the numbers of the complete runs; all runs if none is complete."""
     runs = [int(run) for run in trace.calls["run"].unique()]
     cut = {*trace.facts.get("cut_short", ()), *(runs[-1:] if trace.facts.get("unfinished") else ())}
     return [run for run in runs if run not in cut] or runs
 
 
 def end_of_run(trace: TraceRecord, run: int) -> int | None:
-    """When a run was over, on the time line of its calls; what follows the last of them is then known as well.
+    """Return the end of a run on the time line of its calls, in nanoseconds.
 
-    None where nobody knows: `recording` alone cannot tell what belongs to a run, `Recording.run` and `record` do. None
-    also of a run that was cut short, and where its last frame has not been selected.
+    None if the end is unknown: `recording` alone does not know where a run ends, `Recording.run` and `record` do. None
+    also for a run that was cut short, and for a selection without its last frame.
     """
     ends = trace.facts.get("run_ends", ())
     end = ends[run] if run < len(ends) else None
@@ -32,13 +32,12 @@ def end_of_run(trace: TraceRecord, run: int) -> int | None:
 
 
 def as_one_run(trace: RecordT) -> RecordT:
-    """The first of several runs, each of its calls with its mean times over all runs that made the same calls.
+    """Return the first run, with the mean times over all runs that made the same calls.
 
-    What a picture is drawn of: it is that of one run, whatever the number of runs. The fact `mean_of_runs` says over
-    how many the times are means.
+    Charts are drawn of it. The fact `mean_of_runs` is the number of runs averaged.
 
     Raises:
-        ValueError: there are several ranks.
+        ValueError: the trace has several ranks.
     """
     check_one_rank(trace)
     calls = trace.calls

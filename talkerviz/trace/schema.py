@@ -1,4 +1,4 @@
-"""What a trace is made of: the columns of a call, a tensor's description, a module's facts."""
+"""Schema of a trace: columns of the calls table, tensor descriptions, module facts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pyarrow as pa
 
 
 class TensorInfo(NamedTuple):
-    """What one tensor looked like as it went into or came out of a call.
+    """Description of an input or output tensor of a call.
 
     Attributes:
-        name: where it was found: `0` for the first positional argument, `inputs_embeds` for a keyword,
-            `output` for a bare result; nested places are joined with dots (`0.1`, `cache.layers.0-27.keys`). In a call
-            inside a layer `cache.layers.*.keys` is what the cache has for that layer.
-        shape: its sizes, outermost first; -1 for one that is no number, in a nested tensor or an exported model.
+        name: `0` for the first positional argument, `inputs_embeds` for a keyword argument, `output` for a bare result;
+            places in containers are joined with dots (`0.1`, `cache.layers.0-27.keys`). In a call inside a layer
+            `cache.layers.*.keys` is that layer's part of the cache.
+        shape: sizes, outermost first; -1 for a size that is no number, in a nested tensor or an exported model.
         dtype: torch's name without the prefix, `float32`.
         device: torch's name, `cpu` or `cuda:0`.
-        copies: how many equal ones stand there, as in a cache of 28 layers: `cache.layers.0-27.keys`.
+        copies: number of equal tensors at that place, such as 28 for `cache.layers.0-27.keys`.
     """
 
     name: str
@@ -34,24 +34,24 @@ class TensorInfo(NamedTuple):
 
     @property
     def text(self) -> str:
-        """All of it in a line, as `x: 1x20x1024 float32 cpu`; of several equal ones `28 of 1x2x16x64 float32 cpu`."""
+        """One line, `x: 1x20x1024 float32 cpu`; for equal tensors `x: 28 of 1x2x16x64 float32 cpu`."""
         several = f"{self.copies:,} of " if self.copies > 1 else ""
         return f"{self.name}: {several}{self.shape_text} {self.dtype} {self.device}"
 
 
 Tensors = tuple[TensorInfo, ...]
-"""All tensors of a call's inputs, or of its outputs."""
+"""Tensor list: all inputs or all outputs of a call."""
 
 
 class ModuleInfo(NamedTuple):
     """One module of the traced tree.
 
     Attributes:
-        path: its dotted name from the root, which itself is named by the recorder.
-        class_name: the name of its Python class.
-        parameters: how many numbers its own parameters hold, without its children's; tables add those up, as in
-            `Trace.table()["parameters"]`.
-        parameter_bytes: the bytes of those.
+        path: dotted path from the root, whose name the recorder sets.
+        class_name: name of the Python class.
+        parameters: number of elements of its own parameters, without its children's; `Trace.table()["parameters"]` sums
+            over children.
+        parameter_bytes: size of its own parameters, in bytes.
         aliases: further paths under which the same module object is registered.
     """
 
@@ -63,12 +63,12 @@ class ModuleInfo(NamedTuple):
 
 
 def tensor_infos(rows: Iterable[Sequence[Any]]) -> Tensors:
-    """Make a list of tensors of what JSON gives back: lists for tuples."""
+    """Convert parsed JSON, which has lists for tuples, to a tensor list."""
     return tuple(TensorInfo(name, tuple(shape), *rest) for name, shape, *rest in rows)
 
 
 def module_infos(rows: Iterable[Sequence[Any]]) -> tuple[ModuleInfo, ...]:
-    """Modules as JSON gives them back: lists for tuples."""
+    """Convert parsed JSON, which has lists for tuples, to modules."""
     return tuple(ModuleInfo._make((*row, tuple(aliases))) for *row, aliases in rows)
 
 
@@ -88,7 +88,7 @@ NAME = pa.dictionary(pa.int32(), pa.string())
 CALLS = pa.schema(
     [
         pa.field("call", pa.int64(), nullable=False),  # 0, 1, 2, ... in the order in which calls began
-        pa.field("parent", pa.int64()),  # the call inside which this one ran; null at the top
+        pa.field("parent", pa.int64()),  # the calling call; null at the top
         pa.field("depth", pa.int32(), nullable=False),  # 0 at the top
         pa.field("thread", pa.int32(), nullable=False),  # 0 for the thread that began to record
         pa.field("path", NAME, nullable=False),
@@ -99,40 +99,40 @@ CALLS = pa.schema(
         # 0, 1, 2, ... from a prefill to the next one of the same thread or cache; null where nothing is generated.
         pa.field("request", pa.int64()),
         pa.field("run", pa.int32(), nullable=False),  # 0, 1, 2, ... under `--repeat`; frames begin anew in each
-        pa.field("rank", pa.int32(), nullable=False),  # the process's among several; 0 where there is but one
-        # A collective, and the wait for one that was begun before: whom it is among, `0-3` or `0>1` for a message, and
-        # its number among theirs, the same on all of them; null for modules.
+        pa.field("rank", pa.int32(), nullable=False),  # rank of the process; 0 for a single process
+        # Of a collective, or the wait for an asynchronous one: its group of ranks, `0-3`, or `0>1` for a message, and
+        # its number in that group, equal on all its ranks; null for modules.
         pa.field("peers", NAME),
         pa.field("collective", pa.int64()),
         pa.field("inputs", _TENSORS, nullable=False),
         pa.field("outputs", _TENSORS, nullable=False),
-        # Equal numbers mean equal lists of tensors: what makes a million calls load, group and compare fast.
+        # Equal numbers mean equal tensor lists, so that a million calls load, group and compare fast.
         pa.field("inputs_id", pa.int32(), nullable=False),
         pa.field("outputs_id", pa.int32(), nullable=False),
         pa.field("host_start_ns", pa.int64()),  # since the recording began; null under `--clock none`
         pa.field("host_ns", pa.int64()),
-        pa.field("host_self_ns", pa.int64()),  # without the calls it made and garbage collections
-        pa.field("device_start_ns", pa.int64()),  # on the host's time line; null but under `--clock cuda`
+        pa.field("host_self_ns", pa.int64()),  # without child calls and garbage collections
+        pa.field("device_start_ns", pa.int64()),  # on the host's time line; null without `--clock cuda`
         pa.field("device_ns", pa.int64()),  # between the call's events on its stream
         pa.field("device_self_ns", pa.int64()),
         pa.field("busy_ns", pa.int64()),  # its kernels' run time; null without `--busy`
         pa.field("flops", pa.int64()),  # null without `--cost`, and where an operation is unknown
         pa.field("bytes_read", pa.int64()),  # from outside the call, each byte once
-        pa.field("bytes_written", pa.int64()),  # for use outside the call
-        pa.field("memory_peak_bytes", pa.int64()),  # above what was allocated as it began; null without `--memory`
-        pa.field("memory_delta_bytes", pa.int64()),  # allocated at its end less at its beginning
+        pa.field("bytes_written", pa.int64()),  # read outside the call
+        pa.field("memory_peak_bytes", pa.int64()),  # above the allocation at its start; null without `--memory`
+        pa.field("memory_delta_bytes", pa.int64()),  # allocation at its end less at its start
         pa.field("error", pa.string()),  # the exception's class name where forward raised
     ]
 )
-"""The columns of the Parquet file, a row a call, in the order in which calls began."""
+"""Columns of the Parquet file: a row a call, in the order in which calls began."""
 
 COLLECTIONS = pa.schema(
     [
-        pa.field("call", pa.int64(), nullable=False),  # the innermost call that it ran in; -1 outside of all
+        pa.field("call", pa.int64(), nullable=False),  # the innermost open call; -1 for none
         pa.field("thread", pa.int32(), nullable=False),
         pa.field("generation", pa.int32(), nullable=False),  # 0, 1 or 2, the whole heap
         pa.field("host_start_ns", pa.int64(), nullable=False),  # on the time line of the calls
         pa.field("host_ns", pa.int64(), nullable=False),
     ]
 )
-"""Python's garbage collections in a run, in the order in which they began. No module's self time holds them."""
+"""Columns of Python's garbage collections, in the order in which they began; no module's self time includes them."""

@@ -1,8 +1,8 @@
-"""Descriptions of calls' tensors as rows of whole numbers, read after the run.
+"""Decoder of tensor lists that the recorder encodes as rows of integers.
 
-While a run goes on a call's tensors are a row of numbers: their shapes, and how they are nested (recorder/native/
-describe.h, and recorder/tensor_signatures.py, which write them). Equal rows have one number. `TensorLists` makes
-`TensorInfo` of a row when it is first looked at: a run of a million calls has thousands of rows, most of which nobody asks for.
+During a run the tensors of a call are encoded as a row of integers, shapes and nesting, by recorder/native/describe.h
+and recorder/tensor_signatures.py. Equal rows share a number. `TensorLists` decodes a row on first access: a run of a
+million calls has thousands of rows, most of which are never read.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from talkerviz.trace.schema import TensorInfo, Tensors
 
 END, TENSOR, SEQUENCE, MAPPING, INPUTS, OUTPUT = range(6)
 MAX_ITEMS, MAX_LISTED = 32, 8
-"""Of a longer sequence the first and the last half of so many are looked at; of a list of tensors the second."""
+"""Most items of a sequence that are encoded, half from each end; `MAX_LISTED` for a list of tensors."""
 
 OWN_LAYER = "*"
-"""The place in a cache of the layer that a call is in: `cache.layers.*.keys`. So layers' calls are alike."""
+"""Index of the call's own layer in a cache, `cache.layers.*.keys`, so that calls of different layers are equal."""
 
 Row = Sequence[int]
 TensorKind = tuple[str, str]
-"""A dtype and a device, as torch writes them."""
+"""Dtype and device, by torch's names."""
 
 
 class TensorLists:
-    """The lists of tensors of a log, by number; number 0 is the empty list.
+    """Tensor lists of a log, by number; number 0 is the empty list.
 
     Args:
-        names: the names that rows refer to.
-        kinds: the dtypes and devices that they refer to.
+        names: names that rows refer to.
+        kinds: dtypes and devices that rows refer to.
     """
 
     def __init__(self, names: Sequence[str] = (), kinds: Sequence[TensorKind] = ()) -> None:
@@ -39,18 +39,18 @@ class TensorLists:
         self._known: dict[int, Tensors] = {0: ()}
 
     def add(self, data: bytes) -> None:
-        """Add rows as a tap gives them: number, length and tokens of each, int64."""
+        """Add encoded rows: number, length and tokens of each, as int64."""
         numbers = np.frombuffer(data, dtype=np.int64)
-        at = 0
-        while at < len(numbers):
-            number, length = int(numbers[at]), int(numbers[at + 1])
-            if not 0 < length <= len(numbers) - at - 2:
+        position = 0
+        while position < len(numbers):
+            number, length = int(numbers[position]), int(numbers[position + 1])
+            if not 0 < length <= len(numbers) - position - 2:
                 raise ValueError("descriptions of tensors are cut short")
-            self._rows[number] = numbers[at + 2 : at + 2 + length]
-            at += 2 + length
+            self._rows[number] = numbers[position + 2 : position + 2 + length]
+            position += 2 + length
 
     def __getitem__(self, number: int) -> Tensors:
-        """The list of a number; empty for one that is not there."""
+        """Return the list of a number; empty for an unknown number."""
         known = self._known.get(number)
         if known is None:
             row = self._rows.get(number)
@@ -58,25 +58,25 @@ class TensorLists:
         return known
 
     def objects(self, numbers: np.ndarray) -> np.ndarray:
-        """The lists of many numbers, equal numbers sharing one, as an array of objects."""
-        different, places = np.unique(numbers, return_inverse=True)
-        lists = np.empty(len(different), dtype=object)
-        for place, number in enumerate(different.tolist()):
-            lists[place] = self[number]
-        of_numbers: np.ndarray = lists[places]
-        return of_numbers
+        """Return the lists of many numbers, as an object array; equal numbers share a list."""
+        unique, inverse = np.unique(numbers, return_inverse=True)
+        lists = np.empty(len(unique), dtype=object)
+        for index, number in enumerate(unique.tolist()):
+            lists[index] = self[number]
+        by_row: np.ndarray = lists[inverse]
+        return by_row
 
-    def made(self) -> list[Tensors]:
-        """The lists that were made."""
+    def decoded(self) -> list[Tensors]:
+        """Return the lists decoded so far."""
         return list(self._known.values())
 
     def forget(self) -> None:
-        """Drop the lists that were made; rows stay."""
+        """Drop decoded lists; the rows stay."""
         self._known = {0: ()}
 
 
 def read_row(row: Row, names: Sequence[str], kinds: Sequence[TensorKind]) -> Tensors:
-    """Make the list of tensors that a row describes.
+    """Decode a row.
 
     Raises:
         ValueError: the row is damaged.
@@ -102,58 +102,64 @@ class _Reader:
         if self._at < len(self._row):
             yield from self._entries((), 1)
 
-    def value(self, place: tuple[str, ...], count: int) -> Iterator[TensorInfo]:
-        what = self._next()
-        if what == TENSOR:
+    def value(self, path: tuple[str, ...], count: int) -> Iterator[TensorInfo]:
+        token = self._next()
+        if token == TENSOR:
             dtype, device = self._kinds[self._next()]
             shape = tuple(self._next() for _ in range(self._next()))
-            yield TensorInfo(_name(place), shape, dtype, device, count)
-        elif what == SEQUENCE:
-            yield from self._items(place, count)
-        elif what == MAPPING:
-            yield from self._entries(place, count)
+            yield TensorInfo(_name(path), shape, dtype, device, count)
+        elif token == SEQUENCE:
+            yield from self._items(path, count)
+        elif token == MAPPING:
+            yield from self._entries(path, count)
         else:
             raise ValueError("a damaged description of tensors")
 
-    def _items(self, place: tuple[str, ...], count: int) -> Iterator[TensorInfo]:
+    def _items(self, path: tuple[str, ...], count: int) -> Iterator[TensorInfo]:
         length = self._next()
         while (mask := self._next()) != END:
-            places = _places(mask, length) if length >= 0 else [0]
-            yield from self.value((*place, _ranges(places) if length >= 0 else OWN_LAYER), count * len(places))
+            indices = _indices(mask, length) if length >= 0 else [0]
+            yield from self.value((*path, _ranges(indices) if length >= 0 else OWN_LAYER), count * len(indices))
 
-    def _entries(self, place: tuple[str, ...], count: int) -> Iterator[TensorInfo]:
+    def _entries(self, path: tuple[str, ...], count: int) -> Iterator[TensorInfo]:
         while (name := self._next()) != END:
-            yield from self.value((*place, self._names[name - 1]), count)
+            yield from self.value((*path, self._names[name - 1]), count)
 
 
-def _name(place: tuple[str, ...]) -> str:
-    if not place:
+def _name(path: tuple[str, ...]) -> str:
+    if not path:
         return "output"
-    # What is private to a container is no part of where its users find a tensor.
-    name = ".".join([*(part for part in place[:-1] if not part.startswith("_")), place[-1]])
-    # A name of a file may be no text that a file can hold.
+    # Private attributes of a container are no part of the path by which users reach a tensor.
+    name = ".".join([*(part for part in path[:-1] if not part.startswith("_")), path[-1]])
+    # A dict key may hold lone surrogates, which UTF-8 cannot encode.
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _places(mask: int, said: int) -> list[int]:
-    looked = [bit for bit in range(MAX_ITEMS) if mask >> bit & 1]
-    if said == 0:
-        return looked
-    length, most = said >> 1, MAX_LISTED if said & 1 else MAX_ITEMS
-    half = most // 2
-    places = [bit if bit < half else length - most + bit for bit in looked]
-    # Between ends that are alike the rest, which nobody looked at, is taken to be.
-    if half - 1 in looked and half in looked:
-        places[looked.index(half) : looked.index(half)] = range(half, length - half)
-    return places
+def _indices(mask: int, length_token: int) -> list[int]:
+    """Return the indices of a sequence that share one description.
+
+    Args:
+        mask: a bit for each encoded item.
+        length_token: twice the length, plus 1 for a list of tensors; 0 for a sequence that was encoded whole.
+    """
+    encoded = [bit for bit in range(MAX_ITEMS) if mask >> bit & 1]
+    if length_token == 0:
+        return encoded
+    length, limit = length_token >> 1, MAX_LISTED if length_token & 1 else MAX_ITEMS
+    half = limit // 2
+    indices = [bit if bit < half else length - limit + bit for bit in encoded]
+    # If both sides of the gap are equal, the items in the gap, which were not encoded, are assumed equal as well.
+    if half - 1 in encoded and half in encoded:
+        indices[encoded.index(half) : encoded.index(half)] = range(half, length - half)
+    return indices
 
 
-def _ranges(places: Sequence[int]) -> str:
-    """`0-3,7` for the places 0, 1, 2, 3 and 7."""
+def _ranges(indices: Sequence[int]) -> str:
+    """Format ascending indices as ranges: `0-3,7`."""
     ranges: list[list[int]] = []
-    for place in places:
-        if ranges and ranges[-1][1] == place - 1:
-            ranges[-1][1] = place
+    for index in indices:
+        if ranges and ranges[-1][1] == index - 1:
+            ranges[-1][1] = index
         else:
-            ranges.append([place, place])
+            ranges.append([index, index])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

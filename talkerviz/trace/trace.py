@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from typing_extensions import Self, TypeVar
 
-from talkerviz.trace.call_tree import callers
+from talkerviz.trace.call_tree import parent_rows
 from talkerviz.trace.calls_table import collections_frame, log_frame
 from talkerviz.trace.event_blocks import MAGIC
 from talkerviz.trace.event_log import Log, read_log
 from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
-from talkerviz.trace.names import counted
+from talkerviz.trace.labels import format_count
 from talkerviz.trace.parquet import check_name, read_trace, write_trace
 from talkerviz.trace.schema import ModuleInfo
 from talkerviz.trace.validation import DamagedError, check_facts, check_tensors, check_trace
@@ -31,16 +31,16 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TraceRecord:
-    """The record of one run.
+    """Record of one run.
 
     Attributes:
-        calls: a row a call, in the order in which calls began; the columns are those of
+        calls: calls table, a row a call, in the order in which calls began. Its columns are those of
             [`schema.CALLS`][talkerviz.trace.schema.CALLS] without the two id columns. `inputs` and `outputs` hold
-            tuples of `TensorInfo`; times are nanoseconds; what was not measured is `<NA>`.
-        modules: every module of the traced tree, whether it was called or not, in registration order.
-        facts: what the run was: versions, device, threads, command, scenario, clock. JSON values only.
-        flow: where the run's tensors went; None where that was not recorded.
-        collections: Python's garbage collections, of which no module's self time holds any: see
+            tuples of `TensorInfo`; times are nanoseconds; unmeasured values are `<NA>`.
+        modules: all modules of the traced tree, called or not, in registration order.
+        facts: facts about the run: versions, device, threads, command, scenario, clock. JSON values only.
+        flow: flow of tensors; None if not recorded.
+        collections: Python's garbage collections, which no module's self time includes; the columns are those of
             [`schema.COLLECTIONS`][talkerviz.trace.schema.COLLECTIONS].
     """
 
@@ -52,11 +52,11 @@ class TraceRecord:
 
     def __repr__(self) -> str:
         calls = self.calls
-        parts = [f"{counted(len(calls), 'call')} of {counted(calls['path'].nunique(), 'module')}"]
+        parts = [f"{format_count(len(calls), 'call')} of {format_count(calls['path'].nunique(), 'module')}"]
         if phases := self.phases:
             parts.append(f"phase{'s' if len(phases) > 1 else ''} {', '.join(phases)}")
         if frames := len(calls[["run", "frame"]].dropna().drop_duplicates()):
-            parts.append(counted(frames, "frame"))
+            parts.append(format_count(frames, "frame"))
         if calls["host_self_ns"].notna().any():
             took = calls["host_self_ns"].sum() / 1e6
             parts.append(f"{took:,.{3 if took < 10 else 0}f} ms in calls")
@@ -83,36 +83,38 @@ class TraceRecord:
         run: int | None = None,
         rank: int | None = None,
     ) -> Self:
-        """The same trace with only the calls asked for.
+        """Select calls; all arguments must match.
 
-        The flow goes with them: an operation in a call that is too deep is one of the nearest call around it that is
-        kept.
+        The flow is selected with them: operations of a call that is too deep move to its nearest selected ancestor.
 
         Args:
-            phase: keep calls of this phase.
-            frame: keep calls of this frame.
-            depth: keep calls at most this deep (0 keeps the top calls only).
-            module: keep calls of modules whose path fits this pattern, as in a shell, and all calls inside them.
-            run: keep calls of this run. The flow is that of the first run alone.
-            rank: keep what is this rank's of a merged trace.
+            phase: phase of the calls.
+            frame: frame of the calls.
+            depth: largest depth of the calls; 0 is the top.
+            module: shell-style pattern of module paths; calls inside matching modules are selected as well.
+            run: run of the calls. Only the first run has a flow.
+            rank: rank of the calls, in a merged trace.
+
+        Returns:
+            A trace with the selected calls and all modules.
 
         Raises:
             ValueError: the trace has no such phase, frame, module, run or rank; the message lists what it has.
         """
         if rank is not None:
-            return of_rank(self, rank).select(phase, frame, depth, module, run)
+            return select_rank(self, rank).select(phase, frame, depth, module, run)
         if run is not None:
             of_run = (self.calls["run"] == run).to_numpy()
             if not of_run.any():
                 known = ", ".join(map(str, self.calls["run"].unique())) or "none"
                 raise ValueError(f"no run {run} in this trace: it has {known}")
             calls = self.calls["call"].to_numpy()[of_run]
-            first = -1 if of_run[0] else int(calls[0])  # what came before all calls is the first run's
+            first = -1 if of_run[0] else int(calls[0])  # operations before all calls belong to the first run
             flow = self.flow and flow_between(self.flow, first, int(calls[-1]))
             return replace(self, calls=self.calls[of_run], flow=flow).select(phase, frame, depth, module)
         if module is not None:
-            fitting = self.calls["path"].isin(self.fitting(module))
-            return self.inside(self.calls["call"].to_numpy()[fitting]).select(phase, frame, depth)
+            matches = self.calls["path"].isin(self.matching_paths(module))
+            return self.inside(self.calls["call"].to_numpy()[matches]).select(phase, frame, depth)
         if phase is None and frame is None and depth is None:
             return self
         keep = np.ones(len(self.calls), dtype=bool)
@@ -133,8 +135,8 @@ class TraceRecord:
         return replace(self, calls=self.calls[keep], flow=flow)
 
     def inside(self, calls: np.ndarray) -> Self:
-        """The same trace with only the calls of these numbers and all that ran inside them."""
-        parent = callers(self.calls)
+        """Select the calls of these numbers and all calls inside them."""
+        parent = parent_rows(self.calls)
         keep = self.calls["call"].isin(calls).to_numpy(copy=True)
         by_depth = np.argsort(self.calls["depth"].to_numpy(), kind="stable")
         depth = self.calls["depth"].to_numpy()[by_depth]
@@ -144,33 +146,33 @@ class TraceRecord:
         return replace(self, calls=self.calls[keep], flow=flow)
 
     def collections_inside(self) -> pd.DataFrame:
-        """Return the garbage collections that ran inside these calls: those that took no part of their self times."""
+        """Return the garbage collections inside these calls, which their self times leave out."""
         inside: pd.DataFrame = self.collections[self.collections["call"].isin(self.calls["call"])]
         return inside
 
-    def fitting(self, pattern: str) -> list[str]:
-        """The paths of called modules that fit a pattern, as in a shell.
+    def matching_paths(self, pattern: str) -> list[str]:
+        """Return the paths of called modules that match a shell-style pattern.
 
         Raises:
-            ValueError: there are none.
+            ValueError: no called module matches.
         """
         paths = self.calls["path"].cat.categories
-        fits = [str(path) for path in paths if fnmatchcase(path, pattern)]
-        if not fits:
+        matches = [str(path) for path in paths if fnmatchcase(path, pattern)]
+        if not matches:
             some = f": paths are such as {paths[len(paths) // 2]!r}" if len(paths) else ""
             raise ValueError(f"no module that was called fits {pattern!r}{some}")
-        return fits
+        return matches
 
     @property
     def phases(self) -> list[str]:
-        """The phases in the order in which they first occur."""
+        """Names of the phases, in the order in which they first occur."""
         return [str(phase) for phase in self.calls["phase"].dropna().unique()]
 
     def save(self, file: str | Path | BinaryIO) -> None:
-        """Write the trace as one Parquet file, finished atomically: readers never see half of it.
+        """Write the trace as one Parquet file, atomically.
 
         Raises:
-            ValueError: the file's name is that of another format, such as `run.csv`: see `render`.
+            ValueError: the file's suffix is that of another format, such as `run.csv`; see `render`.
         """
         target = Path(file) if isinstance(file, str) else file
         if isinstance(target, Path):
@@ -179,22 +181,22 @@ class TraceRecord:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a trace file, or the `.partial` file that a run writes while it goes on and leaves if it is killed.
+        """Read a trace file, or the `.partial` file of a run that is going on or was killed.
 
         Raises:
-            TraceError: there is no such file, it is cut short, or it is not a talkerviz trace.
+            TraceError: the file does not exist, is damaged, or is not a talkerviz trace.
         """
         path = Path(path)
         if not path.exists():
             partial = path.with_name(f"{path.name}.partial")
             hint = (
-                f"open {partial}, which a run left"
+                f"open {partial}, left by an unfinished run"
                 if partial.exists()
                 else f"make one with `talkerviz trace -o {path}`"
             )
             raise TraceError(f"{path}: no such file; {hint}")
         if path.is_dir():
-            raise TraceError(f"{path}: a folder, not a trace file")
+            raise TraceError(f"{path}: is a directory, not a trace file")
         with path.open("rb") as file:
             head = file.read(4)
         try:
@@ -217,7 +219,7 @@ class TraceRecord:
         try:
             check_facts(facts)
             calls, collections = log_frame(log)
-            check_tensors(log.tensors.made())
+            check_tensors(log.tensors.decoded())
             check_trace(calls, log.modules, facts, None, collections)
         except DamagedError:
             raise
@@ -229,16 +231,16 @@ class TraceRecord:
 
 
 def ranks_of(trace: TraceRecord) -> list[int]:
-    """The ranks that a trace is of, in order; none where it is of no process among several."""
+    """Return the ranks of a trace, in order; empty for a single-process trace."""
     processes = trace.facts.get("processes", [trace.facts["process"]] if "process" in trace.facts else [])
     return [int(process["rank"]) for process in processes]
 
 
-def of_rank(trace: RecordT, rank: int) -> RecordT:
-    """One rank's part of a merged trace, its times where they are; of a single rank's trace all.
+def select_rank(trace: RecordT, rank: int) -> RecordT:
+    """Select one rank of a merged trace; a single rank's trace is returned whole. Times stay as merged.
 
     Raises:
-        ValueError: it has no such rank.
+        ValueError: the trace has no such rank.
     """
     ranks = ranks_of(trace)
     if rank not in ranks:
@@ -247,29 +249,29 @@ def of_rank(trace: RecordT, rank: int) -> RecordT:
     processes = trace.facts.get("processes")
     if processes is None:
         return trace
-    place = ranks.index(rank)
+    position = ranks.index(rank)
     common = {name: value for name, value in trace.facts.items() if name not in ("processes", "clocks")}
-    own = {name: value for name, value in processes[place].items() if name not in ("modules", "differs")}
-    first = sum(process["modules"] for process in processes[:place])
+    own = {name: value for name, value in processes[position].items() if name not in ("modules", "differs")}
+    first = sum(process["modules"] for process in processes[:position])
     calls = trace.calls[(trace.calls["rank"] == rank).to_numpy()]
     number = calls["call"].to_numpy()
     flow = trace.flow and (flow_between(trace.flow, int(number[0]) - 1, int(number[-1])) if len(number) else None)
     return replace(
         trace,
         calls=calls,
-        modules=trace.modules[first : first + processes[place]["modules"]],
-        facts={**common, **processes[place]["differs"], "process": own},
+        modules=trace.modules[first : first + processes[position]["modules"]],
+        facts={**common, **processes[position]["differs"], "process": own},
         flow=flow,
     )
 
 
 def check_one_rank(trace: TraceRecord) -> None:
-    """Say so if a trace is of several ranks, where it cannot be.
+    """Reject a trace of several ranks.
 
     Raises:
-        ValueError: it is.
+        ValueError: the trace has several ranks.
     """
     ranks = trace.calls["rank"].unique().tolist()
     if len(ranks) > 1:
         known = ", ".join(map(str, sorted(ranks)))
-        raise ValueError(f"the trace has ranks {known}, and this is of one: choose it with --rank, or take its file")
+        raise ValueError(f"the trace has ranks {known}; choose one with --rank, or open its file")

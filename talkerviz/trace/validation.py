@@ -1,4 +1,4 @@
-"""Validation of trace files: both readers call `check_trace` on what they have read.
+"""Validation of trace files; both readers call `check_trace`.
 
 All checks of the calls table and the flow are vectorised, so that a million calls take some tens of milliseconds.
 """
@@ -26,8 +26,9 @@ MAX_NUMBER = 1 << 40
 """Largest call, frame, step, run, rank or collective number; keeps arithmetic on them within int64."""
 _MAX_SUM = float(1 << 62)  # of a column; two such sums still fit an int64
 _MAX_JSON_DEPTH = 64  # facts of users nest; Python's parser raises at about 1,000
+# Bounds of a flow expanded to all frames, so that a small hostile file cannot fill memory.
 _MAX_INFERRED_OPS, _INFERRED_OPS_PER_CALL = 1 << 22, 1 << 10
-_SHOWN = 60  # characters of a value in a message
+_MAX_VALUE_CHARS = 60  # of a value in a message of one line
 
 _NON_NEGATIVE = (
     *("host_start_ns", "host_ns", "device_ns", "busy_ns"),
@@ -35,7 +36,7 @@ _NON_NEGATIVE = (
 )
 _ANY_SIGN = ("host_self_ns", "device_start_ns", "device_self_ns", "memory_delta_bytes")
 _TOGETHER = (("host_start_ns", "host_ns", "host_self_ns"), ("device_start_ns", "device_ns", "device_self_ns"))
-"""Columns that are missing in the same rows, where they are missing."""
+"""Groups of columns that are missing in the same rows."""
 _NUMBERED = ("frame", "step", "request", "collective")
 
 
@@ -50,14 +51,14 @@ def check_trace(
     flow: Flow | None,
     collections: pd.DataFrame,
 ) -> None:
-    """Check everything that a trace's users rely on.
+    """Check the invariants of a trace.
 
     Args:
-        calls: the calls table, with the columns and dtypes of `calls_frame`.
-        modules: the traced modules.
-        facts: the run's facts, as JSON gives them.
-        flow: the flow of tensors.
-        collections: the garbage collections.
+        calls: calls table, with the columns and dtypes of `calls_frame`.
+        modules: traced modules.
+        facts: facts of the run, as parsed from JSON.
+        flow: flow of tensors.
+        collections: garbage collections.
 
     Raises:
         DamagedError: a value is impossible; the message names the first one.
@@ -72,10 +73,14 @@ def check_trace(
 
 
 def parse_json(text: bytes | str, name: str) -> Any:
-    """Parse JSON of a file, which may be hostile.
+    """Parse JSON of a file that may be hostile.
+
+    Args:
+        text: JSON text.
+        name: subject of an error message, in the plural.
 
     Raises:
-        DamagedError: no JSON, not UTF-8, or nested deeper than any that is written.
+        DamagedError: the text is no JSON, not UTF-8, or nested too deeply.
     """
     try:
         value = json.loads(text)
@@ -88,24 +93,24 @@ def parse_json(text: bytes | str, name: str) -> Any:
 
 
 def modules_from_json(rows: Any) -> tuple[ModuleInfo, ...]:
-    """Make modules of what JSON gives.
+    """Convert parsed JSON to modules.
 
     Raises:
-        DamagedError: it is no list of modules.
+        DamagedError: the JSON is no list of modules.
     """
     if not isinstance(rows, list):
         raise DamagedError(f"its modules are {_shown(rows)}, not a list")
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != len(ModuleInfo._fields) or not isinstance(row[-1], list):
-            raise DamagedError(f"module {place} cannot be {_shown(row)}")
+            raise DamagedError(f"module {index} cannot be {_shown(row)}")
     return module_infos(rows)
 
 
 def tensors_from_json(rows: Any) -> Tensors:
-    """Make one list of tensors of what JSON gives.
+    """Convert parsed JSON to a tensor list.
 
     Raises:
-        DamagedError: it is no list of tensors.
+        DamagedError: the JSON is no tensor list.
     """
     if not isinstance(rows, list):
         raise DamagedError(f"a list of tensors cannot be {_shown(rows)}")
@@ -116,10 +121,10 @@ def tensors_from_json(rows: Any) -> Tensors:
 
 
 def numbered_tensors(rows: Any) -> dict[int, Tensors]:
-    """Make lists of tensors, by number, of what JSON gives.
+    """Convert parsed JSON to tensor lists by number.
 
     Raises:
-        DamagedError: it is no such list, or not in order.
+        DamagedError: the JSON is no list of numbered tensor lists in ascending order.
     """
     if not isinstance(rows, list):
         raise DamagedError(f"its descriptions of tensors are {_shown(rows)}, not a list")
@@ -134,7 +139,7 @@ def numbered_tensors(rows: Any) -> dict[int, Tensors]:
 
 
 def checksum(parts: Mapping[str, str | bytes]) -> str:
-    """CRC-32 of named texts, as eight hexadecimal digits."""
+    """Compute the CRC-32 of named texts, as eight hexadecimal digits."""
     crc = 0
     for name in sorted(parts):
         part = parts[name]
@@ -143,7 +148,13 @@ def checksum(parts: Mapping[str, str | bytes]) -> str:
 
 
 def decompress(packed: bytes, size: int, most: int, name: str) -> bytes:
-    """Decompress zstd data whose size is given, within bounded memory.
+    """Decompress zstd data within bounded memory.
+
+    Args:
+        packed: compressed data.
+        size: size of the content in bytes, as the file claims it.
+        most: largest size that is accepted.
+        name: subject of an error message, in the plural.
 
     Raises:
         DamagedError: the data is damaged, of another size, or the size is above `most`.
@@ -166,11 +177,11 @@ def _check_nesting(value: Any, name: str) -> None:
         if depth > _MAX_JSON_DEPTH:
             raise DamagedError(f"{name} are nested too deeply")
         inner: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner += [item for item in one.values() if isinstance(item, (dict, list))]
-            elif isinstance(one, list):
-                inner += [item for item in one if isinstance(item, (dict, list))]
+        for container in level:
+            if isinstance(container, dict):
+                inner += [item for item in container.values() if isinstance(item, (dict, list))]
+            elif isinstance(container, list):
+                inner += [item for item in container if isinstance(item, (dict, list))]
         level = inner
 
 
@@ -189,7 +200,7 @@ def _check_calls(calls: pd.DataFrame) -> None:
     wrong = np.flatnonzero(~is_top & ((parent < 0) | (parent >= number)))
     if len(wrong):
         raise DamagedError(f"call {number[wrong[0]]} has the parent {parent[wrong[0]]}")
-    # In a selection that was saved, parents may be missing.
+    # In a saved selection parents may be missing.
     row = parent if number[-1] == len(number) - 1 else np.searchsorted(number, parent)
     row = np.where(is_top, 0, row)
     has_row = ~is_top & (number[row] == parent)
@@ -203,9 +214,9 @@ def _check_calls(calls: pd.DataFrame) -> None:
         wrong = np.flatnonzero(where & (values != wanted))
         if len(wrong):
             at = wrong[0]
-            whose = f"that of its parent {parent[at]}" if has_row[at] else "a call without parent"
-            raise DamagedError(f"call {number[at]} has the {name} {values[at]}, which does not fit {whose}")
-    # The parent of a call without one among the rows was left out by a selection, and is further up.
+            expected = f"that of its parent {parent[at]}" if has_row[at] else "a call without parent"
+            raise DamagedError(f"call {number[at]} has the {name} {values[at]}, which does not fit {expected}")
+    # A parent without a row was left out by a selection; it still has a smaller depth.
     wrong = np.flatnonzero(~is_top & ~has_row & (depth < 1))
     if len(wrong):
         raise DamagedError(f"call {number[wrong[0]]} has a parent and the depth 0")
@@ -225,7 +236,7 @@ def _check_calls(calls: pd.DataFrame) -> None:
         if name not in _ANY_SIGN:
             _check_range(name, number, values, 0, MAX_NUMBER if name in _NUMBERED else None)
         largest = max(abs(int(values.min())), abs(int(values.max())))
-        # As floats, whose sums do not wrap around, but only where the sum could be too large.
+        # Summed as floats, which do not wrap around; only if the sum could be too large.
         if largest * len(values) > _MAX_SUM and np.abs(values.astype(np.float64)).sum() > _MAX_SUM:
             raise DamagedError(f"the column {name} adds up to more than a 64-bit number holds")
 
@@ -238,13 +249,13 @@ def _check_range(name: str, number: np.ndarray, values: np.ndarray, least: int, 
 
 
 def _ints(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Values and missing-value mask of a column of nullable integers."""
+    """Return the values and the missing-value mask of a column of nullable integers."""
     missing = column.isna().to_numpy()
     return column.to_numpy(dtype=np.int64, na_value=-1), missing
 
 
 def _check_modules(modules: Sequence[ModuleInfo]) -> None:
-    for place, module in enumerate(modules):
+    for index, module in enumerate(modules):
         path, class_name, parameters, nbytes, aliases = module
         if not (
             isinstance(path, str)
@@ -253,13 +264,13 @@ def _check_modules(modules: Sequence[ModuleInfo]) -> None:
             and _is_size(nbytes)
             and all(isinstance(alias, str) for alias in aliases)
         ):
-            raise DamagedError(f"module {place} cannot be {_shown(list(module))}")
+            raise DamagedError(f"module {index} cannot be {_shown(list(module))}")
     if sum(module.parameter_bytes for module in modules) > _MAX_SUM:
         raise DamagedError("the modules' parameters take more bytes than a 64-bit number holds")
 
 
 def check_tensors(lists: Iterable[Tensors]) -> None:
-    """Check lists of tensors, each different one once.
+    """Check tensor lists.
 
     Raises:
         DamagedError: a name, shape, dtype, device or number of copies is impossible.
@@ -290,10 +301,10 @@ def _check_collections(collections: pd.DataFrame, number: np.ndarray) -> None:
 
 
 def check_collections_json(columns: Any) -> dict[str, list[int]]:
-    """Check that garbage collections are equally long lists of integers, by the columns of `COLLECTIONS`.
+    """Check that parsed garbage collections are lists of integers of one length, by the columns of `COLLECTIONS`.
 
     Raises:
-        DamagedError: they are not.
+        DamagedError: the columns, their lengths or their values are wrong.
     """
     if not isinstance(columns, dict) or set(columns) != set(COLLECTIONS.names):
         raise DamagedError("garbage collections have other columns than they should")
@@ -341,7 +352,7 @@ def _dict_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _with(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> Callable[[Any], bool]:
-    """A dict with these keys, and others."""
+    """Return a check for dicts with these keys; further keys are allowed."""
 
     def fits(value: Any) -> bool:
         return (
@@ -372,7 +383,7 @@ _MERGED_PROCESS = _with(
 _PEAKS = _with(dict.fromkeys(("flops", "bandwidth"), _is_rate), dict.fromkeys(("device", "source"), _is_text))
 _RUN_END = _or_null(_with({"frame": _or_null(_is_size), "ns": _is_ns}))
 
-# The facts that tables, charts and notes read. Others are the user's, of any kind.
+# Facts that tables, charts and notes read. All other facts are the user's, of any type.
 _FACTS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("root", "model", "device", "dtype", "gpu", "clock", "via"), _is_text),
     "date": _is_date,
@@ -403,10 +414,10 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
 
 
 def check_given_facts(facts: Mapping[str, Any]) -> None:
-    """Check facts that a user gives to a recording.
+    """Check the facts that a user passes to a recording.
 
     Raises:
-        ValueError: one has a name that talkerviz reads, and a value that it cannot read.
+        ValueError: a fact has a reserved name and a value of another type.
     """
     for name, value in facts.items():
         if name in _FACTS and not _FACTS[name](value):
@@ -417,7 +428,7 @@ def check_facts(facts: Any) -> None:
     """Check the facts that tables, charts and notes read.
 
     Raises:
-        DamagedError: one is of another type, or they are no JSON object.
+        DamagedError: a fact is of another type, or the facts are no JSON object.
     """
     if not isinstance(facts, dict):
         raise DamagedError(f"its facts are {_shown(facts)}, not a JSON object")
@@ -481,7 +492,7 @@ def _check_flow(flow: Flow, number: np.ndarray) -> None:
         raise DamagedError(f"frame {int(np.argmax(wrong))} of its flow does not fit its {count} operations")
     if (until - at).sum() != count or (len(at) and (at[0] != 0 or (at[1:] != until[:-1]).any())):
         raise DamagedError("the frames of its flow do not hold all operations once")
-    # A frame that is made like another is made of all that begins there.
+    # An inferred frame refers to the start of a followed frame.
     own = (begin == at) & (until > at)
     if not np.isin(begin[begin != at], begin[own]).all():
         raise DamagedError("a frame of its flow is made like one that is not there")
@@ -517,7 +528,7 @@ def _check_op_calls(call: np.ndarray, after: np.ndarray, number: np.ndarray) -> 
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, (dict, list)) and len(value) > _SHOWN:
+    if isinstance(value, (dict, list)) and len(value) > _MAX_VALUE_CHARS:
         return f"a {type(value).__name__} of {len(value):,}"
     text = " ".join(repr(value).split())
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return text if len(text) <= _MAX_VALUE_CHARS else f"{text[: _MAX_VALUE_CHARS - 1]}…"

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from sample_trace import call, make_trace
 
-from talkerviz.analysis.frame_latency import frame_latencies, frame_summary, parts_of_calls
+from talkerviz.analysis.frame_latency import call_parts, frame_latencies, frame_summary
 from talkerviz.analysis.summary import summarise
 from talkerviz.api import Trace
 from talkerviz.render.notes import headline
@@ -154,7 +154,7 @@ def test_another_model_makes_no_speech() -> None:
     assert (summary.frames, summary.mean_ns, summary.jitter_ns) == (3, 10 * MS, 0)
     assert (summary.real_time_factor, summary.codes_per_second) == (None, None)
     assert headline(summary).endswith("jitter 0 ns)")
-    assert parts_of_calls(trace).unique().tolist() == ["forward"]
+    assert call_parts(trace).unique().tolist() == ["forward"]
 
 
 def calls_with_gaps(length: float, **facts: Any) -> Trace:

@@ -7,7 +7,7 @@ from typing import Any
 from sample_trace import call, make_trace
 from torch import nn, ones
 
-from talkerviz.analysis.idle_time import Outside, time_outside
+from talkerviz.analysis.idle_time import IdleTime, idle_time
 from talkerviz.api import Trace
 from talkerviz.recorder.record import record
 from talkerviz.render.notes import notes_on
@@ -27,34 +27,34 @@ def steps(*, run: int = 0, first: int = 0, began: int = 0, **more: Any) -> list[
 
 
 def test_between_the_outermost_calls() -> None:
-    assert time_outside(make_trace(steps())) == Outside(ns=70, span_ns=135)
+    assert idle_time(make_trace(steps())) == IdleTime(idle_ns=70, span_ns=135)
 
 
 def test_until_the_run_ends() -> None:
     ends = {"run_ends": [{"frame": 1, "ns": 200}]}
-    assert time_outside(make_trace(steps(), **ends)) == Outside(ns=70 + 65, span_ns=200)
+    assert idle_time(make_trace(steps(), **ends)) == IdleTime(idle_ns=70 + 65, span_ns=200)
 
 
 def test_between_runs_is_nothing() -> None:
     two = make_trace([*steps(), *steps(run=1, first=5, began=10_000)], run_ends=[None, {"frame": 1, "ns": 10_200}])
-    assert time_outside(two) == Outside(ns=70 + 135, span_ns=135 + 200)
-    assert time_outside(two.select(run=1)) == Outside(ns=135, span_ns=200)
+    assert idle_time(two) == IdleTime(idle_ns=70 + 135, span_ns=135 + 200)
+    assert idle_time(two.select(run=1)) == IdleTime(idle_ns=135, span_ns=200)
 
 
 def test_a_part_does_not_tell() -> None:
     trace = make_trace(steps(), run_ends=[{"frame": 1, "ns": 200}])
     for part in (trace.select(module="net.a"), trace.select(depth=0)):
-        assert time_outside(part) is None
-    assert time_outside(trace.select(frame=0)) == Outside(ns=0, span_ns=30)
-    assert time_outside(make_trace(steps())) is not None
-    assert time_outside(make_trace([row | UNTIMED for row in steps()])) is None
-    assert time_outside(make_trace([])) is None
+        assert idle_time(part) is None
+    assert idle_time(trace.select(frame=0)) == IdleTime(idle_ns=0, span_ns=30)
+    assert idle_time(make_trace(steps())) is not None
+    assert idle_time(make_trace([row | UNTIMED for row in steps()])) is None
+    assert idle_time(make_trace([])) is None
 
 
 def test_a_device_that_is_behind_its_host_is_not_idle() -> None:
     trace = make_trace(steps())
     busy = trace.calls.assign(device_start_ns=trace.calls["host_start_ns"] * 3, device_ns=300)
-    assert time_outside(Trace(busy, trace.modules, trace.facts)) == Outside(ns=0, span_ns=675)
+    assert idle_time(Trace(busy, trace.modules, trace.facts)) == IdleTime(idle_ns=0, span_ns=675)
 
 
 def test_the_note() -> None:

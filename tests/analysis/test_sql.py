@@ -106,7 +106,7 @@ def test_whatever_files_are_called(name: str, other: str, folder: Path) -> None:
     # One that a name with `*` would be taken for as well.
     sample_trace().save(folder / f"{other}x")
     if "\\" in name and set(name) & set("*?["):
-        with pytest.raises(ValueError, match="cannot be told of a name with a backslash"):
+        with pytest.raises(ValueError, match="cannot open a name with a backslash"):
             query("SELECT 1", [folder / name])
         return
     found = query("SELECT DISTINCT file FROM calls UNION SELECT file FROM runs", [folder / name]).to_pylist()
@@ -180,10 +180,10 @@ def test_what_is_no_trace(files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no")
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
     for path, said in (
-        (tmp_path / "text", "no trace or is damaged.*text"),
+        (tmp_path / "text", "damaged or not a trace.*text"),
         (tmp_path / "other.parquet", "other.parquet: a Parquet file, but not a talkerviz trace"),
         (tmp_path / "none.parquet", "none.parquet: no such file"),
-        (tmp_path, "a folder, not a trace file"),
+        (tmp_path, "is a directory, not a trace file"),
     ):
         with pytest.raises(ValueError, match=said):
             query("SELECT 1", [*files, path])

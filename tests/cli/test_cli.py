@@ -14,11 +14,11 @@ import torch
 from command_line import Capture, talkerviz
 from repo_paths import GOLDEN
 
-from talkerviz.analysis.device_peaks import Peaks
 from talkerviz.api import Trace
 from talkerviz.cli import COMMANDS
 from talkerviz.cli.options import app
 from talkerviz.doctor import diagnose
+from talkerviz.recorder.instruments.device_peaks import Peaks
 
 SOURCE_DOCUMENT = GOLDEN / "qwen3_omni_talker_mermaid.md"
 

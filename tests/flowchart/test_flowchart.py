@@ -14,10 +14,9 @@ from torch import Tensor, nn
 import talkerviz as tv
 from talkerviz.api import Trace
 from talkerviz.flowchart.builder import build_graph
-from talkerviz.flowchart.collapse import close_groups
+from talkerviz.flowchart.collapse import collapse_groups
 from talkerviz.flowchart.diff import diff_graph
-from talkerviz.flowchart.model import Graph
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Graph, View
 from talkerviz.trace.join import join
 
 
@@ -196,7 +195,7 @@ def test_what_is_closed_afterwards_hands_itself_what_it_did() -> None:
     model, x = Does(run, layers=nn.ModuleList(layer() for _ in range(3)), again=nn.Linear(4, 4)), torch.ones(1, 4)
     trace = recorded(model, lambda: [model(x) for _ in range(2)])
     graph = diff_graph(trace, trace)
-    closed = close_groups(graph, {group(graph, "layers.0-2").id})
+    closed = collapse_groups(graph, {group(graph, "layers.0-2").id})
     as_drawn = {
         "x -> layers.0-2",
         "layers.0-2 -> layers.0-2 (next)",
@@ -205,7 +204,7 @@ def test_what_is_closed_afterwards_hands_itself_what_it_did() -> None:
     }
     assert arrows(closed) == arrows(build_graph(trace, View(depth=1))) == as_drawn
     # Turns of what is in a box are not the box's.
-    assert arrows(close_groups(graph, {group(graph, "model").id})) == {"x -> model"}
+    assert arrows(collapse_groups(graph, {group(graph, "model").id})) == {"x -> model"}
 
     cell = Does(lambda m, x: m.out(m.cell(x[0], x[1])), cell=nn.GRUCell(4, 4), out=nn.Linear(4, 4))
 
@@ -217,7 +216,7 @@ def test_what_is_closed_afterwards_hands_itself_what_it_did() -> None:
     trace = recorded(cell, steps)
     graph = diff_graph(trace, trace)
     assert "out -> cell (next frame)" in arrows(graph)
-    assert "model -> model (next frame)" in arrows(close_groups(graph, {group(graph, "model").id}))
+    assert "model -> model (next frame)" in arrows(collapse_groups(graph, {group(graph, "model").id}))
 
 
 def test_a_shortcut_through_nothing_is_not_the_main_way() -> None:

@@ -15,10 +15,9 @@ from transformers_versions import OLDER_TRANSFORMERS, not_with_older_transformer
 import talkerviz as tv
 from talkerviz.api import Trace
 from talkerviz.flowchart.builder import build_graph
-from talkerviz.flowchart.diff import changes, diff_graph, without_what_is_same
-from talkerviz.flowchart.model import Graph, Group
-from talkerviz.flowchart.options import View
-from talkerviz.flowchart.subpages import pages_of
+from talkerviz.flowchart.diff import changes, collapse_unchanged, diff_graph
+from talkerviz.flowchart.model import Graph, Group, View
+from talkerviz.flowchart.subpages import subpages
 from talkerviz.recorder.recording import recording
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.targets import talker_of, talker_target
@@ -159,7 +158,7 @@ def test_native_against_transformers() -> None:
     # The modules are the same ones, under longer class names.
     assert not {box.name for box in changes(graph) if box.kind == "module" and box.change in ("added", "removed")}
     assert "native ⇒ transformers" in graph.title
-    drawn = without_what_is_same(graph, 35)
+    drawn = collapse_unchanged(graph, 35)
     assert len(drawn.boxes) <= 35
     # What is closed for want of room is not said to be the same.
     closed = [box for box in drawn.boxes if box.details[:1] == ("differs inside",)]
@@ -186,7 +185,7 @@ def test_one_preset_against_another() -> None:
 
 def test_pages_show_all_that_is_closed() -> None:
     trace = talker("native")
-    pages = {page.name: page.graph for page in pages_of(trace, View(max_nodes=8), ".svg")}
+    pages = {page.name: page.graph for page in subpages(trace, View(max_nodes=8), ".svg")}
     linked = {box.link.removesuffix(".svg") for graph in pages.values() for box in graph.boxes if box.link}
     assert linked | {"index"} == set(pages)
     layers = next(graph for name, graph in pages.items() if name.startswith("decode") and "layers.0-1" in name)

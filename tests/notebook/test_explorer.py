@@ -74,7 +74,7 @@ def sent_by(explorer: Explorer, monkeypatch: pytest.MonkeyPatch, content: dict[s
 def test_what_is_chosen_picks_calls(trace: tv.Trace) -> None:
     explorer = tv.explore(trace)
     assert len(explorer.calls) == len(trace.calls)
-    explorer.selected = trace.fitting("*.norm")
+    explorer.selected = trace.matching_paths("*.norm")
     assert set(explorer.calls["class"]) == {"LayerNorm"}
     assert len(explorer.calls) == 6 * 4 + 1
     explorer.phase = "forward"
@@ -109,7 +109,7 @@ def test_a_call_is_shown_where_it_is(trace: tv.Trace) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("selected", ["net.9"], r"no module 'net.9' was called; see trace.fitting"),
+        ("selected", ["net.9"], r"no module 'net.9' was called; see trace.matching_paths"),
         ("phase", "decode", r"no phase 'decode' in this trace; choose from forward"),
         ("call", 10**6, "no call 1000000 in this trace"),
         ("frame", 4, "no frame 4 in this trace"),

@@ -19,12 +19,13 @@ from command_line import Capture, talkerviz
 from repo_paths import HELPERS, ROOT
 from torch import nn
 
-from talkerviz.analysis.collective_waits import held_up, ranks_among, waits
+from talkerviz.analysis.collective_waits import collective_waits, waits_by_rank
 from talkerviz.api import Trace
 from talkerviz.recorder.distributed.clock_sync import exchange_clocks
 from talkerviz.recorder.distributed.collectives import ranges_text
 from talkerviz.recorder.distributed.process import Process, file_of_rank, this_process
 from talkerviz.recorder.record import record
+from talkerviz.trace.collectives import ranks_among
 from talkerviz.trace.merge import merge
 
 if not dist.is_available() or not dist.is_gloo_available():
@@ -185,7 +186,7 @@ def test_tensor_parallel(name: str, two: Path) -> None:
     # DTensor's results are waited for where they are used.
     assert ("model.wait" in {path for path, _, _ in rows(one)}) == (name == "dtensor")
     merged = merge([one, other])
-    found = waits(held_up(merged))
+    found = waits_by_rank(collective_waits(merged))
     assert len(found) == 2 * 16
     assert (found["wait_ns"] >= 0).all()
     assert (found["end_ns"] >= found["last_ns"]).all()
@@ -280,7 +281,7 @@ def test_pipeline(four: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsy
     assert talkerviz(monkeypatch, "merge", *(folder / name for name in names), "-o", folder / "all.parquet") == 0
     assert re.search(r"198 calls of 4 ranks -> .*all\.parquet", capsys.readouterr().out.replace("\n", ""))
     merged = Trace.load(folder / "all.parquet")
-    found = held_up(merged)
+    found = collective_waits(merged)
     assert (found.attrs["left_out"], found.attrs["out_of_step"]) == (0, 0)
     assert found[["peers", "collective"]].drop_duplicates().shape[0] == 3 * 6
     (folder / "all.parquet").unlink()

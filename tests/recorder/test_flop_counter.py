@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import talkerviz as tv
-from talkerviz.analysis.device_peaks import Peaks, limits_of_run, load_peaks, peaks_of, save_peaks
 from talkerviz.analysis.roofline import roofline
 from talkerviz.analysis.summary import summarise
+from talkerviz.recorder.instruments.device_peaks import Peaks, load_peaks, published_peaks, run_peaks, save_peaks
 from talkerviz.recorder.instruments.flop_formulas import flops_of
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker.files.build import build_talker
@@ -432,15 +432,18 @@ def test_roofline() -> None:
 
 
 def test_peaks(tmp_path: Path) -> None:
-    h200 = peaks_of("NVIDIA H200")
+    h200 = published_peaks("NVIDIA H200")
     assert h200 is not None
     assert h200.bandwidth == 4.8e12
-    assert peaks_of("NVIDIA L40S") is not peaks_of("NVIDIA L4") is not None
-    assert peaks_of("NVIDIA A100-SXM4-40GB") is None or peaks_of("NVIDIA A100-SXM4-40GB").bandwidth == 1.555e12
-    assert peaks_of("NVIDIA H2000") is None
-    assert limits_of_run(h200, "float32", tf32=True)["flops"] == 494.5e12
-    assert limits_of_run(h200, "float32", tf32=False)["flops"] == 67e12
-    assert limits_of_run(h200, "int8", tf32=False) == {}
+    assert published_peaks("NVIDIA L40S") is not published_peaks("NVIDIA L4") is not None
+    assert (
+        published_peaks("NVIDIA A100-SXM4-40GB") is None
+        or published_peaks("NVIDIA A100-SXM4-40GB").bandwidth == 1.555e12
+    )
+    assert published_peaks("NVIDIA H2000") is None
+    assert run_peaks(h200, "float32", tf32=True)["flops"] == 494.5e12
+    assert run_peaks(h200, "float32", tf32=False)["flops"] == 67e12
+    assert run_peaks(h200, "int8", tf32=False) == {}
     mine = Peaks("mine", {"float32": 1e9}, 2e9, "a test")
     save_peaks(mine, tmp_path / "peaks.json")
     assert load_peaks(tmp_path / "peaks.json") == mine

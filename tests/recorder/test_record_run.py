@@ -14,7 +14,7 @@ from sample_trace import sample_trace
 from torch import nn
 
 import talkerviz as tv
-from talkerviz.analysis.pivot import side_by_side
+from talkerviz.analysis.pivot import pivot
 from talkerviz.render.registry import SUFFIXES
 
 
@@ -158,7 +158,7 @@ def test_a_table_across() -> None:
     trace = sample_trace()
     calls = trace.calls.assign(phase=trace.calls["phase"].astype(object).where(trace.calls["frame"] != 1, "later"))
     two = tv.Trace(calls.astype({"phase": "category"}), trace.modules, trace.facts)
-    assert two.table("class", across="phase", top=1).equals(side_by_side(two, "class", "phase").head(1))
+    assert two.table("class", across="phase", top=1).equals(pivot(two, "class", "phase").head(1))
     assert "later.calls" in two.table(across="phase")
     with pytest.raises(ValueError, match="cannot set side by side 'frame'"):
         two.table(across="frame")

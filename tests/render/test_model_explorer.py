@@ -22,8 +22,7 @@ from torch import nn
 
 import talkerviz as tv
 from talkerviz.cli import main
-from talkerviz.flowchart.model import Box, Edge, Graph, Group
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Box, Edge, Graph, Group, View
 from talkerviz.render.charts.graphviz import RenderError
 from talkerviz.render.charts.model_explorer import render_model_explorer
 from talkerviz.render.registry import Style, render

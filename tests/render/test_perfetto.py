@@ -98,12 +98,12 @@ def test_slices_lie_in_each_other_as_calls_do(some: list[Tree], threads: int) ->
     named = {(event["pid"], event["tid"]) for event in events if event["name"] == "thread_name"}
     assert named == {(event["pid"], event["tid"]) for event in events if event["ph"] == "X"}
     for column in ("phase", "frame"):
-        stretches = slices_of(events, column)
-        assert set(depths(stretches)) <= {0}
+        segments = slices_of(events, column)
+        assert set(depths(segments)) <= {0}
         for event in slices:
             inside = [
                 one["args"][column]
-                for one in stretches
+                for one in segments
                 if one["tid"] // 10 == event["tid"] // 10 and ns(one)[0] <= ns(event)[0] and ns(event)[1] <= ns(one)[1]
             ]
             assert inside == ([event["args"][column]] if column in event["args"] else [])

@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from sample_trace import call, make_trace, sample_trace
 
-from talkerviz.analysis.pivot import side_by_side
+from talkerviz.analysis.pivot import pivot
 from talkerviz.analysis.summary import BY
 from talkerviz.api import Trace
 from talkerviz.render.escape import one_line, spreadsheet_cell
@@ -80,7 +80,7 @@ def talker_trace() -> Trace:
 
 
 def test_prefill_against_decode() -> None:
-    found = side_by_side(talker_trace()).set_index("module")
+    found = pivot(talker_trace()).set_index("module")
     assert found.columns.tolist() == [
         *("prefill.calls", "prefill.mean_ns", "prefill.share"),
         *("decode.calls", "decode.mean_ns", "decode.share"),
@@ -99,37 +99,37 @@ def test_prefill_against_decode() -> None:
 
 
 def test_talker_against_code_predictor() -> None:
-    found = side_by_side(talker_trace(), across="part").set_index("module")
+    found = pivot(talker_trace(), across="part").set_index("module")
     assert found.index.tolist() == ["talker.model.layers.*.mlp", "talker"]
     assert found["talker.calls"].tolist() == [4, 2]
     assert found["code predictor.calls"].tolist() == [8, 4]
     assert found["code predictor.mean_ns"].tolist() == [80, 200]
-    by_class = side_by_side(talker_trace(), "class", "part").set_index("class")
+    by_class = pivot(talker_trace(), "class", "part").set_index("class")
     assert by_class.loc["MLP"].isna().tolist() == [True, True, True, False, False, False]
 
 
 def test_sides_sort() -> None:
     trace = talker_trace()
-    assert side_by_side(trace, sort="total")["module"].tolist()[:2] == ["talker", "talker.code_predictor"]
-    assert side_by_side(trace, sort="calls")["module"][0] == "talker.code_predictor.model.layers.*.mlp"
+    assert pivot(trace, sort="total")["module"].tolist()[:2] == ["talker", "talker.code_predictor"]
+    assert pivot(trace, sort="calls")["module"][0] == "talker.code_predictor.model.layers.*.mlp"
 
 
 def test_sides_of_another_model_are_its_phases() -> None:
     rows = [call(n, None, 0, "net", "Net", 10, 10, phase=phase) for n, phase in enumerate(["a.x", "b.x", "b.x"])]
-    found = side_by_side(make_trace(rows))
+    found = pivot(make_trace(rows))
     assert found[["a.x.calls", "b.x.calls"]].iloc[0].tolist() == [1, 2]
 
 
 def test_what_cannot_be_set_side_by_side() -> None:
     trace = talker_trace()
     with pytest.raises(ValueError, match="cannot group by 'frame' side by side: choose from module, class"):
-        side_by_side(trace, "frame")
+        pivot(trace, "frame")
     with pytest.raises(ValueError, match="cannot set side by side 'x': choose from phase, part"):
-        side_by_side(trace, across="x")
+        pivot(trace, across="x")
     with pytest.raises(ValueError, match="the trace has no two phases, but prefill"):
-        side_by_side(trace.select(phase="prefill"))
+        pivot(trace.select(phase="prefill"))
     with pytest.raises(ValueError, match="the trace has no two parts, but none"):
-        side_by_side(make_trace([]), across="part")
+        pivot(make_trace([]), across="part")
 
 
 def test_of_a_trace() -> None:

@@ -16,8 +16,7 @@ from huggingface_models import CONFIGS, OWN, TOKENS, trace_of
 from transformers_versions import OLDER_TRANSFORMERS, not_with_older_transformers
 
 from talkerviz.flowchart.builder import build_graph
-from talkerviz.flowchart.model import Graph, Group
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Graph, Group, View
 from talkerviz.render.registry import render
 from talkerviz.report.writer import write_report
 

@@ -19,7 +19,7 @@ from perfetto_processor import ARGS, FLOWS, PROBLEMS, TRACKS, needs_perfetto, ro
 from rank_traces import Meeting, meeting, rank_traces
 from sample_trace import call, make_trace, sample_trace
 
-from talkerviz.analysis.collective_waits import held_up, waits
+from talkerviz.analysis.collective_waits import collective_waits, waits_by_rank
 from talkerviz.analysis.frame_latency import frame_latencies
 from talkerviz.analysis.stragglers import stragglers
 from talkerviz.api import Trace
@@ -212,7 +212,7 @@ def test_ranks_that_are_out_of_step_are_told() -> None:
 
 def test_who_waits_for_whom() -> None:
     merged = merge(rank_traces(late(2, 3), [0, 0, 0], hosts=["a"] * 3))
-    found = waits(held_up(merged))
+    found = waits_by_rank(collective_waits(merged))
     assert found["last"].tolist() == [2] * 18
     by_rank = found.groupby("rank")[["wait_ns", "transfer_ns"]].sum()
     assert by_rank["wait_ns"].tolist() == [6 * 4_000, 6 * 3_990, 0]
@@ -267,7 +267,7 @@ def test_what_runs_beside_is_no_wait() -> None:
         ]
         frame = make_trace(calls).calls.assign(rank=rank, peers="0-1", collective=0)
         traces.append(replace(rank_traces([], [0, 0], hosts=["a", "a"])[rank], calls=calls_frame(frame)))
-    found = waits(held_up(merge(traces))).set_index("rank")
+    found = waits_by_rank(collective_waits(merge(traces))).set_index("rank")
     assert found["wait_ns"].tolist() == [50 + 1_000, 0]
     assert found["transfer_ns"].tolist() == [1_000, 950]
     assert found["end_ns"].tolist() == [6_000, 6_000]
@@ -328,7 +328,7 @@ def test_flow_stays_with_its_rank() -> None:
 
 def test_what_is_of_one_rank_asks_for_it() -> None:
     merged = merge(rank_traces(late(1, 2), [0, 0], hosts=["a", "a"]))
-    with pytest.raises(ValueError, match="the trace has ranks 0, 1, and this is of one: choose it with --rank"):
+    with pytest.raises(ValueError, match="the trace has ranks 0, 1; choose one with --rank"):
         build_graph(merged)
     assert build_graph(merged.select(rank=1)).boxes
 

@@ -17,12 +17,11 @@ from taps import every_way
 from torch import nn
 
 from talkerviz.analysis.frame_latency import frame_latencies
-from talkerviz.analysis.run_stats import over_runs
+from talkerviz.analysis.run_stats import run_stats
 from talkerviz.api import Trace
 from talkerviz.flowchart.builder import build_graph
 from talkerviz.flowchart.flat_calls import call_graph
-from talkerviz.flowchart.model import Graph
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Graph, View
 from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.event_writer import EventWriter
 from talkerviz.recorder.phases.talker import TalkerPhases
@@ -129,7 +128,7 @@ def test_what_was_cut_short_is_kept_and_left_out() -> None:
     assert trace.facts["cut_short"] == [1]
     assert trace.calls["run"].unique().tolist() == [0, 1, 2]
     assert whole_runs(trace) == [0, 2]
-    assert over_runs(trace, "phase").attrs["runs"] == 2
+    assert run_stats(trace, "phase").attrs["runs"] == 2
     assert as_one_run(trace).facts["mean_of_runs"] == 2
 
 
@@ -208,7 +207,7 @@ def test_the_last_run_of_a_killed_process_is_left_out() -> None:
 
 
 def test_statistics_over_runs() -> None:
-    table = over_runs(runs_of((100, 40), (130, 20), (160, 90)))
+    table = run_stats(runs_of((100, 40), (130, 20), (160, 90)))
     assert table["module"].tolist() == ["net", "net.a"]
     assert table["class"].tolist() == ["Net", "Linear"]
     assert table["calls"].tolist() == [2, 1]
@@ -218,11 +217,11 @@ def test_statistics_over_runs() -> None:
     assert table["total.mean_ns"].tolist() == [190, 50]
     assert table["total.p50_ns"].tolist() == [160, 40]
     assert table["device.mean_ns"].isna().all()
-    assert over_runs(runs_of((100, 40), (130, 20)), "frame")["frame"].tolist() == [0, 1]
+    assert run_stats(runs_of((100, 40), (130, 20)), "frame")["frame"].tolist() == [0, 1]
     with pytest.raises(ValueError, match="cannot group by 'call' over runs"):
-        over_runs(runs_of((1, 1), (1, 1)), "call")
+        run_stats(runs_of((1, 1), (1, 1)), "call")
     with pytest.raises(ValueError, match="no two whole runs"):
-        over_runs(runs_of((1, 1)))
+        run_stats(runs_of((1, 1)))
 
 
 def test_a_row_that_a_run_has_not_counts_as_nothing() -> None:
@@ -231,7 +230,7 @@ def test_a_row_that_a_run_has_not_counts_as_nothing() -> None:
         call(1, None, 0, "net", "Net", 10, 10, run=1),
         call(2, None, 0, "net.extra", "Net", 8, 8, run=1),
     ]
-    table = over_runs(make_trace(rows)).set_index("module")
+    table = run_stats(make_trace(rows)).set_index("module")
     assert table.loc["net.extra", "self.mean_ns"] == 4
 
 

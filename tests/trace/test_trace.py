@@ -120,5 +120,5 @@ def test_files_that_are_no_traces(recorded, tmp_path):
         Trace.load(path)
     with pytest.raises(TraceError, match="no such file"):
         Trace.load(tmp_path / "missing.parquet")
-    with pytest.raises(TraceError, match="a folder"):
+    with pytest.raises(TraceError, match="is a directory"):
         Trace.load(tmp_path)

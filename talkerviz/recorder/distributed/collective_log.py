@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from talkerviz.trace.event_log import BESIDES, COLLECTIVE, FIRST_BESIDE, NO_TENSORS
+from talkerviz.trace.event_log import COLLECTIVE, FIRST_SPECIAL_CALL, NO_TENSORS, SPECIAL_CALLS
 
 
 class Begun(NamedTuple):
@@ -43,14 +43,14 @@ class CollectiveLog:
         self._events = events
         self._stamp = stamp
         self._failed = failed
-        self._kinds = {kind: FIRST_BESIDE + place for place, kind in enumerate(BESIDES)}
+        self._kinds = {kind: FIRST_SPECIAL_CALL + place for place, kind in enumerate(SPECIAL_CALLS)}
         self._all_peers = peers
         self._now = perf_counter_ns if timed else lambda: -1
         self._peers: dict[str, int] = {}
         self._count: Counter[str] = Counter()
 
     def begin(self, kind: str, peers: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Begun:
-        """Log that one of `BESIDES` begins, with its tensors."""
+        """Log that one of `SPECIAL_CALLS` begins, with its tensors."""
         results = self._events.describe_output(outputs[0] if len(outputs) == 1 else outputs)
         number = self._count[peers]
         self._count[peers] += 1

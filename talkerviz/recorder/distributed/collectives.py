@@ -42,7 +42,7 @@ _KINDS = {
     "send": "send",
     **dict.fromkeys(("recv_", "recv_any_source_"), "recv"),
 }
-"""What an operator of `c10d` is called, of `log.BESIDES`."""
+"""What an operator of `c10d` is called, of `log.SPECIAL_CALLS`."""
 
 _MOST_PENDING = 1024
 _ANYONE = "*"
@@ -55,7 +55,7 @@ class Listener(Protocol):
         """A collective begins.
 
         Args:
-            kind: which, of `log.BESIDES`.
+            kind: which, of `log.SPECIAL_CALLS`.
             peers: the ranks that it is among.
             inputs, outputs: its tensors.
 

@@ -11,7 +11,7 @@ from time import perf_counter
 
 import torch
 
-from talkerviz.analysis.device_peaks import Peaks
+from talkerviz.recorder.instruments.device_peaks import Peaks
 
 _BENCHMARK_SECONDS = 0.5  # of tries of each operation
 _MIN_PRODUCT_SECONDS = 0.02  # long enough to be timed, and for all cores to take part

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from talkerviz.flowchart.flat_calls import HEATS, CallGraph, Node, call_graph
+from talkerviz.flowchart.flat_calls import HEAT_LEVELS, CallGraph, Node, call_graph
 from talkerviz.render.charts.palette import BORDER, FAILED, HEAT_FILLS, HEAT_INKS, heat_legend
 from talkerviz.render.escape import mermaid_label
 from talkerviz.render.text import time_text
@@ -40,6 +40,6 @@ def _legend(graph: CallGraph) -> list[str]:
         lines.append("  end")
         lines += [
             f"  classDef heat{heat} fill:{HEAT_FILLS[heat]},stroke:{BORDER},color:{HEAT_INKS[heat]}"
-            for heat in range(HEATS)
+            for heat in range(HEAT_LEVELS)
         ]
     return lines

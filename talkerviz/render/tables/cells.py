@@ -29,7 +29,7 @@ class TableCells:
 
 
 def table_cells(summary: pd.DataFrame, by: str, title: str, notes: tuple[str, ...]) -> TableCells:
-    """The cells of what `summarise` or `side_by_side` made; all times are in one unit, and all sizes."""
+    """The cells of what `summarise` or `pivot` made; all times are in one unit, and all sizes."""
     names = shown_columns(summary, by)
     kinds = {name: what for name in names if (what := quantity(name))}
     units = {

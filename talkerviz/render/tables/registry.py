@@ -30,7 +30,7 @@ class TableView:
 
     Attributes:
         by: what a row stands for, of `summary.BY`.
-        across: what is set side by side, of `side_by_side.ACROSS`; None for nothing.
+        across: what is set side by side, of `pivot.ACROSS`; None for nothing.
         sort: what comes first, of `summary.SORTS`; None for what suits the rows.
         top: how many rows; None for all.
     """

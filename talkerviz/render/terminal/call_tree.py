@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from talkerviz.flowchart.builder import build_graph
-from talkerviz.flowchart.model import Box, Group
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.model import Box, Group, View
 from talkerviz.render.escape import visible
 from talkerviz.render.terminal.rich_table import fitting_columns, plain_table
 from talkerviz.render.text import share_text, time_text

@@ -11,7 +11,7 @@ from talkerviz.flowchart.model import phase_title
 from talkerviz.render.escape import one_line
 from talkerviz.render.viewers.common import call_name, check_timed
 from talkerviz.trace import TraceRecord
-from talkerviz.trace.call_tree import callers
+from talkerviz.trace.call_tree import parent_rows
 
 
 def render_collapsed_stacks(trace: TraceRecord) -> bytes:
@@ -26,7 +26,7 @@ def render_collapsed_stacks(trace: TraceRecord) -> bytes:
     check_timed(trace, "flamegraph")
     calls = trace.calls[trace.calls["host_ns"].notna()]
     own = calls["host_ns"].to_numpy(dtype=np.int64)
-    parent = callers(calls)
+    parent = parent_rows(calls)
     inside = np.zeros(len(calls), dtype=np.int64)
     np.add.at(inside, parent[parent >= 0], own[parent >= 0])
     several = [name for name in ("rank", "thread") if calls[name].nunique() > 1]

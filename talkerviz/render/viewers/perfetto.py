@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.collective_waits import held_up
-from talkerviz.analysis.producers import handed_on
-from talkerviz.analysis.segments import stretches
+from talkerviz.analysis.collective_waits import collective_waits
+from talkerviz.analysis.segments import segments
 from talkerviz.render.viewers.common import call_name, check_timed, compact, joined, lanes, plain_values
 from talkerviz.trace import TraceRecord
+from talkerviz.trace.flow import call_edges
 from talkerviz.trace.schema import Tensors
 
 _HOST, _DEVICE = 1, 2  # processes; those of each further rank have numbers higher by two
@@ -46,7 +46,7 @@ def render_perfetto(trace: TraceRecord) -> bytes:
 
     A slice's `args` are the call's columns by their names in the trace, so times in them are nanoseconds; what was not
     measured is left out. Arrows lead from a call to its slice on the device, and from a call to those that read what it
-    returned, as far as nothing is computed between (see `handed_on`).
+    returned, as far as nothing is computed between (see `call_edges`).
 
     Ranks of a merged trace are processes beside each other. In a collective lies a slice for as long as its rank waits
     for the last one to come, and one for the rest, to which an arrow leads from that one's.
@@ -115,7 +115,7 @@ def _events_of(trace: TraceRecord, to: _Processes) -> Iterator[str]:
     yield from _track_names(trace.calls, device_track, to)
     run = ["run"] if trace.calls["run"].nunique() > 1 else []
     for columns, track in ((["frame", *run], _FRAMES), (["phase", "frame", *run], _PHASES)):
-        for of_thread, values, start, end in stretches(trace.calls, columns):
+        for of_thread, values, start, end in segments(trace.calls, columns):
             known = {name: value for name, value in zip(columns, values, strict=True) if value is not None}
             name = str(known["phase"]) if "phase" in known else f"frame {known['frame']}"
             place = f'"pid":{to.host},"tid":{10 * of_thread + track},"ts":{_us(start)},"dur":{_us(end - start)}'
@@ -226,7 +226,7 @@ def _tensor_lists() -> Callable[[Tensors], str]:
 
 
 def _tensor_arrows(trace: TraceRecord, to: _Processes) -> Iterator[str]:
-    pairs = handed_on(trace)
+    pairs = call_edges(trace.calls, trace.flow)
     thread = trace.calls["thread"].to_numpy()
     start = plain_values(trace.calls["host_start_ns"])
     for one, two in zip(pairs["source"].tolist(), pairs["target"].tolist(), strict=True):
@@ -238,7 +238,7 @@ def _tensor_arrows(trace: TraceRecord, to: _Processes) -> Iterator[str]:
 
 def _waits(trace: TraceRecord, places: Mapping[int, _Processes]) -> Iterator[str]:
     """In a collective that waits a slice until the last rank has come, and one after that with an arrow from there."""
-    held = held_up(trace)
+    held = collective_waits(trace)
     row = pd.Index(trace.calls["call"])
     thread, on_device = trace.calls["thread"].to_numpy(), trace.calls["device_ns"].notna().to_numpy()
     track = np.zeros(len(thread), dtype=np.int64)

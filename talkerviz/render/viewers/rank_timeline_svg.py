@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.collective_waits import held_up
-from talkerviz.analysis.segments import stretches
+from talkerviz.analysis.collective_waits import collective_waits
+from talkerviz.analysis.segments import segments
 from talkerviz.analysis.stragglers import stragglers
 from talkerviz.render.charts.palette import FAILED
 from talkerviz.render.escape import one_line, shortened
@@ -71,7 +71,7 @@ def _pieces(trace: TraceRecord) -> Iterator[str]:
     start = calls["host_start_ns"].to_numpy(float)
     scale = _Scale(float(start.min()), float((start + calls["host_ns"].to_numpy(float)).max()))
     ranks = sorted(calls["rank"].unique().tolist())
-    held = held_up(trace)
+    held = collective_waits(trace)
     found = stragglers(trace) if len(ranks) > 1 else None
     shares = dict(zip(found.ranks["rank"], found.ranks["wait_share"], strict=True)) if found else {}
 
@@ -109,7 +109,7 @@ def _pieces(trace: TraceRecord) -> Iterator[str]:
 
 
 def _stretches(calls: pd.DataFrame, scale: _Scale, top: float) -> Iterator[str]:
-    for number, (_, (phase, frame), start, end) in enumerate(stretches(calls, ["phase", "frame"])):
+    for number, (_, (phase, frame), start, end) in enumerate(segments(calls, ["phase", "frame"])):
         x, width = scale.x(start), scale.width(end - start)
         if width < _LEAST:
             continue

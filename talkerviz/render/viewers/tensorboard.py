@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.segments import stretches
+from talkerviz.analysis.segments import segments
 from talkerviz.render.viewers.common import call_name, check_timed, compact, joined, lanes, plain_values
 from talkerviz.trace import TraceRecord
 from talkerviz.trace.event_log import COLLECTIVES
@@ -73,7 +73,7 @@ def _events(trace: TraceRecord) -> Iterator[dict[str, Any]]:
     yield from _track_names(calls)
     yield from _steps(calls)
     run = ["run"] if calls["run"].nunique() > 1 else []
-    for thread, values, start, end in stretches(calls, ["phase", "frame", *run]):
+    for thread, values, start, end in segments(calls, ["phase", "frame", *run]):
         args = {name: value for name, value in zip(("frame", "run"), values[1:], strict=False) if value is not None}
         yield _slice("phase", str(values[0]), _HOST, 10 * thread + _PHASES, start, end - start, args)
     yield from _call_events(trace, calls)

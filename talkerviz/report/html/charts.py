@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from talkerviz.flowchart.builder import Prepared
-from talkerviz.flowchart.model import Graph, headings_in
-from talkerviz.flowchart.options import View
-from talkerviz.flowchart.subpages import FIRST, Page, Pages
+from talkerviz.flowchart.model import Graph, View, headings_in
+from talkerviz.flowchart.subpages import FIRST, Page, Subpages
 from talkerviz.render.charts.label_text import EdgeStyle, edge_style
 from talkerviz.render.charts.palette import INK
 from talkerviz.render.registry import render_graph
@@ -73,7 +72,7 @@ class Charts:
     def __init__(self, trace: TraceRecord, prepared: Prepared | None = None) -> None:
         self._trace = trace
         self._views = {**{f"depth-{depth}": View(depth=depth) for depth in _DEPTHS}, FIRST: View()}
-        self._pages = Pages(trace, self._views, "", prepared)
+        self._pages = Subpages(trace, self._views, "", prepared)
 
     def levels(self) -> Iterator[Chart]:
         """Those of the whole run, the most closed one first; none where there are no calls.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from talkerviz.trace import TraceRecord
-from talkerviz.trace.call_tree import callers
+from talkerviz.trace.call_tree import parent_rows
 
 MOST_NODES = 6000
 
@@ -23,7 +23,7 @@ def flame_of(trace: TraceRecord) -> dict[str, list[Any]]:
     path = calls["path"].cat.codes.to_numpy().astype(np.int64)
     phase = calls["phase"].cat.codes.to_numpy().astype(np.int64)
     depth = calls["depth"].to_numpy()
-    parent = callers(calls)
+    parent = parent_rows(calls)
     node = np.full(count, -1, dtype=np.int64)
     parents: list[np.ndarray] = []
     first: list[np.ndarray] = []

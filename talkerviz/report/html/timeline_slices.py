@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.shape_text import shapes_of_calls
 from talkerviz.trace import TraceRecord
+from talkerviz.trace.labels import call_shapes
 
 MOST_SLICES = 4000
 """Of one frame; those that take the longest are kept."""
@@ -54,7 +54,7 @@ class Slicer:
 
     def __init__(self, trace: TraceRecord) -> None:
         calls = trace.calls
-        shape, shapes = pd.factorize(np.array(shapes_of_calls(calls, more=True), dtype=object))
+        shape, shapes = pd.factorize(np.array(call_shapes(calls, more=True), dtype=object))
         path = calls["path"].cat.codes.to_numpy()
         modules = [str(name) for name in calls["path"].cat.categories]
         kinds = np.empty(len(modules), dtype=object)
