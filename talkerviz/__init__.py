@@ -6,7 +6,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from talkerviz.api import Trace, record, recording
+from talkerviz.api import Trace, diff, record, recording
 from talkerviz.notebook import explore
 from talkerviz.notebook import load_ipython_extension as load_ipython_extension
 from talkerviz.trace.join import join
@@ -16,7 +16,7 @@ from talkerviz.version import __version__
 if TYPE_CHECKING:
     from talkerviz.recorder import Recording
 
-__all__ = ["Recording", "Trace", "__version__", "explore", "join", "merge", "record", "recording"]
+__all__ = ["Recording", "Trace", "__version__", "diff", "explore", "join", "merge", "record", "recording"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 import pandas as pd
 
 from talkerviz.analysis.frame_latency import makes_speech, parts_of_calls
-from talkerviz.analysis.summary import check_sort, summarise
+from talkerviz.analysis.summary import sort_rows, summarise
 from talkerviz.trace.call_tree import outermost
 from talkerviz.trace.names import without_numbers
 from talkerviz.trace.trace import TraceRecord
 
-ACROSS = ("phase", "part", "rank")
+Across = Literal["phase", "part", "rank"]
+ACROSS: tuple[Across, ...] = get_args(Across)
 BY_ACROSS = ("module", "class")
 
 _BEFORE_ALL = "setup"  # it has no like elsewhere
@@ -29,7 +32,8 @@ def side_by_side(
         across: `phase` sets prefill against decode, of the code predictor its own two. `part` sets the talker against
             the code predictor, the modules of which stand beside those of the same place in the talker. `rank` sets
             side by side the ranks of a merged trace.
-        sort: `self`, `total` or `calls`, of all columns together, largest first; by default `self`.
+        sort: `self`, `total` or `calls`, of all sides together, largest first; or a single column such as
+            `decode.share`, see `sort_rows`; by default `self`.
 
     Returns:
         Columns: the row's name; then of each phase or part, `decode` say, `decode.calls`; `decode.mean_ns` of a single
@@ -43,7 +47,6 @@ def side_by_side(
         raise ValueError(f"cannot group by {by!r} side by side: choose from {', '.join(BY_ACROSS)}")
     if across not in ACROSS:
         raise ValueError(f"cannot set side by side {across!r}: choose from {', '.join(ACROSS)}")
-    check_sort(sort)
     beside = _columns(trace, across)
     kept = beside.notna().to_numpy() & (beside != _BEFORE_ALL).to_numpy()
     sides = beside[kept].unique().tolist()
@@ -69,6 +72,8 @@ def side_by_side(
         table[f"{side}.mean_ns"] = pd.array(groups["host"].mean().round().reindex(table.index), dtype="Int64")
         table[f"{side}.share"] = pd.array(own / own.sum() if own.sum() else own * np.nan, dtype="Float64")
     by_row = rows.assign(total=rows["host"].where(outermost(calls, codes))).groupby("row")
+    if sort not in (None, "self", "total", "calls"):
+        return sort_rows(table, sort)
     order = by_row.size() if sort == "calls" else by_row[sort or "self"].sum()
     largest_first = order.sort_values(ascending=False, kind="stable").index
     ordered: pd.DataFrame = table.loc[largest_first].reset_index(drop=True)
@@ -111,8 +116,8 @@ def table(
 
     Args:
         by: what a row stands for.
-        sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts
-            and frames.
+        sort: any column of the table, see [`sort_rows`][talkerviz.analysis.summary.sort_rows]; by default `self`, but
+            the run's order for phases, parts, requests and frames.
         top: only so many rows; None for all.
         across: set modules or classes side by side, by `phase`, `part` or `rank`.
 

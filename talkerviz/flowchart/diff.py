@@ -11,14 +11,14 @@ from dataclasses import replace
 from talkerviz.flowchart.builder import build_graph, title_parts
 from talkerviz.flowchart.collapse import close_groups
 from talkerviz.flowchart.model import Box, Change, Edge, Graph, Group, Member, boxes_in, heading
-from talkerviz.flowchart.options import View
+from talkerviz.flowchart.options import Edges, View
 from talkerviz.trace import TraceRecord
 
 _NUMBERS = re.compile(r"[\d,…-]*\d[\d,…-]*")
 _COMPARED = ("name", "class_name", "shapes", "repeats")
 
 
-def diff_graph(before: TraceRecord, after: TraceRecord, edges: str | None = None) -> Graph:
+def diff_graph(before: TraceRecord, after: TraceRecord, edges: Edges | None = None) -> Graph:
     """One graph of two runs with all that is in them, boxes matched by name and place.
 
     A class that only has another prefix, `Qwen3OmniMoeTalkerModel` and `TalkerModel`, is no difference, nor is a longer

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-EDGES = ("flow", "calls")
+Edges = Literal["flow", "calls"]
+EDGES: tuple[Edges, ...] = get_args(Edges)
 MOST_BOXES = 59
 """What a picture is legible with."""
 
@@ -27,7 +29,7 @@ class View:
     open: tuple[str, ...] = ()
     close: tuple[str, ...] = ()
     max_nodes: int | None = None
-    edges: str | None = None
+    edges: Edges | None = None
     fold: bool = True
 
     @property

@@ -86,6 +86,14 @@ def quantity(column: str) -> Quantity | None:
     return Quantity(f"{side} {found.heading}", found.text, found.scales, found.decimals) if found and side else found
 
 
+def column_of_heading(heading: str) -> str:
+    """Return the column that a heading names, such as `parameters` for `params`; other names stay as they are."""
+    side, _, name = heading.rpartition(".")
+    column = next((column for column, kind in _QUANTITIES.items() if kind.heading == name), name)
+    column = column.removesuffix("_ns")
+    return f"{side}.{column}" if side else column
+
+
 def is_number(column: str) -> bool:
     """Whether a column is set flush right."""
     return quantity(column) is not None or column in ("call", "frame", "step", "rank")

@@ -21,6 +21,7 @@ from talkerviz.render.registry import mermaid_for_github, render_graph
 from talkerviz.render.viewers.perfetto import perfetto_pieces
 from talkerviz.report.folder import ReportFolder
 from talkerviz.report.headline_figures import Figures, figures_of
+from talkerviz.report.html.chart_data import frames_data, typical_frame
 from talkerviz.report.html.charts import Chart, Charts
 from talkerviz.report.html.page import render_page
 from talkerviz.report.html.timeline_slices import Slicer
@@ -77,6 +78,24 @@ def _write_all(trace: TraceRecord, folder: ReportFolder, on_file: Callable[[str]
     folder.write_text("facts.json", json.dumps(dict(trace.facts), indent=2) + "\n")
     folder.finish()
     return notes
+
+
+def render_single_page(trace: TraceRecord) -> str:
+    """Render the report's page as one file, without files beside it.
+
+    The timeline of a long run has the calls of a few frames.
+
+    Raises:
+        LayoutError: Graphviz is missing or failed.
+    """
+    run = as_one_run(trace)
+    slicer = Slicer(run)
+    held = slicer.held(_HELD_SLICES)
+    typical = typical_frame(frames_data(run))
+    if typical is not None and typical not in held:
+        held.append(typical)
+    charts = list(Charts(run).all())
+    return render_page(run, figures_of(run), charts, slicer, [slicer.slices(frame) for frame in held], single_file=True)
 
 
 def _write_page(

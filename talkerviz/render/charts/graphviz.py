@@ -9,9 +9,6 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-LAYOUTS = ("svg", "png", "pdf")
-"""What can be made of DOT."""
-
 
 class RenderError(ValueError):
     """A picture that cannot be made; the message says why and what to do."""
@@ -30,7 +27,7 @@ class LayoutError(RenderError):
 
 
 def lay_out(dot: str, fmt: str) -> bytes:
-    """DOT to one of `LAYOUTS`.
+    """Lay out DOT as `svg`, `png` or `pdf`.
 
     Raises:
         LayoutError: no layout program is there, it cannot make this format, or it failed.
@@ -46,6 +43,21 @@ def lay_out(dot: str, fmt: str) -> bytes:
         reason = done.stderr.decode(errors="replace").strip().splitlines()
         raise LayoutError(f"{program} could not draw the {fmt}: {reason[-1] if reason else 'no output'}", dot)
     return done.stdout
+
+
+def render_svg(dot: str) -> bytes:
+    """Lay out DOT as SVG, with the headings of groups in front of arrows."""
+    return headings_on_top(lay_out(dot, "svg"))
+
+
+def render_png(dot: str) -> bytes:
+    """Lay out DOT as PNG."""
+    return lay_out(dot, "png")
+
+
+def render_pdf(dot: str) -> bytes:
+    """Lay out DOT as PDF."""
+    return lay_out(dot, "pdf")
 
 
 def _graphviz_pure() -> str | None:

@@ -29,22 +29,36 @@ from talkerviz.trace import TraceRecord
 # In the order in which they need each other.
 _SCRIPTS = ("host", "text", "state", "chart", "plot", "stacks", "plots", "tables", "panel", "main")
 _VENDOR = ("echarts", "tabulator", "svg-pan-zoom")
-_BESIDE = "The calls of some frames are not in this page but in the folder frames beside it."
+_BESIDE = "The calls of some frames are in the folder frames beside this page."
+_LEFT_OUT = "The timeline has {held:,} of {frames:,} frames: the first ones, a typical one and the longest."
 
 
 def render_page(
-    trace: TraceRecord, figures: Figures, charts: Sequence[Chart], slicer: Slicer, held: Sequence[Slices]
+    trace: TraceRecord,
+    figures: Figures,
+    charts: Sequence[Chart],
+    slicer: Slicer,
+    held: Sequence[Slices],
+    single_file: bool = False,
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        trace: what it is about.
-        figures: its numbers and tables.
-        charts: its flowcharts; none where they could not be drawn.
-        slicer: its frames.
-        held: the frames whose calls are in the page itself; those of others are loaded from files beside it.
+        trace: trace of one run.
+        figures: headline figures and tables.
+        charts: flowcharts; none if they could not be drawn.
+        slicer: calls by frame.
+        held: frames whose calls are in the page itself.
+        single_file: leave other frames out of the timeline; by default they are loaded from files beside the page.
     """
     data = _data(trace, figures, charts, slicer, held)
+    if single_file:
+        kept = {slices.frame for slices in held}
+        data["frames"] = [frame for frame in data["frames"] if frame["frame"] in kept]
+        data["notes"] = [
+            _LEFT_OUT.format(held=len(held), frames=len(slicer.frames)) if note == _BESIDE else note
+            for note in data["notes"]
+        ]
     pieces = {
         **controls(),
         "title": html.escape(one_line(f"{data['title']} – talkerviz")),
