@@ -142,7 +142,7 @@ def test_without_a_layout_there_is_the_time_line(trace: tv.Trace, monkeypatch: p
         raise LayoutError("svg needs Graphviz", "digraph {}")
 
     drawn = tv.explore(trace)
-    monkeypatch.setattr("talkerviz.render.registry.lay_out", fail)
+    monkeypatch.setattr("talkerviz.render.charts.graphviz.lay_out", fail)
     data = tv.explore(trace)._data
     assert (data["charts"], data["why"]) == ([], "svg needs Graphviz")
     assert data["slices"]

@@ -131,7 +131,7 @@ def test_without_a_layout_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def fail(*_: object) -> bytes:
         raise LayoutError("svg needs Graphviz", "digraph {}")
 
-    monkeypatch.setattr("talkerviz.render.registry.lay_out", fail)
+    monkeypatch.setattr("talkerviz.render.charts.graphviz.lay_out", fail)
     notes = write_report(sample_trace(), tmp_path)
     assert len(notes) == 2
     assert (tmp_path / "flowchart.dot").read_text() == "digraph {}"
