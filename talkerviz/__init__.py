@@ -1,7 +1,8 @@
-"""See what a speech talker, or any torch model, does: every module call, drawn, tabled and timed.
+"""Tracer for speech talkers and any torch model: every module call, timed, in charts and tables.
 
-`record` and `recording` make a `Trace` of what a model does, `join` puts together what several runs measured and
-`merge` the ranks of one, and `explore` opens a trace in a notebook, where `%load_ext talkerviz` brings `%%talkertrace`.
+`record` and `recording` make a `Trace` of a model's run, `join` combines the measures of several runs and `merge` the
+traces of several ranks, `diff` compares two traces, and `explore` opens one in a notebook, where `%load_ext talkerviz`
+adds `%%talkertrace`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ __all__ = ["Recording", "Trace", "__version__", "diff", "explore", "join", "merg
 
 
 def __getattr__(name: str) -> Any:
-    # Torch comes with what records, and not before: reading a trace needs none of it.
+    # Importing the recorder imports torch, which takes seconds; reading a trace does not need it.
     if name != "Recording":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from talkerviz.recorder import Recording

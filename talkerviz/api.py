@@ -321,43 +321,43 @@ def recording(
 ) -> AbstractContextManager[Recording[Trace]]:
     """Record every call of the model's modules made inside the `with` block, on any thread.
 
-    Nothing is left on the model, and `trace` holds the calls made until the end, whatever that is.
+    The model is unchanged afterwards. `trace` holds the calls up to the end of the block, also after an exception.
 
     Args:
         model: any module.
-        name: the root's name in the trace; the path of every module begins with it.
-        phases: makes of the root's name the rule by which one run divides into phases and frames, such as the class
-            `TalkerPhases`. By default each pass is a frame, and by the positions and the cache that go into it
-            `prefill`, `decode`, or without any cache `forward`: see `PassPhases`.
+        name: name of the root in the trace; every module path begins with it.
+        phases: function that takes the root's name and returns the rule that divides a run into phases and frames, such
+            as the class `TalkerPhases`. By default each forward pass is a frame; its phase is `prefill` or `decode` by
+            positions and KV cache, or `forward` without a cache: see `PassPhases`.
         clock: `cpu` for host times in nanoseconds, `cuda` for device times as well, `none` for shapes alone.
-        facts: what to note of the run, JSON values; versions, device and threads are noted anyway.
-        include: record only modules whose path fits one of these patterns, as in a shell; `*` crosses dots.
-        exclude: nor those that fit one of these.
-        depth: nor those more than so many levels below the root.
-        measure: what slows the run down, so that its times say nothing: take those from another recording, and put the
-            two together with `join`. `cost` counts floating-point operations and bytes of each call, on any device;
-            `memory` what it allocates and `busy` how long its kernels run, on CUDA devices; `flow` follows the tensors
-            from operation to operation, on the thread that begins the recording, for `Trace.flow`.
-        file: keep the trace in this file; each of several processes, as `torchrun` starts them, in one with its rank in
-            the name, `run.rank0.parquet` for `run.parquet`, see `Recording.file`. While the run goes on, `FILE.partial`
-            beside it holds what was recorded, and `Trace.load` opens it if the process is killed; memory stays bounded.
+        facts: facts about the run to store, JSON values; versions, device and threads are stored anyway.
+        include: record only modules whose path matches one of these shell patterns; `*` matches dots.
+        exclude: skip modules whose path matches one of these.
+        depth: maximum levels below the root to record.
+        measure: quantity whose measurement slows the run, so that the recording's times are meaningless: take times
+            from another recording, and combine the two with `join`. `cost` counts floating-point operations and bytes
+            of each call, on any device; `memory` its allocations and `busy` its kernels' time, on CUDA devices; `flow`
+            follows tensors from operation to operation on the thread that begins the recording, for `Trace.flow`.
+        file: file to write the trace to; each process of several, as under `torchrun`, writes one with its rank in the
+            name, `run.rank0.parquet` for `run.parquet`, see `Recording.file`. During the run, `FILE.partial` beside it
+            holds what was recorded so far, which `Trace.load` opens if the process is killed; memory stays bounded.
         nvtx: mark calls and frames as NVTX ranges, for Nsight Systems: see `NvtxRanges`.
-        via: how calls are seen: `tap`, at `nn.Module.__call__`, with nothing on the modules; `hooks`, through torch's
-            forward hooks, with nothing patched and at several times the cost; `auto` takes the tap where it is built.
-            `flow` patches `__call__` either way, and `nvtx` needs the tap.
-        only: `here` records the calls of this thread or task alone, and of what is run in a copy of its context, as
-            `asyncio.to_thread` does: one request of a server that is busy with others. Threads begun by
-            `threading.Thread` are left out, unless they run what they do by `contextvars.copy_context().run`.
+        via: interception of calls: `tap` patches `nn.Module.__call__` and adds nothing to modules; `hooks` uses torch's
+            forward hooks, without a patch and at several times the cost; `auto` is `tap` if its extension is built.
+            `flow` patches `__call__` in both, and `nvtx` needs the tap.
+        only: `here` records the calls of this thread or task alone, and of functions run in a copy of its context, as
+            by `asyncio.to_thread`: one request of a busy server. Threads started by `threading.Thread` are left out,
+            unless they run their function by `contextvars.copy_context().run`.
 
-    Collectives of torch.distributed are rows as well where there are several processes, see `trace.schema.CALLS`. All
-    of them should begin to record at the same place in the program: their clocks are compared then.
+    Collectives of torch.distributed are rows as well if there are several processes, see `trace.schema.CALLS`. All
+    processes should begin to record at the same place in the program, where their clocks are compared.
 
     Raises:
-        ValueError: a fact that has a meaning here, with a value that it cannot have; an unknown clock, measure or via,
-            or one that is not possible here, or NVTX that is not; no module that fits; what is no module; a file whose
-            name is that of another format.
-        OSError: the file cannot be written to. Where its disk fills later, the run goes on without being recorded, and
-            there is a RuntimeWarning at the end: `Recording.lost` says why, and `Recording.file` is what was kept.
+        ValueError: an invalid value for a known fact; an unknown clock, measure or via, or one that is not available
+            here; NVTX without the tap; no module that matches `include`; a model that is no module; a file name with
+            the ending of another format.
+        OSError: the file cannot be written. If its disk fills later, the run goes on without being recorded, and there
+            is a RuntimeWarning at the end: `Recording.lost` is the reason, and `Recording.file` the file that was kept.
     """
     from talkerviz.recorder.recording import recording
 
@@ -397,26 +397,31 @@ def record(
     warmup: int = 0,
     repeat: int = 1,
 ) -> Trace:
-    """Call `run` and record every call it makes of the model's modules; see `recording` for the other arguments.
+    """Run a model and record every call of its modules; `recording` describes the other arguments.
 
     Args:
         model: any module.
-        run: a function that runs it, such as `lambda: model(x)`, or its inputs: a tensor, a tuple of arguments, or a
-            mapping of arguments by name.
-        measure: what to measure beside the times, see `recording`: one, or several such as `("flow", "cost")`. Each is
-            measured in one more call of `run` and joined to the trace of the timed ones. Where that call fails, or is
-            not the same run again, there is a RuntimeWarning, and the trace has the times without the measure. With
-            `clock="none"`, which takes no times, the first is measured in the recorded run itself.
-        warmup: call `run` so often first, and record nothing of it.
-        repeat: record so many calls of `run`, each a run of the trace.
+        run: inputs of the model: a tensor, a tuple of arguments, or a mapping of arguments by name; or a function that
+            runs it, such as `lambda: model(x)`.
+        measure: quantities to measure besides times, see `recording`: one, or several such as `("flow", "cost")`. Each
+            takes one more run, which is joined to the trace of the timed runs. If that run fails or makes other calls,
+            there is a RuntimeWarning, and the trace has the times alone. With `clock="none"`, which takes no times, the
+            first quantity is measured in the recorded run itself.
+        warmup: number of unrecorded runs before.
+        repeat: number of recorded runs.
 
     Raises:
-        ValueError: as `recording`; a `run` that cannot be called; a number that is too small.
+        ValueError: as `recording`; a `run` that is neither inputs nor a function; a number that is too small.
     """
     from torch import Tensor
 
     from talkerviz.recorder.record import record
 
+    if not isinstance(run, (Tensor, tuple, Mapping)) and not callable(run):
+        raise ValueError(
+            f"run: neither inputs nor a function, but of type {type(run).__name__}; pass a tensor, a tuple of "
+            "arguments, a mapping of arguments by name, or lambda: model(x)"
+        )
     return record(
         model,
         partial(_call, model, run) if isinstance(run, (Tensor, tuple, Mapping)) else run,
@@ -439,7 +444,7 @@ def record(
 
 
 def _call(model: nn.Module, inputs: Any) -> object:
-    """Call the model with its inputs: by name from a mapping, by place from a tuple, or a single one."""
+    """Call the model with its inputs: keyword arguments, positional arguments, or a single one."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

@@ -354,7 +354,7 @@ def test_a_model_is_recorded_with_its_inputs() -> None:
     assert trace.calls["path"].tolist() == ["model", "model.0", "model.1"]
     assert tv.record(net, (torch.ones(1, 2),)).calls["path"].tolist() == trace.calls["path"].tolist()
     assert tv.record(net, {"input": torch.ones(1, 2)}).calls["path"].tolist() == trace.calls["path"].tolist()
-    with pytest.raises(ValueError, match="tensor"):
+    with pytest.raises(ValueError, match="run: neither inputs nor a function, but of type int; pass a tensor"):
         tv.record(net, 3)  # type: ignore[arg-type]
 
 
