@@ -300,7 +300,7 @@ def test_writes_a_report(tmp_path: Path) -> None:
     assert page.read_text().startswith("<!doctype html>")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty, and not the folder of a report"):
+    with pytest.raises(ValueError, match="is not empty and holds no report"):
         sample_trace().report(tmp_path / "mine")
 
 

@@ -112,7 +112,7 @@ def test_flame_adds_up(talker: Trace) -> None:
 
 
 def test_a_large_frame_keeps_its_longest_calls(talker: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "MOST_SLICES", 50)
+    monkeypatch.setattr(slices, "MAX_SLICES", 50)
     part = Slicer(talker).slices(1).data
     of_frame = talker.calls[talker.calls["frame"] == 1]
     assert part["left_out"] == len(of_frame) - 50
@@ -274,8 +274,8 @@ def test_theme(reader: Reader, folder: Path) -> None:
 def test_another_frame_is_loaded(
     reader: Reader, talker: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "_HELD_SLICES", 10)
-    monkeypatch.setattr(report, "_MOST_SHOWN", 500)
+    monkeypatch.setattr(report, "_PAGE_SLICES", 10)
+    monkeypatch.setattr(report, "_MAX_PERFETTO_CALLS", 500)
     (note,) = write_report(talker, tmp_path)
     assert note.startswith("trace.json: the first ")
     held = {part["frame"] for part in data_of(tmp_path)["slices"]}
@@ -376,7 +376,7 @@ def test_the_page_writes_numbers_as_python_does() -> None:
 
 
 def test_a_report_of_a_part_that_is_long(talker: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_MOST_SHOWN", 100)
+    monkeypatch.setattr(report, "_MAX_PERFETTO_CALLS", 100)
     layers = talker.select(module="talker.model.layers.*")
     notes = write_report(layers, tmp_path)
     assert any(note.startswith("trace.json: the first ") for note in notes)

@@ -1,4 +1,4 @@
-"""The report's page: everything that it shows, and what shows it, in one file."""
+"""Page of the report: data, styles and scripts in one file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from talkerviz.report.html.flame import flame_of
 from talkerviz.report.html.timeline_slices import Slicer, Slices
 from talkerviz.trace import TraceRecord
 
-# In the order in which they need each other.
+# In order of their dependencies.
 _SCRIPTS = ("host", "text", "state", "chart", "plot", "stacks", "plots", "tables", "panel", "main")
 _VENDOR = ("echarts", "tabulator", "svg-pan-zoom")
 _BESIDE = "The calls of some frames are in the folder frames beside this page."
@@ -73,14 +73,14 @@ def render_page(
     return with_pieces(piece("template.html"), pieces)
 
 
-# Marks that change the direction of what follows, as JSON has them: the page shows their codes.
-_TURNS = re.compile(r"(?<!\\)((?:\\\\)*)\\u(061c|200[ef]|202[a-e]|206[6-9])")
+# Direction marks in JSON; the page shows their codes.
+_DIRECTION_MARKS = re.compile(r"(?<!\\)((?:\\\\)*)\\u(061c|200[ef]|202[a-e]|206[6-9])")
 
 
 def _json(value: Any) -> str:
-    # A name could end the script that it is in, or begin a comment that hides its end.
+    # A name could end the script element, or begin a comment that hides its end.
     text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
-    return _TURNS.sub(r"\1\\\\u\2", text)
+    return _DIRECTION_MARKS.sub(r"\1\\\\u\2", text)
 
 
 def _script(text: str) -> str:
@@ -93,7 +93,7 @@ def _data(
     by_frame = frames_data(trace)
     return {
         **shared_data(trace, charts, slicer),
-        "numbers": [{"label": one.label, "value": one.value, "hint": one.hint} for one in figures.numbers],
+        "numbers": [vars(number) for number in figures.numbers],
         "notes": notes_on(trace) + ([_BESIDE] if len(held) < len(slicer.frames) else []),
         "facts": [
             [name, value if isinstance(value, str) else json.dumps(value)] for name, value in trace.facts.items()
