@@ -37,10 +37,11 @@ from torch import nn
 
 import talkerviz as tv
 from talkerviz.api import Trace
+from talkerviz.flowchart import builder
 from talkerviz.flowchart.builder import build_graph
 from talkerviz.flowchart.model import Graph, View
-from talkerviz.recorder.recording import recording
-from talkerviz.render import registry as formats
+from talkerviz.recorder import recording
+from talkerviz.render.charts import graphviz
 from talkerviz.render.charts.dot import render_dot
 from talkerviz.render.charts.dot_flat import render_dot_flat
 from talkerviz.render.charts.graphviz import lay_out
@@ -181,7 +182,7 @@ def draw_trace(fmt: str, path: Path) -> Steps:
         seconds["lay_out"] += perf_counter() - start
         return drawn
 
-    formats.build_graph, formats.lay_out = fold, laid_out
+    builder.build_graph, graphviz.lay_out = fold, laid_out
     start = perf_counter()
     trace = Trace.load(path)
     loaded = perf_counter()

@@ -1,12 +1,13 @@
-"""See what a speech talker, or any torch model, does: every module call, drawn, tabled and timed.
+"""Tracer for speech talkers and any torch model: every module call, timed, in charts and tables.
 
-`record` and `recording` make a `Trace` of what a model does, `join` puts together what several runs measured and
-`merge` the ranks of one, and `explore` opens a trace in a notebook, where `%load_ext talkerviz` brings `%%talkertrace`.
+`record` and `recording` make a `Trace` of a model's run, `join` combines the measures of several runs and `merge` the
+traces of several ranks, `diff` compares two traces, and `explore` opens one in a notebook, where `%load_ext talkerviz`
+adds `%%talkertrace`.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from talkerviz.api import Trace, record, recording
+from talkerviz.api import Trace, diff, record, recording
 from talkerviz.notebook import explore
 from talkerviz.notebook import load_ipython_extension as load_ipython_extension
 from talkerviz.trace.join import join
@@ -16,11 +17,11 @@ from talkerviz.version import __version__
 if TYPE_CHECKING:
     from talkerviz.recorder.recording import Recording
 
-__all__ = ["Recording", "Trace", "__version__", "explore", "join", "merge", "record", "recording"]
+__all__ = ["Recording", "Trace", "__version__", "diff", "explore", "join", "merge", "record", "recording"]
 
 
 def __getattr__(name: str) -> Any:
-    # Torch comes with what records, and not before: reading a trace needs none of it.
+    # Importing the recorder imports torch, which takes seconds; reading a trace does not need it.
     if name != "Recording":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from talkerviz.recorder.recording import Recording

@@ -1,174 +1,307 @@
-"""Public surface: traces with their tables and charts, and the functions that record them."""
+"""Public surface: traces with their tables and charts, and the functions that record and compare them."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, overload
 
-from talkerviz.analysis.pivot import table
-from talkerviz.flowchart.model import View
+from talkerviz.analysis.pivot import Across
+from talkerviz.analysis.summary import By
 from talkerviz.notebook import mimebundle
 from talkerviz.render import registry
-from talkerviz.render.registry import CHARTS, FORMATS, PICTURES, Given, Style, check_options
-from talkerviz.render.tables.registry import TableView
+from talkerviz.render.options import OPTIONS, RenderOptions, help_lines
+from talkerviz.render.registry import BINARY, BinaryFormat, TextFormat
+from talkerviz.render.tables.summary import table_of
 from talkerviz.trace.trace import TraceRecord
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
-    from typing_extensions import Unpack
 
+    from talkerviz.analysis.compare import ComparedBy
+    from talkerviz.flowchart.model import Edges
     from talkerviz.recorder.phases import PhaseRule
     from talkerviz.recorder.recording import Recording
 
-Text = Literal[
-    "mermaid",
-    "dot",
-    "svg",
-    "model-explorer",
-    "markdown",
-    "latex",
-    "html",
-    "csv",
-    "json",
-    "perfetto",
-    "speedscope",
-    "flamegraph",
-    "tensorboard",
-    "timeline",
-]
-Picture = Literal["png", "pdf"]
+_Options = ParamSpec("_Options")
 
 
-class Options(TypedDict, total=False):
-    """All options of `render` as a type; it says what they are."""
+class _Render(Protocol[_Options]):
+    """Type of `Trace.render`: keyword arguments are those of `RenderOptions`, which writes each option once."""
 
-    style: Literal["nested", "flat", "source"]
-    phase: str | None
-    frame: int | None
-    module: str | None
-    depth: int | None
-    open: str | Sequence[str]
-    close: str | Sequence[str]
-    edges: Literal["flow", "calls"] | None
-    fold: bool
-    max_nodes: int | None
-    by: Literal["module", "class", "phase", "part", "layer", "request", "frame", "call"] | None
-    across: Literal["phase", "part", "rank"] | None
-    sort: Literal["self", "total", "calls"] | None
-    top: int | None
+    @overload
+    def __call__(self, format: TextFormat, *args: _Options.args, **options: _Options.kwargs) -> str: ...
+    @overload
+    def __call__(self, format: BinaryFormat, *args: _Options.args, **options: _Options.kwargs) -> bytes: ...
+    @overload
+    def __call__(self, format: str, *args: _Options.args, **options: _Options.kwargs) -> str | bytes: ...
+
+
+class _RenderMethod(Generic[_Options]):
+    """Type of the method before it is bound to a trace."""
+
+    @overload
+    def __get__(self, trace: None, owner: type[object]) -> Callable[..., str | bytes]: ...
+    @overload
+    def __get__(self, trace: object, owner: type[object]) -> _Render[_Options]: ...
+    def __get__(self, trace: object, owner: type[object]) -> Any:
+        raise NotImplementedError  # for type checkers: the attribute is the function itself
+
+
+def _with_options(
+    options: Callable[_Options, RenderOptions],
+) -> Callable[[Callable[..., str | bytes]], _RenderMethod[_Options]]:
+    """Give a method the signature and the help of the options that it takes."""
+
+    def decorate(method: Callable[..., str | bytes]) -> Any:
+        own = [
+            parameter
+            for parameter in inspect.signature(method).parameters.values()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        taken = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+            for name, option in OPTIONS.items()
+        ]
+        method.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]
+        if method.__doc__:  # none under `python -OO`
+            method.__doc__ = method.__doc__.replace(" " * 12 + "**options: see `RenderOptions`.", help_lines(" " * 12))
+        return method
+
+    return decorate
 
 
 class Trace(TraceRecord):
-    """The record of one run, with its tables and charts.
-
-    A `TraceRecord` with methods that draw and print it; see there for the attributes.
-    """
+    """Record of a run, with its tables and charts; `TraceRecord` describes the attributes."""
 
     def table(
-        self, by: str = "module", sort: str | None = None, top: int | None = None, across: str | None = None
+        self, by: By = "module", sort: str | None = None, top: int | None = None, across: Across | None = None
     ) -> pd.DataFrame:
-        """Where the time went: a row for each module, class, phase, part, layer, request, frame or call.
+        """Summarise where the time went, a row per module, class, phase, part, layer, request, frame or call.
 
         Args:
-            by: what a row stands for.
-            sort: `self`, `total` or `calls`, largest first; by default `self`, but the run's order for phases, parts
-                and frames.
-            top: only so many rows; None for all.
-            across: set modules or classes side by side, by `phase`, `part` or `rank`.
+            by: rows of the table.
+            sort: column to sort by, numbers largest first: its name in the table, with or without its unit, or its
+                heading. By default `self`, but run order for phases, parts, requests and frames.
+            top: maximum number of rows; None for all.
+            across: columns side by side, by `phase`, `part` or `rank`, for modules or classes.
 
         Returns:
-            The columns of [`summarise`][talkerviz.analysis.summary.summarise], or with `across` those of
-            [`pivot`][talkerviz.analysis.pivot.pivot]; times in nanoseconds. What was not measured is
-            `<NA>`.
+            Columns of [`summarise`][talkerviz.analysis.summary.summarise], or with `across` of
+            [`pivot`][talkerviz.analysis.pivot.pivot]. Times are nanoseconds; `<NA>` was not measured.
 
         Raises:
-            ValueError: an unknown `by`, `sort` or `across`, or one that has nothing to set side by side; `top` is less
-                than 1.
+            ValueError: unknown `by`, `sort` or `across`; fewer than two columns to set side by side; `top` below 1.
         """
-        return table(self, by, sort, top, across)
+        summary = table_of(self, RenderOptions(by=by, sort=sort, top=top, across=across))
+        return summary if top is None else summary.head(top)
 
-    @overload
-    def render(self, format: Text, **options: Unpack[Options]) -> str: ...
-    @overload
-    def render(self, format: Picture, **options: Unpack[Options]) -> bytes: ...
-    @overload
-    def render(self, format: str, **options: Unpack[Options]) -> str | bytes: ...
-    def render(
+    @_with_options(RenderOptions)
+    def render(self, format: str, **options: Any) -> str | bytes:
+        """Render the trace as a chart, a table, a page, or a file for another program.
+
+        Args:
+            format: `mermaid`, `dot`, `svg`, `png`, `pdf` or `model-explorer` for a chart; `markdown`, `latex`, `html`,
+                `csv` or `json` for a table; `page` for the page of a report as one HTML file; `perfetto`,
+                `speedscope`, `flamegraph`, `tensorboard` or `timeline`.
+            **options: see `RenderOptions`.
+
+        Returns:
+            Text of the format; bytes for PNG and PDF.
+
+        Raises:
+            ValueError: unknown format or value, an option that does not apply to the format, no such phase, frame or
+                module, or a program that is missing; the message is one line.
+            TypeError: unknown option.
+        """
+        if unknown := sorted(options.keys() - OPTIONS.keys()):
+            raise TypeError(f"render: unknown option {unknown[0]!r}; choose from {', '.join(OPTIONS)}")
+        rendered = registry.render(self, format, RenderOptions(**options))
+        return rendered if format in BINARY else rendered.decode()
+
+    def show(
         self,
-        format: str,
+        by: By | None = None,
         *,
-        style: str = "nested",
+        across: Across | None = None,
+        sort: str | None = None,
+        top: int | None = None,
         phase: str | None = None,
         frame: int | None = None,
         module: str | None = None,
-        depth: int | None = None,
-        open: str | Sequence[str] = (),
-        close: str | Sequence[str] = (),
-        edges: str | None = None,
-        fold: bool = True,
-        max_nodes: int | None = None,
-        by: str | None = None,
-        across: str | None = None,
-        sort: str | None = None,
-        top: int | None = None,
-    ) -> str | bytes:
-        """Draw the trace, or write a table of it or another program's file.
+        rank: int | None = None,
+        runs: bool = False,
+        ranks: bool = False,
+    ) -> None:
+        """Print a latency table, as `talkerviz show` does.
 
         Args:
-            format: a chart, `mermaid`, `dot`, `svg`, `png`, `pdf` or `model-explorer`; a table, `markdown`, `latex`,
-                `html`, `csv` or `json`; or `perfetto`, `speedscope`, `flamegraph`, `tensorboard` or `timeline`.
-            style: of a chart: `nested` folds what repeats; `flat` has a box a call; `source`, Mermaid only, is the
-                document that this project grew from.
-            phase: only this phase, as the next three in any format.
-            frame: only this frame, from 0.
-            module: only modules whose path fits this pattern, as in a shell, and what is in them.
-            depth: only calls nested at most this deep, 0 for those at the top; of a nested chart, open no further.
-            open: patterns of paths that a nested chart opens, however deep.
-            close: patterns of paths that it does not open.
-            edges: what its arrows are: `flow` for where tensors went, `calls` for call order; by default `flow` if it
-                was recorded.
-            fold: whether it draws once what repeats.
-            max_nodes: no more boxes in it; what does not fit is folded. By default 59.
-            by: what a table's row stands for: `module` by default, `class`, `phase`, `part`, `layer`, `request`,
-                `frame` or `call`.
-            across: what it sets side by side: `phase`, `part` or `rank`.
-            sort: which row comes first: `self`, `total` or `calls`.
-            top: only so many rows.
-
-        Returns:
-            The bytes of a PNG or PDF; of anything else its text.
+            by: rows of the table, by default `module`.
+            across: columns side by side, by `phase`, `part` or `rank`.
+            sort: column to sort by, see `table`.
+            top: maximum number of rows.
+            phase: only this phase.
+            frame: only this frame, format_count from 0.
+            module: only modules whose path matches this pattern, and the calls inside them.
+            rank: only this rank of a merged trace.
+            runs: print how the runs differ, instead of their sums.
+            ranks: print how the ranks of a merged trace wait for each other.
 
         Raises:
-            ValueError: an unknown format or value of an option, an option that the format does not have, no such phase,
-                frame or module, or what cannot be made here, with what to install; the message says it in one line.
+            ValueError: as `table` and `select`; options that do not go together.
         """
-        if format not in FORMATS:
-            raise ValueError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
-        styles = [known.value for known in Style]
-        if style not in styles:
-            raise ValueError(f"unknown style {style!r}: choose from {', '.join(styles)}")
-        for option, number, least in (("depth", depth, 0), ("max_nodes", max_nodes, 1), ("top", top, 1)):
-            if number is not None and number < least:
-                raise ValueError(f"{option} must be at least {least}, not {number}")
-        of_tables = {"by": by, "across": across, "sort": sort, "top": top}
-        of_charts = {"open": open, "close": close, "edges": edges, "max_nodes": max_nodes, "fold": not fold}
-        how = Style(style)
-        check_options(format, how, Given(of_tables, of_charts, "style"))
-        opened = how is Style.nested and format in CHARTS
-        chosen = self.select(phase, frame, None if opened else depth, module)
-        view = View(depth, _patterns(open), _patterns(close), max_nodes, edges, fold)
-        drawn = registry.render(chosen, format, how, view, TableView(by or "module", across, sort, top))
-        return drawn if format in PICTURES else drawn.decode()
+        from talkerviz.render.terminal.console import console
+        from talkerviz.render.terminal.printing import check_show_options, print_ranks, print_table
+
+        options = RenderOptions(
+            by=by, across=across, sort=sort, top=top, phase=phase, frame=frame, module=module, rank=rank
+        )
+        check_show_options(options, runs, ranks)
+        if ranks:
+            print_ranks(console(), self, options)
+        else:
+            print_table(console(), self, options, runs)
+
+    def tree(
+        self,
+        depth: int | None = None,
+        *,
+        sort: str | None = None,
+        phase: str | None = None,
+        frame: int | None = None,
+        module: str | None = None,
+        rank: int | None = None,
+    ) -> None:
+        """Print the call tree with repeated modules folded, as `talkerviz tree` does.
+
+        Args:
+            depth: levels below the phases; 0 for the outermost calls alone, None for all.
+            sort: column by which modules with the same caller are sorted; None for run order.
+            phase: only this phase.
+            frame: only this frame, format_count from 0.
+            module: only modules whose path matches this pattern, and the calls inside them.
+            rank: only this rank of a merged trace.
+
+        Raises:
+            ValueError: unknown or unmeasured column; as `select`.
+        """
+        from talkerviz.render.terminal.console import console
+        from talkerviz.render.terminal.printing import print_tree
+
+        options = RenderOptions(depth=depth, sort=sort, phase=phase, frame=frame, module=module, rank=rank)
+        print_tree(console(), self, options)
+
+    def report(self, folder: str | Path = "report") -> Path:
+        """Write a report: a folder with a page, a text, tables and charts, as `talkerviz report` does.
+
+        Args:
+            folder: new or empty folder, or that of an earlier report, which is replaced.
+
+        Returns:
+            Path of the page, `index.html`.
+
+        Raises:
+            ValueError: the folder holds other files, or files of the report in it were changed.
+            OSError: the folder cannot be written.
+
+        A part that could not be made, such as a chart without Graphviz, is a RuntimeWarning.
+        """
+        from talkerviz.report.writer import write_report
+
+        for note in write_report(self, Path(folder)):
+            warnings.warn(note, RuntimeWarning, stacklevel=2)
+        return Path(folder) / "index.html"
 
     def _repr_mimebundle_(
         self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
     ) -> dict[str, str]:
-        """Return what Jupyter shows of the trace, by MIME type."""
+        """Return the trace's display in Jupyter, by MIME type."""
         return mimebundle(self, include, exclude)
+
+
+@overload
+def diff(
+    before: TraceRecord,
+    after: TraceRecord,
+    format: None = None,
+    *,
+    by: ComparedBy = "module",
+    top: int = 20,
+    edges: Edges | None = None,
+    max_nodes: int | None = None,
+) -> None: ...
+@overload
+def diff(
+    before: TraceRecord,
+    after: TraceRecord,
+    format: TextFormat,
+    *,
+    by: ComparedBy = "module",
+    top: int = 20,
+    edges: Edges | None = None,
+    max_nodes: int | None = None,
+) -> str: ...
+@overload
+def diff(
+    before: TraceRecord,
+    after: TraceRecord,
+    format: BinaryFormat,
+    *,
+    by: ComparedBy = "module",
+    top: int = 20,
+    edges: Edges | None = None,
+    max_nodes: int | None = None,
+) -> bytes: ...
+def diff(
+    before: TraceRecord,
+    after: TraceRecord,
+    format: str | None = None,
+    *,
+    by: ComparedBy = "module",
+    top: int = 20,
+    edges: Edges | None = None,
+    max_nodes: int | None = None,
+) -> str | bytes | None:
+    """Compare two traces in time and in the modules called, as `talkerviz diff` does.
+
+    Args:
+        before: trace of the first run.
+        after: trace of the second run.
+        format: None to print the comparison; `markdown` or `html` to return its table; a chart's format to return a
+            flowchart of both runs.
+        by: rows of the table: `module`, `class`, `phase` or `layer`.
+        top: maximum number of rows below those of the phases.
+        edges: arrows of the chart: `flow`, `calls`, or None for tensor flow if both traces have it.
+        max_nodes: maximum number of boxes of the chart.
+
+    Returns:
+        None if it was printed; else the text, or bytes for PNG and PDF.
+
+    Raises:
+        ValueError: what is compared is no trace; unknown `format` or `by`; a table of traces without times; tensor
+            flow that was not recorded; a merged trace of several ranks.
+    """
+    from talkerviz.render.diff import DIFF_FORMATS, DIFF_TABLES, compare_runs, render_comparison_as
+
+    for name, trace in (("before", before), ("after", after)):
+        if not isinstance(trace, TraceRecord):
+            raise ValueError(f"diff: {name} is a {type(trace).__name__}, not a trace; open a file with Trace.load")
+    if format is not None and format not in DIFF_FORMATS:
+        raise ValueError(f"diff: unknown format {format!r}; choose from {', '.join(DIFF_FORMATS)}")
+    if format is None:
+        from talkerviz.render.terminal.console import console
+        from talkerviz.render.terminal.printing import print_comparison
+
+        print_comparison(console(), compare_runs(before, after, by, top, edges))
+        return None
+    comparison = compare_runs(before, after, by, top, edges, "required" if format in DIFF_TABLES else "none")
+    rendered = render_comparison_as(comparison, format, max_nodes)
+    return rendered if format in BINARY else rendered.decode()
 
 
 def recording(
@@ -188,43 +321,43 @@ def recording(
 ) -> AbstractContextManager[Recording[Trace]]:
     """Record every call of the model's modules made inside the `with` block, on any thread.
 
-    Nothing is left on the model, and `trace` holds the calls made until the end, whatever that is.
+    The model is unchanged afterwards. `trace` holds the calls up to the end of the block, also after an exception.
 
     Args:
         model: any module.
-        name: the root's name in the trace; the path of every module begins with it.
-        phases: makes of the root's name the rule by which one run divides into phases and frames, such as the class
-            `TalkerPhases`. By default each pass is a frame, and by the positions and the cache that go into it
-            `prefill`, `decode`, or without any cache `forward`: see `PassPhases`.
+        name: name of the root in the trace; every module path begins with it.
+        phases: function that takes the root's name and returns the rule that divides a run into phases and frames, such
+            as the class `TalkerPhases`. By default each forward pass is a frame; its phase is `prefill` or `decode` by
+            positions and KV cache, or `forward` without a cache: see `PassPhases`.
         clock: `cpu` for host times in nanoseconds, `cuda` for device times as well, `none` for shapes alone.
-        facts: what to note of the run, JSON values; versions, device and threads are noted anyway.
-        include: record only modules whose path fits one of these patterns, as in a shell; `*` crosses dots.
-        exclude: nor those that fit one of these.
-        depth: nor those more than so many levels below the root.
-        measure: what slows the run down, so that its times say nothing: take those from another recording, and put the
-            two together with `join`. `cost` counts floating-point operations and bytes of each call, on any device;
-            `memory` what it allocates and `busy` how long its kernels run, on CUDA devices; `flow` follows the tensors
-            from operation to operation, on the thread that begins the recording, for `Trace.flow`.
-        file: keep the trace in this file; each of several processes, as `torchrun` starts them, in one with its rank in
-            the name, `run.rank0.parquet` for `run.parquet`, see `Recording.file`. While the run goes on, `FILE.partial`
-            beside it holds what was recorded, and `Trace.load` opens it if the process is killed; memory stays bounded.
+        facts: facts about the run to store, JSON values; versions, device and threads are stored anyway.
+        include: record only modules whose path matches one of these shell patterns; `*` matches dots.
+        exclude: skip modules whose path matches one of these.
+        depth: maximum levels below the root to record.
+        measure: quantity whose measurement slows the run, so that the recording's times are meaningless: take times
+            from another recording, and combine the two with `join`. `cost` counts floating-point operations and bytes
+            of each call, on any device; `memory` its allocations and `busy` its kernels' time, on CUDA devices; `flow`
+            follows tensors from operation to operation on the thread that begins the recording, for `Trace.flow`.
+        file: file to write the trace to; each process of several, as under `torchrun`, writes one with its rank in the
+            name, `run.rank0.parquet` for `run.parquet`, see `Recording.file`. During the run, `FILE.partial` beside it
+            holds what was recorded so far, which `Trace.load` opens if the process is killed; memory stays bounded.
         nvtx: mark calls and frames as NVTX ranges, for Nsight Systems: see `NvtxRanges`.
-        via: how calls are seen: `tap`, at `nn.Module.__call__`, with nothing on the modules; `hooks`, through torch's
-            forward hooks, with nothing patched and at several times the cost; `auto` takes the tap where it is built.
-            `flow` patches `__call__` either way, and `nvtx` needs the tap.
-        only: `here` records the calls of this thread or task alone, and of what is run in a copy of its context, as
-            `asyncio.to_thread` does: one request of a server that is busy with others. Threads begun by
-            `threading.Thread` are left out, unless they run what they do by `contextvars.copy_context().run`.
+        via: interception of calls: `tap` patches `nn.Module.__call__` and adds nothing to modules; `hooks` uses torch's
+            forward hooks, without a patch and at several times the cost; `auto` is `tap` if its extension is built.
+            `flow` patches `__call__` in both, and `nvtx` needs the tap.
+        only: `here` records the calls of this thread or task alone, and of functions run in a copy of its context, as
+            by `asyncio.to_thread`: one request of a busy server. Threads started by `threading.Thread` are left out,
+            unless they run their function by `contextvars.copy_context().run`.
 
-    Collectives of torch.distributed are rows as well where there are several processes, see `trace.schema.CALLS`. All
-    of them should begin to record at the same place in the program: their clocks are compared then.
+    Collectives of torch.distributed are rows as well if there are several processes, see `trace.schema.CALLS`. All
+    processes should begin to record at the same place in the program, where their clocks are compared.
 
     Raises:
-        ValueError: a fact that has a meaning here, with a value that it cannot have; an unknown clock, measure or via,
-            or one that is not possible here, or NVTX that is not; no module that fits; what is no module; a file whose
-            name is that of another format.
-        OSError: the file cannot be written to. Where its disk fills later, the run goes on without being recorded, and
-            there is a RuntimeWarning at the end: `Recording.lost` says why, and `Recording.file` is what was kept.
+        ValueError: an invalid value for a known fact; an unknown clock, measure or via, or one that is not available
+            here; NVTX without the tap; no module that matches `include`; a model that is no module; a file name with
+            the ending of another format.
+        OSError: the file cannot be written. If its disk fills later, the run goes on without being recorded, and there
+            is a RuntimeWarning at the end: `Recording.lost` is the reason, and `Recording.file` the file that was kept.
     """
     from talkerviz.recorder.recording import recording
 
@@ -264,26 +397,31 @@ def record(
     warmup: int = 0,
     repeat: int = 1,
 ) -> Trace:
-    """Call `run` and record every call it makes of the model's modules; see `recording` for the other arguments.
+    """Run a model and record every call of its modules; `recording` describes the other arguments.
 
     Args:
         model: any module.
-        run: a function that runs it, such as `lambda: model(x)`, or its inputs: a tensor, a tuple of arguments, or a
-            mapping of arguments by name.
-        measure: what to measure beside the times, see `recording`: one, or several such as `("flow", "cost")`. Each is
-            measured in one more call of `run` and joined to the trace of the timed ones. Where that call fails, or is
-            not the same run again, there is a RuntimeWarning, and the trace has the times without the measure. With
-            `clock="none"`, which takes no times, the first is measured in the recorded run itself.
-        warmup: call `run` so often first, and record nothing of it.
-        repeat: record so many calls of `run`, each a run of the trace.
+        run: inputs of the model: a tensor, a tuple of arguments, or a mapping of arguments by name; or a function that
+            runs it, such as `lambda: model(x)`.
+        measure: quantities to measure besides times, see `recording`: one, or several such as `("flow", "cost")`. Each
+            takes one more run, which is joined to the trace of the timed runs. If that run fails or makes other calls,
+            there is a RuntimeWarning, and the trace has the times alone. With `clock="none"`, which takes no times, the
+            first quantity is measured in the recorded run itself.
+        warmup: number of unrecorded runs before.
+        repeat: number of recorded runs.
 
     Raises:
-        ValueError: as `recording`; a `run` that cannot be called; a number that is too small.
+        ValueError: as `recording`; a `run` that is neither inputs nor a function; a number that is too small.
     """
     from torch import Tensor
 
     from talkerviz.recorder.record import record
 
+    if not isinstance(run, (Tensor, tuple, Mapping)) and not callable(run):
+        raise ValueError(
+            f"run: neither inputs nor a function, but of type {type(run).__name__}; pass a tensor, a tuple of "
+            "arguments, a mapping of arguments by name, or lambda: model(x)"
+        )
     return record(
         model,
         partial(_call, model, run) if isinstance(run, (Tensor, tuple, Mapping)) else run,
@@ -306,11 +444,7 @@ def record(
 
 
 def _call(model: nn.Module, inputs: Any) -> object:
-    """Call the model with its inputs: by name from a mapping, by place from a tuple, or a single one."""
+    """Call the model with its inputs: keyword arguments, positional arguments, or a single one."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-
-
-def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)

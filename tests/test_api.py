@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 import subprocess
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import talkerviz
-from sample_trace import make_trace, sample_trace
+import torch
+from sample_trace import call, make_trace, sample_trace
+from test_cli import Capture, talkerviz
+from torch import nn
 
 import talkerviz as tv
-from talkerviz import api as drawing
 from talkerviz.api import Trace
-from talkerviz.render.registry import FORMATS, PICTURES
+from talkerviz.render.options import RenderOptions
+from talkerviz.render.registry import BINARY, FORMATS, BinaryFormat, TextFormat
 
 ROOT = Path(tv.__file__).parent
 PUBLIC = sorted(name for name in tv.__all__ if not name.startswith("_"))
@@ -33,7 +37,13 @@ def test_what_the_readme_says_is_what_there_is() -> None:
     assert "rec.phase(" in text
 
 
-@pytest.mark.parametrize("thing", [*(getattr(tv, name) for name in PUBLIC), Trace.render, Trace.select, Trace.table])
+@pytest.mark.parametrize(
+    "thing",
+    [
+        *(getattr(tv, name) for name in PUBLIC),
+        *(Trace.render, Trace.select, Trace.table, Trace.show, Trace.tree, Trace.report),
+    ],
+)
 def test_it_says_what_it_does(thing: object) -> None:
     said = inspect.getdoc(thing) or ""
     assert len(said) > 40
@@ -89,7 +99,7 @@ def test_a_model_of_one_s_own_is_traced_without_transformers(tmp_path: Path) -> 
 def test_what_records_is_found_before_it_is_imported() -> None:
     code = "import talkerviz as tv; print({'Recording', 'record', 'recording'} <= {*dir(tv)}, tv.record.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True talkerviz.recorder.record"
+    assert done.stdout.strip() == "True talkerviz.api"
     with pytest.raises(AttributeError, match="no attribute 'recorded'"):
         tv.recorded  # noqa: B018
 
@@ -121,12 +131,12 @@ def imported_by(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("part", "may"),
     [
-        ("talker", {"disk"}),
-        ("trace", {"disk"}),
-        ("recorder", {"disk", "trace", "version"}),
-        ("graph", {"trace"}),
-        ("render", {"graph", "trace"}),
-        ("notebook", {"recorder", "trace", "graph", "render"}),
+        ("talker", {"atomic_file"}),
+        ("analysis", {"atomic_file", "trace"}),
+        ("flowchart", {"analysis", "trace"}),
+        ("render", {"analysis", "flowchart", "trace"}),
+        ("report", {"atomic_file", "analysis", "flowchart", "render", "trace"}),
+        ("notebook", {"analysis", "api", "flowchart", "recorder", "render", "report", "trace"}),
     ],
 )
 def test_data_flows_one_way(part: str, may: set[str]) -> None:
@@ -137,11 +147,16 @@ def test_data_flows_one_way(part: str, may: set[str]) -> None:
 
 
 def test_every_format_has_its_type() -> None:
-    texts, pictures = typing.get_args(drawing.Text), typing.get_args(drawing.Picture)
-    assert {*texts, *pictures} == set(FORMATS)
-    assert pictures == PICTURES
-    taken = inspect.signature(drawing.render).parameters
-    assert set(drawing.Options.__annotations__) == set(taken) - {"trace", "format"}
+    texts, binary = typing.get_args(TextFormat), typing.get_args(BinaryFormat)
+    assert {*texts, *binary} == set(FORMATS)
+    assert binary == BINARY
+
+
+def test_render_takes_the_fields_of_its_options() -> None:
+    taken = inspect.signature(Trace.render).parameters
+    assert [*taken][2:] == [field.name for field in dataclasses.fields(RenderOptions)]
+    assert taken["style"].default == "nested"
+    assert "max_nodes: Maximum number of boxes" in str(inspect.getdoc(Trace.render))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +201,7 @@ def test_renders_what_the_command_does(
     ("options", "says"),
     [
         ({"format": "gif"}, "unknown format 'gif': choose from mermaid, dot"),
-        ({"format": "mermaid", "style": "round"}, "unknown style 'round': choose from nested, flat, source"),
+        ({"format": "mermaid", "style": "round"}, "style: unknown value 'round'; choose from nested, flat, source"),
         ({"format": "svg", "style": "source"}, "Mermaid only, not svg"),
         ({"format": "csv", "style": "flat"}, "style: only charts have it"),
         ({"format": "csv", "open": "*"}, "open: only charts have it"),
@@ -194,11 +209,13 @@ def test_renders_what_the_command_does(
         ({"format": "dot", "style": "flat", "close": ["*"]}, "close: only style nested has it, not flat"),
         ({"format": "svg", "by": "module"}, "by: only tables have it"),
         ({"format": "svg", "top": 3}, "top: only tables have it"),
-        ({"format": "csv", "top": 0}, "top must be at least 1, not 0"),
-        ({"format": "dot", "max_nodes": 0}, "max_nodes must be at least 1, not 0"),
-        ({"format": "dot", "depth": -1}, "depth must be at least 0, not -1"),
-        ({"format": "dot", "edges": "curved"}, "unknown edges 'curved'"),
-        ({"format": "csv", "by": "colour"}, "cannot group by 'colour'"),
+        ({"format": "csv", "top": 0}, "top: must be at least 1, not 0"),
+        ({"format": "dot", "max_nodes": 0}, "max_nodes: must be at least 1, not 0"),
+        ({"format": "dot", "depth": -1}, "depth: must be at least 0, not -1"),
+        ({"format": "dot", "edges": "curved"}, "edges: unknown value 'curved'; choose from flow, calls"),
+        ({"format": "csv", "by": "colour"}, "by: unknown value 'colour'; choose from module, class"),
+        ({"format": "svg", "frame": "first"}, "frame: must be a whole number, not 'first'"),
+        ({"format": "svg", "module": 3}, "module: must be a str, not 3"),
         ({"format": "dot", "phase": "no"}, "no phase 'no' in this trace"),
         ({"format": "dot", "open": "no.*"}, "no module that was called fits 'no.*'"),
     ],
@@ -215,3 +232,131 @@ def test_in_short() -> None:
     assert repr(make_trace([])) == "<Trace of Net: 0 calls of 0 modules>"
     assert repr(sample_trace().select(phase="setup")).startswith("<Trace of Net: 1 call of 1 module; phase setup; ")
     assert repr(tv.Trace(make_trace([]).calls, (), {})) == "<Trace of a model: 0 calls of 0 modules>"
+
+
+def timed_trace() -> Trace:
+    """A trace of four frames, which can be compared."""
+    rows = [
+        call(2 * frame + inner, 2 * frame if inner else None, inner, path, kind, 100 + frame, 50, frame=frame)
+        for frame in range(4)
+        for inner, path, kind in ((0, "net", "Net"), (1, "net.head", "Linear"))
+    ]
+    return make_trace(rows)
+
+
+@pytest.mark.parametrize(
+    ("command", "method", "options"),
+    [
+        ("show", "show", {}),
+        ("show", "show", {"by": "class", "sort": "total", "top": 2}),
+        ("show", "show", {"frame": 0, "module": "*.layers.0"}),
+        ("show", "show", {"by": "frame"}),
+        ("show", "show", {"phase": "decode", "sort": "p95"}),
+        ("tree", "tree", {}),
+        ("tree", "tree", {"depth": 1, "phase": "decode"}),
+        ("tree", "tree", {"module": "net.layers.*", "frame": 0, "sort": "share"}),
+    ],
+)
+def test_prints_what_the_command_does(
+    command: str,
+    method: str,
+    options: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    trace = sample_trace()
+    trace.save(tmp_path / "run.parquet")
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    assert talkerviz(monkeypatch, command, tmp_path / "run.parquet", *flags) == 0
+    printed = capsys.readouterr().out
+    assert getattr(trace, method)(**options) is None
+    assert capsys.readouterr().out == printed
+    assert len(printed.splitlines()) > 3
+
+
+def test_compares_what_the_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    trace = timed_trace()
+    trace.save(tmp_path / "run.parquet")
+    assert talkerviz(monkeypatch, "diff", tmp_path / "run.parquet", tmp_path / "run.parquet") == 0
+    printed = capsys.readouterr().out
+    assert "Time of a frame" in printed
+    tv.diff(trace, trace)
+    assert capsys.readouterr().out == printed
+    assert "| phase" in tv.diff(trace, trace, "markdown", by="class")
+    assert tv.diff(trace, trace, "dot").startswith("digraph")
+    for wrong, says in (
+        (lambda: tv.diff(trace, "run.parquet"), "diff: after is a str, not a trace; open a file with Trace.load"),  # type: ignore[call-overload]
+        (lambda: tv.diff(trace, trace, "csv"), "diff: unknown format 'csv'; choose from markdown, html"),
+        (lambda: tv.diff(trace, trace, by="call"), "by: unknown value 'call'; choose from module"),  # type: ignore[call-overload]
+    ):
+        with pytest.raises(ValueError, match=re.escape(says)):
+            wrong()
+
+
+def test_writes_a_report(tmp_path: Path) -> None:
+    page = sample_trace().report(tmp_path / "report")
+    assert page == tmp_path / "report" / "index.html"
+    assert page.read_text().startswith("<!doctype html>")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty and holds no report"):
+        sample_trace().report(tmp_path / "mine")
+
+
+def test_a_file_that_ends_in_html_is_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    trace = sample_trace()
+    trace.save(tmp_path / "run.parquet")
+    assert talkerviz(monkeypatch, "render", tmp_path / "run.parquet", "-o", tmp_path / "x.html") == 0
+    assert capsys.readouterr().err == f"wrote {tmp_path / 'x.html'}\n"
+    assert (tmp_path / "x.html").read_text() == trace.render("page")
+    assert "frames/frame-" not in re.sub(r"<script>.*?</script>", "", trace.render("page"), flags=re.DOTALL)
+    assert talkerviz(monkeypatch, "render", tmp_path / "run.parquet", "-f", "html", "-o", tmp_path / "t.html") == 0
+    assert (tmp_path / "t.html").read_text() == trace.render("html")
+    assert "<h1>Time by module</h1>" in trace.render("html")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda: sample_trace().show(sort="colour"), "cannot sort by 'colour': choose from module, class"),
+        (lambda: sample_trace().show(sort="flops"), "cannot sort by 'flops': it was not measured in this run"),
+        (lambda: sample_trace().tree(sort="p95"), "cannot sort by 'p95': choose from module, class, calls"),
+        (lambda: sample_trace().show(runs=True, ranks=True), "runs: not with ranks"),
+        (lambda: sample_trace().show(runs=True, sort="self"), "sort: not with runs"),
+        (lambda: sample_trace().tree(depth=-1), "depth: must be at least 0, not -1"),
+        (lambda: sample_trace().table("colour"), "by: unknown value 'colour'; choose from module"),
+    ],
+)
+def test_wrong_uses_get_one_line(wrong: Callable[[], None], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)) as raised:
+        wrong()
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_option_names_the_known_ones() -> None:
+    with pytest.raises(TypeError, match="render: unknown option 'styel'; choose from style, phase"):
+        sample_trace().render("svg", styel="flat")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "sort", ["self", "total", "calls", "mean_ns", "p95", "params", "share", "module", "class", "shapes"]
+)
+def test_a_table_is_sorted_by_any_column(sort: str) -> None:
+    column = {"params": "parameters", "p95": "p95_ns", "self": "self_ns", "total": "total_ns"}.get(sort, sort)
+    values = sample_trace().table(sort=sort)[column].tolist()
+    assert values == sorted(values, reverse=not isinstance(values[0], str))
+
+
+def test_a_model_is_recorded_with_its_inputs() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    trace = tv.record(net, torch.ones(1, 2))
+    assert trace.calls["path"].tolist() == ["model", "model.0", "model.1"]
+    assert tv.record(net, (torch.ones(1, 2),)).calls["path"].tolist() == trace.calls["path"].tolist()
+    assert tv.record(net, {"input": torch.ones(1, 2)}).calls["path"].tolist() == trace.calls["path"].tolist()
+    with pytest.raises(ValueError, match="run: neither inputs nor a function, but of type int; pass a tensor"):
+        tv.record(net, 3)  # type: ignore[arg-type]
+
+
+def test_the_package_lists_its_public_surface_alone() -> None:
+    assert dir(tv) == sorted(tv.__all__)

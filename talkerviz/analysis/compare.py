@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ from talkerviz.trace.labels import call_shapes, first_and_others
 from talkerviz.trace.runs import whole_runs
 from talkerviz.trace.trace import TraceRecord, check_one_rank
 
-BY_COMPARED = ("module", "class", "phase", "layer")
+ComparedBy = Literal["module", "class", "phase", "layer"]
+BY_COMPARED: tuple[ComparedBy, ...] = get_args(ComparedBy)
 WHOLE = "a whole frame"
 """Name of the row of all phases of a frame together."""
 

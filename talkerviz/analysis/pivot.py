@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 import pandas as pd
 
 from talkerviz.analysis.frame_latency import call_parts, makes_speech
-from talkerviz.analysis.summary import check_sort, summarise
+from talkerviz.analysis.summary import sort_rows, summarise
 from talkerviz.trace.call_tree import outermost
 from talkerviz.trace.labels import layer_pattern
 from talkerviz.trace.trace import TraceRecord
 
-ACROSS = ("phase", "part", "rank")
+Across = Literal["phase", "part", "rank"]
+ACROSS: tuple[Across, ...] = get_args(Across)
 BY_ACROSS = ("module", "class")
 
 _SETUP = "setup"  # runs once, with nothing to compare it with
@@ -26,7 +29,8 @@ def pivot(trace: TraceRecord, by: str = "module", across: str = "phase", sort: s
         across: `phase` compares prefill with decode, the code predictor's with the talker's. `part` compares the talker
             with the code predictor, whose modules share a row with those at the same path in the talker. `rank`
             compares the ranks of a merged trace.
-        sort: `self`, `total` or `calls`, over all columns, largest first; None is `self`.
+        sort: `self`, `total` or `calls`, over all columns, largest first; or a single column such as `decode.share`,
+            see `sort_rows`; None is `self`.
 
     Returns:
         The row's name; then for each phase, part or rank, such as `decode`: `decode.calls`; `decode.mean_ns`, mean time
@@ -40,7 +44,6 @@ def pivot(trace: TraceRecord, by: str = "module", across: str = "phase", sort: s
         raise ValueError(f"cannot group by {by!r} side by side: choose from {', '.join(BY_ACROSS)}")
     if across not in ACROSS:
         raise ValueError(f"cannot set side by side {across!r}: choose from {', '.join(ACROSS)}")
-    check_sort(sort)
     columns = _columns(trace, across)
     kept = columns.notna().to_numpy() & (columns != _SETUP).to_numpy()
     sides = columns[kept].unique().tolist()
@@ -66,6 +69,8 @@ def pivot(trace: TraceRecord, by: str = "module", across: str = "phase", sort: s
         table[f"{side}.mean_ns"] = pd.array(groups["host"].mean().round().reindex(table.index), dtype="Int64")
         table[f"{side}.share"] = pd.array(own / own.sum() if own.sum() else own * np.nan, dtype="Float64")
     by_row = rows.assign(total=rows["host"].where(outermost(calls, codes))).groupby("row")
+    if sort not in (None, "self", "total", "calls"):
+        return sort_rows(table, sort)
     order = by_row.size() if sort == "calls" else by_row[sort or "self"].sum()
     largest_first = order.sort_values(ascending=False, kind="stable").index
     ordered: pd.DataFrame = table.loc[largest_first].reset_index(drop=True)
@@ -109,8 +114,8 @@ def table(
     Args:
         trace: a trace, or a selection of `Trace.select`.
         by: grouping of the rows.
-        sort: `self`, `total` or `calls`, largest first; None is `self`, or the order of the run for phases, parts,
-            requests and frames.
+        sort: any column of the table, see [`sort_rows`][talkerviz.analysis.summary.sort_rows]; None is `self`, or the
+            order of the run for phases, parts, requests and frames.
         top: number of rows; None for all.
         across: columns of a pivot table of modules or classes: `phase`, `part` or `rank`; None for a plain table.
 

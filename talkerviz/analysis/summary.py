@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from talkerviz.trace.call_tree import outermost
 from talkerviz.trace.labels import call_shapes, with_others
 from talkerviz.trace.trace import TraceRecord
 
-BY = ("module", "class", "phase", "part", "layer", "request", "frame", "call")
-SORTS = ("self", "total", "calls")
+By = Literal["module", "class", "phase", "part", "layer", "request", "frame", "call"]
+BY: tuple[By, ...] = get_args(By)
 
 GARBAGE_COLLECTION = "garbage collection"
 """Name of the row of Python's garbage collections, in tables by module and by class."""
@@ -32,8 +33,8 @@ def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -
         trace: a trace, or a selection of `Trace.select`.
         by: grouping of the rows. A part is the talker, its code predictor or the setup before both. A layer is a module
             path down to its first number, `talker.model.layers.3`; a module outside of layers is a row of its own.
-        sort: `self`, `total` or `calls`, largest first; None is `self`, or the order of the run for phases, parts,
-            requests and frames.
+        sort: a column, see `sort_rows`; None is `self`, or the order of the run for phases, parts, requests and frames.
+            Without times, `self` and `total` sort by `calls`.
 
     Returns:
         Row names: `module` and `class`, or the grouping; for calls also `call`, `phase`, `frame`, `step`. Then
@@ -52,11 +53,10 @@ def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -
         collections have a row if they took at least 1 % of the time and 1 ms.
 
     Raises:
-        ValueError: an unknown `by` or `sort`.
+        ValueError: an unknown `by`, or as `sort_rows`.
     """
     if by not in BY:
         raise ValueError(f"cannot group by {by!r}: choose from {', '.join(BY)}")
-    check_sort(sort)
     calls = trace.calls
     codes, names = pd.factorize(_keys(trace, by), use_na_sentinel=False)
     timed = bool(calls["host_ns"].notna().all()) and len(calls) > 0
@@ -134,10 +134,28 @@ def _with_collections(summary: pd.DataFrame, trace: TraceRecord, by: str) -> pd.
     return every
 
 
-def check_sort(sort: str | None) -> None:
-    """Reject any sort order but `SORTS` and None with a ValueError."""
-    if sort is not None and sort not in SORTS:
-        raise ValueError(f"cannot sort by {sort!r}: choose from {', '.join(SORTS)}")
+def sort_rows(table: pd.DataFrame, sort: str) -> pd.DataFrame:
+    """Sort a table by one of its columns: numbers largest first, texts alphabetically, missing values last.
+
+    Args:
+        table: the rows.
+        sort: name of a column, with or without its unit: `self_ns` or `self`, `memory_peak_bytes` or `memory`.
+
+    Raises:
+        ValueError: no such column, or one that was not measured.
+    """
+    short = {str(name).removesuffix("_ns").removesuffix("_peak_bytes"): name for name in table.columns}
+    names = {str(name): name for name in table.columns} | short
+    if sort not in names:
+        measured = [name for name, column in short.items() if table[column].notna().any()]
+        raise ValueError(f"cannot sort by {sort!r}: choose from {', '.join(measured or short)}")
+    column = table[names[sort]]
+    if len(column) and column.isna().all():
+        raise ValueError(f"cannot sort by {sort!r}: it was not measured in this run")
+    ordered: pd.DataFrame = table.sort_values(
+        names[sort], ascending=not pd.api.types.is_numeric_dtype(column), kind="stable", ignore_index=True
+    )
+    return ordered
 
 
 def _keys(trace: TraceRecord, by: str) -> pd.Series:
@@ -207,6 +225,6 @@ def _commonest_shapes(calls: pd.DataFrame, codes: np.ndarray, groups: int, more:
 def _sorted(summary: pd.DataFrame, by: str, sort: str | None, timed: bool) -> pd.DataFrame:
     if sort is None and by in _IN_RUN_ORDER:
         return summary
-    column = {"self": "self_ns", "total": "total_ns", "calls": "calls"}[sort or "self"] if timed else "calls"
-    ordered: pd.DataFrame = summary.sort_values(column, ascending=False, kind="stable", ignore_index=True)
-    return ordered
+    if sort in (None, "self", "total") and not timed:
+        sort = "calls"
+    return sort_rows(summary, sort or "self")

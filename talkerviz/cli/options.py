@@ -1,107 +1,104 @@
-"""Arguments and options that several commands that read traces have."""
+"""Arguments and options of commands that read traces; those of `render` are made from `RenderOptions`."""
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from talkerviz.flowchart.model import MAX_BOXES
-from talkerviz.render.registry import FORMATS, SUFFIXES
-from talkerviz.render.tables.registry import TableView
+from talkerviz.render.options import OPTIONS, Option, RenderOptions, Scope
+from talkerviz.render.registry import FORMATS, formats_of_name
+
+TracePath = Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file that `talkerviz trace` wrote.")]
+Rank = Annotated[int | None, typer.Option(min=0, help=OPTIONS["rank"].help)]
 
 
-class Edges(str, enum.Enum):
-    """What an arrow is."""
-
-    flow = "flow"
-    calls = "calls"
+_PANELS: Mapping[Scope, str] = {"all": "Calls", "chart": "Charts", "nested": "Charts", "table": "Tables"}
 
 
-class By(str, enum.Enum):
-    """What a row of a table stands for."""
-
-    module = "module"
-    klass = "class"
-    phase = "phase"
-    part = "part"
-    layer = "layer"
-    request = "request"
-    frame = "frame"
-    call = "call"
+def format_help(formats: Sequence[str]) -> str:
+    """Describe `--format` for a command that writes these formats."""
+    return f"Output format: {', '.join(formats)}. Default: by the ending of the output file."
 
 
-class Sort(str, enum.Enum):
-    """Which row comes first."""
-
-    self_ = "self"
-    total = "total"
-    calls = "calls"
+Format = typer.Option("-f", "--format", help=format_help(FORMATS))
 
 
-class Across(str, enum.Enum):
-    """What a table sets side by side."""
+def with_render_options(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command some options of `render`, passed to it as its argument `options`.
 
-    phase = "phase"
-    part = "part"
-    rank = "rank"
+    Args:
+        names: names of the options; all of them if there are none.
+        helps: help texts in place of those of `RenderOptions`, by option.
+    """
+    chosen = [replace(OPTIONS[name], help=helps.get(name, OPTIONS[name].help)) for name in names or OPTIONS]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            values = {option.name: arguments.pop(option.name) for option in chosen}
+            # Typer has None for an option that may be given several times and is not.
+            given = {name: value for name, value in values.items() if value is not None}
+            command(**arguments, options=RenderOptions(**given))
+
+        parameters = [
+            parameter
+            for parameter in inspect.signature(command, eval_str=True).parameters.values()
+            if parameter.name != "options"
+        ]
+        keywords = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in parameters]
+        # The command's own options come last in its help, after those that many commands share.
+        first = [parameter for parameter in keywords if parameter.default is parameter.empty]
+        last = [parameter for parameter in keywords if parameter.default is not parameter.empty]
+        signature = inspect.Signature([*first, *map(_parameter, chosen), *last])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        return run
+
+    return decorate
 
 
-TracePath = Annotated[Path, typer.Argument(metavar="TRACE", help="A file that `talkerviz trace` wrote.")]
-Phase = Annotated[str | None, typer.Option(help="Only this phase, such as prefill or decode.")]
-Rank = Annotated[int | None, typer.Option(min=0, help="Only this rank, of a trace that `merge` made.")]
-Depth = Annotated[int | None, typer.Option(min=0, help="Only calls nested at most this deep.")]
-Format = typer.Option(
-    "-f", "--format", help=f"One of {', '.join(FORMATS)}; left out, it is what the file of -o ends in."
-)
-ArrowsAre = Annotated[
-    Edges | None, typer.Option("--edges", help="Where tensors go, or call order; by default flow if it was recorded.")
-]
-MaxNodes = Annotated[
-    int | None, typer.Option(min=1, help=f"No more boxes: what does not fit is folded; {MAX_BOXES} by default.")
-]
-RowsBy = Annotated[By | None, typer.Option("--by", help="What a table's row stands for; by default a module.")]
-SetAcross = Annotated[
-    Across | None,
-    typer.Option(
-        help="Set prefill against decode, the talker against its code predictor, or ranks, by module or class."
-    ),
-]
-SortBy = Annotated[
-    Sort | None, typer.Option("--sort", help="By default self, but the run's order by phase, part and frame.")
-]
-Top = Annotated[int | None, typer.Option(min=1, help="Only the first rows.")]
+def _parameter(option: Option) -> inspect.Parameter:
+    """Make the parameter from which typer makes the command line's option."""
+    default, kind = option.default, option.type | None
+    if option.is_patterns:
+        default, kind = None, list[str] | None
+    elif option.default is not None:
+        kind = option.type
+    flags = (f"--{option.name}/{option.flag}",) if option.type is bool else (option.flag,)
+    declared = typer.Option(
+        *flags, help=option.help, min=option.minimum, metavar=option.metavar, rich_help_panel=_PANELS[option.applies_to]
+    )
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declared]
+    )
 
 
 def format_of(fmt: str | None, output: str, formats: Sequence[str] = FORMATS) -> str:
-    """The format that was asked for, or else the one that the output's name ends in.
+    """Return the format that was named, or else the one that the output's name ends in.
 
     Raises:
-        ValueError: there is no such format, or the name does not say which it is.
+        ValueError: unknown format, or the name has the ending of several formats or of none.
     """
     if fmt is not None:
         if fmt not in formats:
             raise ValueError(f"unknown format {fmt!r}: choose from {', '.join(formats)}")
         return fmt
-    ending = next((suffix for suffix in SUFFIXES if output.lower().endswith(suffix)), None)
-    may_be = [one for one in SUFFIXES[ending] if one in formats] if ending else []
-    if len(may_be) == 1:
-        return may_be[0]
+    candidates = formats_of_name(output, tuple(formats))
+    if len(candidates) == 1:
+        return candidates[0]
     raise ValueError(
-        f"{'' if output == '-' else f'-o {output}: '}name the format with -f, one of {', '.join(may_be or formats)}"
+        f"{'' if output == '-' else f'-o {output}: '}name the format with -f, one of {', '.join(candidates or formats)}"
     )
 
 
-def table_asked_for(by: By | None, across: Across | None, sort: Sort | None, top: int | None) -> TableView:
-    """What a table shall show."""
-    return TableView(by.value if by else "module", across.value if across else None, sort.value if sort else None, top)
-
-
 def new_app() -> typer.Typer:
-    """One without commands."""
+    """Make an application without commands."""
     return typer.Typer(
         name="talkerviz",
         help="Run a speech talker, or any torch model, and see every module call.",

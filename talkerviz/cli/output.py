@@ -1,87 +1,21 @@
-"""What commands print and write."""
+"""Outputs of commands: checks before a run, and writing to a file or to stdout."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
-from rich.segment import Segment
-from rich.text import Text
-
-from talkerviz.analysis.frame_latency import frame_summary
-from talkerviz.analysis.stragglers import stragglers
-from talkerviz.api import Trace
 from talkerviz.atomic_file import descriptor_of, is_special, named_errors, write_bytes, write_text
 from talkerviz.cli.streams import stdout_is_closed
 from talkerviz.render.charts.graphviz import LayoutError
 from talkerviz.render.escape import visible
-from talkerviz.render.notes import headline, notes_on
-from talkerviz.render.terminal.summary_table import render_table
-
-_FILE_WIDTH = 240
-
-
-class _TextConsole(Console):
-    """A console that leaves it to the command line what a broken pipe means.
-
-    Escape sequences and direction marks of models and files are shown, and not obeyed.
-    """
-
-    def __init__(self, width: int | None = None) -> None:
-        super().__init__(width=width)
-        self.push_render_hook(_Visible())
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-
-
-class _Visible(RenderHook):
-    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
-        return [_Escaped(one) for one in renderables]
-
-
-class _Escaped:
-    def __init__(self, inner: ConsoleRenderable) -> None:
-        self._inner = inner
-
-    def __rich_console__(self, to: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        for text, style, control in to.render(self._inner, options):
-            yield Segment(text if control else visible(text), style, control)
-
-
-def console() -> Console:
-    """Return the console on which tables are printed."""
-    # rich takes 80 columns for a file or a pipe, too few for a table.
-    terminal = _TextConsole()
-    return terminal if terminal.is_terminal or "COLUMNS" in os.environ else _TextConsole(width=_FILE_WIDTH)
-
-
-def print_headline(to: Console, trace: Trace) -> None:
-    """How fast the frames came, where any were timed."""
-    if summary := frame_summary(trace):
-        to.print(Text(headline(summary)), soft_wrap=True)
-
-
-def print_notes(to: Console, trace: Trace) -> None:
-    """Below a table, what to know of its numbers."""
-    for note in notes_on(trace):
-        to.print(Text(note, style="dim"), soft_wrap=True)
-
-
-def print_ranks(to: Console, trace: Trace, top: int | None) -> None:
-    """How the ranks of a merged trace wait for each other."""
-    found = stragglers(trace)
-    to.print(render_table(found.ranks, "rank", None, to.width, "Ranks"))
-    title = "Collectives, the mean wait of each rank"
-    to.print(render_table(found.collectives, "collective", top, to.width, title))
-    to.print(Text(found.sentence, style="bold"), soft_wrap=True)
-    for note in (*found.notes, *notes_on(trace)):
-        to.print(Text(note, style="dim"), soft_wrap=True)
+from talkerviz.render.terminal.console import console as console
+from talkerviz.render.terminal.printing import print_headline as print_headline
+from talkerviz.render.terminal.printing import print_notes as print_notes
 
 
 def check_writable(*outputs: str | Path | None) -> None:
@@ -132,19 +66,36 @@ def check_folder(output: Path) -> None:
         raise ValueError(f"{output}: is a file, not a folder")
 
 
-def write(output: str, draw: Callable[[], bytes]) -> bytes:
-    """Write a drawing atomically and return it; write its DOT beside it where it cannot be laid out."""
+def print_written(path: str | Path, content: str = "") -> None:
+    """Print on stderr the file that a command wrote, and what is in it."""
+    line = f"wrote {path}" + (f": {content}" if content else "")
+    with suppress(OSError, ValueError):  # a full disk behind stderr must not end the command
+        print(visible(" ".join(line.split("\n"))), file=sys.stderr, flush=True)
+
+
+def write(output: str, draw: Callable[[], bytes], report: bool = True) -> bytes:
+    """Write a drawing atomically and return it; if it cannot be laid out, write its DOT instead.
+
+    Args:
+        output: name of the file; `-` for stdout.
+        draw: function that makes the drawing.
+        report: print the file's name on stderr.
+
+    Raises:
+        LayoutError: Graphviz failed, and the output is stdout or a device.
+        ValueError: Graphviz failed; the message names the file with the DOT.
+    """
     check_stdout(output)
     try:
         drawn = draw()
     except LayoutError as error:
         if output == "-" or is_special(output):
             raise
-        instead = Path(output).with_suffix(".dot")
-        if instead.exists():
-            raise ValueError(f"{error}; its DOT is not kept: there is a {instead}") from error
-        write_text(instead, error.dot)
-        raise ValueError(f"{error}; the DOT is in {instead}") from error
+        dot_file = Path(output).with_suffix(".dot")
+        if dot_file.exists():
+            raise ValueError(f"{error}; its DOT is not kept: {dot_file} exists") from error
+        write_text(dot_file, error.dot)
+        raise ValueError(f"{error}; the DOT is in {dot_file}") from error
     if output == "-":
         if sys.stdout.isatty():
             drawn = visible(drawn.decode("utf-8", "backslashreplace")).encode()
@@ -152,4 +103,6 @@ def write(output: str, draw: Callable[[], bytes]) -> bytes:
         sys.stdout.buffer.write(drawn)
     else:
         write_bytes(output, drawn)
+        if report and descriptor_of(Path(output)) is None:
+            print_written(output)
     return drawn

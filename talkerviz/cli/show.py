@@ -1,4 +1,4 @@
-"""`talkerviz show` and `talkerviz tree`."""
+"""`talkerviz show` and `talkerviz tree`: latency tables and call trees on the terminal."""
 
 from __future__ import annotations
 
@@ -6,66 +6,40 @@ from typing import Annotated
 
 import typer
 
-from talkerviz.analysis.run_stats import run_stats
 from talkerviz.api import Trace
-from talkerviz.cli.options import (
-    By,
-    Depth,
-    Phase,
-    Rank,
-    RowsBy,
-    SetAcross,
-    SortBy,
-    Top,
-    TracePath,
-    app,
-    table_asked_for,
-)
-from talkerviz.cli.output import console, print_headline, print_notes, print_ranks
-from talkerviz.render.tables.registry import table_of
-from talkerviz.render.terminal.call_tree import render_tree
-from talkerviz.render.terminal.summary_table import render_table
+from talkerviz.cli.options import TracePath, app, with_render_options
+from talkerviz.render.options import RenderOptions, option_flag
+from talkerviz.render.terminal.console import console
+from talkerviz.render.terminal.printing import check_show_options, print_ranks, print_table, print_tree
 
 
 @app.command()
+@with_render_options("by", "across", "sort", "top", "phase", "frame", "module", "rank")
 def show(
     path: TracePath,
-    by: RowsBy = None,
-    across: SetAcross = None,
-    phase: Phase = None,
-    sort: SortBy = None,
-    top: Top = None,
-    runs: Annotated[bool, typer.Option("--runs", help="How the runs of `trace --repeat` differ.")] = False,
-    ranks: Annotated[bool, typer.Option("--ranks", help="Which ranks of a merged trace wait for which.")] = False,
-    rank: Rank = None,
+    options: RenderOptions,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Differences between the runs of `trace --repeat`, instead of sums.")
+    ] = False,
+    ranks: Annotated[
+        bool, typer.Option("--ranks", help="Waits of the ranks of a merged trace for each other, instead of times.")
+    ] = False,
 ) -> None:
     """Print a latency table."""
-    for option, given in {"--across": across, "--sort": sort}.items():
-        if runs and given is not None:
-            raise ValueError(f"{option}: not with --runs")
-    for option, asked in {"--by": by, "--across": across, "--sort": sort, "--runs": runs, "--rank": rank}.items():
-        if ranks and asked not in (None, False):
-            raise ValueError(f"{option}: not with --ranks")
-    view = table_asked_for(by, across, sort, top)
-    chosen = Trace.load(path).select(phase=phase, rank=rank)
-    terminal = console()
+    check_show_options(options, runs, ranks, option_flag)
+    trace = Trace.load(path)
     if ranks:
-        print_ranks(terminal, chosen, top)
-        return
-    if runs:
-        table = run_stats(chosen, view.by)
-        terminal.print(
-            render_table(table, view.by, top, terminal.width, f"{view.title} over {table.attrs['runs']} runs")
-        )
-        return
-    terminal.print(render_table(table_of(chosen, view), view.by, top, terminal.width, view.title))
-    if by is By.frame:
-        print_headline(terminal, chosen)
-    print_notes(terminal, chosen)
+        print_ranks(console(), trace, options)
+    else:
+        print_table(console(), trace, options, runs)
 
 
 @app.command()
-def tree(path: TracePath, phase: Phase = None, depth: Depth = None, rank: Rank = None) -> None:
-    """Print the call tree, what repeats folded."""
-    terminal = console()
-    terminal.print(render_tree(Trace.load(path).select(phase=phase, rank=rank), depth, terminal.width))
+@with_render_options(
+    *("phase", "frame", "module", "rank", "depth", "sort"),
+    depth="Levels below the phases; 0 shows the outermost calls alone.",
+    sort="Column to sort modules with the same caller by, numbers largest first. Default: run order.",
+)
+def tree(path: TracePath, options: RenderOptions) -> None:
+    """Print the call tree, repeated modules folded."""
+    print_tree(console(), Trace.load(path), options)

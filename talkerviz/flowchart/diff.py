@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from talkerviz.flowchart.builder import build_graph, title_parts
 from talkerviz.flowchart.collapse import collapse_groups
-from talkerviz.flowchart.model import Box, Change, Edge, Graph, Group, Member, View, boxes_in, heading
+from talkerviz.flowchart.model import Box, Change, Edge, Edges, Graph, Group, Member, View, boxes_in, heading
 from talkerviz.trace import TraceRecord
 
 _NUMBERS = re.compile(r"[\d,…-]*\d[\d,…-]*")
 _COMPARED = ("name", "class_name", "shapes", "repeats")
 
 
-def diff_graph(before: TraceRecord, after: TraceRecord, edges: str | None = None) -> Graph:
+def diff_graph(before: TraceRecord, after: TraceRecord, edges: Edges | None = None) -> Graph:
     """Merge the fully expanded flowcharts of two runs; boxes are matched by name and position.
 
     Classes that differ only in a prefix, `Qwen3OmniMoeTalkerModel` and `TalkerModel`, are equal, and the length of a

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pandas as pd
 
-EDGES = ("flow", "calls")
+Edges = Literal["flow", "calls"]
+EDGES: tuple[Edges, ...] = get_args(Edges)
 MAX_BOXES = 59
 """Default number of boxes of a chart: a page-wide picture with more has labels too small to read."""
 
@@ -33,7 +34,7 @@ class View:
     open: tuple[str, ...] = ()
     close: tuple[str, ...] = ()
     max_nodes: int | None = None
-    edges: str | None = None
+    edges: Edges | None = None
     fold: bool = True
 
     @property

@@ -1,4 +1,4 @@
-"""Traces in notebooks: how they show themselves, `%%talkertrace`, and a widget to look around in."""
+"""Traces in notebooks: display, `%%talkertrace`, and an interactive widget."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 
 
 def explore(trace: TraceRecord) -> Explorer:
-    """Look around in a trace: its flowchart and the time line of its frames, in Jupyter, VS Code or marimo.
+    """Explore a trace in a widget with its flowchart and the timeline of its frames, in Jupyter, VS Code or marimo.
 
-    What is chosen there is known here, and the other way round: see `Explorer`.
+    The selection is shared between the widget and Python: see `Explorer`.
 
     Args:
-        trace: the whole trace, or what `Trace.select` left of it. Of several runs the mean is shown.
+        trace: trace to explore; of several runs the mean is shown.
 
     Raises:
-        ValueError: the packages that it needs are not installed.
+        ValueError: the notebook packages are not installed.
     """
     try:
         from talkerviz.notebook.explorer import Explorer
     except ImportError as error:
-        raise ValueError(f"explore: no module {error.name}; pip install 'talkerviz[notebook]'") from error
+        raise ValueError(f"explore: package {error.name} is missing; pip install 'talkerviz[notebook]'") from error
     return Explorer(trace)
 
 
 def mimebundle(
     trace: TraceRecord, include: Collection[str] | None = None, exclude: Collection[str] | None = None
 ) -> dict[str, str]:
-    """What Jupyter shows of a trace, by MIME type: see `talkerviz.notebook.display.mimebundle`."""
+    """Return a trace's display in Jupyter, by MIME type: see `talkerviz.notebook.display.mimebundle`."""
     from talkerviz.notebook.display import mimebundle as bundle
 
     return bundle(trace, include, exclude)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """What `%load_ext talkerviz` calls: there is a magic `%%talkertrace` then."""
+    """Register the magic `%%talkertrace`, for `%load_ext talkerviz`."""
     from talkerviz.notebook.magics import TraceMagics
 
     shell.register_magics(TraceMagics)

@@ -1,4 +1,4 @@
-"""How a trace shows itself at the end of a notebook's cell: a picture and a table."""
+"""Display of a trace at the end of a notebook's cell: a picture and a table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from talkerviz.trace.trace import TraceRecord
 _VIEW = View(max_nodes=24)
 _ROWS = 10
 _DETAILS = ["parameters", "p50_ns", "p95_ns", "p99_ns"]
-# What is not seen in a picture that is an image: tooltips, and digits behind the point.
+# Parts of an SVG that an image does not show: comments, tooltips, links.
 _UNSEEN = re.compile(r"<!--.*?-->\n?|<title>[^<]*</title>\n?|</?a\b[^>]*>\n?", re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
 _DIGITS = re.compile(r"(?<=\.\d)\d+")
@@ -35,35 +35,35 @@ _Part = TypeVar("_Part")
 def mimebundle(
     trace: TraceRecord, include: Collection[str] | None = None, exclude: Collection[str] | None = None
 ) -> dict[str, str]:
-    """What Jupyter shows of a trace, by MIME type: HTML, SVG, Markdown with a Mermaid chart, and a line of text.
+    """Return a trace's display in Jupyter, by MIME type: HTML, SVG, Markdown with a Mermaid chart, a line of text.
 
-    The chart is folded to two dozen boxes, whatever the trace holds. Nothing here fails: what cannot be made is left
-    out, and a line says why.
+    The chart is folded to two dozen boxes. Nothing here raises: a part that cannot be made is left out, with the reason
+    in a line.
 
     Args:
-        trace: the whole trace, or what `Trace.select` left of it.
-        include: only these MIME types; all where there are none.
-        exclude: nor these.
+        trace: trace to display.
+        include: MIME types to return; empty for all.
+        exclude: MIME types to leave out.
     """
     wanted = {"text/plain", "text/html", "text/markdown", "image/svg+xml"}
     wanted = (wanted & set(include) if include else wanted) - set(exclude or ())
     bundle, failed = {"text/plain": repr(trace)}, list[str]()
     if wanted - {"text/plain"}:
-        graph = _made("chart", lambda: build_graph(trace, _VIEW), failed)
-        picture = None if graph is None else _made("picture", partial(_picture, graph), failed)
-        cells = _made("table", partial(_cells, trace), failed)
+        graph = _try_to_make("chart", lambda: build_graph(trace, _VIEW), failed)
+        picture = None if graph is None else _try_to_make("picture", partial(_picture, graph), failed)
+        cells = _try_to_make("table", partial(_cells, trace), failed)
         if picture:
             bundle["image/svg+xml"] = picture
         bundle["text/html"] = _html(trace, picture, cells, failed)
-        chart = None if graph is None else _made("Mermaid chart", partial(render_mermaid, graph), failed)
+        chart = None if graph is None else _try_to_make("Mermaid chart", partial(render_mermaid, graph), failed)
         bundle["text/markdown"] = _markdown(trace, chart, cells, failed)
     return {kind: text for kind, text in bundle.items() if kind in wanted}
 
 
-def _made(what: str, make: Callable[[], _Part], failed: list[str]) -> _Part | None:
+def _try_to_make(what: str, make: Callable[[], _Part], failed: list[str]) -> _Part | None:
     try:
         return make()
-    except Exception as error:  # whatever it is, a cell must not fail because its result cannot be drawn
+    except Exception as error:  # a cell must not fail because its result cannot be drawn
         failed.append(f"There is no {what}: {' '.join(str(error).split()) or type(error).__name__}")
         return None
 
@@ -84,7 +84,7 @@ def _picture(graph: Graph) -> str:
 def _html(trace: TraceRecord, picture: str | None, cells: TableCells | None, failed: list[str]) -> str:
     parts = [f"<p>{html.escape(_line(trace))}</p>"]
     if picture:
-        # As an image nothing in it can touch the page, nor a page's style the picture: white on dark pages too.
+        # As an image, picture and page cannot affect each other; white on dark pages too.
         size = _WIDTH.search(picture)
         points = float(size[1]) if size else 800.0
         width = f"width: 100%; min-width: {points * 0.65:.0f}px; max-width: {points:.0f}px"

@@ -1,4 +1,4 @@
-"""The widget: a trace's flowchart and time line, and what is chosen in them, here and there."""
+"""Widget with a trace's flowchart and timeline, and a selection shared with Python."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from talkerviz.report.html.timeline_slices import Slicer
 from talkerviz.trace.runs import as_one_run
 from talkerviz.trace.trace import TraceRecord
 
-# The parts of the report's page that the widget has too, in the order in which they need each other.
+# Scripts shared with the report's page, in order of their dependencies.
 _PARTS = ("text", "state", "chart", "plot", "stacks")
 
 
 @cache
 def _module() -> str:
-    """All that runs in the browser as one ECMAScript module, which needs no network."""
+    """Return the browser code as one ECMAScript module, which needs no network."""
     own = partial(piece, package="talkerviz.notebook")
     style, body = piece("page.css") + own("explorer.css"), with_pieces(own("explorer.html"), controls())
     return "\n".join(
         [
             vendored("echarts.min.js"),
-            # A page with a loader of its own would get it in another way.
+            # Hides a page's own module loader, which the library would use.
             "(() => { const define = undefined, require = undefined;",
             vendored("svg-pan-zoom.min.js"),
             "})();",
@@ -49,18 +49,18 @@ def _module() -> str:
 
 
 class Explorer(anywidget.AnyWidget):
-    """A trace to look around in.
+    """Widget to explore a trace.
 
-    A click on a box of the flowchart chooses its modules, a click on a bar of the time line a call, a drag over it a
-    span of time. Each of these can be set from here as well.
+    A click on a box of the flowchart selects its modules, a click on a bar of the timeline a call, and a drag over the
+    timeline a span of time. Each attribute but `trace` can also be set from Python.
 
     Attributes:
-        trace: what is shown; of several runs their mean.
-        selected: the paths of the chosen modules, all that a folded box stands for.
-        phase: the phase that they were chosen in, or that was chosen alone; empty for all.
-        call: the number of the chosen call, or None.
-        frame: the frame whose time line is shown; None for what is outside of frames.
-        span: the chosen span of time, its two ends in nanoseconds since the recording began, or None.
+        trace: trace shown; of several runs their mean.
+        selected: paths of the selected modules, all those of a folded box.
+        phase: phase of the selection; empty for all.
+        call: number of the selected call, or None.
+        frame: frame of the timeline; None for calls outside of frames.
+        span: selected span of time, its two ends in nanoseconds since the recording began, or None.
     """
 
     _esm = _module()
@@ -78,21 +78,21 @@ class Explorer(anywidget.AnyWidget):
         self._charts = Charts(trace)
         data, frame = self._first()
         super().__init__(_data=data, frame=frame)
-        self.on_msg(self._asked)
+        self.on_msg(self._answer)
 
     def __repr__(self) -> str:
         return f"<Explorer of {self.trace!r}>"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The widget, and the trace's picture and table for where none runs, as on the page of a saved notebook."""
+        """Return the widget, with a picture and a table for viewers without widgets, such as saved notebooks."""
         widget, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         return {**widget, **mimebundle(self.trace, {"text/html"})}, metadata
 
     @property
     def calls(self) -> pd.DataFrame:
-        """The calls that are chosen: of the chosen modules and phase, those that run in the chosen span; or one call.
+        """Selected calls: the selected call, or those of the selected modules and phase that run in the selected span.
 
-        Where nothing is chosen, all.
+        Without a selection, all calls.
         """
         calls = self.trace.calls
         kept = np.ones(len(calls), dtype=bool)
@@ -112,7 +112,7 @@ class Explorer(anywidget.AnyWidget):
         return chosen
 
     def _first(self) -> tuple[dict[str, Any], int | None]:
-        """What the browser must know at the beginning, and the frame that it shows then."""
+        """Return the initial data for the browser, and the frame that it shows first."""
         trace, frames = self.trace, self._slicer.frames
         why, charts = "", list[Chart]()
         try:
@@ -131,8 +131,8 @@ class Explorer(anywidget.AnyWidget):
         }
         return data, frame
 
-    def _asked(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
-        """Answer the browser, which asks for a frame's calls or the inside of a box when it is to show it."""
+    def _answer(self, _: Any, content: dict[str, Any], buffers: Any) -> None:
+        """Answer a request of the browser for a frame's calls or for the inside of a box."""
         known = [frame["frame"] for frame in self._slicer.frames]
         if content.get("ask") == "frame" and content.get("frame") in known:
             self.send({"slice": self._slicer.slices(content["frame"]).data})
@@ -166,7 +166,7 @@ class Explorer(anywidget.AnyWidget):
     @traitlets.validate("frame")
     def _known_frame(self, proposal: Any) -> int | None:
         frame: int | None = proposal["value"]
-        known = [one["frame"] for one in self._slicer.frames]
+        known = [known_frame["frame"] for known_frame in self._slicer.frames]
         if known and frame not in known:
             raise traitlets.TraitError(f"frame: no frame {frame} in this trace")
         return frame

@@ -1,4 +1,4 @@
-"""Record the models that some code calls, whichever they are."""
+"""Recording of the models that a cell calls, without naming them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from talkerviz.recorder.recording import Recording
 def recording_called(variables: Mapping[str, Any]) -> Iterator[Mapping[str, Recording[Any]]]:
     """Record the models that the code inside the `with` block calls.
 
-    Which these are is settled at the first call of a module that the code does not record itself: those that variables
-    hold by then, and if the call is of none of them that module, as `model`.
+    They are determined at the first call of a module that the code does not record itself: the models in variables at
+    that time, or, if the called module belongs to none of them, that module as `model`.
 
     Args:
-        variables: what the code's variables hold, by name; looked at when the first call is made.
+        variables: values of the code's variables by name, read at the first call.
 
     Yields:
-        The recordings by the names of the variables, also of models that were not called. Empty until the first call.
+        Recordings by name of the variable, also of models that were not called; empty until the first call.
     """
     found: dict[str, Recording[Any]] = {}
     undo: list[Callable[[], None]] = []
@@ -36,7 +36,7 @@ def recording_called(variables: Mapping[str, Any]) -> Iterator[Mapping[str, Reco
         def until_one_is_called(below: Callable[..., Any]) -> Callable[..., Any]:
             def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 with lock:
-                    # A recording of the code's own that has stepped in front has this call.
+                    # If the code started a recording itself, that recording has this call.
                     first = bool(undo) and inspect.getattr_static(nn.Module, "__call__") is call
                     if first:
                         undo.pop()()
@@ -55,7 +55,7 @@ def recording_called(variables: Mapping[str, Any]) -> Iterator[Mapping[str, Reco
 
 
 def _models(variables: Mapping[str, Any], called: nn.Module) -> dict[str, nn.Module]:
-    """The models that variables hold, without those that are parts of others, and what was called."""
+    """Return the models in variables, without parts of others, and the called module if it is in none."""
     held = {
         name: value for name, value in variables.items() if isinstance(value, nn.Module) and not name.startswith("_")
     }

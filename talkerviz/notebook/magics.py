@@ -1,4 +1,4 @@
-"""`%%talkertrace`: record what a cell does."""
+"""Cell magic `%%talkertrace`, which records the models that a cell calls."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ from talkerviz.recorder.recording import Recording
 
 @magics_class
 class TraceMagics(Magics):
-    """The magics of `%load_ext talkerviz`."""
+    """Magics of `%load_ext talkerviz`."""
 
-    shell: Any  # there is one by the time that a magic is called
+    shell: Any  # set before a magic is called
 
     @magic_arguments()
-    @argument("model", nargs="?", help="The model, such as model or pipe.talker; by default the one that is called.")
-    @argument("-o", "--output", default="trace", metavar="NAME", help="The variable that the trace is left in.")
+    @argument(
+        "model",
+        nargs="?",
+        help="Model, such as model or pipe.talker. Default: those that the cell calls.",
+    )
+    @argument("-o", "--output", default="trace", metavar="NAME", help="Variable for the trace. Default: trace.")
     @output_can_be_silenced
     @cell_magic
     def talkertrace(self, line: str, cell: str) -> Any:
-        """Record every module call that a cell makes, show the Trace, and leave it in the variable `trace`.
+        """Record every module call of a cell, show the Trace, and store it in the variable `trace`.
 
-        With no model named it is the one that the cell calls, made in it or before. Several that are in variables when
-        the first of them is called are all recorded: `trace` is a dict then, with a Trace for each variable. A cell
-        that fails leaves what it did until then.
+        Without a model named, the one that the cell calls is recorded, whether the cell or an earlier one made it. If
+        several are in variables at the first call, all are recorded, and `trace` is a dict with a Trace per variable.
+        A cell that fails leaves the trace up to then.
         """
         args = parse_argstring(self.talkertrace, line)
         if not args.output.isidentifier():
-            raise UsageError(f"-o {args.output}: not a name for a variable")
+            raise UsageError(f"-o {args.output}: not a valid name of a variable")
         named = self._model(args.model) if args.model else None
         run = self._compiled(cell)
         recordings = _named(args.model, named) if named is not None else recording_called(self.shell.user_ns)
@@ -60,10 +64,10 @@ class TraceMagics(Magics):
         return model
 
     def _compiled(self, cell: str) -> Callable[[], Any]:
-        """What runs the cell; it returns the value of the last line if that is an expression."""
+        """Compile the cell into a function that returns the value of the last line if that is an expression."""
         shell = self.shell
         source = shell.transform_cell(cell)
-        # Where tracebacks find the lines.
+        # Tracebacks find the lines by this name.
         file = shell.compile.cache(source, shell.execution_count, raw_code=cell)
         tree = shell.transform_ast(shell.compile.ast_parse(source, filename=file))
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
@@ -77,7 +81,7 @@ class TraceMagics(Magics):
         return run
 
     def _leave(self, variable: str, found: Mapping[str, Recording[Any]]) -> None:
-        """Put the traces of the models that were called into a variable, and show them."""
+        """Store the traces of called models in a variable, and show them."""
         traces = {name: rec.trace for name, rec in found.items() if len(rec.trace.calls)}
         if not traces:
             print("talkertrace: no module was called, so there is no trace", file=sys.stderr)

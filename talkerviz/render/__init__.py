@@ -1,1 +1,1 @@
-"""A Trace on screen and in files: one module a format."""
+"""Renderers of traces: charts, tables, terminal output, files for viewers."""

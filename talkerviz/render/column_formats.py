@@ -1,4 +1,4 @@
-"""What the numbers of a table are called, and how people read them."""
+"""Headings, units and number formats of table columns."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pandas as pd
 from talkerviz.render.text import AMOUNTS, UNITS, amount_text, factor_text, share_text, size_text, time_text
 
 Scales = tuple[tuple[float, str], ...]
-"""Units by how many base units they are, largest first."""
+"""Pairs of base units per unit and its name, largest first."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a column of numbers is.
+    """Kind of quantity in a column.
 
     Attributes:
-        heading: what the column is called.
-        text: one number as people read it, with its unit.
-        scales: what a whole column may be given in, where its unit stands in the heading.
-        decimals: how many a number has then.
+        heading: heading of the column.
+        text: function that formats a number with its unit.
+        scales: units for a whole column with the unit in its heading.
+        decimals: decimals of a number in such a column.
     """
 
     heading: str
@@ -72,7 +72,7 @@ _QUANTITIES: Mapping[str, Quantity] = {
 
 _UNMEASURED_LEFT_OUT = {*_QUANTITIES, "bound"}
 _NEVER_SHOWN = {"parameter_bytes"}
-# What says nothing of such a row: of a single call always 1 or the total again, of a frame of calls of every kind.
+# Columns without a meaning for such rows: of a single call they are 1 or the total again; a frame mixes all calls.
 _MEANINGLESS = {
     "call": {"calls", "mean_ns", "p50_ns", "p95_ns", "p99_ns"},
     "frame": {"mean_ns", "p50_ns", "p95_ns", "p99_ns", "shapes"},
@@ -80,19 +80,27 @@ _MEANINGLESS = {
 
 
 def quantity(column: str) -> Quantity | None:
-    """What a column of a summary holds; None where it is no quantity but a name, a number of something or a text."""
+    """Return the quantity in a column; None for a name, a number of an item, or a text."""
     side, _, name = column.rpartition(".")
     found = _QUANTITIES.get(name)
     return Quantity(f"{side} {found.heading}", found.text, found.scales, found.decimals) if found and side else found
 
 
+def column_of_heading(heading: str) -> str:
+    """Return the column that a heading names, such as `parameters` for `params`; other names stay as they are."""
+    side, _, name = heading.rpartition(".")
+    column = next((column for column, kind in _QUANTITIES.items() if kind.heading == name), name)
+    column = column.removesuffix("_ns")
+    return f"{side}.{column}" if side else column
+
+
 def is_number(column: str) -> bool:
-    """Whether a column is set flush right."""
+    """Return True for a column that is aligned right."""
     return quantity(column) is not None or column in ("call", "frame", "step", "rank")
 
 
 def shown_columns(summary: pd.DataFrame, by: str) -> list[str]:
-    """The columns for people: without what was not measured, and what says nothing of such rows."""
+    """List the columns to show: those that were measured and have a meaning for such rows."""
     omitted = _NEVER_SHOWN | _MEANINGLESS.get(by, set())
     return [
         name

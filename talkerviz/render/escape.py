@@ -1,4 +1,4 @@
-"""Make text from models and files safe on a terminal, and in Mermaid, Graphviz, Markdown and spreadsheets."""
+"""Escaping of text from models and files for terminals, Mermaid, Graphviz, Markdown and spreadsheets."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 import string
 from urllib.parse import quote
 
-# Also in the middle of an arrow's label Mermaid takes it for a statement.
+# Mermaid takes it for a statement even in the middle of an arrow's label.
 _DIRECTION = re.compile(r"(?<=direction)\s(?=\s*(?:TB|TD|BT|RL|LR))")
 _SAFE_ASCII = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,-_/")
 
 
-# Control characters but for line breaks, those of C1, line separators, lone surrogates, and marks that change the
-# direction of what follows: they could move the cursor, write over lines, or have a name read as another.
+# Control characters (C0 without line breaks, C1), line separators, lone surrogates and direction marks: they could move
+# the cursor, overwrite lines, or disguise a name as another.
 _UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def visible(text: str) -> str:
-    """Text for a terminal: what is no printable character or line break stands as its code, such as `\\x1b`."""
+    """Escape text for a terminal: unprintable characters but line breaks become codes such as `\\x1b`."""
     return _UNSEEN.sub(lambda found: _code(found[0]), text)
 
 
@@ -28,35 +28,35 @@ def _code(char: str) -> str:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """Text for a CSV file, which no spreadsheet takes for a formula: an apostrophe stands before what begins one."""
+    """Escape text for CSV, with an apostrophe before text that a spreadsheet would take for a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks, control characters and lone surrogates, none of which a label can hold."""
+    """Replace line breaks, control characters and lone surrogates, which labels cannot hold, by spaces."""
     return "".join(char if char.isprintable() else " " for char in text)
 
 
 def mermaid_label(text: str) -> str:
-    """Text for a quoted Mermaid label: whatever could mean something to Mermaid, Markdown or HTML as `#35;` codes."""
+    """Escape text for a quoted Mermaid label: characters special to Mermaid, Markdown or HTML as `#35;` codes."""
     escaped = "".join(char if char in _SAFE_ASCII or ord(char) > 127 else f"#{ord(char)};" for char in one_line(text))
     return _DIRECTION.sub("#32;", escaped)
 
 
 def dot_html(text: str) -> str:
-    """Text for an HTML-like Graphviz label."""
-    # Where a text is a bracket alone, Graphviz's reader takes it for the end of something.
+    """Escape text for an HTML-like Graphviz label."""
+    # Graphviz's parser takes a text of a lone bracket for a delimiter.
     return html.escape(one_line(text), quote=True).replace("]", "&#93;")
 
 
 def dot_string(text: str) -> str:
-    """Text for a Graphviz string, whose quotes the graphviz package adds."""
-    # An HTML entity in a string is decoded, so a name that looks like one is kept from being one.
+    """Escape text for a Graphviz string, whose quotes the graphviz package adds."""
+    # Graphviz decodes HTML entities in strings, so ampersands of names are escaped.
     return one_line(text).replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """Text of at most so many characters: in the place of the rest, in the middle, stands an ellipsis."""
+    """Shorten text to at most `most` characters, with an ellipsis in the middle."""
     if len(text) <= most:
         return text
     tail = (most - 1) // 2
@@ -68,7 +68,7 @@ _BETWEEN_LETTERS = re.compile(r"(?<=[^\W_])\\_(?=[^\W_])")
 
 
 def markdown(text: str) -> str:
-    """Text in a line of Markdown, still legible in the source: `talker.model.self_attn` stays as it is."""
+    """Escape text in a line of Markdown, legible in the source: `talker.model.self_attn` is unchanged."""
     escaped = "".join(
         f"\\{char}" if char in string.punctuation and char not in _PLAIN else char for char in one_line(text)
     )
@@ -76,10 +76,10 @@ def markdown(text: str) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Text for a table in Markdown: `markdown`, but brackets stay as well, for they lead nowhere in a cell."""
+    """Escape text for a cell of a Markdown table, as `markdown`, but with brackets, which make no link there."""
     return re.sub(r"\\([()\[\]])", r"\1", markdown(text)).replace("](", "]\\(").strip()
 
 
 def link_target(name: str) -> str:
-    """The name of a page as an address relative to the chart's own, whatever is in the name."""
+    """Quote the name of a page as an address relative to the chart's."""
     return quote(one_line(name).lstrip("/"), safe="/#")

@@ -1,4 +1,4 @@
-"""What a reader of a trace's numbers must know, in short lines."""
+"""Notes on the limits of a trace's numbers, and the headline of frame latencies."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from talkerviz.render.text import factor_text, size_text, time_text
 from talkerviz.trace import TraceRecord
 from talkerviz.trace.labels import format_count
 
-_LEAST_OUTSIDE = 0.05
-_LEAST_COLLECTED = 0.001  # of the calls' time
+_MIN_OUTSIDE_SHARE = 0.05  # of the time since the first call; less is not worth a line
+_MIN_COLLECTED_SHARE = 0.001  # of the calls' time; less is not worth a line
 
 
 def notes_on(trace: TraceRecord) -> list[str]:
-    """One line for each thing to know about how far a trace's numbers go."""
+    """List notes on a trace's numbers: what they leave out and how they were measured, a line each."""
     outside = idle_time(trace)
     notes = []
-    if outside is not None and outside.idle_ns > _LEAST_OUTSIDE * outside.span_ns:
+    if outside is not None and outside.idle_ns > _MIN_OUTSIDE_SHARE * outside.span_ns:
         notes.append(
             f"Of the {time_text(outside.span_ns)} since the first call began {time_text(outside.idle_ns)} are in no row"
             ": backward, optimizers, sampling and all else that runs outside these modules."
         )
     collected = trace.collections_inside()["host_ns"]
-    if len(collected) and collected.sum() >= _LEAST_COLLECTED * trace.calls["host_self_ns"].sum():
+    if len(collected) and collected.sum() >= _MIN_COLLECTED_SHARE * trace.calls["host_self_ns"].sum():
         notes.append(
             f"Python's garbage collector ran {format_count(len(collected), 'time')} inside these calls and took"
             f" {time_text(int(collected.sum()))}, {time_text(int(collected.max()))} at most, in no module's self time."
@@ -56,7 +56,7 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
             if not {"processes", "process"} & {*facts} and facts.get("clock") != "cuda"
             else f"Recording took {cost} a call, in its caller's self time: others went on, or waited, meanwhile."
         )
-    notes += _on_what_is_not_there(facts)
+    notes += _on_missing_calls(facts)
     if facts.get("host_peak_bytes") and "processes" not in facts:
         weights, peak = size_text(facts["weights_bytes"]), size_text(facts["host_peak_bytes"])
         notes.append(f"The weights are {weights}; the process held {peak} of host memory at most until the run ended.")
@@ -80,15 +80,15 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
         )
     if facts.get("unknown_operators"):
         counts, places = facts["unknown_operators"], facts.get("unknown_operators_in", {})
-        names = ", ".join(f"{name} ({count:,}){_within(places.get(name, ()))}" for name, count in counts.items())
+        names = ", ".join(f"{name} ({count:,}){_module_text(places.get(name, ()))}" for name, count in counts.items())
         notes.append(f"Operators of unknown arithmetic, whose calls have no FLOP: {names}")
     if facts.get("unfinished"):
         notes.append("The run was killed: the calls it had written away until then.")
     return notes
 
 
-def _on_what_is_not_there(facts: Mapping[str, Any]) -> list[str]:
-    """Calls that were made and are in no row."""
+def _on_missing_calls(facts: Mapping[str, Any]) -> list[str]:
+    """List notes on calls that are in no row."""
     notes = []
     if strange := facts.get("strange_calls"):
         classes = ", ".join(strange["classes"]) or "of unknown class"
@@ -110,7 +110,7 @@ def _on_what_is_not_there(facts: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _within(paths: Sequence[str]) -> str:
+def _module_text(paths: Sequence[str]) -> str:
     more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
     return f" in {paths[0]}{more}" if paths else ""
 
@@ -125,14 +125,14 @@ def _on_ranks(processes: Sequence[Mapping[str, Any]], clocks: Mapping[str, Any])
     elif clocks["error_ns"] and max(known) > 0:
         told = " and ".join(clocks["by"])
         notes.append(f"Clocks of different hosts are put together to within {time_text(max(known))}, by {told}.")
-    # Two of them may each be wrong by so much.
+    # Each of two clocks may be off by the error.
     if clocks["early_ns"] > 2 * max(known, default=0):
         notes.append(f"Clocks drifted: by up to {time_text(clocks['early_ns'])} a collective is over too early.")
     return notes
 
 
 def headline(summary: FrameSummary) -> str:
-    """Time to the first frame, what further ones took, and what that is for speech; without what is not known."""
+    """Format the time to the first frame, the latency of later ones and the real-time factor, as far as known."""
     frames = format_count(summary.frames, "frame")
     parts = [f"{frames} of {summary.runs:,} runs" if summary.runs > 1 else frames]
     if summary.first_ns is not None:

@@ -1,190 +1,238 @@
-"""Every format by name."""
+"""Output formats: one entry each. Lists, file name endings and checks are derived from the entries.
+
+To add a format, write its renderer in a file and add an entry to `_ENTRIES`.
+"""
 
 from __future__ import annotations
 
-import enum
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from talkerviz.flowchart.model import Graph, View
-from talkerviz.render.charts.graphviz import LAYOUTS, RenderError, lay_out
+from talkerviz.render.charts.graphviz import RenderError, lay_out
 from talkerviz.render.charts.mermaid import over_github_limits
-from talkerviz.render.tables.registry import TABLES, TableView, render_table_as
+from talkerviz.render.options import Naming, RenderOptions, given_options, option_name
 from talkerviz.render.viewers.common import TENSORBOARD_SUFFIX
 from talkerviz.trace import TraceRecord
-from talkerviz.trace.parquet import OTHER_FORMATS
 
 if TYPE_CHECKING:
     from talkerviz.flowchart.builder import Prepared
+    from talkerviz.flowchart.model import Graph, View
 
-
-def _on_demand(module: str) -> Callable[..., Any]:
-    """Import a renderer's module at its first use: a command needs one of them, and its start is a part of its time."""
-
-    def render_with(drawn: Any) -> Any:
-        return getattr(import_module(f"talkerviz.render.{module}"), f"render_{module.rpartition('.')[2]}")(drawn)
-
-    return render_with
-
-
-TEXTS: Mapping[str, Callable[[Graph], str]] = {
-    "mermaid": _on_demand("charts.mermaid"),
-    "dot": _on_demand("charts.dot"),
-    "model-explorer": _on_demand("charts.model_explorer"),
-}
-"""Text formats -> what draws a graph in them; `LAYOUTS` are made of DOT."""
-
-_FLAT: Mapping[str, Callable[[TraceRecord], str]] = {
-    "mermaid": _on_demand("charts.mermaid_flat"),
-    "dot": _on_demand("charts.dot_flat"),
-}
-
-DATA: Mapping[str, Callable[[TraceRecord], bytes]] = {
-    "perfetto": _on_demand("viewers.perfetto"),
-    "speedscope": _on_demand("viewers.speedscope"),
-    "flamegraph": _on_demand("viewers.collapsed_stacks"),
-    "tensorboard": _on_demand("viewers.tensorboard"),
-    "timeline": _on_demand("viewers.rank_timeline_svg"),
-}
-"""Formats that are neither charts nor tables -> what writes a trace in them."""
-
-PICTURES = ("png", "pdf")
-"""Formats that are no text."""
-
-DRAWN = (*_FLAT, *LAYOUTS)
-"""Charts that are pictures; the others are laid out by the program that they are for."""
-CHARTS = (*DRAWN, *(fmt for fmt in TEXTS if fmt not in DRAWN))
-FORMATS = (*CHARTS, *TABLES, *DATA)
-
-
-_JSON = ("json", "perfetto", "speedscope", "tensorboard", "model-explorer")
-SUFFIXES: Mapping[str, Sequence[str]] = {
-    ".speedscope.json": ("speedscope",),
-    TENSORBOARD_SUFFIX: ("tensorboard",),
-    **{ending: (fmt,) for ending, fmt in OTHER_FORMATS.items()},
-    ".json": _JSON,
-    ".parquet": ("parquet",),
-}
-"""How a file's name ends -> the formats that it may have, ours and those of an answer to a query."""
-
-
-class Style(str, enum.Enum):
-    """How a chart is drawn."""
-
-    nested = "nested"
-    flat = "flat"
-    source = "source"
+TextFormat = Literal[
+    "mermaid",
+    "dot",
+    "svg",
+    "model-explorer",
+    "markdown",
+    "latex",
+    "html",
+    "csv",
+    "json",
+    "perfetto",
+    "speedscope",
+    "flamegraph",
+    "tensorboard",
+    "timeline",
+    "page",
+]
+"""Formats that `Trace.render` returns as str, for type checkers; a test compares them with the entries."""
+BinaryFormat = Literal["png", "pdf"]
+"""Formats that it returns as bytes."""
 
 
 @dataclass(frozen=True)
-class Given:
-    """Options by what the reader calls them.
+class Format:
+    """An output format.
 
     Attributes:
-        of_tables: what only tables have; None where it was not asked for.
-        of_charts: what only nested charts have; false where it was not asked for.
-        style: what the style is called.
+        name: name for `-f` and `Trace.render`.
+        kind: `chart` draws a folded graph; `table` writes a summary; `data` writes the trace itself.
+        loader: renderer as `module:function`, imported at first use, since a command needs one of them and its start is
+            part of its time. A chart's takes a `Graph`, or DOT if it is `laid_out`; a table's takes `TableCells`, or
+            the DataFrame if it is `unrounded`; that of data takes a `TraceRecord`. It returns str or bytes.
+        suffixes: file name endings that select this format.
+        shared_suffixes: file name endings that the format shares with others, and that select none of them.
+        flat: renderer of the chart's style `flat`, as `module:function`; takes a `TraceRecord`.
+        laid_out: True for a chart that Graphviz makes of DOT.
+        unrounded: True for a table with all columns in base units.
+        binary: True for bytes that are not text.
     """
 
-    of_tables: Mapping[str, object]
-    of_charts: Mapping[str, object]
-    style: str
+    name: str
+    kind: Literal["chart", "table", "data"]
+    loader: str
+    suffixes: tuple[str, ...] = ()
+    shared_suffixes: tuple[str, ...] = ()
+    flat: str | None = None
+    laid_out: bool = False
+    unrounded: bool = False
+    binary: bool = False
+
+    @cached_property
+    def renderer(self) -> Callable[..., str | bytes]:
+        """The function that `loader` names."""
+        return _load(self.loader)
 
 
-def check_options(fmt: str, style: Style, given: Given) -> None:
-    """Say so if something was asked for that says nothing in such a format.
-
-    Raises:
-        ValueError: it was.
-    """
-    for option, asked in given.of_tables.items():
-        if asked is not None and fmt not in TABLES:
-            raise ValueError(f"{option}: only tables have it ({', '.join(TABLES)}), not {fmt}")
-    for option, asked in {given.style: style is not Style.nested, **given.of_charts}.items():
-        if asked and fmt not in CHARTS:
-            raise ValueError(f"{option}: only charts have it ({', '.join(CHARTS)}), not {fmt}")
-        if asked and style is not Style.nested and option != given.style:
-            raise ValueError(f"{option}: only {given.style} nested has it, not {style.value}")
+def _load(loader: str) -> Callable[..., Any]:
+    module, _, function = loader.partition(":")
+    renderer: Callable[..., Any] = getattr(import_module(module), function)
+    return renderer
 
 
-def render(
-    trace: TraceRecord,
-    fmt: str,
-    style: Style = Style.nested,
-    view: View = View(),  # noqa: B008
-    table: TableView = TableView(),  # noqa: B008
-) -> bytes:
-    """Draw a trace, or what `Trace.select` left of it, or write a table of it.
+_CHARTS, _TABLES, _VIEWERS = (f"talkerviz.render.{package}" for package in ("charts", "tables.writers", "viewers"))
+_JSON = (".json",)
+_ENTRIES = (
+    Format(
+        "mermaid",
+        "chart",
+        f"{_CHARTS}.mermaid:render_mermaid",
+        (".mmd",),
+        flat=f"{_CHARTS}.mermaid_flat:render_mermaid_flat",
+    ),
+    Format("dot", "chart", f"{_CHARTS}.dot:render_dot", (".dot",), flat=f"{_CHARTS}.dot_flat:render_dot_flat"),
+    Format("svg", "chart", f"{_CHARTS}.graphviz:render_svg", (".svg",), laid_out=True),
+    Format("png", "chart", f"{_CHARTS}.graphviz:render_png", (".png",), laid_out=True, binary=True),
+    Format("pdf", "chart", f"{_CHARTS}.graphviz:render_pdf", (".pdf",), laid_out=True, binary=True),
+    Format("model-explorer", "chart", f"{_CHARTS}.model_explorer:render_model_explorer", (), _JSON),
+    Format("markdown", "table", f"{_TABLES}:markdown_table", (".md",)),
+    Format("latex", "table", f"{_TABLES}:latex_table", (".tex",)),
+    Format("html", "table", f"{_TABLES}:html_table", (), (".html",)),
+    Format("csv", "table", f"{_TABLES}:csv_table", (".csv",), unrounded=True),
+    Format("json", "table", f"{_TABLES}:json_table", (), _JSON, unrounded=True),
+    Format("perfetto", "data", f"{_VIEWERS}.perfetto:render_perfetto", (), _JSON),
+    Format("speedscope", "data", f"{_VIEWERS}.speedscope:render_speedscope", (".speedscope.json",), _JSON),
+    Format("flamegraph", "data", f"{_VIEWERS}.collapsed_stacks:render_collapsed_stacks"),
+    Format("tensorboard", "data", f"{_VIEWERS}.tensorboard:render_tensorboard", (TENSORBOARD_SUFFIX,), _JSON),
+    Format("timeline", "data", f"{_VIEWERS}.rank_timeline_svg:render_rank_timeline_svg"),
+    # The report is built on this package, which must not import it: its page is known here by name alone.
+    Format("page", "data", "talkerviz.report.writer:render_single_page", (".html",)),
+)
+
+REGISTRY: Mapping[str, Format] = {entry.name: entry for entry in _ENTRIES}
+"""Formats by name."""
+FORMATS = tuple(REGISTRY)
+CHARTS = tuple(entry.name for entry in _ENTRIES if entry.kind == "chart")
+TABLES = tuple(entry.name for entry in _ENTRIES if entry.kind == "table")
+BINARY = tuple(entry.name for entry in _ENTRIES if entry.binary)
+DRAWN = tuple(entry.name for entry in _ENTRIES if entry.flat or entry.laid_out)
+"""Charts that are pictures; other charts are laid out by the program that opens them."""
+
+
+def formats_of_name(name: str, formats: tuple[str, ...] = FORMATS) -> list[str]:
+    """List the formats that a file's name may mean: the one whose ending it has, or those that share its ending.
 
     Args:
-        trace: what is drawn.
-        fmt: one of `FORMATS`.
-        style: `nested` folds what repeats and groups by module; `flat` has a box a call; `source`, Mermaid only, is
-            the document that this project grew from.
-        view: how far the nested style is opened, and what its arrows are.
-        table: what a table shows.
+        name: name or path of the file.
+        formats: formats to choose from, also others than those of `FORMATS`, whose ending is their name.
+    """
+    known = [REGISTRY.get(fmt) or Format(fmt, "data", "", (f".{fmt}",)) for fmt in formats]
+    lower = name.lower()
+    selected = [(suffix, entry.name) for entry in known for suffix in entry.suffixes if lower.endswith(suffix)]
+    if selected:
+        return [max(selected, key=lambda pair: len(pair[0]))[1]]
+    return [entry.name for entry in known if lower.endswith(entry.shared_suffixes or "\0")]
+
+
+def check_options(fmt: str, options: RenderOptions, naming: Naming = option_name) -> None:
+    """Reject options that do not apply to this format.
 
     Raises:
-        RenderError: no such format, or not in this style, or it cannot be made here.
-        ValueError: as `build_graph` for a chart, as `summarise` and `pivot` for a table.
+        ValueError: unknown format, or an option that is given and does not apply.
     """
-    if fmt not in FORMATS:
+    if fmt not in REGISTRY:
         raise RenderError(f"unknown format {fmt!r}: choose from {', '.join(FORMATS)}")
-    if fmt in DATA:
-        return DATA[fmt](trace)
-    if fmt in TABLES:
-        return render_table_as(trace, fmt, table)
-    if style is Style.source:
-        if fmt != "mermaid":
-            raise RenderError(f"style source is Mermaid only, not {fmt}")
-        return str(_on_demand("charts.legacy_mermaid")(trace)).encode()
-    if fmt not in DRAWN:
-        if style is Style.flat:
-            raise RenderError(f"style flat is for {', '.join(DRAWN)}, not {fmt}")
-        return render_graph(_graph(trace, replace(view, max_nodes=view.max_nodes or sys.maxsize)), fmt)
-    if style is Style.flat:
-        text = _FLAT["dot" if fmt in LAYOUTS else fmt](trace)
-        return lay_out(text, fmt) if fmt in LAYOUTS else text.encode()
+    style = options.style
+    for option in given_options(options):
+        name, scope = naming(option), option.applies_to
+        if scope == "table" and fmt not in TABLES:
+            raise RenderError(f"{name}: only tables have it ({', '.join(TABLES)}), not {fmt}")
+        if scope in ("chart", "nested") and fmt not in CHARTS:
+            raise RenderError(f"{name}: only charts have it ({', '.join(CHARTS)}), not {fmt}")
+        if scope == "nested" and style != "nested":
+            raise RenderError(f"{name}: only style nested has it, not {style}")
+    if style == "source" and fmt != "mermaid":
+        raise RenderError(f"style source is Mermaid only, not {fmt}")
+    if style == "flat" and fmt not in DRAWN:
+        raise RenderError(f"style flat is for {', '.join(DRAWN)}, not {fmt}")
+
+
+def render(trace: TraceRecord, fmt: str, options: RenderOptions = RenderOptions()) -> bytes:  # noqa: B008
+    """Render a trace in one of `FORMATS`.
+
+    Args:
+        trace: trace to render.
+        fmt: name of the format.
+        options: calls to take, and how to draw or list them.
+
+    Raises:
+        RenderError: unknown format, an option that does not apply to it, or a program that it needs is missing.
+        ValueError: no such phase, frame, module or rank; or as `build_graph` for a chart, and as `summarise` and
+            `pivot` for a table.
+    """
+    check_options(fmt, options)
+    entry = REGISTRY[fmt]
+    # A nested chart folds what is deeper than `depth`; elsewhere those calls are left out.
+    folded = entry.kind == "chart" and options.style == "nested"
+    selected = select(trace, options if not folded else replace(options, depth=None))
+    if entry.kind == "data":
+        return _encoded(entry.renderer(selected))
+    if entry.kind == "table":
+        from talkerviz.render.tables.summary import render_summary
+
+        return _encoded(render_summary(selected, entry.renderer, entry.unrounded, options))
+    if options.style == "source":
+        return _encoded(_load(f"{_CHARTS}.legacy_mermaid:render_legacy_mermaid")(selected))
+    if options.style == "flat":
+        text: str = _load(str(REGISTRY["dot" if entry.laid_out else fmt].flat))(selected)
+        return lay_out(text, fmt) if entry.laid_out else text.encode()
+    view = options.view
     if fmt == "mermaid" and view.max_nodes is None:
         from talkerviz.flowchart.builder import prepare
 
-        return mermaid_for_github(prepare(trace, view.edges), view).encode()
-    return render_graph(_graph(trace, view), fmt)
+        return mermaid_for_github(prepare(selected, view.edges), view).encode()
+    from talkerviz.flowchart.builder import build_graph
+
+    if fmt not in DRAWN and view.max_nodes is None:
+        view = replace(view, max_nodes=sys.maxsize)  # the program that opens it folds by itself
+    return render_graph(build_graph(selected, view), fmt)
+
+
+def select(trace: TraceRecord, options: RenderOptions) -> TraceRecord:
+    """Return the trace with the calls that the options select.
+
+    Raises:
+        ValueError: no such phase, frame, module or rank.
+    """
+    return trace.select(options.phase, options.frame, options.depth, options.module, rank=options.rank)
 
 
 def render_graph(graph: Graph, fmt: str) -> bytes:
-    """Draw a graph in one of `FORMATS`.
+    """Draw a graph in one of `CHARTS`.
 
     Raises:
-        RenderError: it cannot be made here.
+        RenderError: a program that the format needs is missing, or failed.
     """
-    if fmt not in LAYOUTS:
-        return TEXTS[fmt](graph).encode()
-    drawn = lay_out(TEXTS["dot"](graph), fmt)
-    if fmt != "svg":
-        return drawn
-    from talkerviz.render.charts.graphviz import headings_on_top
-
-    return headings_on_top(drawn)
-
-
-def _graph(trace: TraceRecord, view: View) -> Graph:
-    from talkerviz.flowchart.builder import build_graph
-
-    return build_graph(trace, view)
+    entry = REGISTRY[fmt]
+    return _encoded(entry.renderer(REGISTRY["dot"].renderer(graph) if entry.laid_out else graph))
 
 
 def mermaid_for_github(prepared: Prepared, view: View) -> str:
-    """A nested Mermaid chart, folded further than usual where GitHub would not draw it else."""
+    """Draw a nested Mermaid chart, with fewer boxes if GitHub would not draw it otherwise."""
     from talkerviz.flowchart.builder import draw_prepared
 
     while True:
         graph = draw_prepared(prepared, view).graph
-        text = TEXTS["mermaid"](graph)
+        text = str(REGISTRY["mermaid"].renderer(graph))
         fewer = len(graph.boxes) * 3 // 4
         if over_github_limits(text) is None or fewer < 1 or view.open:
             return text
         view = replace(view, max_nodes=fewer)
+
+
+def _encoded(rendered: str | bytes) -> bytes:
+    return rendered.encode() if isinstance(rendered, str) else rendered

@@ -1,4 +1,4 @@
-"""A report's folder, with a manifest of the files that a report wrote there."""
+"""Folder of a report, with a manifest of the report's files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 from talkerviz.atomic_file import atomic_write, named_errors, write_text
 
 MANIFEST = ".talkerviz-report"
-"""A line a file, its SHA-256 and its name, as `sha256sum` writes and checks them."""
+"""File name of the manifest: a line per file with SHA-256 and name, as `sha256sum` checks them."""
 
 _FILES = (
     "index.html",
@@ -32,16 +32,16 @@ _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
 
 
 class ReportFolder:
-    """A folder that is empty, or holds an earlier report whose files are written over.
+    """New or empty folder, or that of an earlier report, whose files are replaced.
 
-    Files that no report wrote are never touched, nor those that were changed since.
+    Files that no report wrote, or that were changed since, are never touched.
 
     Args:
-        path: the folder; made by the first file.
+        path: path of the folder, which is created with the first file.
 
     Raises:
         OSError: the folder cannot be read.
-        ValueError: it has files but no report's, or a file that a report would write over and that is not a report's
+        ValueError: the folder holds files but no report, or a file that the report would replace is not from a report
             or was changed since.
     """
 
@@ -53,20 +53,24 @@ class ReportFolder:
             if not os.path.lexists(path):
                 return
             if not path.is_dir():
-                raise ValueError(f"{path}: is a file, not a folder")
+                raise ValueError(f"{path}: is a file, not a folder; name another one")
             digests = self._read_manifest()
             if digests is None and any(not entry.name.startswith(".") for entry in path.iterdir()):
-                raise ValueError(f"{path}: is not empty, and not the folder of a report: name another one")
+                raise ValueError(f"{path}: is not empty and holds no report; name another folder")
             for name in self._present():
                 digest = _digest_of(path / name)
                 if digest is None or digest not in (digests or {}).get(name, ()):
-                    why = "was changed since the report was written" if name in (digests or {}) else "is of no report"
-                    raise ValueError(f"{path / name}: {why}: move it away, or name another folder")
+                    why = (
+                        "was changed since the report was written"
+                        if name in (digests or {})
+                        else "is not from a report"
+                    )
+                    raise ValueError(f"{path / name}: {why}; move it away, or name another folder")
                 self._earlier.add(name)
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """Open one of the report's files for writing; it is noted in the manifest before it is put in its place."""
+        """Open one of the report's files for writing; it is in the manifest before it is in place."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
@@ -84,7 +88,7 @@ class ReportFolder:
             file.write(data)
 
     def finish(self) -> None:
-        """Remove files of the earlier report that this one does not have, and list this one's in the manifest."""
+        """Remove files that only the earlier report has, and rewrite the manifest."""
         for name in self._earlier - set(self._written):
             (self.path / name).unlink(missing_ok=True)
         with suppress(OSError):
@@ -92,7 +96,7 @@ class ReportFolder:
         write_text(self.path / MANIFEST, "".join(f"{digest}  {name}\n" for name, digest in self._written.items()))
 
     def _read_manifest(self) -> dict[str, set[str]] | None:
-        """Return the digests that each file may have; a report that was broken off has written some of its own."""
+        """Return the digests that each file may have; an interrupted report has added some of its own."""
         path = self.path / MANIFEST
         if path.is_symlink() or not path.is_file():
             return None
@@ -103,17 +107,17 @@ class ReportFolder:
         return digests
 
     def _present(self) -> Iterator[str]:
-        """Names of files in the folder that a report may write, or wrote."""
+        """Yield names of files in the folder that a report may have written."""
         yield from (name for name in _FILES if os.path.lexists(self.path / name))
         frames = self.path / _FRAMES
         if frames.is_symlink() or (os.path.lexists(frames) and not frames.is_dir()):
-            yield _FRAMES  # which no report wrote
+            yield _FRAMES  # not from a report, which makes a folder
         elif frames.is_dir():
             names = (f"{_FRAMES}/{entry.name}" for entry in sorted(frames.iterdir()))
             yield from (name for name in names if _FRAME_FILE.fullmatch(name))
 
     def _note(self, name: str, digest: str) -> None:
-        """Append to the manifest: whenever the process ends, it knows every file of the folder."""
+        """Append to the manifest, so that it is complete whenever the process ends."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         path = self.path / MANIFEST
         with named_errors(path), os.fdopen(os.open(path, flags, 0o666), "wb") as manifest:
@@ -122,7 +126,7 @@ class ReportFolder:
 
 
 class _HashedFile:
-    """A file that counts a digest of what is written to it."""
+    """File that hashes what is written to it."""
 
     closed = False
 

@@ -1,4 +1,4 @@
-"""The numbers of a report: those that it opens with, and its tables."""
+"""Figures of a report: headline figures and tables."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from talkerviz.trace import TraceRecord
 from talkerviz.trace.labels import format_count
 
 TABLES = ("phase", "frame", "layer", "class", "module")
-"""What a report has a table of."""
+"""Tables of a report, by their rows."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """One that it opens with.
+    """Headline figure.
 
     Attributes:
-        label: what it is.
-        value: as people read it.
-        hint: what it is made of.
+        label: name of the figure.
+        value: value with its unit.
+        hint: explanation of the value.
     """
 
     label: str
@@ -34,13 +34,12 @@ class Number:
 
 @dataclass(frozen=True)
 class Figures:
-    """All of them.
+    """Figures of a report.
 
     Attributes:
-        numbers: what it opens with: how fast frames came, where the time went, how many calls there were; what is not
-            known is left out.
-        tables: what `summarise` finds by each of `TABLES`.
-        frames: how fast frames came; None where there are none.
+        numbers: headline figures: frame latency, busiest phase and class, number of calls, as far as known.
+        tables: results of `summarise` by `TABLES`.
+        frames: frame latencies; None without frames.
     """
 
     numbers: tuple[Number, ...]
@@ -49,13 +48,13 @@ class Figures:
 
 
 def figures_of(trace: TraceRecord) -> Figures:
-    """The numbers of a trace, or of what `Trace.select` left of it."""
+    """Compute the figures of a trace."""
     tables = {by: summarise(trace, by) for by in TABLES}
     frames = frame_summary(trace)
-    return Figures((*_of_frames(frames), *_of_calls(trace, tables)), tables, frames)
+    return Figures((*_frame_numbers(frames), *_call_numbers(trace, tables)), tables, frames)
 
 
-def _of_frames(summary: FrameSummary | None) -> list[Number]:
+def _frame_numbers(summary: FrameSummary | None) -> list[Number]:
     if summary is None:
         return []
     found = []
@@ -72,7 +71,7 @@ def _of_frames(summary: FrameSummary | None) -> list[Number]:
     return found
 
 
-def _of_calls(trace: TraceRecord, tables: Mapping[str, pd.DataFrame]) -> list[Number]:
+def _call_numbers(trace: TraceRecord, tables: Mapping[str, pd.DataFrame]) -> list[Number]:
     found = []
     calls = trace.calls
     if len(calls) and calls["host_ns"].notna().all():

@@ -45,8 +45,8 @@ _CHECKSUM = "talkerviz.crc32"
 _CHECKED = tuple(f"talkerviz.{name}" for name in ("modules", "facts", "flow", "tensors", "collections"))
 
 OTHER_FORMATS = {
-    **{f".{fmt}": fmt for fmt in ("csv", "json", "html", "svg", "png", "pdf", "dot")},
-    **{".md": "markdown", ".tex": "latex", ".mmd": "mermaid"},
+    **{f".{fmt}": fmt for fmt in ("csv", "json", "svg", "png", "pdf", "dot")},
+    **{".md": "markdown", ".tex": "latex", ".mmd": "mermaid", ".html": "page"},
 }
 """File suffix -> name of the format, for other files made from traces."""
 

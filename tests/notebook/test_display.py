@@ -83,7 +83,7 @@ def test_without_a_layout_the_rest_remains(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object) -> bytes:
         raise LayoutError("svg needs <Graphviz>:\ninstall it", "digraph {}")
 
-    monkeypatch.setattr("talkerviz.render.registry.lay_out", fail)
+    monkeypatch.setattr("talkerviz.render.charts.graphviz.lay_out", fail)
     bundle = bundle_of(sample_trace())
     assert set(bundle) == ALL - {"image/svg+xml"}
     assert "<img" not in bundle["text/html"]

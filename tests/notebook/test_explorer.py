@@ -67,7 +67,7 @@ def evenly_timed(trace: tv.Trace) -> tv.Trace:
 def sent_by(explorer: Explorer, monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
     monkeypatch.setattr(explorer, "send", sent.append)
-    explorer._asked(explorer, content, [])
+    explorer._answer(explorer, content, [])
     return sent
 
 
@@ -141,7 +141,7 @@ def test_without_a_layout_there_is_the_time_line(trace: tv.Trace, monkeypatch: p
         raise LayoutError("svg needs Graphviz", "digraph {}")
 
     drawn = tv.explore(trace)
-    monkeypatch.setattr("talkerviz.render.registry.lay_out", fail)
+    monkeypatch.setattr("talkerviz.render.charts.graphviz.lay_out", fail)
     data = tv.explore(trace)._data
     assert (data["charts"], data["why"]) == ([], "svg needs Graphviz")
     assert data["slices"]
@@ -236,7 +236,7 @@ class Cell:
         self._explorer.send = sent.append
         for _ in range(500):
             while self.asked:
-                self._explorer._asked(self._explorer, json.loads(self.asked.pop(0)), [])
+                self._explorer._answer(self._explorer, json.loads(self.asked.pop(0)), [])
             while sent:
                 self.page.evaluate("answer", sent.pop(0))
             if until.count():

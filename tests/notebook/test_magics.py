@@ -151,7 +151,7 @@ def test_nothing_is_called(notebook: Notebook) -> None:
     [
         ("nowhere", "nowhere: NameError: name 'nowhere' is not defined; name a variable with a model"),
         ("x", "x is a Tensor, not a torch.nn.Module"),
-        ("-o two.parts", "-o two.parts: not a name for a variable"),
+        ("-o two.parts", "-o two.parts: not a valid name of a variable"),
     ],
 )
 def test_what_cannot_be_traced(line: str, says: str, notebook: Notebook) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 import talkerviz as tv
 from talkerviz.analysis.pivot import pivot
-from talkerviz.render.registry import SUFFIXES
+from talkerviz.render.registry import REGISTRY
 
 
 def counted() -> tuple[nn.Module, Any, list[int]]:
@@ -142,11 +142,10 @@ def test_no_recording_of_a_list() -> None:
 
 
 def test_a_trace_has_no_other_formats_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    for suffix, formats in SUFFIXES.items():
-        if suffix != ".parquet":
-            with pytest.raises(ValueError, match="a trace is a Parquet file") as error:
-                sample_trace().save(tmp_path / f"run{suffix}")
-            assert f"trace.render({formats[0]!r})".replace("'", '"') in str(error.value) or suffix.endswith(".json")
+    for suffix, fmt in [(suffix, entry.name) for entry in REGISTRY.values() for suffix in entry.suffixes]:
+        with pytest.raises(ValueError, match="a trace is a Parquet file") as error:
+            sample_trace().save(tmp_path / f"run{suffix}")
+        assert f'trace.render("{fmt}")' in str(error.value) or suffix.endswith(".json")
     assert list(tmp_path.iterdir()) == []
     sample_trace().save(tmp_path / "a.parquet")
     for command in (["trace", "--preset", "tiny"], ["merge", str(tmp_path / "a.parquet")]):

@@ -22,10 +22,11 @@ from torch import nn
 
 import talkerviz as tv
 from talkerviz.cli import main
-from talkerviz.flowchart.model import Box, Edge, Graph, Group, View
+from talkerviz.flowchart.model import Box, Edge, Graph, Group
 from talkerviz.render.charts.graphviz import RenderError
 from talkerviz.render.charts.model_explorer import render_model_explorer
-from talkerviz.render.registry import Style, render
+from talkerviz.render.options import RenderOptions
+from talkerviz.render.registry import render
 
 FOUND = importlib.util.find_spec("model_explorer")
 needs_schema = pytest.mark.skipif(
@@ -124,7 +125,7 @@ def test_folded_or_with_all_that_there_is() -> None:
     model = Twice()
     trace = tv.record(model, lambda: model(torch.zeros(1, 4)), measure="flow")
     folded, whole = (
-        json.loads(render(trace, "model-explorer", view=View(fold=fold)))["graphs"][0] for fold in (True, False)
+        json.loads(render(trace, "model-explorer", RenderOptions(fold=fold)))["graphs"][0] for fold in (True, False)
     )
     places = {node["label"]: node["namespace"] for node in folded["nodes"]}
     assert places == {
@@ -138,14 +139,14 @@ def test_folded_or_with_all_that_there_is() -> None:
     first = next(node for node in whole["nodes"] if node["namespace"].endswith("layers.69 Sequential"))
     assert first["label"] == "0 Linear"
     assert {"key": "in 0", "value": "1x4 float32"} in first["attrs"]
-    assert len(json.loads(render(trace, "model-explorer", view=View(max_nodes=5)))["graphs"][0]["nodes"]) <= 5
+    assert len(json.loads(render(trace, "model-explorer", RenderOptions(max_nodes=5)))["graphs"][0]["nodes"]) <= 5
 
 
 def test_what_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RenderError, match="style flat is for mermaid, dot, svg, png, pdf, not model-explorer"):
-        render(sample_trace(), "model-explorer", Style.flat)
+        render(sample_trace(), "model-explorer", RenderOptions(style="flat"))
     with pytest.raises(RenderError, match="style source is Mermaid only, not model-explorer"):
-        render(sample_trace(), "model-explorer", Style.source)
+        render(sample_trace(), "model-explorer", RenderOptions(style="source"))
     path = tmp_path / "run.parquet"
     sample_trace().save(path)
     monkeypatch.setattr(sys, "argv", ["talkerviz", "render", str(path), "-f", "model-explorer", "--pages", "-o", "x"])

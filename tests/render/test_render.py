@@ -24,7 +24,8 @@ from talkerviz.api import Trace
 from talkerviz.render.charts.graphviz import RenderError, lay_out
 from talkerviz.render.charts.mermaid import over_github_limits
 from talkerviz.render.charts.mermaid_flat import render_mermaid_flat
-from talkerviz.render.registry import Style, render
+from talkerviz.render.options import RenderOptions, Style
+from talkerviz.render.registry import render
 from talkerviz.render.terminal.call_tree import render_tree
 from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.render.text import share_text, time_text
@@ -48,11 +49,11 @@ def test_golden_mermaid() -> None:
 
 
 def test_golden_dot() -> None:
-    check_golden("sample.dot", render(sample_trace(), "dot", Style.flat).decode())
+    check_golden("sample.dot", render(sample_trace(), "dot", RenderOptions(style="flat")).decode())
 
 
 def test_golden_source() -> None:
-    check_golden("sample_source.md", render(sample_trace(), "mermaid", Style.source).decode())
+    check_golden("sample_source.md", render(sample_trace(), "mermaid", RenderOptions(style="source")).decode())
 
 
 @pytest.mark.parametrize("by", BY)
@@ -131,7 +132,9 @@ def test_the_parser_refuses_what_is_wrong() -> None:
 @given(st.lists(st.lists(names, min_size=1, max_size=4), min_size=10, max_size=25))
 def test_mermaid_parses_whatever_the_names(lists: list[list[str]]) -> None:
     charts = [render_mermaid_flat(nasty_trace(texts)) for texts in [NASTY, *lists]]
-    sources = [render(nasty_trace(texts), "mermaid", Style.source).decode() for texts in [NASTY, *lists]]
+    sources = [
+        render(nasty_trace(texts), "mermaid", RenderOptions(style="source")).decode() for texts in [NASTY, *lists]
+    ]
     charts += [text.split("```mermaid\n")[1].removesuffix("```\n") for text in sources]
     assert mermaid_errors(charts) == [""] * len(charts)
 
@@ -140,7 +143,7 @@ def test_mermaid_parses_whatever_the_names(lists: list[list[str]]) -> None:
 def test_engines_draw_every_call(engine: str) -> None:
     if engine not in ENGINES:
         pytest.skip(f"{engine} is not installed")
-    nodes, edges = drawn(engine, render(sample_trace(), "dot", Style.flat).decode())
+    nodes, edges = drawn(engine, render(sample_trace(), "dot", RenderOptions(style="flat")).decode())
     assert set(nodes) == {"legend", *(f"n{n}" for n in range(11))}
     assert edges == {f"n{n}->n{n + 1}" for n in range(10)}
     assert "net.layers.2.proj" in nodes["n7"]
@@ -153,14 +156,14 @@ def test_dot_draws_whatever_the_names(engine: str, texts: list[str]) -> None:
     if engine not in ENGINES:
         pytest.skip(f"{engine} is not installed")
     for chosen in (texts, NASTY):
-        nodes, _ = drawn(engine, render(nasty_trace(chosen), "dot", Style.flat).decode())
+        nodes, _ = drawn(engine, render(nasty_trace(chosen), "dot", RenderOptions(style="flat")).decode())
         assert len(nodes) == len(chosen) + 1
 
 
-@pytest.mark.parametrize("style", [Style.nested, Style.flat])
+@pytest.mark.parametrize("style", ["nested", "flat"])
 def test_pictures(style: Style) -> None:
-    assert render(sample_trace(), "svg", style).lstrip().startswith(b"<?xml")
-    assert render(sample_trace(), "png", style).startswith(b"\x89PNG")
+    assert render(sample_trace(), "svg", RenderOptions(style=style)).lstrip().startswith(b"<?xml")
+    assert render(sample_trace(), "png", RenderOptions(style=style)).startswith(b"\x89PNG")
 
 
 @pytest.mark.skipif("graphviz-pure" not in ENGINES, reason="graphviz-pure is not installed")
@@ -177,15 +180,15 @@ def test_unknown_formats_and_styles() -> None:
     with pytest.raises(RenderError, match="unknown format 'gif': choose from mermaid"):
         render(sample_trace(), "gif")
     with pytest.raises(RenderError, match="style source is Mermaid only, not dot"):
-        render(sample_trace(), "dot", Style.source)
+        render(sample_trace(), "dot", RenderOptions(style="source"))
 
 
 def test_an_empty_trace() -> None:
     empty = make_trace([])
-    assert render(empty, "mermaid", Style.flat).startswith(b"flowchart TD")
+    assert render(empty, "mermaid", RenderOptions(style="flat")).startswith(b"flowchart TD")
     assert b"flowchart TB" in render(empty, "mermaid")
-    for style in (Style.nested, Style.flat):
-        assert b"digraph" in render(empty, "dot", style)
+    for style in (Style.nested, RenderOptions(style="flat")):
+        assert b"digraph" in render(empty, "dot", RenderOptions(style=style))
     assert printed(render_tree(empty))
     for by in BY:
         assert printed(render_table(summarise(empty, by), by))

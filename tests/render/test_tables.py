@@ -25,8 +25,9 @@ from talkerviz.analysis.pivot import pivot
 from talkerviz.analysis.summary import BY
 from talkerviz.api import Trace
 from talkerviz.render.escape import one_line, spreadsheet_cell
-from talkerviz.render.registry import render
-from talkerviz.render.tables.registry import TABLES, TableView, table_of
+from talkerviz.render.options import RenderOptions
+from talkerviz.render.registry import TABLES, render
+from talkerviz.render.tables.summary import table_of, table_title
 from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.render.text import factor_text, size_text
 
@@ -136,27 +137,27 @@ def test_of_a_trace() -> None:
     trace = sample_trace()
     assert trace.table("class", sort="calls", top=2)["class"].tolist() == ["Linear", "Block"]
     assert len(trace.table()) == 9
-    with pytest.raises(ValueError, match="top must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="top: must be at least 1, not 0"):
         trace.table(top=0)
 
 
 @pytest.mark.parametrize("fmt", TABLES)
 def test_golden_tables(fmt: str) -> None:
-    check_golden(f"table.{SUFFIX[fmt]}", render(measured_trace(), fmt, table=TableView(top=5)).decode())
+    check_golden(f"table.{SUFFIX[fmt]}", render(measured_trace(), fmt, RenderOptions(top=5)).decode())
 
 
 @pytest.mark.parametrize("fmt", TABLES)
 def test_golden_side_by_side(fmt: str) -> None:
-    beside = TableView(by="class", across="part")
-    check_golden(f"table_side_by_side.{SUFFIX[fmt]}", render(talker_trace(), fmt, table=beside).decode())
+    beside = RenderOptions(by="class", across="part")
+    check_golden(f"table_side_by_side.{SUFFIX[fmt]}", render(talker_trace(), fmt, beside).decode())
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_golden_terminal(width: int) -> None:
     trace = measured_trace()
-    text = printed(render_table(table_of(trace, TableView()), "module", 5, width), width)
-    beside = TableView(across="phase")
-    text += printed(render_table(table_of(talker_trace(), beside), "module", None, width, beside.title), width)
+    text = printed(render_table(table_of(trace, RenderOptions()), "module", 5, width), width)
+    beside = RenderOptions(across="phase")
+    text += printed(render_table(table_of(talker_trace(), beside), "module", None, width, table_title(beside)), width)
     lines = [line.rstrip() for line in text.splitlines()]
     assert max(map(len, lines)) <= width
     check_golden(f"table_{width}.txt", "\n".join(lines) + "\n")
@@ -166,8 +167,8 @@ def test_golden_terminal(width: int) -> None:
 def test_machines_get_every_number(by: str) -> None:
     trace = measured_trace()
     summary = trace.table(by)
-    rows = list(csv.DictReader(io.StringIO(render(trace, "csv", table=TableView(by)).decode())))
-    objects = json.loads(render(trace, "json", table=TableView(by)))
+    rows = list(csv.DictReader(io.StringIO(render(trace, "csv", RenderOptions(by=by)).decode())))
+    objects = json.loads(render(trace, "json", RenderOptions(by=by)))
     for found in (rows, objects):
         assert [list(row) for row in found] == [summary.columns.tolist()] * len(summary)
     for name in ("calls", "total_ns", "share", "device_ns", "flops", "busy_ns"):
@@ -179,7 +180,7 @@ def test_machines_get_every_number(by: str) -> None:
 @pytest.mark.parametrize("fmt", TABLES)
 @pytest.mark.parametrize("by", BY)
 def test_an_empty_trace_is_an_empty_table(fmt: str, by: str) -> None:
-    assert render(make_trace([]), fmt, table=TableView(by))
+    assert render(make_trace([]), fmt, RenderOptions(by=by))
 
 
 def test_what_was_not_measured_is_empty() -> None:
@@ -290,7 +291,7 @@ def test_names_are_shown_as_they_are(paths: list[str]) -> None:
 def test_a_long_table_may_break_over_pages() -> None:
     rows = [call(n, None, 0, f"net.{n}x", "X", 10, 10) for n in range(41)]
     assert b"\\begin{longtable}{llrrrrrrrrrl}" in render(make_trace(rows), "latex")
-    assert b"\\begin{tabular}" in render(make_trace(rows), "latex", table=TableView(top=40))
+    assert b"\\begin{tabular}" in render(make_trace(rows), "latex", RenderOptions(top=40))
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex")
@@ -318,7 +319,7 @@ def test_latex_says_where_letters_need_more() -> None:
 
 def test_times_of_a_table_have_one_unit() -> None:
     rows = [call(n, None, 0, f"net.{n}x", "X", host, 10) for n, host in enumerate([2_000, 3_000, 40_000_000])]
-    heading, _, *cells = markdown_rows(render(make_trace(rows), "markdown", table=TableView(sort="total")).decode())
+    heading, _, *cells = markdown_rows(render(make_trace(rows), "markdown", RenderOptions(sort="total")).decode())
     assert [name for name in heading if "s]" in name] == [
         *("total [µs]", "self [µs]", "mean [µs]", "p50 [µs]", "p95 [µs]", "p99 [µs]")
     ]

@@ -114,7 +114,7 @@ def test_flame_adds_up(talker: Trace) -> None:
 
 
 def test_a_large_frame_keeps_its_longest_calls(talker: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "MOST_SLICES", 50)
+    monkeypatch.setattr(slices, "MAX_SLICES", 50)
     part = Slicer(talker).slices(1).data
     of_frame = talker.calls[talker.calls["frame"] == 1]
     assert part["left_out"] == len(of_frame) - 50
@@ -133,7 +133,7 @@ def test_without_a_layout_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     def fail(*_: object) -> bytes:
         raise LayoutError("svg needs Graphviz", "digraph {}")
 
-    monkeypatch.setattr("talkerviz.render.registry.lay_out", fail)
+    monkeypatch.setattr("talkerviz.render.charts.graphviz.lay_out", fail)
     notes = write_report(sample_trace(), tmp_path)
     assert len(notes) == 2
     assert (tmp_path / "flowchart.dot").read_text() == "digraph {}"
@@ -276,8 +276,8 @@ def test_theme(reader: Reader, folder: Path) -> None:
 def test_another_frame_is_loaded(
     reader: Reader, talker: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_HELD_SLICES", 10)
-    monkeypatch.setattr(writer, "_MOST_SHOWN", 500)
+    monkeypatch.setattr(writer, "_PAGE_SLICES", 10)
+    monkeypatch.setattr(writer, "_MAX_PERFETTO_CALLS", 500)
     (note,) = write_report(talker, tmp_path)
     assert note.startswith("trace.json: the first ")
     held = {part["frame"] for part in data_of(tmp_path)["slices"]}
@@ -378,7 +378,7 @@ def test_the_page_writes_numbers_as_python_does() -> None:
 
 
 def test_a_report_of_a_part_that_is_long(talker: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_MOST_SHOWN", 100)
+    monkeypatch.setattr(writer, "_MAX_PERFETTO_CALLS", 100)
     layers = talker.select(module="talker.model.layers.*")
     notes = write_report(layers, tmp_path)
     assert any(note.startswith("trace.json: the first ") for note in notes)

@@ -59,7 +59,7 @@ def test_what_no_report_wrote_is_refused(name: str, kind: str, written: Path, tm
     else:
         changed.write_text("mine")
     before = files(folder)
-    with pytest.raises(ValueError, match=f"{name}: (was changed since the report was written|is of no report)"):
+    with pytest.raises(ValueError, match=f"{name}: (was changed since the report was written|is not from a report)"):
         write_report(sample_trace(), folder)
     assert files(folder) == before
     assert (tmp_path / "mine").read_text() == "mine"
@@ -72,9 +72,7 @@ def test_a_folder_of_something_else_is_refused_before_the_work(
     Path("docs").mkdir()
     Path("docs/index.html").write_text("mine")
     assert talkerviz(monkeypatch, "report", "missing.parquet", "-o", "docs") == 2
-    assert (
-        capsys.readouterr().err == "talkerviz: docs: is not empty, and not the folder of a report: name another one\n"
-    )
+    assert capsys.readouterr().err == "talkerviz: docs: is not empty and holds no report; name another folder\n"
     Path("docs", MANIFEST).symlink_to("index.html")
     assert talkerviz(monkeypatch, "report", "missing.parquet", "-o", "docs") == 2
     assert Path("docs/index.html").read_text() == "mine"

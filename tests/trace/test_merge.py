@@ -25,8 +25,8 @@ from talkerviz.analysis.stragglers import stragglers
 from talkerviz.api import Trace
 from talkerviz.flowchart.builder import build_graph
 from talkerviz.render.notes import notes_on
+from talkerviz.render.options import RenderOptions
 from talkerviz.render.registry import render
-from talkerviz.render.tables.registry import TableView
 from talkerviz.trace.calls_table import calls_frame
 from talkerviz.trace.flow import Flow, edges_frame, ops_frame
 from talkerviz.trace.merge import merge
@@ -339,10 +339,10 @@ def merged() -> Trace:
 
 
 def test_ranks_side_by_side(merged: Trace) -> None:
-    table = json.loads(render(merged, "json", table=TableView("class", "rank")))
+    table = json.loads(render(merged, "json", RenderOptions(by="class", across="rank")))
     assert table[0]["class"] == "all_reduce"
     assert [table[0]["rank 0.calls"], table[0]["rank 1.calls"]] == [6, 6]
-    assert b"rank 1 mean" in render(merged, "markdown", table=TableView("module", "rank"))
+    assert b"rank 1 mean" in render(merged, "markdown", RenderOptions(by="module", across="rank"))
     assert json.loads(render(merged, "speedscope"))["profiles"][1]["name"] == "decode · rank 1"
     assert b"decode rank 1;net Net;" in render(merged, "flamegraph")
 

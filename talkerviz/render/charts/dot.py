@@ -1,4 +1,4 @@
-"""A graph as Graphviz DOT: nested clusters, boxes with a bar of time, a legend."""
+"""Nested flowchart as Graphviz DOT: clusters, boxes with time bars, a legend."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from talkerviz.render.escape import dot_html, dot_string, link_target
 if TYPE_CHECKING:
     import graphviz
 
-# Its widths are those of Helvetica, and both Graphviz and browsers find it, or the same substitute for it, everywhere.
+# Same widths as Helvetica; Graphviz and browsers find it, or the same substitute, on every system.
 _FONT = "Arial"
-# Of arrows within a column; those between columns pull next to nothing.
-_PULL = 20
+# Weight of arrows within a column; arrows between columns have weight 1, so that they hardly bend columns.
+_COLUMN_WEIGHT = 20
 _POINT = {"label": "", "shape": "point", "style": "invis", "width": "0", "height": "0"}
 _EDGE_STYLES = {"flow": "solid", "carried": "dashed", "state": "dashed,bold"}
 
 
 def render_dot(graph: Graph) -> str:
-    """All boxes in their groups, and all edges between them."""
-    import graphviz  # a GPU's machine that only records may lack it
+    """Render a graph as DOT, with all boxes, groups and edges."""
+    import graphviz  # optional: GPU machines that only record may lack it
 
     parts = columns(graph)
     drawing = graphviz.Digraph(
@@ -50,71 +50,71 @@ def render_dot(graph: Graph) -> str:
     )
     many = parts if len(parts) > 1 else []
     if many:
-        _add_tops(drawing, many)
+        _add_points(drawing, many)
     _add_members(drawing, graph.members, 0, bool(change_legend(graph)), many)
     for column in parts:
         for above, below in pairwise(column):
             drawing.edge(above[-1], below[0], style="invis")
     held = _add_edges(drawing, graph, parts)
     if many:
-        _hang(drawing, graph, many, held)
+        _hang_columns(drawing, graph, many, held)
     return str(drawing.source)
 
 
-def _add_tops(drawing: graphviz.Digraph, parts: list[Column]) -> None:
-    """A point above each column, side by side in the order of the run, and a first one above these; none is seen.
+def _add_points(drawing: graphviz.Digraph, parts: list[Column]) -> None:
+    """Add an invisible point above each column, in run order, and one above these points.
 
-    Graphviz puts columns into the order in which it comes to them from the first node of all, then moves them about for
-    fewer crossings, but not if it costs one of two edges of a `group`.
+    Graphviz orders columns as it reaches them from the first node, then moves them for fewer crossings, unless that
+    bends an edge between nodes of one `group`.
     """
-    drawing.node(_top(), **_POINT)
+    drawing.node(_point_id(), **_POINT)
     with drawing.subgraph() as row:
         row.attr(rank="same")
         for number in range(len(parts)):
-            row.node(_top(number), group=_top(number), **_POINT)
+            row.node(_point_id(number), group=_point_id(number), **_POINT)
         for number in range(1, len(parts)):
-            row.edge(_top(number - 1), _top(number), style="invis")
+            row.edge(_point_id(number - 1), _point_id(number), style="invis")
     for number in range(len(parts)):
-        drawing.edge(_top(), _top(number), style="invis")
+        drawing.edge(_point_id(), _point_id(number), style="invis")
 
 
-def _top(number: int | None = None) -> str:
+def _point_id(number: int | None = None) -> str:
     return "top" if number is None else f"top_{number}"
 
 
-def _hang(drawing: graphviz.Digraph, graph: Graph, parts: list[Column], held: set[str]) -> None:
-    """Columns from their points, and from these all boxes that nothing holds below another.
+def _hang_columns(drawing: graphviz.Digraph, graph: Graph, parts: list[Column], held: set[str]) -> None:
+    """Hang columns, and boxes without an edge from above, from the invisible points.
 
-    A box beside the points would draw its column up there and out of their order. Graphviz 2.43 then has columns cross
-    each other, and ends in "trouble in init_rank".
+    A box at the height of the points would pull its column up and out of order. Graphviz 2.43 then lets columns cross,
+    and fails with "trouble in init_rank".
     """
     for number, column in enumerate(parts):
         first = column[0][0]
-        drawing.node(first, group=_top(number))
-        drawing.edge(_top(number), first, style="invis", weight=str(_PULL))
+        drawing.node(first, group=_point_id(number))
+        drawing.edge(_point_id(number), first, style="invis", weight=str(_COLUMN_WEIGHT))
         held = held | {first}
     column_of = numbers_of(parts)
     for box in graph.boxes:
         if box.id in held:
             continue
         if box.id in column_of:
-            drawing.edge(_top(column_of[box.id]), box.id, style="invis")
+            drawing.edge(_point_id(column_of[box.id]), box.id, style="invis")
         elif len(graph.members) == 1:
-            # It stands in one group with the points, where they are not the first of all unless it is below one.
-            drawing.edge(_top(), box.id, style="invis")
+            # It is in one group with the points, which come first only if the box is below one of them.
+            drawing.edge(_point_id(), box.id, style="invis")
 
 
 def _add_members(
     drawing: graphviz.Digraph, members: tuple[Box | Group, ...], depth: int, diff: bool, parts: list[Column]
 ) -> None:
-    """What stands in a group; around several members of one column a cluster that is not seen keeps them together."""
+    """Add the members of a group, with an invisible cluster around those of each column."""
     column_of = numbers_of(parts)
     if len(members) == 1:
         column_of = {}
     elif parts and depth:
-        # The columns are in a group, so the points must be.
+        # The columns are in a group, so the points must be in it too.
         for number in (None, *range(len(parts))):
-            drawing.node(_top(number))
+            drawing.node(_point_id(number))
     inner = parts if len(members) == 1 else []
     for number, together in groupby(members, key=lambda member: column_of.get(next(iter(ids_of(member)), ""))):
         if number is None or len(parts[number]) == 1:
@@ -138,7 +138,7 @@ def _add_each(
 
 
 def _add_edges(drawing: graphviz.Digraph, graph: Graph, parts: list[Column]) -> set[str]:
-    """All edges; returns the boxes that are held below others of columns."""
+    """Add all edges; return the boxes of columns that have an edge from above."""
     down, column_of = ranks(graph, parts), numbers_of(parts)
     place = {box.id: place for place, box in enumerate(graph.boxes)}
     names = {box.id: box.path or box.name for box in graph.boxes}
@@ -152,8 +152,8 @@ def _add_edges(drawing: graphviz.Digraph, graph: Graph, parts: list[Column]) -> 
             drawing.edge(upper, lower, **look)
             continue
         if not steps and down[lower] <= 0:
-            # Between tops of columns, which stay at one height. Graphviz 2.43 makes room for labels before it knows
-            # where clusters are, and fails if these are in the way; such a label is put on at the end.
+            # Between tops of columns, which stay at one height. Graphviz 2.43 reserves room for labels before it places
+            # clusters, and fails if a cluster is in the way; external labels are placed at the end.
             if "label" in look:
                 look["xlabel"] = look.pop("label")
             drawing.edge(edge.source, edge.target, constraint="false", **look)
@@ -161,13 +161,13 @@ def _add_edges(drawing: graphviz.Digraph, graph: Graph, parts: list[Column]) -> 
         if upper in column_of:
             held.add(lower)
         if lower == edge.source:
-            # Upwards. Graphviz leads it around boxes as well as any other if it is told of it upside down.
+            # Upwards. Graphviz routes it around boxes if it is given reversed.
             drawing.edge(upper, lower, dir="back", **look)
             continue
         weight = 1
         if upper not in column_of or lower not in column_of or column_of[upper] == column_of[lower]:
-            # What could stand at several heights stands as high as it can, and what follows each other in a line.
-            weight = _PULL * (1 + 2 * (steps == 1) + (place[lower] - place[upper] == 1))
+            # Pull boxes as high as possible, and consecutive boxes into a line.
+            weight = _COLUMN_WEIGHT * (1 + 2 * (steps == 1) + (place[lower] - place[upper] == 1))
         drawing.edge(upper, lower, weight=str(weight), **look)
     return held
 
@@ -187,7 +187,7 @@ def _group_look(box: Box, depth: int) -> dict[str, str]:
 
 
 def _colours(box: Box, look: str, more: dict[str, str]) -> dict[str, str]:
-    """The attributes that are alike for boxes and groups, and more."""
+    """Return the attributes that boxes and groups share, added to others."""
     fill, border, ink = (LOOKS | GROUP_LOOKS)[look]
     found = {**more, "fillcolor": fill, "color": border, "fontcolor": ink, "tooltip": _tooltip(tooltip_lines(box))}
     if box.change == "removed" or box.kind in ("more", "repeat"):
@@ -203,7 +203,7 @@ def _edge_look(edge: Edge) -> dict[str, str]:
     colour = edge_colour(edge)
     look = {"color": colour, "style": "dashed" if edge.change == "removed" else _EDGE_STYLES[edge_style(edge)]}
     if label := edge_label(edge):
-        # The space keeps it off the line.
+        # The space keeps the label off the line.
         look |= {"label": f"<&#160;{dot_html(label)}>", "fontcolor": colour}
     return look
 
@@ -211,6 +211,6 @@ def _edge_look(edge: Edge) -> dict[str, str]:
 def _tooltip(lines: list[str]) -> str:
     import graphviz
 
-    # An empty one would be filled in by Graphviz, and text in angle brackets be taken for HTML.
+    # Graphviz replaces an empty tooltip, and takes text in angle brackets for HTML.
     text: str = graphviz.nohtml("\\n".join(dot_string(line) for line in lines if line) or " ")
     return text

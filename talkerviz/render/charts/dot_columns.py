@@ -1,4 +1,4 @@
-"""Where boxes stand in a chart: which parts side by side, so that it fits a page and not a scroll, and how far down."""
+"""Layout of a chart in columns, so that it fits a page; rank of each box in its column."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from itertools import pairwise
 
 from talkerviz.flowchart.model import Box, Graph, Group
 
-# Of a box with the arrow above it, against its width with the gap beside it.
+# Heights in widths of a box: a box with the arrow above it, an operation, a group's heading.
 _BOX_HEIGHT = 0.4
 _OPERATION_HEIGHT = 0.25
 _HEADING_HEIGHT = 0.15
-_WIDE = 1.5
+_ASPECT = 1.5  # width of a chart in heights, as of a screen
 
 Column = list[list[str]]
 """The ids of the boxes in each member of a column, top to bottom."""
 
 
 def columns(graph: Graph) -> list[Column]:
-    """Members that follow each other, cut into columns of about one height: the phases, or what a lone group holds.
+    """Split consecutive members into columns of similar height: phases, or the members of a lone group.
 
-    What comes from outside of them, and goes there, stands in none.
+    Inputs and outputs of the chart are in no column.
     """
     members = graph.members
     while len(members) == 1 and isinstance(members[0], Group):
         members = members[0].members
-    # A group with no boxes in it stands nowhere.
+    # A group without boxes is in no column.
     members = tuple(member for member in members if ids_of(member))
     if any(isinstance(member, Group) for member in members):
         members = tuple(member for member in members if isinstance(member, Group) or member.kind != "input")
     heights = [_height(member) for member in members]
-    count = max(1, round(math.sqrt(sum(heights) * _WIDE)))
+    count = max(1, round(math.sqrt(sum(heights) * _ASPECT)))
     most = max(max(heights, default=0), sum(heights) / count) * 1.1
     found: list[Column] = []
     room = 0.0
@@ -44,22 +44,22 @@ def columns(graph: Graph) -> list[Column]:
 
 
 def numbers_of(parts: list[Column]) -> dict[str, int]:
-    """Which column each box stands in."""
+    """Map each box to the number of its column."""
     return {id: number for number, column in enumerate(parts) for ids in column for id in ids}
 
 
 def ranks(graph: Graph, parts: list[Column]) -> dict[str, int]:
-    """How far down each box stands in its column at least: below all in it that arrows lead from to it."""
+    """Return the least rank of each box in its column: below all boxes there that it has arrows from."""
     place = {box.id: place for place, box in enumerate(graph.boxes)}
     column_of = numbers_of(parts)
     pairs = [(edge.source, edge.target) for edge in graph.edges]
     pairs += [(above[-1], below[0]) for column in parts for above, below in pairwise(column)]
     found = dict.fromkeys(place, 0)
-    # A box is final once all before it in the order of the run are: arrows against that order do not count.
+    # In run order a box's rank is final once all earlier ones are; arrows against that order do not count.
     for source, target in sorted(pairs, key=lambda pair: place[pair[0]]):
         if column_of.get(source) == column_of.get(target) and place[source] < place[target]:
             found[target] = max(found[target], found[source] + 1)
-    # What stands in no column is above all that it leads to, and below all that leads to it.
+    # A box in no column is above its targets and below its sources.
     for source, target in pairs:
         if source not in column_of:
             found[source] = min(found[source], found[target] - 1)
@@ -75,5 +75,5 @@ def _height(member: Box | Group) -> float:
 
 
 def ids_of(member: Box | Group) -> list[str]:
-    """Of the boxes in it."""
+    """List the ids of the boxes in a member."""
     return [member.id] if isinstance(member, Box) else [id for inner in member.members for id in ids_of(inner)]

@@ -1,4 +1,4 @@
-"""A trace as flat Graphviz DOT: a node a call."""
+"""Flat flowchart as Graphviz DOT: a node per call."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from talkerviz.trace import TraceRecord
 if TYPE_CHECKING:
     import graphviz
 
-# From the right of a column's last box to the left of the next one's first.
+# From the right side of a column's last box to the left side of the next column's first.
 _TO_NEXT_COLUMN = {"constraint": "false", "tailport": "e", "headport": "w"}
-# A box is about this many times as wide as it is high, gaps included.
+# Width of a box over its height, gaps included.
 _BOX_RATIO = 2.4
 
 
 def render_dot_flat(trace: TraceRecord) -> str:
-    """Every call, in call order, grouped by phase and frame; long chains are wrapped into columns."""
-    import graphviz  # a GPU's machine that only records may lack it
+    """Render every call in call order, grouped by phase and frame, long chains wrapped into columns."""
+    import graphviz  # optional: GPU machines that only record may lack it
 
     graph = call_graph(trace)
     drawing = graphviz.Digraph(

@@ -1,4 +1,4 @@
-"""HTML-like Graphviz labels of a nested chart: of boxes, of groups, and of the chart with its legend."""
+"""HTML-like Graphviz labels of a nested chart: boxes, groups, title and legend."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from talkerviz.render.charts.palette import LOOKS, share_legend, style_colour
 from talkerviz.render.escape import dot_html, shortened
 
 _TABLE = 'BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="{}"'
-_BAR_WIDTH = 100
+_BAR_WIDTH = 100  # points
 _BAR = "#9b3324"
 _BAR_REST = "#d5dbe3"
 
 
 def box_label(box: Box) -> str:
-    """A box's name, what it is, and a bar as long as its share of the time."""
+    """Format a box's label: name, class, shapes, times, and a bar for its share of the time."""
     bold = box.kind not in ("operation", "more", "input")
     name = dot_html(name_line(box)) or " "
     name = f"<B>{name}</B>" if bold else f'<FONT POINT-SIZE="10">{name}</FONT>'
@@ -33,7 +33,7 @@ def box_label(box: Box) -> str:
 
 
 def group_label(box: Box) -> str:
-    """A group's heading."""
+    """Format a group's heading."""
     name = f'<B><FONT POINT-SIZE="{14 if box.kind == "phase" else 11}">{dot_html(name_line(box)) or " "}</FONT></B>'
     first = f"{name} {_small(shortened(box.class_name))}" if box.class_name else name
     lines = [first, *(_small(line) for line in (error_line(box), facts_line(box)) if line)]
@@ -42,11 +42,11 @@ def group_label(box: Box) -> str:
 
 
 def chart_label(graph: Graph, scale: float) -> str:
-    """The chart's title, its legend and its notes, one below the other, in letters to match its size."""
+    """Format the chart's title, legend and notes, with a font size that matches the chart's size."""
     name, _, what = graph.title.partition(", ")
     cells = [f'<FONT POINT-SIZE="{18 * scale:.0f}"><B>{dot_html(shortened(name)) or " "}</B></FONT>']
     size = round(9 * scale)
-    # A second line: were one wider than the legend, that would be pulled apart.
+    # On a second line: one wider than the legend would stretch it.
     cells += [_small(shortened(what, 80), round(11 * scale))] if what else []
     legend = _legend(graph, size)
     if legend:
@@ -80,7 +80,7 @@ def _chips(title: str, texts: dict[str, str], size: int) -> str:
 
 
 def _line(style: EdgeStyle) -> str:
-    """A piece of an arrow's line, of cells, as no font need have such characters."""
+    """Draw a piece of an arrow's line from table cells, which need no characters of a font."""
     height = 3 if style == "state" else 2
     dash, gap, number = (30, 0, 1) if style == "flow" else (7, 4, 3)
     cell = f'<TD FIXEDSIZE="TRUE" WIDTH="{{}}" HEIGHT="{height}"{{}}></TD>'
@@ -95,7 +95,7 @@ def _bar(share: float) -> str:
     cells = "".join(
         f'<TD FIXEDSIZE="TRUE" WIDTH="{width}" HEIGHT="4" BGCOLOR="{colour}"></TD>' for width, colour in widths if width
     )
-    # Of a fixed size, or the cells would spread over the width of the box.
+    # A fixed size keeps the cells from spreading over the width of the box.
     return f'<TABLE {_TABLE.format(0)} FIXEDSIZE="TRUE" WIDTH="{_BAR_WIDTH}" HEIGHT="4"><TR>{cells}</TR></TABLE>'
 
 

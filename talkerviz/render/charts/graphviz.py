@@ -1,4 +1,4 @@
-"""Lay out DOT with the system's `dot`, or with graphviz-pure, which comes with this package."""
+"""Graphviz layout of DOT by the system's `dot`, or by graphviz-pure, a dependency of this package."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-LAYOUTS = ("svg", "png", "pdf")
-"""What can be made of DOT."""
-
 
 class RenderError(ValueError):
-    """A picture that cannot be made; the message says why and what to do."""
+    """Error of an output that cannot be made; the message has the reason and the remedy."""
 
 
 class LayoutError(RenderError):
-    """DOT that could not be laid out.
+    """Error of a layout.
 
     Attributes:
-        dot: the DOT.
+        dot: DOT that was to be laid out.
     """
 
     def __init__(self, message: str, dot: str) -> None:
@@ -30,10 +27,10 @@ class LayoutError(RenderError):
 
 
 def lay_out(dot: str, fmt: str) -> bytes:
-    """DOT to one of `LAYOUTS`.
+    """Lay out DOT as `svg`, `png` or `pdf`.
 
     Raises:
-        LayoutError: no layout program is there, it cannot make this format, or it failed.
+        LayoutError: no layout program is installed, it lacks the format, or it failed.
     """
     system = shutil.which("dot")
     program = system or _graphviz_pure()
@@ -48,21 +45,36 @@ def lay_out(dot: str, fmt: str) -> bytes:
     return done.stdout
 
 
+def render_svg(dot: str) -> bytes:
+    """Lay out DOT as SVG, with the headings of groups in front of arrows."""
+    return headings_on_top(lay_out(dot, "svg"))
+
+
+def render_png(dot: str) -> bytes:
+    """Lay out DOT as PNG."""
+    return lay_out(dot, "png")
+
+
+def render_pdf(dot: str) -> bytes:
+    """Lay out DOT as PDF."""
+    return lay_out(dot, "pdf")
+
+
 def _graphviz_pure() -> str | None:
-    # Beside this Python first: the environment need not be active.
+    # First beside this Python, whose environment may not be active.
     beside = Path(sys.executable).parent
     return shutil.which("graphviz-pure", path=str(beside)) or shutil.which("graphviz-pure")
 
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _GROUP, _TEXT = f"{{{_SVG}}}g", f"{{{_SVG}}}text"
-_MARGIN = "4"
+_HALO_WIDTH = "4"  # points
 
 
 def headings_on_top(svg: bytes) -> bytes:
-    """Graphviz's SVG with the texts of clusters last, each after a wider one in the cluster's colour.
+    """Move headings of clusters to the end of Graphviz's SVG, each on a halo in the cluster's colour.
 
-    So an arrow passes behind them. The wider one is a text of its own, since not all programs paint strokes first.
+    Arrows then pass behind them. The halo is a text of its own, since not all programs paint strokes first.
     """
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _XLINK)
@@ -78,7 +90,7 @@ def headings_on_top(svg: bytes) -> bytes:
         for holder, text in texts:
             holder.remove(text)
             behind = copy.deepcopy(text)
-            behind.attrib.update({"fill": colour, "stroke": colour, "stroke-width": _MARGIN, "aria-hidden": "true"})
+            behind.attrib.update({"fill": colour, "stroke": colour, "stroke-width": _HALO_WIDTH, "aria-hidden": "true"})
             on_top.append(behind)
         on_top.extend(text for _, text in texts)
     drawn: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)

@@ -1,4 +1,4 @@
-"""The words of a nested chart, in every format the same: what stands in boxes, on arrows and in the legend."""
+"""Texts of nested charts, shared by all formats: boxes, arrows, legend."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from talkerviz.render.escape import shortened
 from talkerviz.render.text import share_text, time_text
 
 CHANGE_MARKS: dict[Change, str] = {"added": "+", "removed": "−", "changed": "~"}
-"""What stands before the name of what differs, so that colour is not the only sign."""
+"""Marks before the names of boxes that differ, so that colour is not the only sign."""
 
 EdgeStyle = Literal["flow", "carried", "state"]
-"""How an arrow is drawn."""
+"""Style of an arrow: tensor flow, flow from an earlier repeat, state kept in place."""
 
 
 def name_line(box: Box) -> str:
-    """A box's name, marked where it differs between two runs; how often it runs where it has no name."""
+    """Format a box's name, marked if it differs between two runs; without a name, its repeats."""
     mark = f"{CHANGE_MARKS[box.change]} " if box.change else ""
     return mark + shortened(box.name or box.repeats)
 
 
 def facts_line(box: Box) -> str:
-    """`20× · 140 calls of 1.88 ms = 263 ms · 10.8 %`, without what says nothing."""
+    """Format repeats, calls, times and share, as `20× · 140 calls of 1.88 ms = 263 ms · 10.8 %`."""
     calls = f"{box.calls:,} calls" if box.kind == "module" and box.calls > 1 else ""
     time = time_text(box.total_ns)
     if calls and time:
@@ -33,19 +33,19 @@ def facts_line(box: Box) -> str:
 
 
 def group_line(box: Box) -> str:
-    """What stands in a group's heading, after its name."""
+    """Format the rest of a group's heading after its name."""
     share = "" if box.share is None else share_text(box.share)
     parts = [shortened(box.class_name), _repeats(box), share, error_line(box)]
     return " · ".join(part for part in parts if part)
 
 
 def error_line(box: Box) -> str:
-    """What a call raised, or nothing."""
+    """Format the exception that a call raised; empty without one."""
     return f"raised {shortened(box.error)}" if box.error else ""
 
 
 def box_lines(box: Box) -> list[str]:
-    """What stands below a box's name; operations are small."""
+    """Format the lines below a box's name; an operation has few."""
     lines = [_repeats(box)]
     if box.kind != "operation":
         lines = [shortened(box.class_name), shortened(box.shapes), facts_line(box)]
@@ -53,7 +53,7 @@ def box_lines(box: Box) -> list[str]:
 
 
 def tooltip_lines(box: Box) -> list[str]:
-    """All that is known of a box or of a group."""
+    """Format everything known about a box or a group."""
     mean = box.mean_ns if box.calls > 1 else None
     lines = [
         box.path or box.name,
@@ -74,25 +74,25 @@ def tooltip_lines(box: Box) -> list[str]:
 
 
 def edge_style(edge: Edge) -> EdgeStyle:
-    """How an arrow is drawn. What is kept looks so even where it lies between two repeats."""
+    """Choose the style of an arrow; kept state takes precedence over a later repeat."""
     return "state" if edge.state else "carried" if edge.carried else "flow"
 
 
 def edge_label(edge: Edge) -> str:
-    """What stands on an arrow; most have nothing."""
+    """Format the label of an arrow; most have none."""
     words = [CHANGE_MARKS[edge.change] if edge.change else "", "kept state" if edge.state else ""]
     words.append(f"({shortened(edge.carried)})" if edge.state and edge.carried else shortened(edge.carried))
     return " ".join(word for word in words if word)
 
 
 def edge_lines(edge: Edge) -> list[str]:
-    """All that is known of an arrow, but where it leads."""
+    """Format everything known about an arrow but its ends."""
     times = f"{edge.count:,} times" if edge.count > 1 else "once"
     return [line for line in ("kept state" if edge.state else "", edge.carried, times, edge.change or "") if line]
 
 
 def edge_legend(graph: Graph) -> dict[EdgeStyle, str]:
-    """What each arrow that is in the chart stands for."""
+    """Describe the arrow styles that occur in the chart."""
     used = {edge_style(edge) for edge in graph.edges}
     texts: dict[EdgeStyle, str] = {
         "flow": "flow of tensors" if graph.flow else "order of calls",
@@ -103,7 +103,7 @@ def edge_legend(graph: Graph) -> dict[EdgeStyle, str]:
 
 
 def change_legend(graph: Graph) -> dict[str, str]:
-    """What each change that is in the chart looks like; empty in the chart of one run."""
+    """Describe the changes that occur in the chart; empty for a chart of one run."""
     used = {box.change for box in headings_in(graph.members)} | {edge.change for edge in graph.edges}
     return {change: f"{mark} {change}" for change, mark in CHANGE_MARKS.items() if change in used}
 

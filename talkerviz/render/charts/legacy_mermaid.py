@@ -1,7 +1,7 @@
-"""The style of the document this project grew from, byte for byte.
+"""Mermaid document in the style of the project's origin, byte for byte.
 
-It is kept as it was, faults and all: calls in the order in which they return, one id for all calls of a module, frames
-under "Prefill", names deeper than four parts left out, and nothing after 200 nodes.
+Its faults are kept: calls in order of return, one id for all calls of a module, frames under "Prefill", no names of
+more than four parts, and nothing after 200 nodes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CLASS_LENGTH = 20
 
 
 def render_legacy_mermaid(trace: TraceRecord) -> str:
-    """The document of a trace, from its first call on."""
+    """Render a trace as that document."""
     trace = as_one_run(trace)
     calls = trace.calls
     rows = list(zip(calls["path"], calls["class"], calls["inputs"], calls["outputs"], strict=True))
@@ -43,7 +43,7 @@ def render_legacy_mermaid(trace: TraceRecord) -> str:
 
 
 def _in_order_of_return(trace: TraceRecord) -> Iterator[int]:
-    """Row numbers, each after those of the calls inside it."""
+    """Yield row numbers, each after those of the calls inside it."""
     open_rows: list[tuple[int, int]] = []
     for row, depth in enumerate(trace.calls["depth"]):
         while open_rows and open_rows[-1][0] >= depth:
@@ -57,7 +57,7 @@ def _label(path: str, class_name: str, inputs: tuple[TensorInfo, ...], outputs: 
     parts = path.split(".")
     name = path if len(parts) <= 3 else f"{parts[0]}...{'.'.join(parts[-2:])}"
     lines = [mermaid_label(name), mermaid_label(class_name.removeprefix(_CLASS_PREFIX)[:_CLASS_LENGTH])]
-    # Keyword arguments and what is nested deeper were not seen.
+    # The original saw neither keyword arguments nor nested tensors.
     first_in = next((tensor for tensor in inputs if tensor.name == "0"), None)
     first_out = next((tensor for tensor in outputs if tensor.name in ("output", "0")), None)
     if first_in and first_out:

@@ -1,4 +1,4 @@
-"""A page of a drawing as Markdown with a Mermaid chart in it, as GitHub shows it."""
+"""Subpage of a chart as Markdown with a Mermaid chart, for GitHub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from talkerviz.render.escape import markdown
 
 
 def render_page(page: Page) -> bytes:
-    """The chart, and below it a link to each page that it leads to: GitHub's charts cannot be clicked."""
+    """Render the chart, and below it a link per subpage, since links in GitHub's charts do not work."""
     lines = [f"# {markdown(page.graph.title)}", "", "```mermaid", render_mermaid(page.graph).rstrip("\n"), "```", ""]
     linked = list(_linked(page.graph.members, ""))
     if linked:

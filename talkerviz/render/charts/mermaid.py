@@ -1,4 +1,4 @@
-"""A graph as a Mermaid flowchart: nested subgraphs, which GitHub and many another page draw themselves."""
+"""Nested flowchart as Mermaid subgraphs, which GitHub and other pages render."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from talkerviz.render.escape import link_target, mermaid_label, one_line, shorte
 _SHAPES = {"operation": '(["{}"])', "input": '[/"{}"/]'}
 _ARROWS: dict[EdgeStyle, str] = {"flow": "-->", "carried": "-.->", "state": "==>"}
 _ARROW_NAMES: dict[EdgeStyle, str] = {"flow": "arrow", "carried": "dotted arrow", "state": "thick arrow"}
-# Small and close, so that a chart is not too long; any closer, titles of nested groups would lie on each other.
+# Small and close, so that charts stay short; any closer, titles of nested groups would overlap.
 _CONFIG = """\
 config:
   themeVariables:
@@ -34,17 +34,17 @@ config:
     rankSpacing: 40
     padding: 8
     wrappingWidth: 600"""
-# Characters of a name and its class that stand beside each other and not below.
-_ONE_LINE = 45
-_MOST_TEXT = 120
+# Characters of a name and its class up to which they share a line.
+_MAX_ONE_LINE_CHARACTERS = 45
+_MAX_TEXT_CHARACTERS = 120  # a title or note in one line of a wide chart
 _DASHED = ("removed", "more", "repeat")
 
 
 def render_mermaid(graph: Graph) -> str:
-    """All boxes in their groups, and all edges between them."""
+    """Render a graph as Mermaid, with all boxes, groups and edges."""
     diff = bool(change_legend(graph))
     looks: dict[str, list[str]] = defaultdict(list)
-    title = json.dumps(shortened(one_line(graph.title), _MOST_TEXT), ensure_ascii=False)
+    title = json.dumps(shortened(one_line(graph.title), _MAX_TEXT_CHARACTERS), ensure_ascii=False)
     lines = ["---", f"title: {title}", *_CONFIG.split("\n"), "---", "flowchart TB"]
     lines += _members(graph.members, 0, diff, looks)
     edges = _edges_in_order(graph)
@@ -79,7 +79,7 @@ def _members(members: tuple[Box | Group, ...], depth: int, diff: bool, looks: di
 def _box(box: Box) -> str:
     name = mermaid_label(name_line(box))
     lines = [f"<b>{name}</b>" if box.kind == "module" else name, *map(mermaid_label, box_lines(box))]
-    if box.class_name and len(box.name) + len(box.class_name) <= _ONE_LINE:
+    if box.class_name and len(box.name) + len(box.class_name) <= _MAX_ONE_LINE_CHARACTERS:
         lines[:2] = [" ".join(lines[:2])]
     return box.id + _SHAPES.get(box.kind, '["{}"]').format("<br/>".join(lines))
 
@@ -91,14 +91,14 @@ def _edge(edge: Edge) -> str:
 
 
 def _edges_in_order(graph: Graph) -> list[Edge]:
-    """Edges in the order in which Mermaid finds out by itself which of them point upwards.
+    """Sort edges so that Mermaid recognises which of them point upwards.
 
-    It follows them from the first box on, each as far as it goes, and turns around what leads back to where it came
-    from. So it must come to a loop first where that begins, which is where flow leads back to.
+    Mermaid walks edges depth-first from the first box and reverses those that lead back to a box on its path, so it
+    must enter a loop at its beginning, the box that the flow returns to.
     """
     place = {box.id: place for place, box in enumerate(graph.boxes)}
     begins = {edge.target for edge in graph.edges if place[edge.target] <= place[edge.source] and not edge.state}
-    # The first beginning of a loop that each box leads to, itself included.
+    # First beginning of a loop reachable from each box, itself included.
     leads_to = {id: place[id] if id in begins else len(place) for id in place}
     for edge in sorted(graph.edges, key=lambda edge: -place[edge.source]):
         if place[edge.source] < place[edge.target]:
@@ -110,13 +110,13 @@ def _edges_in_order(graph: Graph) -> list[Edge]:
 
 
 def _legend(graph: Graph, diff: bool, looks: dict[str, list[str]]) -> list[str]:
-    """A subgraph of its own, held above the boxes at the top by links that are not seen."""
+    """Draw the legend as a subgraph, kept above the top boxes by invisible links."""
     texts = change_legend(graph)
     if graph.timed and not diff:
         texts |= {f"heat{heat}": text for heat, text in enumerate(share_legend())}
     entries = [(look, f"legend_{look}", mermaid_label(text)) for look, text in texts.items()]
     said = [f"{_ARROW_NAMES[style]}: {text}" for style, text in edge_legend(graph).items()]
-    said += [shortened(note, _MOST_TEXT) for note in graph.notes if note]
+    said += [shortened(note, _MAX_TEXT_CHARACTERS) for note in graph.notes if note]
     if said:
         entries.append(("plain", "legend_text", "<br/>".join(map(mermaid_label, said))))
     if not entries:
@@ -149,16 +149,16 @@ def _edge_looks(edges: list[Edge]) -> list[str]:
     return [f"  linkStyle {','.join(places)} {look}" for look, places in numbers.items()]
 
 
-# Beyond these Mermaid draws nothing unless the page that shows it says otherwise, and GitHub does not.
+# Mermaid's default limits, which a page can raise and GitHub does not.
 MAX_CHARACTERS = 50_000
 MAX_EDGES = 500
 
-# An arrow of any kind between two ids, or a link that is not seen; Mermaid counts both.
+# An arrow of any style or an invisible link between two ids; Mermaid counts both.
 _EDGE = re.compile(r"^ *\w+ (?:-->|-\.->|==>|~~~)", re.M)
 
 
 def over_github_limits(text: str) -> str | None:
-    """What to know of a chart that GitHub will not draw, or None."""
+    """Return a warning if GitHub will not draw a chart, else None."""
     edges = len(_EDGE.findall(text))
     if len(text) <= MAX_CHARACTERS and edges <= MAX_EDGES:
         return None

@@ -1,4 +1,4 @@
-"""A trace as a flat Mermaid flowchart: a node a call."""
+"""Flat flowchart as Mermaid: a node per call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from talkerviz.trace import TraceRecord
 
 
 def render_mermaid_flat(trace: TraceRecord) -> str:
-    """Every call, in call order, grouped by phase and frame; nothing is left out."""
+    """Render every call in call order, grouped by phase and frame."""
     graph = call_graph(trace)
     lines = ["flowchart TD"]
     for number, group in enumerate(graph.groups):

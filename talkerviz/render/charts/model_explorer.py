@@ -1,4 +1,4 @@
-"""The graph JSON of Google's Model Explorer, which opens and closes groups by itself. By custom a `.json` file.
+"""Graph JSON of Google's Model Explorer, which opens and closes groups itself. By convention a `.json` file.
 
 The format: https://github.com/google-ai-edge/model-explorer/wiki, and the classes of `model_explorer.graph_builder`.
 """
@@ -16,14 +16,14 @@ from talkerviz.render.charts.label_text import CHANGE_MARKS, edge_label
 from talkerviz.render.charts.palette import INK, LOOKS, Look, box_look, edge_colour, share_heat
 from talkerviz.render.text import share_text, time_text
 
-# The page's own letters are ASCII, and a slash divides namespaces.
+# Model Explorer's font is ASCII, and a slash separates namespaces.
 _PLAIN = {" · ": ", ", "–": "-", "−": "-", "×": "x", "…": "...", "⇒": "=>", "/": "|"}
 
 
 def render_model_explorer(graph: Graph) -> str:
-    """Boxes as nodes in the namespaces of their groups, coloured by their share of the time.
+    """Render boxes as nodes in the namespaces of their groups, coloured by share of the time.
 
-    Arrows to a later repeat, which may point backwards, are an overlay to be switched on, so that they do not bend the
+    Arrows to a later repeat, which may point backwards, are an optional overlay, so that they do not distort the
     layout.
     """
     nodes, configs = [], []
@@ -52,7 +52,7 @@ def render_model_explorer(graph: Graph) -> str:
 
 
 def _placed(members: Sequence[Member], namespace: str = "") -> Iterator[tuple[Member, str, str]]:
-    """Every member, with the namespace that it is in and its label, which no other group of that namespace has."""
+    """Yield every member with its namespace and its label, unique among the groups of that namespace."""
     taken: set[str] = set()
     for member in members:
         label = plain = _label(heading(member))
@@ -90,7 +90,7 @@ def _node(box: Box, namespace: str, label: str) -> dict[str, Any]:
 
 
 def _attributes(box: Box) -> dict[str, str]:
-    """All that is known of a box, by name."""
+    """List everything known about a box, by name."""
     known = {
         "path": box.path,
         "class": box.class_name,
@@ -112,7 +112,7 @@ def _attributes(box: Box) -> dict[str, str]:
 
 
 def _group_config(namespace: str, look: Look) -> dict[str, str]:
-    # Pale, since an open group has the colour behind all that stands in it.
+    # Pale, since the colour of an open group is behind everything in it.
     return {
         "namespaceRegex": f"^{re.escape(namespace)}$",
         "backgroundColor": _pale(look.fill),
@@ -122,7 +122,7 @@ def _group_config(namespace: str, look: Look) -> dict[str, str]:
 
 
 def _pale(colour: str) -> str:
-    """A colour `#rrggbb` with twice as much white."""
+    """Mix a colour `#rrggbb` with two parts of white."""
     parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return "#" + "".join(f"{(part + 2 * 255) // 3:02x}" for part in parts)
 

@@ -1,4 +1,4 @@
-"""The colours of nested charts, in every format the same, to be read on a light page and on a dark one."""
+"""Colours of charts, shared by all formats and legible on light and dark pages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ HEAT_INKS = ("#1f2933", "#1f2933", "#1f2933", "#1f2933", "#ffffff")
 BORDER = "#7b8794"
 
 INK = "#1f2933"
-"""Text on every fill but the hottest."""
+"""Colour of text on every fill but the hottest."""
 FAILED = "#c8102e"
-"""The border of what raised."""
+"""Border of calls that raised an exception."""
 
 _SOFT_BORDER = "#b8c4d0"
 _EDGES: dict[EdgeStyle, str] = {"flow": "#6b7a8a", "carried": "#2f7fc1", "state": "#8a5cc2"}
@@ -42,21 +42,21 @@ LOOKS = {
     "removed": Look("#fbdcdc", _CHANGED_EDGES["removed"]),
     "changed": Look("#fdeec2", _CHANGED_EDGES["changed"]),
 }
-"""Of boxes, by name."""
+"""Looks of boxes, by name."""
 
 _GROUP_BORDERS = {"group": _SOFT_BORDER, "repeat": _EDGES["carried"], **_CHANGED_EDGES}
 
-# By their depth in turns. A fill that changed would drown what stands in the group.
+# Alternating by depth. A changed group keeps a pale fill, which does not drown its boxes.
 GROUP_LOOKS = {
     f"{what}{depth}": Look(fill, border)
     for what, border in _GROUP_BORDERS.items()
     for depth, fill in enumerate(("#f3f6fa", "#ffffff"))
 }
-"""Of groups, by name."""
+"""Looks of groups, by name."""
 
 
 def box_look(box: Box, diff: bool) -> str:
-    """A box's look. In a drawing of two runs the fill says what changed, and nothing of time."""
+    """Choose a box's look; in a chart of two runs the fill is the change, not the time."""
     if box.change:
         return box.change
     if box.kind in LOOKS:
@@ -66,38 +66,38 @@ def box_look(box: Box, diff: bool) -> str:
 
 
 def group_look(box: Box, depth: int) -> str:
-    """A group's look, by how many groups it stands in."""
+    """Choose a group's look, by its depth."""
     return f"{box.change or ('repeat' if box.kind == 'repeat' else 'group')}{depth % 2}"
 
 
 def edge_colour(edge: Edge) -> str:
-    """An arrow's colour."""
+    """Return the colour of an arrow."""
     return _CHANGED_EDGES[edge.change] if edge.change else style_colour(edge_style(edge))
 
 
 def style_colour(style: EdgeStyle) -> str:
-    """The colour of arrows that did not change."""
+    """Return the colour of an arrow style."""
     return _EDGES[style]
 
 
 def heat_legend(floors: tuple[float, ...]) -> list[str]:
-    """What each heat stands for, coolest first; empty where nothing was measured."""
+    """Describe each heat, coolest first; empty without times."""
     if not floors:
         return []
     return [f"< {time_text(floors[0])}", *(f"≥ {time_text(floor)}" for floor in floors)]
 
 
-# Shares of the time from which on a colour is the next hotter one; the same in every chart, so that two compare.
+# Shares of the time at which the next hotter colour begins; fixed, so that charts can be compared.
 _SHARE_FLOORS = (0.01, 0.03, 0.10, 0.30)
 
 
 def share_heat(share: float | None) -> int | None:
-    """The heat of a part of the time, 0 (cool) to 4 (hot); None where it was not measured."""
+    """Return the heat of a share of the time, 0 (cool) to 4 (hot); None if it was not measured."""
     return None if share is None else bisect.bisect_right(_SHARE_FLOORS, share)
 
 
 def share_legend() -> list[str]:
-    """What each heat of `share_heat` stands for, coolest first."""
+    """Describe each heat of `share_heat`, coolest first."""
     percents = [f"{floor:.0%}".replace("%", " %") for floor in _SHARE_FLOORS]
     between = [f"{low.removesuffix(' %')}–{high}" for low, high in pairwise(percents)]
     return [f"< {percents[0]}", *between, f"≥ {percents[-1]}"]

@@ -1,4 +1,4 @@
-"""A summary as the cells of a printed table, units in its headings."""
+"""Cells of a printed table, with units in the headings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from talkerviz.render.escape import one_line
 
 @dataclass(frozen=True)
 class TableCells:
-    """What a table shows, all of it text that is not yet escaped.
+    """Texts of a table, not yet escaped.
 
     Attributes:
-        title: what it is.
-        notes: what to know of its numbers.
-        cells: its rows, by heading, `total [ms]`. What was not measured is empty.
-        numbers: whether each column is of numbers.
+        title: title above the table.
+        notes: notes on its numbers.
+        cells: rows by heading, such as `total [ms]`; empty if not measured.
+        numbers: True for each column of numbers.
     """
 
     title: str
@@ -29,7 +29,7 @@ class TableCells:
 
 
 def table_cells(summary: pd.DataFrame, by: str, title: str, notes: tuple[str, ...]) -> TableCells:
-    """The cells of what `summarise` or `pivot` made; all times are in one unit, and all sizes."""
+    """Format a table of `summarise` or `pivot`, with one unit for all times and one for all sizes."""
     names = shown_columns(summary, by)
     kinds = {name: what for name in names if (what := quantity(name))}
     units = {
@@ -40,7 +40,7 @@ def table_cells(summary: pd.DataFrame, by: str, title: str, notes: tuple[str, ..
     for name in names:
         if what := kinds.get(name):
             scale, unit = units[what.scales]
-            # In its base unit what has larger ones is whole.
+            # Counts in base units, such as nanoseconds, are whole.
             decimals = 0 if scale == 1 and len(what.scales) > 1 else what.decimals
             columns[f"{what.heading} [{unit}]" if unit else what.heading] = [
                 "" if pd.isna(value) else f"{value / scale:,.{decimals}f}" for value in summary[name]
@@ -51,7 +51,7 @@ def table_cells(summary: pd.DataFrame, by: str, title: str, notes: tuple[str, ..
 
 
 def _unit(scales: Scales, values: pd.DataFrame) -> tuple[float, str]:
-    """The unit that suits most values: the one that the middle one has at least one of."""
+    """Choose the largest unit in which the median value is at least 1."""
     numbers = values.to_numpy(float, na_value=np.nan)
     some = numbers[numbers > 0]
     middle = float(np.median(some)) if len(some) else 0.0

@@ -1,4 +1,4 @@
-"""What a query gave, in every format."""
+"""Result of an SQL query in all formats."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from talkerviz.render.tables.writers import markdown_table, write_csv
 from talkerviz.render.terminal.rich_table import plain_table
 
 MOST_ROWS = 200
-"""What `answer_table` shows."""
+"""Rows that `answer_table` shows, a few screens."""
 _PLAIN = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string)
 
 
 def answer_cells(answer: pa.Table, title: str = "") -> TableCells:
-    """The rows as text; numbers as they are, with commas between thousands."""
+    """Format the rows as text, numbers with commas between thousands."""
     answer = _whole_numbers(answer)
     columns = {name: [_cell(value) for value in answer[name].to_pylist()] for name in answer.column_names}
     numbers = tuple(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in answer.schema.types)
@@ -33,7 +33,7 @@ def answer_cells(answer: pa.Table, title: str = "") -> TableCells:
 
 
 def answer_table(answer: pa.Table) -> Table:
-    """The first rows for the terminal."""
+    """Render the first rows for the terminal."""
     shown = answer_cells(answer.slice(0, MOST_ROWS))
     table = plain_table()
     for name, number in zip(shown.cells.columns, shown.numbers, strict=True):
@@ -44,10 +44,10 @@ def answer_table(answer: pa.Table) -> Table:
 
 
 def render_answer(answer: pa.Table, fmt: str, title: str) -> bytes:
-    """The rows in one of `ANSWERS`.
+    """Write the rows in one of `ANSWERS`.
 
     Raises:
-        ValueError: a column of a type that the format has no place for.
+        ValueError: a column of a type that the format cannot hold.
     """
     return ANSWERS[fmt](answer, title)
 
@@ -80,7 +80,7 @@ ANSWERS: Mapping[str, Callable[[pa.Table, str], bytes]] = {
     "markdown": _markdown,
     "parquet": _parquet,
 }
-"""Formats -> what writes an answer in them, given also what was asked."""
+"""Writers by format; each takes the result and the query."""
 
 
 def _cell(value: Any) -> str:
@@ -108,7 +108,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _whole_numbers(answer: pa.Table) -> pa.Table:
-    """Sums of whole numbers, which DuckDB gives more room than other programs know, as such numbers."""
+    """Cast decimals, as which DuckDB returns sums of integers, to int64 or float64."""
     for place, (name, kind) in enumerate(zip(answer.column_names, answer.schema.types, strict=True)):
         if pa.types.is_decimal(kind):
             try:
@@ -120,7 +120,7 @@ def _whole_numbers(answer: pa.Table) -> pa.Table:
 
 
 def _plain(answer: pa.Table) -> pa.Table:
-    """Of lists and the like, which such a file has no place for, the text."""
+    """Replace lists and structs, which CSV cannot hold, by their text."""
     answer = _whole_numbers(answer)
     for place, (name, kind) in enumerate(zip(answer.column_names, answer.schema.types, strict=True)):
         if not any(is_kind(kind) for is_kind in _PLAIN):

@@ -1,4 +1,4 @@
-"""A summary as comma-separated values."""
+"""Writers of tables: CSV, JSON, LaTeX, HTML, Markdown."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from talkerviz.render.tables.cells import TableCells
 
 
 def csv_table(summary: pd.DataFrame) -> bytes:
-    """All of its columns in their base units; what was not measured is empty.
+    """Write all columns as CSV, in base units; empty if not measured.
 
-    Texts that a spreadsheet would take for a formula have an apostrophe before them.
+    Texts that a spreadsheet would take for a formula get an apostrophe in front.
     """
-    # pandas takes eight times as long, which is seconds for a million calls.
+    # pandas takes eight times as long: seconds for a million calls.
     table = pa.Table.from_pandas(summary, preserve_index=False)
     return write_csv(table)
 
 
 def write_csv(table: pa.Table) -> bytes:
-    """Write a table as CSV, no text of which is a formula to a spreadsheet."""
+    """Write an Arrow table as CSV, with an apostrophe before texts that look like formulas."""
     columns = [_texts(column) if _is_text(column.type) else column for column in table.columns]
     written = io.BytesIO()
     pyarrow.csv.write_csv(pa.table(columns, [spreadsheet_cell(name) for name in table.column_names]), written)
@@ -38,7 +38,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    # By different texts, which are few: a million calls take no longer.
+    # Escape the distinct texts, which are few even for a million calls.
     known = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     chunks = []
     for chunk in known.chunks:
@@ -47,29 +47,29 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, pa.string())
 
 
-_DECIMALS = 15  # the most that pandas writes
-_ROWS_EACH = 1 << 16  # pandas holds the text of so many at a time
+_DECIMALS = 15  # pandas' maximum
+_ROWS_EACH = 1 << 16  # rows whose text pandas holds in memory at a time
 
 
 def json_table(summary: pd.DataFrame) -> bytes:
-    """A list of one object a row, each on a line, all columns in base units; what was not measured is `null`."""
+    """Write all columns as a JSON list, an object and a line per row, in base units; `null` if not measured."""
     parts = []
     for first in range(0, len(summary), _ROWS_EACH):
         rows = summary.iloc[first : first + _ROWS_EACH]
         lines = rows.to_json(orient="records", lines=True, double_precision=_DECIMALS, force_ascii=False)
-        # A line break within a text is escaped, so these are the ones between rows.
+        # Line breaks in texts are escaped, so these are between rows.
         parts.append(lines.rstrip("\n").replace("\n", ",\n").encode())
     return b"[\n" + b",\n".join(parts) + b"\n]\n"
 
 
-_ROWS_OF_A_PAGE = 40
-# What pdfLaTeX prints without further packages, of what is in tables.
+_PAGE_ROWS = 40  # rows that fit on a page
+# Characters that pdfLaTeX prints without further packages.
 _PLAIN = re.compile("[\\x00-\\u024f→µ…·×≥]*")
 
 
 def latex_table(table: TableCells) -> str:
-    """A `tabular`, or a `longtable` where it is more than a page; its title and notes are comments."""
-    long = len(table.cells) > _ROWS_OF_A_PAGE
+    """Write a `tabular`, or a `longtable` if it exceeds a page; title and notes are comments."""
+    long = len(table.cells) > _PAGE_ROWS
     packages = "booktabs, longtable" if long else "booktabs"
     comments = [table.title, *table.notes, f"Needs \\usepackage{{{packages}}}."]
     if not _PLAIN.fullmatch("".join(map(str, table.cells.to_numpy().flat))):
@@ -80,9 +80,9 @@ def latex_table(table: TableCells) -> str:
         longtable=long,
         column_format="".join("r" if number else "l" for number in table.numbers),
     )
-    # Behind the end of a row these would be read as its arguments.
+    # At the start of a row LaTeX would take these for arguments of the line break before.
     made = re.sub(r"(?m)^(?=\s*[\[*])", "{}", made)
-    # Not every font has it.
+    # Not every font has the arrow.
     return "".join(f"% {' '.join(one_line(line).split())}\n" for line in comments) + made.replace("→", r"$\to$")
 
 
@@ -99,10 +99,10 @@ p { color: #59636e; }
 
 
 def html_table(table: TableCells) -> str:
-    """The table below its title and above its notes."""
+    """Write a page with the title, the table and its notes."""
     names = [place for place, number in enumerate(table.numbers, start=1) if not number]
     left = ", ".join(f"{cell}:nth-child({place})" for place in names for cell in ("th", "td"))
-    # pandas would cut long names.
+    # pandas truncates long names by default.
     with pd.option_context("display.max_colwidth", None):
         rows = table.cells.to_html(index=False, border=0, escape=True)
     title = html.escape(one_line(table.title))
@@ -120,7 +120,7 @@ def html_table(table: TableCells) -> str:
 
 
 def markdown_table(table: TableCells) -> str:
-    """The table between its title and its notes, columns as wide in the source as they are when it is shown."""
+    """Write the title, the table and its notes, with aligned columns in the source."""
     columns = [[markdown_cell(heading), *map(markdown_cell, table.cells[heading])] for heading in table.cells.columns]
     widths = [max(3, *map(len, column)) for column in columns]
     rules = [

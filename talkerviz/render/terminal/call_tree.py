@@ -1,37 +1,59 @@
-"""The folded call tree as a rich table."""
+"""Folded call tree as a rich table."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from talkerviz.flowchart.builder import build_graph
-from talkerviz.flowchart.model import Box, Group, View
+from talkerviz.flowchart.model import Box, Group, Member, View, heading
 from talkerviz.render.escape import visible
 from talkerviz.render.terminal.rich_table import fitting_columns, plain_table
 from talkerviz.render.text import share_text, time_text
 from talkerviz.trace import TraceRecord
 
-# Where there is no room for all columns these go, in this order.
-_ROOM_PERMITTING = ("shapes", "class", "share", "calls")
-_LEAST_OF_SHAPES = 24  # characters; longer ones are folded
+# Columns that are left out if there is no room, in this order.
+_OPTIONAL_COLUMNS = ("shapes", "class", "share", "calls")
+_MIN_SHAPE_CHARACTERS = 24  # longer shapes are folded
 _WIDE = 200
+_SORT_KEYS: Mapping[str, Callable[[Box], Any]] = {
+    "module": lambda box: box.name,
+    "class": lambda box: box.class_name,
+    "calls": lambda box: -box.calls,
+    "total": lambda box: -(box.total_ns or 0),
+    "self": lambda box: -(box.self_ns or 0),
+    "share": lambda box: -(box.share or 0),
+    "shapes": lambda box: box.shapes,
+}
 
 
-def render_tree(trace: TraceRecord, depth: int | None = None, width: int = _WIDE) -> Table:
-    """One line a module under its caller, below a line for its phase; `depth` 0 shows the phases' own calls alone.
+def render_tree(trace: TraceRecord, depth: int | None = None, width: int = _WIDE, sort: str | None = None) -> Table:
+    """Render the call tree: a line per module below its caller, and a line per phase above.
 
-    Fewer columns where there is no room for all in `width` characters.
+    Args:
+        trace: trace to print.
+        depth: levels below the phases; 0 shows the outermost calls alone, None all.
+        width: characters of a line; without room for all columns some are left out.
+        sort: column by which modules with the same caller are sorted, numbers largest first; None for run order.
+
+    Raises:
+        ValueError: no such column, or it was not measured.
     """
     graph = build_graph(trace, View(depth, max_nodes=sys.maxsize, edges="calls"))
-    rows = [row for member in graph.members for row in _rows(member, "", "")]
+    if sort is not None:
+        if sort not in _SORT_KEYS:
+            raise ValueError(f"cannot sort by {sort!r}: choose from {', '.join(_SORT_KEYS)}")
+        if sort in ("total", "self", "share") and not graph.timed:
+            raise ValueError(f"cannot sort by {sort!r}: it was not measured in this run")
+    rows = [row for member in graph.members for row in _rows(member, "", "", sort)]
     names = ["module", "class", "calls", *(("total", "share") if graph.timed else ()), "shapes"]
     widths = {name: max(len(name), *(len(row[name]) for row in rows), 0) for name in names}
-    widths["shapes"] = min(widths["shapes"], _LEAST_OF_SHAPES)
-    names = fitting_columns(widths, _ROOM_PERMITTING, width)
+    widths["shapes"] = min(widths["shapes"], _MIN_SHAPE_CHARACTERS)
+    names = fitting_columns(widths, _OPTIONAL_COLUMNS, width)
     table = plain_table()
     for name in names:
         number = name in ("calls", "total", "share")
@@ -41,20 +63,22 @@ def render_tree(trace: TraceRecord, depth: int | None = None, width: int = _WIDE
     return table
 
 
-def _rows(member: Box | Group, guide: str, below: str) -> Iterator[dict[str, Text]]:
-    heading, members = (member.box, member.members) if isinstance(member, Group) else (member, ())
+def _rows(member: Member, guide: str, below: str, sort: str | None) -> Iterator[dict[str, Text]]:
+    box, members = (member.box, member.members) if isinstance(member, Group) else (member, ())
     name = Text(guide, style="dim")
-    name.append(visible(heading.name), style="bold cyan" if heading.kind == "phase" else "")
-    if heading.repeats:
-        name.append(f"  {heading.repeats}", style="bold magenta")
+    name.append(visible(box.name), style="bold cyan" if box.kind == "phase" else "")
+    if box.repeats:
+        name.append(f"  {box.repeats}", style="bold magenta")
     yield {
         "module": name,
-        "class": Text(visible(heading.class_name), style="dim"),
-        "calls": Text(f"{heading.calls:,}"),
-        "total": Text(time_text(heading.total_ns)),
-        "share": Text(share_text(heading.share)),
-        "shapes": Text(visible(heading.shapes), style="dim"),
+        "class": Text(visible(box.class_name), style="dim"),
+        "calls": Text(f"{box.calls:,}"),
+        "total": Text(time_text(box.total_ns)),
+        "share": Text(share_text(box.share)),
+        "shapes": Text(visible(box.shapes), style="dim"),
     }
-    for place, inner in enumerate(members, start=1):
-        last = place == len(members)
-        yield from _rows(inner, below + ("└── " if last else "├── "), below + ("    " if last else "│   "))
+    if sort is not None:
+        members = tuple(sorted(members, key=lambda inner: _SORT_KEYS[sort](heading(inner))))
+    for number, inner in enumerate(members, start=1):
+        last = number == len(members)
+        yield from _rows(inner, below + ("└── " if last else "├── "), below + ("    " if last else "│   "), sort)

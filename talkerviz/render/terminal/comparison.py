@@ -1,4 +1,4 @@
-"""Two runs side by side: a table for the terminal, and the cells of the same table for other formats."""
+"""Table of two runs side by side, for the terminal and as cells for other formats."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _MARKS = {"new": "+", "vanished": "−", "changed": "~", "same": ""}
 _STYLES = {"new": "green", "vanished": "red", "changed": "yellow", "same": ""}
 _NUMBERS = {"self before", "self after", "change", "95 % interval", "total before", "total after", "calls"}
 _ALL = "all of it"
-# Where there is no room for all, these go, in this order; what differs is also listed below.
-_ROOM_PERMITTING = ("differs", "total before", "total after", "calls", "95 % interval", "self before")
-_LEAST_OF_A_NAME = 32  # characters; longer ones are folded
+# Columns that are left out if there is no room, in this order; changes are also listed below the table.
+_OPTIONAL_COLUMNS = ("differs", "total before", "total after", "calls", "95 % interval", "self before")
+_MIN_NAME_CHARACTERS = 32  # longer names are folded
 
 
 def put_together(phases: pd.DataFrame, rows: pd.DataFrame, by: str, top: int) -> pd.DataFrame:
-    """The rows of `compare(..., "phase")` and below them the first `top` ones of `compare(..., by)`."""
+    """Stack the rows of `compare(..., "phase")` on the first `top` rows of `compare(..., by)`."""
     if by == "phase":
         return phases
     both: pd.DataFrame = pd.concat([phases.assign(**{by: _ALL}), rows.head(top)], ignore_index=True)
@@ -37,19 +37,26 @@ def put_together(phases: pd.DataFrame, rows: pd.DataFrame, by: str, top: int) ->
 
 
 def comparison_cells(compared: pd.DataFrame, by: str, notes: tuple[str, ...]) -> TableCells:
-    """The cells of what `put_together` gave."""
+    """Format the rows of `put_together`."""
     rows = [_cells(row, by) for row in compared.to_dict("records")]
     cells = pd.DataFrame(rows, columns=list(rows[0]) if rows else [])
     return TableCells(TITLE, notes, cells, tuple(name in _NUMBERS for name in cells.columns))
 
 
 def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int, width: int) -> Table:
-    """The same for a terminal of so many characters: what is certain is coloured, and fewer columns are shown where
-    there is no room. Of the rows below the phases `left_out` were not among the first `top`."""
+    """Render the rows of `put_together` for the terminal, significant changes coloured.
+
+    Args:
+        compared: rows of the table.
+        by: rows below those of the phases.
+        top: maximum number of these rows.
+        left_out: number of rows beyond `top`.
+        width: characters of a line; some columns are left out if there is no room.
+    """
     more = f"{left_out:,} more rows: --top {top + left_out}" if left_out else None
     table = plain_table(TITLE, more)
     cells = comparison_cells(compared, by, ()).cells
-    names = fitting_columns({name: _room(name, cells[name]) for name in map(str, cells)}, _ROOM_PERMITTING, width)
+    names = fitting_columns({name: _room(name, cells[name]) for name in map(str, cells)}, _OPTIONAL_COLUMNS, width)
     cells = cells[names]
     for name in names:
         number = name in _NUMBERS
@@ -66,11 +73,11 @@ def render_comparison(compared: pd.DataFrame, by: str, top: int, left_out: int, 
 
 def _room(name: str, cells: pd.Series) -> int:
     widest = max(len(name), *map(len, cells), 0)
-    return min(widest, _LEAST_OF_A_NAME) if name in ("module", "class", "layer", "differs") else widest
+    return min(widest, _MIN_NAME_CHARACTERS) if name in ("module", "class", "layer", "differs") else widest
 
 
 def notes_on_comparison(phases: pd.DataFrame) -> tuple[str, ...]:
-    """What to know of the numbers of `compare(..., "phase")`."""
+    """List notes on the numbers of `compare(..., "phase")`."""
     counts = [f"{row.phase} {row.frames_before:,} and {row.frames_after:,}" for row in phases.itertuples()]
     notes = [
         f"Means over frames, without the first of three or more if nothing warmed up before: {'; '.join(counts)}.",
@@ -84,12 +91,12 @@ def notes_on_comparison(phases: pd.DataFrame) -> tuple[str, ...]:
 
 
 def percent_text(change: Any) -> str:
-    """A share of one as `+12.3 %`; empty where there is none."""
+    """Format a share of 1 as `+12.3 %`; empty for a missing value."""
     return "" if pd.isna(change) else f"{_signed(change)} %"
 
 
 def interval_text(low: Any, high: Any) -> str:
-    """The ends of an interval as `+1.2 to +5.6 %`; empty where there is none."""
+    """Format an interval as `+1.2 to +5.6 %`; empty for a missing one."""
     return "" if pd.isna(low) else f"{_signed(low)} to {_signed(high)} %"
 
 
@@ -128,7 +135,7 @@ _CHANGE_STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
 
 
 def render_changes(changes: Sequence[Box]) -> Table:
-    """One line a module or operation that only one run has, or that differs; `before ⇒ after` where it does."""
+    """Render a line per module or operation that only one run has, or that differs, as `before ⇒ after`."""
     table = plain_table()
     for column in ("", "module", "class", "shapes"):
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""What all tables in a terminal look like."""
+"""Style and column selection of tables on the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def plain_table(title: str | None = None, caption: str | None = None) -> Table:
-    """One without rows and columns, and with a line below its head alone."""
+    """Make an empty table with a line below its header."""
     return Table(
         box=box.SIMPLE_HEAD,
         header_style="bold",
@@ -29,9 +29,9 @@ BETWEEN = 3
 def fitting_columns(
     widths: Mapping[str, int], unneeded: Sequence[str], width: int, kind: Callable[[str], str] = str
 ) -> list[str]:
-    """The columns that fit into `width` characters: while they do not, those of the next kind in `unneeded` go."""
+    """Select the columns that fit into `width` characters, dropping those in `unneeded` one kind at a time."""
     names = list(widths)
-    for one in unneeded:
+    for dropped in unneeded:
         if sum(widths[name] + BETWEEN for name in names) > width:
-            names = [name for name in names if kind(name) != one]
+            names = [name for name in names if kind(name) != dropped]
     return names

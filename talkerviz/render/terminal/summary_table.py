@@ -1,4 +1,4 @@
-"""A summary as a rich table."""
+"""Latency table as a rich table."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from talkerviz.render.column_formats import is_number, quantity, shown_columns
 from talkerviz.render.escape import visible
 from talkerviz.render.terminal.rich_table import BETWEEN, fitting_columns, plain_table
 
-# Where there is no room for all, these go, in this order.
-_ROOM_PERMITTING = (
+# Columns that are left out if there is no room, in this order.
+_OPTIONAL_COLUMNS = (
     "host",
     "collective_ns",
     "shapes",
@@ -38,23 +38,23 @@ _ROOM_PERMITTING = (
     "bound",
     "of_peak",
 )
-_ROOM_PERMITTING_SIDE_BY_SIDE = ("calls", "share", "peers", "bytes", "transfer_ns")
-_LEAST_OF_A_PATH = 32  # characters; longer ones are folded
+_OPTIONAL_SIDE_COLUMNS = ("calls", "share", "peers", "bytes", "transfer_ns")
+_MIN_PATH_CHARACTERS = 32  # longer paths are folded
 _WIDE = 200
 
 
 def render_table(
     summary: pd.DataFrame, by: str, top: int | None = None, width: int = _WIDE, title: str | None = None
 ) -> Table:
-    """The first `top` rows, or all, of what `summarise(trace, by)` made; fewer columns where there is no room."""
+    """Render the first `top` rows of a summary, or all; some columns are left out if there is no room."""
     shown = summary if top is None else summary.head(top)
     left_out = len(summary) - len(shown)
     more = f"{left_out:,} more rows: --top {len(summary)}" if left_out else None
     table = plain_table(title or f"Time by {by}", more)
     columns = {name: [_cell(name, value) for value in shown[name]] for name in shown_columns(summary, by)}
     widths = {name: _room(name, cells) for name, cells in columns.items()}
-    unneeded = _ROOM_PERMITTING_SIDE_BY_SIDE if any(map(_side, columns)) else _ROOM_PERMITTING
-    # What rows are called stays, whatever it is.
+    unneeded = _OPTIONAL_SIDE_COLUMNS if any(map(_side, columns)) else _OPTIONAL_COLUMNS
+    # The column of the rows' names always stays.
     names = fitting_columns(widths, unneeded, width, lambda name: "" if name == by else _measure(name))
     for name in names:
         numeric = is_number(name)
@@ -63,7 +63,7 @@ def render_table(
         )
     cells = [columns[name] for name in names]
     if len(shown) and _fit_unfolded(names, cells, width):
-        # rich lays out each cell of each row by itself: hundreds of rows take a second.
+        # rich lays out every cell by itself: hundreds of rows take a second. One cell per column is fast.
         cells = [[Text("\n").join(column)] for column in cells]
     for row in zip(*cells, strict=True):
         table.add_row(*row)
@@ -71,7 +71,7 @@ def render_table(
 
 
 def _fit_unfolded(names: Sequence[str], columns: Sequence[Sequence[Text]], width: int) -> bool:
-    """Whether each cell is one line in a table of this width."""
+    """Return True if every cell fits on one line in a table of this width."""
     headings = (_heading(name).split("\n") for name in names)
     widest = (
         max(*map(cell_len, heading), *(cell.cell_len for cell in column))
@@ -81,7 +81,7 @@ def _fit_unfolded(names: Sequence[str], columns: Sequence[Sequence[Text]], width
 
 
 def _side(name: str) -> str:
-    return name.rpartition(".")[0]  # of `decode.share`
+    return name.rpartition(".")[0]  # `decode` of `decode.share`
 
 
 def _measure(name: str) -> str:
@@ -90,17 +90,17 @@ def _measure(name: str) -> str:
 
 def _heading(name: str) -> str:
     what = quantity(_measure(name))
-    # One below the other takes less room.
+    # Stacked words take less room.
     return visible("\n".join([*_side(name).split(), what.heading]) if what else name)
 
 
 def _room(name: str, cells: list[Text]) -> int:
     widest = max(*map(len, _heading(name).split("\n")), *map(len, cells), 0)
-    return min(widest, _LEAST_OF_A_PATH) if name == "module" else widest
+    return min(widest, _MIN_PATH_CHARACTERS) if name == "module" else widest
 
 
 def _cell(name: str, value: Any) -> Text:
-    # As Text, since names may hold what rich reads as markup.
+    # Text, since names may contain rich's markup.
     if pd.isna(value):
         return Text("")
     what = quantity(name)

@@ -1,1 +1,1 @@
-"""Files for other viewers of time lines and flame graphs."""
+"""Files for other viewers of timelines and flame graphs."""

@@ -1,4 +1,4 @@
-"""Collapsed stacks, for flamegraph.pl, inferno and speedscope. By custom a `.txt` or `.folded` file.
+"""Collapsed stacks, for flamegraph.pl, inferno and speedscope. By convention a `.txt` or `.folded` file.
 
 The format: https://github.com/brendangregg/FlameGraph, a line `outermost;inner;innermost 123` for each different stack.
 """
@@ -15,10 +15,10 @@ from talkerviz.trace.call_tree import parent_rows
 
 
 def render_collapsed_stacks(trace: TraceRecord) -> bytes:
-    """The microseconds that were spent in each stack of calls on the host; at the bottom stand the phases.
+    """Write the host microseconds spent in each stack of calls, with phases at the bottom.
 
-    Time in calls that were not selected is their caller's. Stacks of less than half a microsecond have no line. A
-    semicolon in a name, which the format cannot hold, is written as a comma.
+    Time in calls that were not selected counts for their caller. Stacks below half a microsecond have no line.
+    Semicolons in names, which the format cannot hold, become commas.
 
     Raises:
         RenderError: the trace has no times.
@@ -32,7 +32,7 @@ def render_collapsed_stacks(trace: TraceRecord) -> bytes:
     several = [name for name in ("rank", "thread") if calls[name].nunique() > 1]
     places = calls[several].to_numpy().tolist()
 
-    stacks: dict[tuple[int, str], int] = {}  # the stack around it and the innermost name -> its number
+    stacks: dict[tuple[int, str], int] = {}  # number of the stack around it and innermost name -> number
     times: list[int] = []
     stack_of: list[int] = []
 

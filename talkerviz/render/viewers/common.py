@@ -1,4 +1,4 @@
-"""How files for viewers of time lines are written."""
+"""Helpers for files of timeline viewers."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from talkerviz.render.charts.graphviz import RenderError
 from talkerviz.trace import TraceRecord
 
 TENSORBOARD_SUFFIX = ".pt.trace.json"
-"""How a file's name ends that TensorBoard finds."""
+"""Ending of file names that TensorBoard finds."""
 
 
 def check_timed(trace: TraceRecord, fmt: str) -> None:
-    """Say so if a trace has no times to draw.
+    """Reject a trace without times.
 
     Raises:
-        RenderError: it has none.
+        RenderError: the trace has no times.
     """
     if trace.calls["host_ns"].isna().all():
         raise RenderError(f"{fmt} needs times, and this trace has none: record it on a device with --clock auto")
 
 
 def compact(value: object) -> str:
-    """JSON without spaces; letters as they are, since Perfetto shows `\\u` escapes as they stand."""
+    """Encode JSON without spaces and without `\\u` escapes, which Perfetto shows undecoded."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def joined(pieces: Iterable[str]) -> bytes:
-    """Pieces of a file behind each other, as UTF-8."""
+    """Concatenate pieces of a file, as UTF-8."""
     raw = io.BytesIO()
-    # A name that is no proper text, which a trace in memory can hold, must not stop the rest.
+    # A trace in memory can hold names with lone surrogates, which UTF-8 cannot encode.
     out = io.TextIOWrapper(raw, encoding="utf-8", errors="replace", newline="\n")
     out.writelines(pieces)
     out.flush()
@@ -43,15 +43,15 @@ def joined(pieces: Iterable[str]) -> bytes:
 
 
 def plain_values(column: pd.Series) -> list[Any]:
-    """A column as Python's own values, None where there is none."""
+    """List a column's values as Python objects, None for missing ones."""
     values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
     return values
 
 
 def lanes(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Of each interval the number of its lane, from 0; in a lane intervals lie inside or beside each other."""
+    """Assign each interval a lane, from 0, in which intervals are nested or disjoint."""
     lane = np.zeros(len(start), dtype=np.int64)
-    around: list[list[int]] = []  # of each lane, the ends of what is still going on, outermost first
+    around: list[list[int]] = []  # ends of the open intervals of each lane, outermost first
     order = np.lexsort((-end, start))
     for row, begin, stop in zip(order.tolist(), start[order].tolist(), end[order].tolist(), strict=True):
         for ends in around:
@@ -65,9 +65,9 @@ def lanes(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def call_name(path: str, class_name: str) -> str:
-    """A call in few characters: `q_proj Linear`, `layers.3 Block`."""
+    """Format a call's name briefly: `q_proj Linear`, `layers.3 Block`."""
     before, _, last = path.rpartition(".")
-    # A number says nothing without what it counts.
+    # A number alone has no meaning, so its list's name stays.
     name = f"{before.rpartition('.')[2]}.{last}" if before and last.isdecimal() else last
-    # What is no module's call, but a collective, has but one name.
+    # A collective is no module's call; its name and class are equal.
     return name if name == class_name else f"{name} {class_name}"

@@ -1,7 +1,7 @@
-"""Chrome's trace event JSON, for Perfetto (ui.perfetto.dev) and chrome://tracing. By custom a `.json` file.
+"""Chrome's trace event JSON, for Perfetto (ui.perfetto.dev) and chrome://tracing. By convention a `.json` file.
 
 The format: https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMh4h6I0nSsKchNAySU. Times are microseconds with
-nanoseconds behind the point.
+nanoseconds after the decimal point.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from talkerviz.trace import TraceRecord
 from talkerviz.trace.flow import call_edges
 from talkerviz.trace.schema import Tensors
 
-_HOST, _DEVICE = 1, 2  # processes; those of each further rank have numbers higher by two
-# Tracks of the first thread; those of each further one have numbers higher by ten. None has the number of a process:
-# viewers call such a track the main thread.
+_HOST, _DEVICE = 1, 2  # process ids of the first rank; each further rank adds two
+# Track ids of the first thread; each further thread adds ten. None equals a process id: viewers name such a track the
+# main thread.
 _FRAMES, _PHASES, _CALLS = 11, 12, 13
-_ROWS_EACH = 1 << 16
+_BATCH_CALLS = 1 << 16  # calls converted to Python objects at a time
 _FIGURES = (
     "collective",
     "host_self_ns",
@@ -42,14 +42,14 @@ _FIGURES = (
 
 
 def render_perfetto(trace: TraceRecord) -> bytes:
-    """Every call that has a time as a slice, host and device beside each other, phases and frames above them.
+    """Write every timed call as a slice, on the host and on the device, below tracks of frames and phases.
 
-    A slice's `args` are the call's columns by their names in the trace, so times in them are nanoseconds; what was not
-    measured is left out. Arrows lead from a call to its slice on the device, and from a call to those that read what it
-    returned, as far as nothing is computed between (see `call_edges`).
+    The `args` of a slice are the call's columns in the trace, times in nanoseconds; unmeasured columns are left out.
+    Arrows lead from a call to its slice on the device, and to the calls that read its outputs without computation in
+    between (see `handed_on`).
 
-    Ranks of a merged trace are processes beside each other. In a collective lies a slice for as long as its rank waits
-    for the last one to come, and one for the rest, to which an arrow leads from that one's.
+    Ranks of a merged trace are separate processes. A collective contains a slice for the wait for the last rank, and
+    one for the transfer, with an arrow from the last rank's collective.
 
     Raises:
         RenderError: the trace has no times.
@@ -58,7 +58,7 @@ def render_perfetto(trace: TraceRecord) -> bytes:
 
 
 def perfetto_pieces(trace: TraceRecord) -> Iterator[str]:
-    """The text of `render_perfetto` in small pieces, as a file of a long run is too long to be held.
+    """Yield the text of `render_perfetto` in pieces, since that of a long run exceeds memory.
 
     Raises:
         RenderError: the trace has no times.
@@ -96,12 +96,12 @@ def _events(trace: TraceRecord) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Processes:
-    """Where a rank is drawn.
+    """Process ids of a rank.
 
     Attributes:
-        host, device: the numbers of its two processes.
-        name: what their names begin with.
-        tensors: numbers for arrows that tensors are.
+        host, device: ids of its two processes.
+        name: prefix of their names.
+        tensors: ids for arrows of tensors.
     """
 
     host: int = _HOST
@@ -125,7 +125,7 @@ def _events_of(trace: TraceRecord, to: _Processes) -> Iterator[str]:
 
 
 def _device_tracks(calls: pd.DataFrame) -> np.ndarray:
-    """Of each call the number of its track on the device; 0 where it has no time there."""
+    """Return the track of each call on the device; 0 without a device time."""
     track = np.zeros(len(calls), dtype=np.int64)
     timed = calls["device_ns"].notna().to_numpy()
     for thread in calls["thread"][timed].unique().tolist():
@@ -171,10 +171,10 @@ def _call_events(
 ) -> Iterator[str]:
     figures = [name for name in _FIGURES if not calls[name].isna().all()]
     named, marked, tensors = functools.cache(_named), functools.cache(_marked), _tensor_lists()
-    for begin in range(0, len(calls), _ROWS_EACH):
-        part = calls.iloc[begin : begin + _ROWS_EACH]
+    for begin in range(0, len(calls), _BATCH_CALLS):
+        part = calls.iloc[begin : begin + _BATCH_CALLS]
         rows = [_rows(part, names) for names in (_SLICE, _ARGS, marks, figures)]
-        on_device = device_track[begin : begin + _ROWS_EACH].tolist()
+        on_device = device_track[begin : begin + _BATCH_CALLS].tolist()
         for track, times, described, mark, measured in zip(on_device, *rows, strict=True):
             start, took, device_start, device_took = times
             call, thread, path, class_name, inputs, outputs, error = described
@@ -214,7 +214,7 @@ def _marked(names: tuple[str, ...], values: tuple[object, ...]) -> str:
 
 
 def _tensor_lists() -> Callable[[Tensors], str]:
-    texts: dict[int, str] = {}  # by identity: a trace shares the few lists it has between its calls
+    texts: dict[int, str] = {}  # by identity: the calls of a trace share few distinct lists
 
     def text_of(tensors: Tensors) -> str:
         text = texts.get(id(tensors))
@@ -237,7 +237,7 @@ def _tensor_arrows(trace: TraceRecord, to: _Processes) -> Iterator[str]:
 
 
 def _waits(trace: TraceRecord, places: Mapping[int, _Processes]) -> Iterator[str]:
-    """In a collective that waits a slice until the last rank has come, and one after that with an arrow from there."""
+    """Yield slices of waits and transfers inside collectives, with arrows from the last rank."""
     held = collective_waits(trace)
     row = pd.Index(trace.calls["call"])
     thread, on_device = trace.calls["thread"].to_numpy(), trace.calls["device_ns"].notna().to_numpy()
@@ -271,6 +271,6 @@ def _calls(thread: int) -> int:
 
 
 def _arrow(kind: str, number: int, source: str, target: str) -> Iterable[str]:
-    """An arrow between the slices that begin at two places."""
+    """Return the events of an arrow between the slices that begin at two positions."""
     same = f'"name":"{kind}","cat":"{kind}","id":{number}'
     return f'{{"ph":"s",{source},{same}}}', f'{{"ph":"f","bp":"e",{target},{same}}}'

@@ -1,7 +1,7 @@
-"""A time line as a picture, SVG: ranks below each other, what each calls, and what it waits for.
+"""Timeline of several ranks as SVG: calls and waits of each rank.
 
-Below the calls of a rank stand its collectives: until the last rank has come in one colour, and after that in another.
-A line leads from that rank to those that have waited for it.
+Below a rank's calls are its collectives, in one colour until the last rank arrives and in another afterwards. A line
+leads from the last rank to those that waited for it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from talkerviz.trace import TraceRecord
 
 _WIDTH, _LEFT, _RIGHT = 1600.0, 132.0, 24.0
 _ROW, _STRIP, _LANE, _GAP = 17.0, 14.0, 20.0, 18.0
-_CHARACTER = 6.7  # of a label, and
-_WIDE_CHARACTER = 7.6  # of a sentence
-_LEAST = 0.5  # what is narrower is drawn together
-_MOST_ROWS = 24  # of calls, of all ranks together
-_TICKS = 12
-_SEEN = 1.5  # what must be as wide for a line to lead to it
-_LEAST_OF_A_LABEL = 0.75  # or none is written
+_CHARACTER = 6.7  # pixels per character of a label
+_WIDE_CHARACTER = 7.6  # pixels per character of a sentence
+_MIN_WIDTH = 0.5  # pixels; narrower boxes are merged
+_MAX_ROWS = 24  # rows of calls, of all ranks together
+_TICKS = 12  # maximum on the time axis
+_MIN_WAIT_WIDTH = 1.5  # pixels of a wait that gets a line to the last rank
+_MIN_LABEL_SHARE = 0.75  # of a label's characters; without room for them there is none
 _CALLS = ("#e3eaf2", "#cfdbe8", "#bbcdde", "#a8bed4")
 _SOFT, _GRID = "#5b6875", "#e6eaee"
 _WAIT, _TRANSFER, _LAST = "#f5a04c", "#2f7fc1", "#c8402f"
@@ -57,7 +57,7 @@ class _Scale:
 
 
 def render_rank_timeline_svg(trace: TraceRecord) -> bytes:
-    """The picture of a trace, or of what `Trace.select` left of it, as of one frame.
+    """Draw the timeline of a trace, usually of one selected frame.
 
     Raises:
         RenderError: the trace has no times.
@@ -77,9 +77,9 @@ def _pieces(trace: TraceRecord) -> Iterator[str]:
 
     body: list[str] = []
     top = 74.0
-    lanes: dict[int, float] = {}  # of each rank, where its collectives stand
+    lanes: dict[int, float] = {}  # vertical position of each rank's collectives
     of_module = calls["peers"].isna()
-    rows = max(1, _MOST_ROWS // len(ranks))
+    rows = max(1, _MAX_ROWS // len(ranks))
     for rank in ranks:
         of_rank = calls[(calls["rank"] == rank) & of_module]
         began = top
@@ -111,7 +111,7 @@ def _pieces(trace: TraceRecord) -> Iterator[str]:
 def _stretches(calls: pd.DataFrame, scale: _Scale, top: float) -> Iterator[str]:
     for number, (_, (phase, frame), start, end) in enumerate(segments(calls, ["phase", "frame"])):
         x, width = scale.x(start), scale.width(end - start)
-        if width < _LEAST:
+        if width < _MIN_WIDTH:
             continue
         name = str(phase) if frame is None else f"{phase} · frame {frame}"
         yield _rect(x, top, width, _STRIP, ("#eef1e6", "#e0e6d2")[number % 2], f"{name}: {time_text(end - start)}")
@@ -119,7 +119,7 @@ def _stretches(calls: pd.DataFrame, scale: _Scale, top: float) -> Iterator[str]:
 
 
 def _calls(calls: pd.DataFrame, scale: _Scale, top: float, most: int) -> tuple[list[str], int]:
-    """Boxes, each thread's calls by their depth; and how many rows they take."""
+    """Draw each thread's calls by depth; return the boxes and the number of rows."""
     drawn: list[str] = []
     line = 0
     for _, of_thread in calls.groupby("thread"):
@@ -134,12 +134,12 @@ def _row(calls: pd.DataFrame, scale: _Scale, top: float, fill: str) -> Iterator[
     start, took = calls["host_start_ns"].to_numpy(float), calls["host_ns"].to_numpy(float)
     x = np.array([scale.x(ns) for ns in start])
     width = np.array([scale.width(ns) for ns in took])
-    wide = width >= _LEAST
-    # What is too narrow to be seen is a band, where there is any.
-    cells = np.unique(np.floor(x[~wide] / _LEAST))
+    wide = width >= _MIN_WIDTH
+    # Calls too narrow to see are drawn as bands.
+    cells = np.unique(np.floor(x[~wide] / _MIN_WIDTH))
     for band in np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1):
         if len(band):
-            yield _rect(band[0] * _LEAST, top, len(band) * _LEAST, _ROW - 2, fill)
+            yield _rect(band[0] * _MIN_WIDTH, top, len(band) * _MIN_WIDTH, _ROW - 2, fill)
     names = zip(*(calls[name][wide].astype(object) for name in ("path", "class", "host_ns", "error")), strict=True)
     for at, across, (path, kind, ns, error) in zip(x[wide], width[wide], names, strict=True):
         failed = not pd.isna(error)
@@ -151,22 +151,22 @@ def _row(calls: pd.DataFrame, scale: _Scale, top: float, fill: str) -> Iterator[
 
 def _collectives(held: pd.DataFrame, scale: _Scale, lanes: Mapping[int, float]) -> Iterator[str]:
     lines: dict[str, None] = {}
-    for one in held.rename(columns={"class": "kind"}).itertuples():
-        top, middle = lanes[one.rank], lanes[one.rank] + _LANE / 2
-        x, waiting, whole = scale.x(one.start_ns), scale.width(one.wait_ns), scale.width(one.end_ns - one.start_ns)
-        names = (one.kind,) if one.begins else (f"wait for {one.kind}", "wait")
-        said = f"{one.module}.{one.kind} among {one.peers}: {time_text(one.end_ns - one.start_ns)}"
-        if one.wait_ns > 0:
-            said += f", {time_text(one.wait_ns)} of it waiting for rank {one.last}"
+    for wait in held.rename(columns={"class": "kind"}).itertuples():
+        top, middle = lanes[wait.rank], lanes[wait.rank] + _LANE / 2
+        x, waiting, whole = scale.x(wait.start_ns), scale.width(wait.wait_ns), scale.width(wait.end_ns - wait.start_ns)
+        names = (wait.kind,) if wait.begins else (f"wait for {wait.kind}", "wait")
+        said = f"{wait.module}.{wait.kind} among {wait.peers}: {time_text(wait.end_ns - wait.start_ns)}"
+        if wait.wait_ns > 0:
+            said += f", {time_text(wait.wait_ns)} of it waiting for rank {wait.last}"
         if waiting > 0:
-            yield _rect(x, top, max(waiting, _LEAST), _LANE - 2, _WAIT, said)
-        yield _rect(x + waiting, top, max(whole - waiting, _LEAST), _LANE - 2, _TRANSFER, said)
+            yield _rect(x, top, max(waiting, _MIN_WIDTH), _LANE - 2, _WAIT, said)
+        yield _rect(x + waiting, top, max(whole - waiting, _MIN_WIDTH), _LANE - 2, _TRANSFER, said)
         if waiting < whole / 2:
             yield _label(x + waiting, top + 13, whole - waiting, names, "on")
         else:
             yield _label(x, top + 13, waiting, names, "")
-        if waiting >= _SEEN and one.last != one.rank:
-            at, theirs = scale.x(one.last_ns), lanes[one.last] + _LANE / 2
+        if waiting >= _MIN_WAIT_WIDTH and wait.last != wait.rank:
+            at, theirs = scale.x(wait.last_ns), lanes[wait.last] + _LANE / 2
             lines[
                 f'<path d="M{at:.1f} {theirs:.1f}V{middle:.1f}" stroke="{_LAST}" stroke-opacity=".6"/>'
                 f'<circle cx="{at:.1f}" cy="{theirs:.1f}" r="3" fill="{_LAST}"/>\n'
@@ -205,7 +205,7 @@ def _axis(scale: _Scale, top: float, bottom: float) -> Iterator[str]:
 
 def _rect(x: float, y: float, width: float, height: float, fill: str, said: str = "", border: str = "") -> str:
     stroke = f' stroke="{border}" stroke-width="1.5"' if border else ""
-    # A hair's breadth between neighbours, where there is room for one.
+    # A small gap between neighbours, if there is room.
     shape = (
         f'x="{x:.2f}" y="{y:.1f}" width="{width - 0.6 if width > 2 else width:.2f}" height="{height:.1f}" fill="{fill}"'
     )
@@ -215,11 +215,11 @@ def _rect(x: float, y: float, width: float, height: float, fill: str, said: str 
 
 
 def _label(x: float, y: float, width: float, texts: Sequence[str], kind: str) -> str:
-    """The first of some texts for which there is room, or a part of the last."""
+    """Draw the first text that fits, or the last one shortened."""
     most = int((width - 6) / _CHARACTER)
     texts = [one_line(text) for text in texts]
     text = next((text for text in texts if len(text) <= most), shortened(texts[-1], max(most, 3)))
-    return _text(x + 4, y, text, kind) if most >= _LEAST_OF_A_LABEL * len(texts[-1]) else ""
+    return _text(x + 4, y, text, kind) if most >= _MIN_LABEL_SHARE * len(texts[-1]) else ""
 
 
 def _text(x: float, y: float, text: str, kind: str = "") -> str:

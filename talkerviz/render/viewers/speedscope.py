@@ -1,6 +1,6 @@
-"""Speedscope's JSON, for flame graphs at speedscope.app: a profile for each phase, rank, thread and run.
+"""Speedscope JSON, for flame graphs at speedscope.app: a profile per phase, rank, thread and run.
 
-The format: https://www.speedscope.app/file-format-schema.json. By custom a `.speedscope.json` file.
+The format: https://www.speedscope.app/file-format-schema.json. By convention a `.speedscope.json` file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 
 
 def render_speedscope(trace: TraceRecord) -> bytes:
-    """Each phase's calls as they began and ended on the host, in nanoseconds since the recording began.
+    """Write the host calls of each phase, in nanoseconds since the recording began.
 
     Raises:
         RenderError: the trace has no times.
@@ -29,7 +29,7 @@ def render_speedscope(trace: TraceRecord) -> bytes:
 def _pieces(trace: TraceRecord) -> Iterator[str]:
     calls = trace.calls[trace.calls["host_ns"].notna()]
     modules = calls.groupby(["path", "class"], observed=True, sort=False)
-    # The path stands where a program has its file: speedscope shows it beside the name.
+    # The module path is the frame's file, which speedscope shows beside the name.
     frames = [{"name": call_name(path, kind), "file": path} for path, kind in modules.groups]
     several = [name for name in ("rank", "thread", "run") if calls[name].nunique() > 1]
     profiles = calls.assign(module=modules.ngroup()).groupby(
@@ -39,7 +39,7 @@ def _pieces(trace: TraceRecord) -> Iterator[str]:
         "$schema": _SCHEMA,
         "exporter": "talkerviz",
         "name": str(trace.facts.get("model", "talkerviz")),
-        # What is shown first: where most of the time went.
+        # The profile shown first is that with most of the time.
         "activeProfileIndex": int(profiles["host_self_ns"].sum().to_numpy().argmax()),
         "shared": {"frames": frames},
     }
@@ -63,8 +63,8 @@ def _pieces(trace: TraceRecord) -> Iterator[str]:
 
 
 def _events(depths: list[int], frames: list[int], starts: list[int], ends: list[int]) -> Iterator[str]:
-    """Calls in the order in which they began -> each one's beginning and end, in the order of time."""
-    inside: list[tuple[int, int, int]] = []  # depth, frame and end of what is going on, outermost first
+    """Yield an open and a close event per call, in time order; calls come in order of their start."""
+    inside: list[tuple[int, int, int]] = []  # depth, frame and end of open calls, outermost first
     now = starts[0]
 
     def close() -> str:
@@ -74,7 +74,7 @@ def _events(depths: list[int], frames: list[int], starts: list[int], ends: list[
         return f'{{"type":"C","frame":{frame},"at":{now}}}'
 
     for depth, frame, start, end in zip(depths, frames, starts, ends, strict=True):
-        # What is as deep cannot be a caller; nor what is over, though its depth would fit where callers are left out.
+        # A caller is less deep and not over; with callers left out, an ended call may have a caller's depth.
         while inside and (inside[-1][0] >= depth or inside[-1][2] < start):
             yield close()
         now = max(now, start)

@@ -1,8 +1,8 @@
-"""A profile as torch.profiler writes it, for TensorBoard's PyTorch profiler plugin and HolisticTraceAnalysis.
+"""Profile in torch.profiler's format, for TensorBoard's PyTorch profiler plugin and HolisticTraceAnalysis.
 
-TensorBoard opens files whose names end in `.pt.trace.json` only. The format is Kineto's, Chrome's trace events with
-categories and arguments of its own: https://github.com/pytorch/kineto/tree/main/tb_plugin. Times are microseconds with
-nanoseconds behind the point.
+TensorBoard opens only files whose names end in `.pt.trace.json`. The format is Kineto's: Chrome trace events with
+its own categories and arguments: https://github.com/pytorch/kineto/tree/main/tb_plugin. Times are microseconds with
+nanoseconds after the decimal point.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from talkerviz.trace.event_log import COLLECTIVES
 from talkerviz.trace.schema import Tensors
 from talkerviz.trace.trace import check_one_rank
 
-_HOST = 1  # a process; devices have their own numbers
-_FRAMES, _PHASES, _CALLS = 11, 12, 13  # tracks, those of each further thread ten higher
-_FIRST_STREAM = 7
+_HOST = 1  # process id; devices have their own ids
+_FRAMES, _PHASES, _CALLS = 11, 12, 13  # track ids; each further thread adds ten
+_FIRST_STREAM = 7  # as CUDA numbers its default stream in traces
 
 
 def render_tensorboard(trace: TraceRecord) -> bytes:
-    """Calls as modules, their innermost ones as operators too, and frames as steps.
+    """Write calls as modules, innermost calls also as operators, and frames as steps.
 
-    The tree of modules is the model's, so that each is in it once, with all its calls, whoever made them. An operator
-    is named by its module's class: so the table of operators is one by class, with the shapes that go in. A step is a
-    frame until the next one begins; steps of several runs are numbered on. Where calls have device times, those of the
-    innermost stand for their kernels. Phases are drawn, and no viewer's table counts them.
+    The module tree is the model's: each module is in it once, with all its calls from any caller. Operators are named
+    by class, so that the operator table is by class, with input shapes. A step lasts until the next frame begins; steps
+    of several runs are numbered consecutively. Device times of innermost calls are written as kernels. Phases are
+    slices that no viewer's table counts.
 
     Raises:
         RenderError: the trace has no times.
-        ValueError: it is of several ranks, which have a file each.
+        ValueError: a merged trace; write a file per rank.
     """
     check_timed(trace, "tensorboard")
     check_one_rank(trace)
@@ -45,7 +45,7 @@ def render_tensorboard(trace: TraceRecord) -> bytes:
 
 
 def _pieces(trace: TraceRecord) -> Iterator[str]:
-    # With spaces: HolisticTraceAnalysis looks for the rank in the text.
+    # With spaces: HolisticTraceAnalysis finds the rank by a text search.
     yield json.dumps(_header(trace), ensure_ascii=False)[:-1] + ',\n"traceEvents": ['
     comma = "\n"
     for event in _events(trace):
@@ -96,7 +96,7 @@ def _track_names(calls: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _steps(calls: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Frames on a track of their own: a call may begin in one and end in another."""
+    """Yield frames on their own track, since a call may begin in one frame and end in another."""
     in_frames = calls[calls["frame"].notna()]
     in_frames = in_frames.assign(end=in_frames["host_start_ns"] + in_frames["host_ns"])
     frames = in_frames.groupby(["run", "frame"])[["host_start_ns", "end"]].agg({"host_start_ns": "min", "end": "max"})
@@ -125,11 +125,11 @@ def _call_events(trace: TraceRecord, calls: pd.DataFrame) -> Iterator[dict[str, 
     rows = zip(*(plain_values(calls[name]) for name in columns), strict=True)
     for row, innermost, track in zip(rows, inner.tolist(), stream.tolist(), strict=True):
         call, parent, thread, path, kind, phase, inputs, outputs, start, took, device_start, device_took = row
-        own = {"External id": call + 1}  # 0 would be no number
+        own = {"External id": call + 1}  # 0 means none
         name, at = call_name(path, kind), (_HOST, 10 * thread + _CALLS, start, took)
         if path in numbers:
             number, around = numbers[path]
-            # TensorBoard makes the tree of modules of the first two, and of nothing else.
+            # TensorBoard builds the module tree from the first two alone.
             args = {"Python id": number, "Python parent id": around, "Python module id": number}
             args |= {"call": call, "caller": parent, "path": path, "phase": phase}
             yield _slice("python_function", f"nn.Module: {name}", *at, args)
@@ -138,7 +138,7 @@ def _call_events(trace: TraceRecord, calls: pd.DataFrame) -> Iterator[dict[str, 
             operator = f"{backend}:{kind}" if kind in COLLECTIVES and path not in numbers else kind
             yield _slice("cpu_op", operator, *at, own | shapes)
         if track:
-            # It ties the two clocks' slices together, as the launch of a kernel does.
+            # Links host and device slices, as a kernel launch does.
             tie = own | {"correlation": call + 1}
             yield _slice("runtime", "launch", _HOST, 10 * thread + _CALLS, start, 0, tie)
             device = _device(outputs or inputs)
@@ -147,7 +147,7 @@ def _call_events(trace: TraceRecord, calls: pd.DataFrame) -> Iterator[dict[str, 
 
 
 def _module_numbers(trace: TraceRecord, calls: pd.DataFrame) -> dict[str, tuple[int, int | None]]:
-    """Of each module that was called its number, and that of the nearest one around it that was; None for none."""
+    """Map each called module to its number and that of the nearest called module around it, or None."""
     called = set(calls["path"].unique())
     numbers = {module.path: number for number, module in enumerate(trace.modules) if module.path in called}
     found: dict[str, tuple[int, int | None]] = {}
@@ -160,7 +160,7 @@ def _module_numbers(trace: TraceRecord, calls: pd.DataFrame) -> dict[str, tuple[
 
 
 def _streams(calls: pd.DataFrame, inner: np.ndarray) -> np.ndarray:
-    """The track of each innermost call on its device; 0 where it has no time there."""
+    """Return the track of each innermost call on its device; 0 without a device time."""
     track = np.zeros(len(calls), dtype=np.int64)
     rows = np.flatnonzero(inner & calls["device_ns"].notna().to_numpy())
     start, took = (calls[name].to_numpy(dtype=np.int64, na_value=0)[rows] for name in ("device_start_ns", "device_ns"))
@@ -169,6 +169,6 @@ def _streams(calls: pd.DataFrame, inner: np.ndarray) -> np.ndarray:
 
 
 def _device(tensors: Tensors) -> int:
-    """The number of the first tensor's CUDA device."""
+    """Return the index of the first tensor's CUDA device."""
     number = tensors[0].device.rpartition(":")[2] if tensors else ""
     return int(number) if number.isdecimal() else 0

@@ -1,1 +1,1 @@
-"""The report's page: one HTML file that needs nothing else."""
+"""Page of the report: one HTML file without external resources."""

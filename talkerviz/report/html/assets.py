@@ -1,4 +1,4 @@
-"""The files that the page, and the widget in notebooks, are made of."""
+"""Asset files of the page and of the notebook widget."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import re
 from collections.abc import Mapping
 from importlib.resources import files
 
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
 def piece(name: str, package: str = "talkerviz.report.html") -> str:
-    """A file of our own, of the page's or of another package's `static`."""
+    """Read a file of a package's `static` folder."""
     return (files(package) / "static" / name).read_text(encoding="utf-8")
 
 
 def vendored(name: str) -> str:
-    """A file of somebody else's."""
+    """Read a third-party file."""
     return (files(__package__) / "vendor" / name).read_text(encoding="utf-8")
 
 
 def with_pieces(text: str, pieces: Mapping[str, str]) -> str:
-    """A text with each `{{name}}` replaced: at once, so that nothing in a piece is taken for a place."""
-    return _PLACE.sub(lambda place: pieces[place[1]], text)
+    """Replace each `{{name}}` in one pass, so that nothing in a piece is taken for a placeholder."""
+    return _PLACEHOLDER.sub(lambda match: pieces[match[1]], text)
 
 
 def controls() -> dict[str, str]:
-    """The flowchart and what stands above it, and what stands above the time line."""
+    """Read the controls of the flowchart and of the timeline."""
     return {name: piece(f"{name}.html").rstrip("\n") for name in ("flowchart", "timeline")}

@@ -1,4 +1,4 @@
-"""What the page shows, as JSON: names, tables, frames, stacks."""
+"""Data of the page as JSON: names, tables, frames, stacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from talkerviz.report.html.charts import Chart
 from talkerviz.report.html.timeline_slices import Slicer
 from talkerviz.trace import TraceRecord
 
-# How the page writes what `quantities` writes so.
+# Number formats of the page, by the function that formats alike in Python.
 _KINDS: dict[Callable[[Any], str], str] = {
     time_text: "time",
     amount_text: "amount",
@@ -29,7 +29,7 @@ _LAYER = re.compile(r"^(.*)\.(\d+)$")
 
 
 def shared_data(trace: TraceRecord, charts: Sequence[Chart], slicer: Slicer) -> dict[str, Any]:
-    """What the page and the widget in notebooks both know of a trace."""
+    """Return the data that the page and the notebook widget share."""
     title = title_parts(trace)
     date = str(trace.facts.get("date", ""))
     return {
@@ -45,7 +45,7 @@ def shared_data(trace: TraceRecord, charts: Sequence[Chart], slicer: Slicer) -> 
 
 
 def table_data(summary: pd.DataFrame, by: str) -> dict[str, Any]:
-    """A summary as `columns` of `name`, `label`, `kind` and `values`, and how many `rows` it has."""
+    """Convert a summary to `columns` with `name`, `label`, `kind` and `values`, and its number of `rows`."""
     columns = []
     for name in shown_columns(summary, by):
         what = quantity(name)
@@ -62,10 +62,11 @@ def table_data(summary: pd.DataFrame, by: str) -> dict[str, Any]:
 
 
 def layers_data(trace: TraceRecord) -> list[dict[str, Any]]:
-    """Of each list of layers, the mean time of a pass through each and through what is in it, in nanoseconds.
+    """Compute the mean time of a call of each layer and of its parts, in nanoseconds, for each list of layers.
 
-    Attributes:
-        `name` of the list, `layers` by number, and `parts`: `name` and `values`; the last is what is in no part.
+    Returns:
+        Dicts with the `name` of the list, numbers of its `layers`, and `parts` with `name` and `values`; the last part
+        is the layer's own time.
     """
     calls = trace.calls
     if not len(calls) or calls["host_ns"].isna().any():
@@ -81,7 +82,7 @@ def layers_data(trace: TraceRecord) -> list[dict[str, Any]]:
     children: dict[str, dict[str, int]] = {}
     for code, name in enumerate(paths):
         if not number[code]:
-            continue  # of a part of a trace the names of all are there
+            continue  # a selection of calls keeps the names of all modules
         above, _, part_name = name.rpartition(".")
         children.setdefault(above, {})[part_name] = code
         if found := _LAYER.match(name):
@@ -95,7 +96,7 @@ def layers_data(trace: TraceRecord) -> list[dict[str, Any]]:
                 part = parts.setdefault(part_name, [0.0] * len(places))
                 part[column] = round(total[code] / number[layers[place]])
         itself = [round(alone[layers[place]] / number[layers[place]]) for place in places]
-        # Lists of simple modules, such as heads, have no parts; they are told by the table.
+        # Lists of simple modules, such as heads, have no parts; they are in the table.
         if len(places) > 1 and parts:
             shown = [{"name": name, "values": values} for name, values in parts.items()]
             data.append({"name": prefix, "layers": places, "parts": [*shown, {"name": "itself", "values": itself}]})
@@ -103,7 +104,7 @@ def layers_data(trace: TraceRecord) -> list[dict[str, Any]]:
 
 
 def frames_data(trace: TraceRecord) -> dict[str, Any]:
-    """Of each frame, in the order of the run, the time inside calls by phase: `frames` and `phases`."""
+    """Compute the time in calls by frame and phase: `frames` in run order, and `phases`."""
     calls = trace.calls
     timed = calls[calls["frame"].notna() & calls["host_self_ns"].notna()]
     frames = np.unique(timed["frame"].to_numpy(dtype=np.int64))
@@ -120,7 +121,7 @@ def frames_data(trace: TraceRecord) -> dict[str, Any]:
 
 
 def typical_frame(by_frame: Mapping[str, Any]) -> int | None:
-    """The frame in the middle of all of `frames_data` by their time, of those after the first."""
+    """Return the frame of median time, the first one left out."""
     times = [sum(times) for times in zip(*(phase["values"] for phase in by_frame["phases"]), strict=True)]
     ranked = sorted(zip(times, by_frame["frames"], strict=True))
     later = [frame for _, frame in ranked if frame > 0]
@@ -128,17 +129,17 @@ def typical_frame(by_frame: Mapping[str, Any]) -> int | None:
 
 
 def chart_data(chart: Chart) -> dict[str, Any]:
-    """A flowchart but for its picture."""
+    """Return the data of a flowchart without its picture."""
     width, height = chart.size
     shown = {"name": chart.name, "label": chart.label, "level": chart.level, "boxes": chart.boxes}
     return {**shown, "width": width, "height": height}
 
 
 def edge_kinds(charts: Sequence[Chart]) -> list[str]:
-    """The styles of arrows that are in any of some flowcharts."""
+    """List the arrow styles that occur in some flowcharts."""
     return [kind for kind in ("flow", "carried", "state") if any(kind in chart.edges for chart in charts)]
 
 
 def heat_data() -> list[tuple[str, str]]:
-    """What each colour of a box stands for, coolest first."""
+    """List the colours of boxes with their shares of the time, coolest first."""
     return list(zip(share_legend(), HEAT_FILLS, strict=True))

@@ -1,4 +1,4 @@
-"""The page's flowcharts: SVG that a browser can hold in its page, and what each box in it stands for."""
+"""Flowcharts of the page: SVG for embedding, and the calls of each box."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ _LABELS = {
 }
 _SVG = "{http://www.w3.org/2000/svg}"
 _TITLE_OF_LINK = "{http://www.w3.org/1999/xlink}title"
-# What Graphviz draws with; anything else is no part of a chart.
+# Elements that Graphviz draws with.
 _SHAPES = ("ellipse", "path", "polygon", "polyline", "text")
 _KEPT = (
     *("cx", "cy", "rx", "ry", "x", "y", "d", "points", "transform"),
     *("fill", "stroke", "stroke-width", "stroke-dasharray", "font-size", "font-weight", "text-anchor"),
 )
-# What need not be said: the page says it for all.
+# Attribute values that the page's style sheet implies.
 _IMPLIED = {"stroke": ("transparent", "none"), "text-anchor": ("start",), "font-size": ("9.00",)}
 _DECIMALS = re.compile(r"(\.\d)\d+")
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One flowchart of the page.
+    """Flowchart of the page.
 
     Attributes:
-        name: what boxes that lead to it link to.
-        label: what it is called where it is chosen.
-        level: whether it is of the whole run, opened so far; else it is the inside of a box.
-        svg: the picture.
-        size: its width and height in CSS pixels, with a margin.
-        edges: the styles of its arrows.
-        boxes: by a box's or group's id, its `kind`, `name`, `calls`, `phase`, `modules` by number, and `link`.
+        name: target of links from boxes.
+        label: name in the list of charts.
+        level: True for the whole run opened to some level; False for the inside of a box.
+        svg: picture.
+        size: width and height in CSS pixels, with a margin.
+        edges: styles of its arrows.
+        boxes: `kind`, `name`, `calls`, `phase`, `modules` by number, and `link`, by the id of a box or group.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Chart:
 
 
 class Charts:
-    """The whole run, opened as far as legible and less far, and the inside of each closed box, drawn when asked for.
+    """Charts of the whole run, opened to several levels, and of the inside of each closed box, drawn on demand.
 
     Args:
-        trace: what they are of, one run.
-        prepared: that run as it is drawn from, if that is there.
+        trace: trace of one run.
+        prepared: result of `prepare` for this trace, if it is known.
     """
 
     def __init__(self, trace: TraceRecord, prepared: Prepared | None = None) -> None:
@@ -75,10 +75,10 @@ class Charts:
         self._pages = Subpages(trace, self._views, "", prepared)
 
     def levels(self) -> Iterator[Chart]:
-        """Those of the whole run, the most closed one first; none where there are no calls.
+        """Draw the charts of the whole run, the least opened one first; none without calls.
 
         Raises:
-            LayoutError: there is nothing to draw them with.
+            LayoutError: Graphviz is missing or failed.
         """
         levels: list[list[tuple[str, int]]] = []
         for name in self._views if len(self._trace.calls) else ():
@@ -91,22 +91,22 @@ class Charts:
 
     @property
     def insides(self) -> list[str]:
-        """The names of those insides that boxes link to, of the charts that were drawn so far."""
+        """Names of the insides that boxes of the charts drawn so far link to."""
         return self._pages.names[len(self._views) :]
 
     def inside(self, name: str) -> Chart:
-        """The inside of a box that links to a chart of this name.
+        """Draw the inside of the box that links to a chart of this name.
 
         Raises:
-            LayoutError: there is nothing to draw it with.
+            LayoutError: Graphviz is missing or failed.
         """
         return self._chart(self._pages.draw(name), name, False)
 
     def all(self) -> Iterator[Chart]:
-        """The levels, then all insides.
+        """Draw the levels, then all insides.
 
         Raises:
-            LayoutError: there is nothing to draw them with.
+            LayoutError: Graphviz is missing or failed.
         """
         yield from self.levels()
         drawn = 0
@@ -140,7 +140,7 @@ def _shown(graph: Graph) -> list[tuple[str, int]]:
 
 
 def page_svg(drawn: bytes) -> tuple[str, tuple[float, float]]:
-    """Graphviz's SVG for a page, boxes, groups and arrows with their ids as data, without links and title; its size."""
+    """Reduce Graphviz's SVG for a page: ids as data attributes, no links and titles; return it with its size."""
     chart = ET.fromstring(drawn)
     view = ET.Element("g")
     for outer in chart.findall(f"{_SVG}g"):

@@ -1,4 +1,4 @@
-"""A flame graph: the time of each stack of modules, over all calls of a phase."""
+"""Flame graph: time of each stack of modules, over all calls of a phase."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from talkerviz.trace import TraceRecord
 from talkerviz.trace.call_tree import parent_rows
 
-MOST_NODES = 6000
+MAX_NODES = 6000  # bounds the size of the page
 
 
 def flame_of(trace: TraceRecord) -> dict[str, list[Any]]:
-    """A node a stack, in the order of the run: columns `phase`, `parent` (-1 at the top), `module`, `calls`, `total`.
+    """Compute a node per stack, in run order: columns `phase`, `parent` (-1 at the top), `module`, `calls`, `total`.
 
-    Modules and phases are numbers of the categories of the trace's columns. Where nodes are too many, those of least
-    time are left out.
+    Modules and phases are category codes of the trace's columns. Beyond `MAX_NODES`, nodes of least time are left
+    out.
     """
     calls = trace.calls
     count = len(calls)
@@ -33,7 +33,7 @@ def flame_of(trace: TraceRecord) -> dict[str, list[Any]]:
     order = np.argsort(depth, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(depth[order])) + 1) if count else []:
         above = np.where(parent[rows] >= 0, node[parent[rows]], -1)
-        # What is called in another phase than its caller begins a stack there.
+        # A call in another phase than its caller begins a stack there.
         above = np.where((above >= 0) & (phase[rows] == phase[parent[rows]]), above, -1)
         key = ((above + 1) * width + path[rows]) * phases + phase[rows] + 1
         _, begins, codes = np.unique(key, return_index=True, return_inverse=True)
@@ -46,7 +46,7 @@ def flame_of(trace: TraceRecord) -> dict[str, list[Any]]:
     time = calls["host_ns"].to_numpy(dtype=float, na_value=0)
     total = np.bincount(node, weights=time, minlength=made)
     number = np.bincount(node, minlength=made)
-    kept = np.sort(np.argsort(-total, kind="stable")[:MOST_NODES])
+    kept = np.sort(np.argsort(-total, kind="stable")[:MAX_NODES])
     kept = kept[np.argsort(begin[kept], kind="stable")]
     place = np.full(made + 1, -1)
     place[kept] = np.arange(len(kept))

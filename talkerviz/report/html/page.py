@@ -1,4 +1,4 @@
-"""The report's page: everything that it shows, and what shows it, in one file."""
+"""Page of the report: data, styles and scripts in one file."""
 
 from __future__ import annotations
 
@@ -26,25 +26,39 @@ from talkerviz.report.html.flame import flame_of
 from talkerviz.report.html.timeline_slices import Slicer, Slices
 from talkerviz.trace import TraceRecord
 
-# In the order in which they need each other.
+# In order of their dependencies.
 _SCRIPTS = ("host", "text", "state", "chart", "plot", "stacks", "plots", "tables", "panel", "main")
 _VENDOR = ("echarts", "tabulator", "svg-pan-zoom")
-_BESIDE = "The calls of some frames are not in this page but in the folder frames beside it."
+_BESIDE = "The calls of some frames are in the folder frames beside this page."
+_LEFT_OUT = "The timeline has {held:,} of {frames:,} frames: the first ones, a typical one and the longest."
 
 
 def render_page(
-    trace: TraceRecord, figures: Figures, charts: Sequence[Chart], slicer: Slicer, held: Sequence[Slices]
+    trace: TraceRecord,
+    figures: Figures,
+    charts: Sequence[Chart],
+    slicer: Slicer,
+    held: Sequence[Slices],
+    single_file: bool = False,
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        trace: what it is about.
-        figures: its numbers and tables.
-        charts: its flowcharts; none where they could not be drawn.
-        slicer: its frames.
-        held: the frames whose calls are in the page itself; those of others are loaded from files beside it.
+        trace: trace of one run.
+        figures: headline figures and tables.
+        charts: flowcharts; none if they could not be drawn.
+        slicer: calls by frame.
+        held: frames whose calls are in the page itself.
+        single_file: leave other frames out of the timeline; by default they are loaded from files beside the page.
     """
     data = _data(trace, figures, charts, slicer, held)
+    if single_file:
+        kept = {slices.frame for slices in held}
+        data["frames"] = [frame for frame in data["frames"] if frame["frame"] in kept]
+        data["notes"] = [
+            _LEFT_OUT.format(held=len(held), frames=len(slicer.frames)) if note == _BESIDE else note
+            for note in data["notes"]
+        ]
     pieces = {
         **controls(),
         "title": html.escape(one_line(f"{data['title']} – talkerviz")),
@@ -59,14 +73,14 @@ def render_page(
     return with_pieces(piece("template.html"), pieces)
 
 
-# Marks that change the direction of what follows, as JSON has them: the page shows their codes.
-_TURNS = re.compile(r"(?<!\\)((?:\\\\)*)\\u(061c|200[ef]|202[a-e]|206[6-9])")
+# Direction marks in JSON; the page shows their codes.
+_DIRECTION_MARKS = re.compile(r"(?<!\\)((?:\\\\)*)\\u(061c|200[ef]|202[a-e]|206[6-9])")
 
 
 def _json(value: Any) -> str:
-    # A name could end the script that it is in, or begin a comment that hides its end.
+    # A name could end the script element, or begin a comment that hides its end.
     text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
-    return _TURNS.sub(r"\1\\\\u\2", text)
+    return _DIRECTION_MARKS.sub(r"\1\\\\u\2", text)
 
 
 def _script(text: str) -> str:
@@ -79,7 +93,7 @@ def _data(
     by_frame = frames_data(trace)
     return {
         **shared_data(trace, charts, slicer),
-        "numbers": [{"label": one.label, "value": one.value, "hint": one.hint} for one in figures.numbers],
+        "numbers": [vars(number) for number in figures.numbers],
         "notes": notes_on(trace) + ([_BESIDE] if len(held) < len(slicer.frames) else []),
         "facts": [
             [name, value if isinstance(value, str) else json.dumps(value)] for name, value in trace.facts.items()

@@ -1,4 +1,4 @@
-"""A frame's calls as the page's timeline draws them, small enough to be loaded one frame at a time."""
+"""Calls of a frame for the page's timeline, loaded a frame at a time."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import pandas as pd
 from talkerviz.trace import TraceRecord
 from talkerviz.trace.labels import call_shapes
 
-MOST_SLICES = 4000
-"""Of one frame; those that take the longest are kept."""
+MAX_SLICES = 4000
+"""Maximum slices of a frame; the longest calls are kept."""
 _CALLBACK = "talkervizFrame"
 
 
 @dataclass(frozen=True)
 class Slices:
-    """The calls of one frame, or those outside of frames.
+    """Calls of a frame, or outside of frames.
 
     Attributes:
-        frame: its number; None for what is in none.
-        data: columns, a value a call, as JSON has them.
+        frame: number of the frame; None for calls outside of frames.
+        data: columns with a value per call, as JSON.
     """
 
     frame: int | None
     data: dict[str, Any]
 
     def script(self) -> str:
-        """The file: a call of a function of the page, as pages opened from a disk may not read other files."""
+        """Return a script that passes the data to the page: pages opened from a disk cannot read other files."""
         return f"{_CALLBACK}({json.dumps(self.data, separators=(',', ':'))});\n"
 
 
 def file_name(frame: int | None) -> str:
-    """The name of a frame's file."""
+    """Return the name of a frame's file."""
     return "outside.js" if frame is None else f"frame-{frame:04d}.js"
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the numbers in slices stand for."""
+    """Names that the numbers in slices refer to."""
 
     modules: list[str]
     classes: list[str]
@@ -50,7 +50,7 @@ class Names:
 
 
 class Slicer:
-    """The calls of a trace, a frame at a time."""
+    """Calls of a trace, by frame."""
 
     def __init__(self, trace: TraceRecord) -> None:
         calls = trace.calls
@@ -85,7 +85,7 @@ class Slicer:
 
     @property
     def frames(self) -> list[dict[str, Any]]:
-        """What there is, in order: `frame`, `file`, `calls`, and the `time` in them."""
+        """Frames in run order: `frame`, `file`, number of `calls`, and `time` in them."""
         own = self._columns["self"]
         return [
             {"frame": frame, "file": file_name(frame), "calls": len(rows), "time": int(own[rows].sum())}
@@ -93,22 +93,22 @@ class Slicer:
         ]
 
     def held(self, most: int) -> list[int | None]:
-        """The frames that fit in so many slices: all, or else the first ones and the longest one."""
-        sizes = {frame: min(len(rows), MOST_SLICES) for frame, rows in self._rows.items()}
+        """Choose the frames for a page of at most `most` slices: all, or else the first ones and the longest one."""
+        sizes = {frame: min(len(rows), MAX_SLICES) for frame, rows in self._rows.items()}
         if sum(sizes.values()) <= most:
             return list(sizes)
         longest = max(self.frames, key=lambda frame: int(frame["time"]))["frame"]
         return list(dict.fromkeys([*list(sizes)[:3], longest]))
 
     def slices(self, frame: int | None) -> Slices:
-        """The calls of a frame."""
+        """Return the calls of a frame."""
         return Slices(frame, self._data(frame, self._rows[frame]))
 
     def _data(self, frame: int | None, rows: np.ndarray) -> dict[str, Any]:
         kept = rows
-        if len(rows) > MOST_SLICES:
-            # A call takes no less than those inside it, so none of these lacks its caller.
-            longest = np.argsort(-self._columns["total"][rows], kind="stable")[:MOST_SLICES]
+        if len(rows) > MAX_SLICES:
+            # A call takes at least as long as those inside it, so every kept call's caller is kept.
+            longest = np.argsort(-self._columns["total"][rows], kind="stable")[:MAX_SLICES]
             kept = rows[np.sort(longest)]
         columns = {name: values[kept] for name, values in self._columns.items()}
         began = int(columns["start"].min())

@@ -1,0 +1,50 @@
+"""Console for tables: its width, escape sequences made visible, broken pipes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.segment import Segment
+
+from talkerviz.render.escape import visible
+
+_FILE_COLUMNS = 240  # all columns of the widest table; rich assumes 80 for a file or a pipe
+
+
+class _TextConsole(Console):
+    """Console that raises BrokenPipeError, where rich would exit the process.
+
+    Escape sequences and direction marks in names from models and files are shown as codes, so that they cannot control
+    the terminal.
+    """
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(width=width)
+        self.push_render_hook(_Visible())
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+class _Visible(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Escaped(renderable) for renderable in renderables]
+
+
+class _Escaped:
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, to: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for text, style, control in to.render(self._inner, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
+def console() -> Console:
+    """Return a console that prints to stdout, or to the cell of a notebook."""
+    terminal = _TextConsole()
+    sized = terminal.is_terminal or terminal.is_jupyter or "COLUMNS" in os.environ
+    return terminal if sized else _TextConsole(width=_FILE_COLUMNS)
