@@ -15,7 +15,7 @@ import torch
 from talkerviz.analysis.device_peaks import Peaks
 from talkerviz.api import Trace
 from talkerviz.cli import COMMANDS, main
-from talkerviz.cli.options import app
+from talkerviz.cli.app import app
 from talkerviz.doctor import diagnose
 
 GOLDEN = Path(__file__).parent / "golden" / "qwen3_omni_talker_mermaid.md"

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from talkerviz.cli.model_options import Device, Dtype, device_name, torch_dtype
-from talkerviz.cli.options import app
+from talkerviz.cli.app import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.render.escape import one_line
 from talkerviz.talker.files.thinker_file import write_inputs

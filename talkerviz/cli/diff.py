@@ -15,7 +15,8 @@ from rich.text import Text
 
 from talkerviz.analysis.compare import compare, slower
 from talkerviz.api import Trace
-from talkerviz.cli.options import ArrowsAre, MaxNodes, TracePath, app, format_of
+from talkerviz.cli.app import app
+from talkerviz.cli.options import ArrowsAre, MaxNodes, TracePath, format_of
 from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, console, write
 from talkerviz.cli.streams import print_message
 from talkerviz.flowchart.diff import changes, diff_graph, without_what_is_same

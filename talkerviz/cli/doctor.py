@@ -11,7 +11,7 @@ from rich.text import Text
 
 from talkerviz.analysis.device_peaks import save_peaks
 from talkerviz.cli.model_options import Device, device_name
-from talkerviz.cli.options import app
+from talkerviz.cli.app import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.doctor import diagnose
 from talkerviz.recorder.instruments.device_benchmark import measure_peaks

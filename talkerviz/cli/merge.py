@@ -10,7 +10,7 @@ from rich.text import Text
 
 from talkerviz.analysis.stragglers import stragglers
 from talkerviz.api import Trace
-from talkerviz.cli.options import app
+from talkerviz.cli.app import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.trace.merge import merge
 from talkerviz.trace.names import counted

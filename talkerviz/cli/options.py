@@ -98,17 +98,3 @@ def format_of(fmt: str | None, output: str, formats: Sequence[str] = FORMATS) ->
 def table_asked_for(by: By | None, across: Across | None, sort: Sort | None, top: int | None) -> TableView:
     """What a table shall show."""
     return TableView(by.value if by else "module", across.value if across else None, sort.value if sort else None, top)
-
-
-def new_app() -> typer.Typer:
-    """One without commands."""
-    return typer.Typer(
-        name="talkerviz",
-        help="Run a speech talker, or any torch model, and see every module call.",
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
-
-
-app = new_app()

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from talkerviz.analysis.sql import query
-from talkerviz.cli.options import app, format_of
+from talkerviz.cli.app import app
+from talkerviz.cli.options import format_of
 from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, console, write
 from talkerviz.render.tables.query_result import ANSWERS, MOST_ROWS, answer_table, render_answer
 

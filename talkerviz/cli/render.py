@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from talkerviz.api import Trace
+from talkerviz.cli.app import app
 from talkerviz.cli.options import (
     ArrowsAre,
     Depth,
@@ -20,7 +21,6 @@ from talkerviz.cli.options import (
     SortBy,
     Top,
     TracePath,
-    app,
     format_of,
     table_asked_for,
 )

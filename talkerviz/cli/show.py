@@ -8,6 +8,7 @@ import typer
 
 from talkerviz.analysis.run_stats import over_runs
 from talkerviz.api import Trace
+from talkerviz.cli.app import app
 from talkerviz.cli.options import (
     By,
     Depth,
@@ -18,7 +19,6 @@ from talkerviz.cli.options import (
     SortBy,
     Top,
     TracePath,
-    app,
     table_asked_for,
 )
 from talkerviz.cli.output import console, print_headline, print_notes, print_ranks

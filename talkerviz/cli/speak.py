@@ -25,7 +25,7 @@ from talkerviz.cli.model_options import (
     option_of,
     torch_dtype,
 )
-from talkerviz.cli.options import app
+from talkerviz.cli.app import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress

@@ -17,7 +17,6 @@ from torch import Tensor
 from talkerviz.targets.huggingface.modality_inputs import (
     ROWS,
     SERIES,
-    TOKENS,
     bins,
     boxes,
     first_tokens,
@@ -43,7 +42,7 @@ _MAKERS: dict[str, Callable[[Ask], list[Any]]] = {
     "pixel_values": pictures,
     "pixel_values_videos": videos,
     "hidden_states": lambda ask: [
-        patches(ask) if "grid_thw" in ask.names else ask.real(1, TOKENS, ask.config.hidden_size)
+        patches(ask) if "grid_thw" in ask.names else ask.real(1, ask.prompt_tokens, ask.config.hidden_size)
     ],
     "grid_thw": lambda ask: [grid(ask)],
     "image_grid_thw": lambda ask: [grid(ask)],

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from talkerviz.targets.huggingface.model_spec import Ask, parts_of
 
-TOKENS = 12
 _SPECIAL = ("_id", "_index", "_ids", "_pad")
 
 
-def safe_tokens(ask: Ask, count: int = TOKENS, kinds: str = "text decoder language") -> Tensor:
-    """Tokens [1, count] that stand for nothing but text."""
+def safe_tokens(ask: Ask, count: int | None = None, kinds: str = "text decoder language") -> Tensor:
+    """Draw tokens [1, count] of plain text, none of them special; by default as many as the prompt has."""
     size = ask.of(kinds, "vocab_size", "n_tokens", "num_tokens", default=100)
     size = min(size) if isinstance(size, (list, tuple)) else size
     special: set[int] = set()
@@ -26,7 +25,7 @@ def safe_tokens(ask: Ask, count: int = TOKENS, kinds: str = "text decoder langua
                     one for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, int)
                 }
     plain = [token for token in range(min(int(size), 1000)) if token not in special] or [0]
-    return torch.tensor(plain)[ask.whole(0, len(plain), 1, count)]
+    return torch.tensor(plain)[ask.whole(0, len(plain), 1, ask.prompt_tokens if count is None else count)]
 
 
 def first_tokens(ask: Ask, count: int = 4) -> Tensor:
@@ -40,10 +39,10 @@ def with_places(tokens: Tensor, token: int, count: int) -> Tensor:
     return torch.cat([tokens[:, :4], torch.full((1, count), token), tokens[:, 4:]], dim=1)
 
 
-def boxes(ask: Ask, count: int = TOKENS) -> Tensor:
-    """Where each word stands on a page [1, count, 4]: left, top, right, bottom, in thousandths of it."""
-    corners = ask.whole(0, 500, 1, count, 2)
-    return torch.cat([corners, corners + ask.whole(1, 400, 1, count, 2)], dim=-1)
+def boxes(ask: Ask) -> Tensor:
+    """Draw the box of each word on a page [1, prompt tokens, 4]: left, top, right, bottom, in thousandths of it."""
+    corners = ask.whole(0, 500, 1, ask.prompt_tokens, 2)
+    return torch.cat([corners, corners + ask.whole(1, 400, 1, ask.prompt_tokens, 2)], dim=-1)
 
 
 _VISION = "vision image backbone encoder"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 Inputs = dict[str, Any]
+PROMPT_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Ask:
         names: the arguments of its `forward`.
         required: those without a default.
         generator: where numbers are drawn from.
+        prompt_tokens: length of the text of the prompt.
     """
 
     model: nn.Module
@@ -30,6 +32,7 @@ class Ask:
     names: frozenset[str]
     required: frozenset[str]
     generator: torch.Generator
+    prompt_tokens: int = PROMPT_TOKENS
 
     def whole(self, low: int, high: int, *shape: int) -> Tensor:
         """Random whole numbers from low to below high, int64."""
@@ -71,7 +74,7 @@ def _check_elements(shape: tuple[int, ...]) -> None:
 _MAX_ELEMENTS = 1 << 28  # 1 GiB of float32
 
 
-def ask_of(model: nn.Module, seed: int) -> Ask:
+def ask_of(model: nn.Module, seed: int, prompt_tokens: int = PROMPT_TOKENS) -> Ask:
     """What a model asks for; numbers are the same for a seed."""
     parameters = [
         one
@@ -84,6 +87,7 @@ def ask_of(model: nn.Module, seed: int) -> Ask:
         frozenset(one.name for one in parameters),
         frozenset(one.name for one in parameters if one.default is one.empty),
         torch.Generator().manual_seed(seed),
+        prompt_tokens,
     )
 
 

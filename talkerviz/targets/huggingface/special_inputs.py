@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from talkerviz.targets.huggingface.modality_inputs import TOKENS, colours, grid, patches, picture_size, safe_tokens
+from talkerviz.targets.huggingface.modality_inputs import colours, grid, patches, picture_size, safe_tokens
 from talkerviz.targets.huggingface.model_spec import Ask, Inputs
 
 
-def _codes(ask: Ask, books: int, *, last: bool, length: int = TOKENS) -> Tensor:
+def _codes(ask: Ask, books: int, *, last: bool, length: int | None = None) -> Tensor:
     """Codes of several codebooks at each place: [1, length, books], or [1, books, length]."""
     size = ask.size("audio decoder", "audio_vocab_size", "codebook_size", "vocab_size", default=64)
-    codes = ask.whole(0, min(size, 64), 1, length, books)
+    codes = ask.whole(0, min(size, 64), 1, length or ask.prompt_tokens, books)
     return codes if last else codes.transpose(1, 2)
 
 
@@ -149,7 +149,7 @@ def _two_ways_to_hear(ask: Ask) -> list[Inputs]:
 
 
 def _dia(ask: Ask) -> list[Inputs]:
-    tokens = ask.whole(32, 120, 1, TOKENS)
+    tokens = ask.whole(32, 120, 1, ask.prompt_tokens)
     books = ask.size("decoder", "num_channels", default=9)
     return [{"input_ids": tokens, "decoder_input_ids": _codes(ask, books, last=True, length=4)}]
 
@@ -230,7 +230,9 @@ def _talker(ask: Ask) -> list[Inputs]:
     # What a thinker said: its text before the talker begins, and what follows, a vector a step.
     tokens, width = safe_tokens(ask), ask.config.embedding_size
     text = {"input_ids": tokens, "input_text_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return [{**text, "inputs_embeds": ask.real(1, TOKENS, width), "thinker_reply_part": ask.real(1, 4, width)}]
+    return [
+        {**text, "inputs_embeds": ask.real(1, ask.prompt_tokens, width), "thinker_reply_part": ask.real(1, 4, width)}
+    ]
 
 
 def _draft(ask: Ask) -> list[Inputs]:
