@@ -1,4 +1,4 @@
-"""The command line: a file a command."""
+"""The command line: one file per command."""
 
 from __future__ import annotations
 
@@ -74,18 +74,18 @@ def _exit_code(arguments: list[str]) -> int:
         code = _invoke(arguments)
         flush_stdout()
     except (typer.Abort, KeyboardInterrupt) as error:
-        return _failed(f"stopped; {error}" if str(error) else "stopped", _EXIT_INTERRUPTED)
+        return _fail(f"stopped; {error}" if str(error) else "stopped", _EXIT_INTERRUPTED)
     except BrokenPipeError as error:
         # The reader of a pipe has what it wants, as `head` does.
         if error.filename is not None:
-            return _failed(_line_of(error), 2)
+            return _fail(_error_line(error), 2)
         abandon_stdout()
         return 0
     except (OSError, ValueError) as error:
-        return _failed(_line_of(error), 2)
+        return _fail(_error_line(error), 2)
     except (MemoryError, RecursionError) as error:
         why = "out of memory" if isinstance(error, MemoryError) else "calls nest too deeply for this"
-        return _failed(f"{why}: ask for less of the trace, as with --depth, --module or --frame", 2)
+        return _fail(f"{why}: ask for less of the trace, as with --depth, --module or --frame", 2)
     except Exception as error:
         # A usage error. Its class is click's or typer's own copy of it, by typer's version.
         if not hasattr(error, "format_message"):
@@ -93,9 +93,9 @@ def _exit_code(arguments: list[str]) -> int:
         # Some versions of typer have pydantic say what is wrong.
         message = str(error.format_message()).replace("Value error, ", "")
         context = getattr(error, "ctx", None)
-        return _failed(f"{message.rstrip('.')}; see {context.command_path} --help" if context else message, 2)
+        return _fail(f"{message.rstrip('.')}; see {context.command_path} --help" if context else message, 2)
     # Typer makes an exit code of Ctrl-C.
-    return _failed("stopped", _EXIT_INTERRUPTED) if code == _EXIT_INTERRUPTED else code
+    return _fail("stopped", _EXIT_INTERRUPTED) if code == _EXIT_INTERRUPTED else code
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -113,19 +113,19 @@ def _command_of(arguments: list[str]) -> str:
     """Return the first word, of the line to complete if a shell asks for completions."""
     if _COMPLETE in os.environ:
         line = next((os.environ[name] for name in _COMPLETED_LINE if name in os.environ), "")
-        return (line.split() + ["", ""])[1]
+        return [*line.split(), "", ""][1]
     return arguments[0]
 
 
-def _line_of(error: OSError | ValueError) -> str:
+def _error_line(error: OSError | ValueError) -> str:
     if not isinstance(error, OSError):
         return str(error)
     where = "stdout" if is_stdout_error(error) else error.filename
     return str(error) if where is None else f"{os.fsdecode(where)}: {reason_of(error)}"
 
 
-def _failed(message: str, code: int) -> int:
-    """Print a line on stderr, and return the exit code."""
+def _fail(message: str, code: int) -> int:
+    """Print an error on stderr and return the exit code."""
     try:
         flush_stdout()
     except OSError:

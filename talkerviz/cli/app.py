@@ -28,12 +28,13 @@ def new_app(name: str = PROGRAM, summary: str | None = None, **settings: Any) ->
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each dataclass parameter of a command by an option per field, so that commands share their options."""
     parameters: list[inspect.Parameter] = []
-    groups: dict[str, type[Any]] = {}
+    groups: dict[str, Any] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        if not dataclasses.is_dataclass(parameter.annotation):
+        group: Any = parameter.annotation
+        if not dataclasses.is_dataclass(group):
             parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
             continue
-        group = groups[parameter.name] = parameter.annotation
+        groups[parameter.name] = group
         hints = get_type_hints(group, include_extras=True)
         parameters += [
             inspect.Parameter(field.name, parameter.KEYWORD_ONLY, annotation=hints[field.name], default=field.default)
@@ -42,9 +43,9 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def flat(**values: Any) -> None:
-        for name, group in groups.items():
-            fields = [field.name for field in dataclasses.fields(group)]
-            values[name] = group(**{field: values.pop(field) for field in fields})
+        for name, kind in groups.items():
+            fields = [field.name for field in dataclasses.fields(kind)]
+            values[name] = kind(**{field: values.pop(field) for field in fields})
         command(**values)
 
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

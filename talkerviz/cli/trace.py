@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -31,8 +31,9 @@ from talkerviz.cli.model_options import (
 )
 from talkerviz.cli.trace_options import OUTPUT_PANEL, RecordingOptions
 
-if TYPE_CHECKING:
-    from click import Command, Context
+# click's own class, or the copy of it that newer versions of typer bring.
+Context = Any
+Command = Any
 
 _HELP_OPTIONS = ("-h", "--help")
 _TARGETS = "talker, code2wav, a folder with a config.json, or package.module:function"
@@ -51,9 +52,8 @@ class _TargetGroup(TyperGroup):
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Put the subcommand first, then parse."""
         # An empty line that is completed lists the subcommands.
-        if args[:1] and args[0] in _HELP_OPTIONS or ctx.resilient_parsing and not args:
-            return super().parse_args(ctx, args)
-        return super().parse_args(ctx, self._with_subcommand(args, ctx.resilient_parsing))
+        shows_group = args[0] in _HELP_OPTIONS if args else ctx.resilient_parsing
+        return super().parse_args(ctx, args if shows_group else self._with_subcommand(args, ctx.resilient_parsing))
 
     def shell_complete(self, ctx: Context, incomplete: str) -> list[Any]:
         """Complete options as the talker's, of which the target may be left out."""
@@ -83,11 +83,10 @@ class _TargetCommand(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            # Its class is click's or typer's own copy of it, by typer's version.
             if not hasattr(error, "possibilities") or ctx.parent is None:
                 raise
-            option, group = error.option_name, ctx.parent.command  # type: ignore[attr-defined]
-            owners = [f"`trace {name}`" for name, command in group.commands.items() if option in _options(command)]  # type: ignore[attr-defined]
+            option, group = error.option_name, ctx.parent.command
+            owners = [f"`trace {name}`" for name, command in group.commands.items() if option in _options(command)]
             after = "; write options of the function after its name" if self.name == "call" else ""
             if owners:
                 raise ValueError(

@@ -11,7 +11,6 @@ from talkerviz.targets.huggingface.model_spec import PROMPT_TOKENS
 from talkerviz.targets.huggingface.runner import runner
 from talkerviz.targets.target import Target
 
-
 DEFAULT_NEW_TOKENS = 8
 MAX_BATCH = 4096  # sequences; each is drawn by itself
 
@@ -25,7 +24,7 @@ def config_target(
     batch: int = 1,
     seed: int = 0,
 ) -> Target:
-    """Build a transformers model from its config; it generates where it can, else makes one pass, on inputs made for it.
+    """Build a transformers model from its config, and inputs on which it generates or makes one forward pass.
 
     Args:
         path: a folder whose safetensors are loaded if it has any, or a config file. Weights are random otherwise.
