@@ -146,7 +146,7 @@ class Trace(TraceRecord):
             sort: column to sort by, see `table`.
             top: maximum number of rows.
             phase: only this phase.
-            frame: only this frame, format_count from 0.
+            frame: only this frame, counted from 0.
             module: only modules whose path matches this pattern, and the calls inside them.
             rank: only this rank of a merged trace.
             runs: print how the runs differ, instead of their sums.
@@ -183,7 +183,7 @@ class Trace(TraceRecord):
             depth: levels below the phases; 0 for the outermost calls alone, None for all.
             sort: column by which modules with the same caller are sorted; None for run order.
             phase: only this phase.
-            frame: only this frame, format_count from 0.
+            frame: only this frame, counted from 0.
             module: only modules whose path matches this pattern, and the calls inside them.
             rank: only this rank of a merged trace.
 

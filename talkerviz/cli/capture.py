@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from talkerviz.cli.model_options import Device, Dtype, device_name, torch_dtype
-from talkerviz.cli.options import app
+from talkerviz.cli.app import app
+from talkerviz.cli.model_options import ComputeDevice, Device, WeightsDtype, device_name, torch_dtype
 from talkerviz.cli.output import check_writable, console
 from talkerviz.render.escape import one_line
 from talkerviz.talker.files.thinker_file import write_inputs
@@ -21,23 +21,27 @@ from talkerviz.targets.huggingface.quiet_transformers import quiet
 
 @app.command()
 def capture(
-    checkpoint: Annotated[Path, typer.Option(help="The folder of a Qwen3-Omni.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write, for --inputs.")],
-    text: Annotated[str | None, typer.Option(help="What the user says, after all audio and images.")] = None,
-    audio: Annotated[list[Path] | None, typer.Option(help="A sound file; give it again for more.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for more.")] = None,
-    system: Annotated[str | None, typer.Option(help="What stands before the conversation.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the answer, at most.")] = 1024,
-    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
-    dtype: Annotated[Dtype | None, typer.Option(help="By default that of the checkpoint.")] = None,
+    checkpoint: Annotated[Path, typer.Option(metavar="DIR", help="Qwen3-Omni checkpoint folder.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="File to write, for `--inputs` of trace and speak.")
+    ],
+    text: Annotated[str | None, typer.Option(help="Text of the user, after all audio and images.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Audio file; repeatable.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Image file; repeatable.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Maximum length of the answer in tokens.")
+    ] = 1024,
+    device: ComputeDevice = Device.auto,
+    dtype: WeightsDtype = None,
 ) -> None:
-    """Run transformers' thinker once, greedily, and write what the talker needs of it."""
+    """Run transformers' thinker once, greedily, and write its outputs for the talker."""
     check_writable(output)
     if device is Device.meta:
-        raise ValueError("--device meta: nothing is computed there")
+        raise ValueError("--device meta: it computes no values; use cpu or cuda")
     files = [*(audio or []), *(image or [])]
     if not text and not files:
-        raise ValueError("nothing is said: give --text, --audio or --image")
+        raise ValueError("no input: give --text, --audio or --image")
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: no such file")
@@ -47,7 +51,7 @@ def capture(
     parts += [{"type": "text", "text": text}] if text else []
     conversation.append({"role": "user", "content": parts})
 
-    with Console(stderr=True).status("the thinker answers"), quiet():
+    with Console(stderr=True).status("running the thinker"), quiet():
         answer = capture_answer(
             checkpoint,
             conversation,
@@ -70,9 +74,9 @@ def capture(
     terminal.print(one_line(answer.answer), markup=False, highlight=False, soft_wrap=True)
     if not answer.finished:
         terminal.print(f"--max-new-tokens {max_new_tokens} ended it", style="dim", highlight=False)
-    heard = int(answer.thinker.multimodal.sum())
+    multimodal = int(answer.thinker.multimodal.sum())
     terminal.print(
-        f"{answer.user_ids.shape[1]} tokens of the user, {heard} of them audio or images, "
+        f"{answer.user_ids.shape[1]} tokens of the user, {multimodal} of them audio or images, "
         f"{answer.assistant_ids.shape[1]} of the answer -> {output}",
         highlight=False,
         soft_wrap=True,

@@ -11,7 +11,8 @@ import typer
 
 from talkerviz.analysis.compare import ComparedBy, slower
 from talkerviz.api import Trace
-from talkerviz.cli.options import TracePath, app, format_help, format_of, with_render_options
+from talkerviz.cli.app import app
+from talkerviz.cli.options import TracePath, format_help, format_of, with_render_options
 from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, write
 from talkerviz.cli.streams import print_message
 from talkerviz.render.diff import DEFAULT_ROWS, DIFF_FORMATS, DIFF_TABLES, compare_runs, render_comparison_as

@@ -1,4 +1,4 @@
-"""`talkerviz doctor` and `talkerviz presets`: what can run here."""
+"""`talkerviz doctor` and `talkerviz presets`: capabilities of this machine and the built-in models."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from talkerviz.cli.model_options import Device, device_name
-from talkerviz.cli.options import app
+from talkerviz.cli.app import app
+from talkerviz.cli.model_options import ComputeDevice, Device, device_name
 from talkerviz.cli.output import check_writable, console
 from talkerviz.doctor import diagnose
 from talkerviz.recorder.instruments.device_benchmark import measure_peaks
@@ -22,7 +22,7 @@ from talkerviz.talker.model.config import PRESETS, default_dtype, preset
 
 @app.command()
 def presets() -> None:
-    """List the talkers that can be built."""
+    """List the built-in model sizes, for --preset."""
     table = Table(box=None, header_style="bold")
     for column in ("preset", "parameters", "dtype", "weights", "layers", "hidden", "experts", "expert width"):
         table.add_column(column, justify="left" if column in ("preset", "dtype") else "right")
@@ -45,25 +45,35 @@ def presets() -> None:
 @app.command()
 def doctor(
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure matrix products and copies, some seconds.")
+        bool,
+        typer.Option(
+            "--measure", metavar="", help="Measure the peak rates of matrix products and copies; takes seconds."
+        ),
     ] = False,
-    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write what was measured, for --peaks.")] = None,
+    device: ComputeDevice = Device.auto,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="JSON file to write the measured peaks to, for `trace --peaks`."
+        ),
+    ] = None,
 ) -> None:
-    """Say what can run here, and how fast the device is."""
+    """Report what can run on this machine, and how fast the device is."""
     check_writable(output)
     if output and not measure:
-        raise ValueError("-o: only what --measure finds is written")
+        raise ValueError("-o: nothing to write without --measure; give --measure")
     table = Table(box=None, show_header=False)
-    for what, found in diagnose():
-        table.add_row(Text(what, style="bold"), Text(found))
+    for name, finding in diagnose():
+        table.add_row(Text(name, style="bold"), Text(finding))
     if measure:
         if device is Device.meta:
-            raise ValueError("--device meta: nothing is computed there")
-        found_peaks = measure_peaks(device_name(device))
-        for name, rate in found_peaks.flops.items():
-            table.add_row(Text(f"matrix products, {name}", style="bold"), Text(f"{amount_text(rate)}FLOP/s"))
-        table.add_row(Text("copies", style="bold"), Text(f"{amount_text(found_peaks.bandwidth)}B/s"))
+            raise ValueError("--device meta: it computes no values; use cpu or cuda")
+        peaks = measure_peaks(device_name(device))
+        for dtype, rate in peaks.flops.items():
+            table.add_row(Text(f"matrix products, {dtype}", style="bold"), Text(f"{amount_text(rate)}FLOP/s"))
+        table.add_row(Text("copies", style="bold"), Text(f"{amount_text(peaks.bandwidth)}B/s"))
         if output:
-            save_peaks(found_peaks, output)
+            save_peaks(peaks, output)
     console().print(table)
+    if output:
+        console().print(f"peaks of {device_name(device)} -> {output}", highlight=False, soft_wrap=True)

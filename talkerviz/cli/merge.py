@@ -10,7 +10,7 @@ from rich.text import Text
 
 from talkerviz.analysis.stragglers import stragglers
 from talkerviz.api import Trace
-from talkerviz.cli.options import app
+from talkerviz.cli.app import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.trace.labels import format_count
 from talkerviz.trace.merge import merge
@@ -19,18 +19,22 @@ from talkerviz.trace.parquet import check_name
 
 @app.command("merge")
 def merge_command(
-    paths: Annotated[list[Path], typer.Argument(metavar="TRACES...", help="One of each rank, run.rank*.parquet.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The trace of all.")] = Path("merged.parquet"),
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="TRACES...", help="One trace per rank, such as run.rank*.parquet.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Merged trace to write.")] = Path(
+        "merged.parquet"
+    ),
 ) -> None:
-    """Put the traces of several ranks together, their clocks lined up, and say which rank others wait for."""
+    """Merge the traces of several ranks, align their clocks, and name the rank that others wait for."""
     check_writable(output)
     check_name(output)
     if output in paths:
-        raise ValueError(f"-o {output}: it is one of the traces to be merged; name another file")
+        raise ValueError(f"-o {output}: one of the traces to merge; name another file")
     traces = [Trace.load(path) for path in paths]
     for path, trace in zip(paths, traces, strict=True):
         if "process" not in trace.facts:
-            raise ValueError(f"{path}: is of no rank: record several processes, as under torchrun")
+            raise ValueError(f"{path}: it belongs to no rank; record several processes, as under torchrun")
     merged = merge(traces)
     merged.save(output)
     terminal = console()

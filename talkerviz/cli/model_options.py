@@ -1,20 +1,24 @@
-"""Options that several commands that run a model have."""
+"""Options shared by the commands that build and run a model."""
 
 from __future__ import annotations
 
 import enum
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from talkerviz.talker.model.config import PRESETS
+if TYPE_CHECKING:
+    import torch
+
+MODEL_PANEL = "Model"
+INPUT_PANEL = "Input and generation"
+SPEED_PANEL = "Acceleration"
 
 
 class Device(str, enum.Enum):
-    """Where it runs."""
+    """Device that a model runs on."""
 
     auto = "auto"
     cpu = "cpu"
@@ -23,39 +27,109 @@ class Device(str, enum.Enum):
 
 
 class Dtype(str, enum.Enum):
-    """What weights are."""
+    """Data type of the weights."""
 
     bfloat16 = "bfloat16"
     float32 = "float32"
 
 
-Preset = Annotated[str | None, typer.Option("--preset", help=f"One of {', '.join(PRESETS)}; lite by default.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        rich_help_panel=MODEL_PANEL,
+        help="Built-in model size with random weights; lite by default. `talkerviz presets` lists them.",
+    ),
+]
 Checkpoint = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A Qwen3-Omni's folder, for its own weights instead of a preset's.")
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        rich_help_panel=MODEL_PANEL,
+        help="Qwen3-Omni checkpoint folder to load weights from, instead of --preset.",
+    ),
 ]
-Inputs = Annotated[Path | None, typer.Option(help="What a thinker gave, from `talkerviz capture`; by default random.")]
-WeightsDtype = Annotated[Dtype | None, typer.Option(help="By default the checkpoint's own, or the preset's.")]
+RunDevice = Annotated[
+    Device,
+    typer.Option(
+        "--device",
+        rich_help_panel=MODEL_PANEL,
+        help="Device to run on; auto is CUDA if available, meta computes shapes only.",
+    ),
+]
+ComputeDevice = Annotated[
+    Device,
+    typer.Option("--device", rich_help_panel=MODEL_PANEL, help="Device to run on; auto is CUDA if available."),
+]
+WeightsDtype = Annotated[
+    Dtype | None,
+    typer.Option(
+        "--dtype",
+        rich_help_panel=MODEL_PANEL,
+        help="Data type of the weights; by default that of the checkpoint, preset or config.",
+    ),
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=INPUT_PANEL,
+        help="Thinker outputs written by `talkerviz capture`; random by default.",
+    ),
+]
+Speaker = Annotated[
+    str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT_PANEL, help="Voice of the talker; ethan by default.")
+]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, metavar="N", rich_help_panel=INPUT_PANEL, help="Random seed for weights and inputs."),
+]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Have torch.compile make code of the talker's layers; slow to begin.")
+    bool,
+    typer.Option(
+        "--compile",
+        metavar="",
+        rich_help_panel=SPEED_PANEL,
+        help="Compile the talker's layers with torch.compile; the first frames are slow.",
+    ),
 ]
-Fused = Annotated[bool, typer.Option("--fused", help="Run each layer as few kernels, for one stream on a CUDA device.")]
-Graphs = Annotated[bool, typer.Option("--graphs", help="Speak by replaying a CUDA graph of a frame.")]
+Fused = Annotated[
+    bool,
+    typer.Option(
+        "--fused",
+        metavar="",
+        rich_help_panel=SPEED_PANEL,
+        help="Run each layer as a few Triton kernels; CUDA, batch size 1.",
+    ),
+]
+Graphs = Annotated[
+    bool,
+    typer.Option(
+        "--graphs",
+        metavar="",
+        rich_help_panel=SPEED_PANEL,
+        help="Capture one frame as a CUDA graph and replay it for each.",
+    ),
+]
 
 
 def check_positive(value: float | None) -> float | None:
-    """Reject a number that is not above 0, is infinite or is none; typer's own ranges let NaN through."""
+    """Reject numbers that are not positive and finite; typer's own ranges let NaN through."""
     if value is not None and not 0 < value < math.inf:
         raise typer.BadParameter(f"must be above 0 and finite, not {value}")
     return value
 
 
-def option_of(name: str) -> str:
-    """The option for something, as users write it."""
-    return "--compile" if name == "compiled" else f"--{name.replace('_', '-')}"
+def option_name(field: str) -> str:
+    """Return the command-line spelling of an option's Python name."""
+    return "--compile" if field == "compiled" else f"--{field.replace('_', '-')}"
 
 
 def device_name(device: Device) -> str:
-    """Where to run, as torch names it."""
+    """Return torch's name of a device, with `auto` resolved."""
+    import torch
+
     if device is Device.auto:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device is Device.cuda and not torch.cuda.is_available():
@@ -64,6 +138,7 @@ def device_name(device: Device) -> str:
 
 
 def torch_dtype(dtype: Dtype | None) -> torch.dtype | None:
-    """A dtype as torch has it; None where none was asked for."""
-    known: dict[Dtype, torch.dtype] = {Dtype.bfloat16: torch.bfloat16, Dtype.float32: torch.float32}
-    return known[dtype] if dtype else None
+    """Return torch's data type, or None for the model's own."""
+    import torch
+
+    return {Dtype.bfloat16: torch.bfloat16, Dtype.float32: torch.float32}[dtype] if dtype else None

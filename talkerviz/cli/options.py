@@ -95,17 +95,3 @@ def format_of(fmt: str | None, output: str, formats: Sequence[str] = FORMATS) ->
     raise ValueError(
         f"{'' if output == '-' else f'-o {output}: '}name the format with -f, one of {', '.join(candidates or formats)}"
     )
-
-
-def new_app() -> typer.Typer:
-    """Make an application without commands."""
-    return typer.Typer(
-        name="talkerviz",
-        help="Run a speech talker, or any torch model, and see every module call.",
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
-
-
-app = new_app()

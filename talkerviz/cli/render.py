@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from talkerviz.api import Trace
-from talkerviz.cli.options import Format, TracePath, app, format_of, with_render_options
+from talkerviz.cli.app import app
+from talkerviz.cli.options import Format, TracePath, format_of, with_render_options
 from talkerviz.cli.output import (
     check_folder,
     check_no_terminal,

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from talkerviz.api import Trace
-from talkerviz.cli.options import Rank, TracePath, app
+from talkerviz.cli.app import app
+from talkerviz.cli.options import Rank, TracePath
 from talkerviz.cli.output import print_written
 from talkerviz.cli.streams import print_message
 from talkerviz.render.terminal.console import console

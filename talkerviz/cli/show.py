@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from talkerviz.api import Trace
-from talkerviz.cli.options import TracePath, app, with_render_options
+from talkerviz.cli.app import app
+from talkerviz.cli.options import TracePath, with_render_options
 from talkerviz.render.options import RenderOptions, option_flag
 from talkerviz.render.terminal.console import console
 from talkerviz.render.terminal.printing import check_show_options, print_ranks, print_table, print_tree

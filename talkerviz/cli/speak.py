@@ -11,21 +11,25 @@ import typer
 from rich.text import Text
 from torch import Tensor
 
+from talkerviz.cli.app import app
 from talkerviz.cli.model_options import (
+    INPUT_PANEL,
     Checkpoint,
     Compile,
+    ComputeDevice,
     Device,
     Fused,
     Graphs,
     Inputs,
     Preset,
+    Seed,
+    Speaker,
     WeightsDtype,
     check_positive,
     device_name,
-    option_of,
+    option_name,
     torch_dtype,
 )
-from talkerviz.cli.options import app
 from talkerviz.cli.output import check_writable, console
 from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress
@@ -38,71 +42,124 @@ from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS, SpeechP
 from talkerviz.talker.model.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
 from talkerviz.targets import OnFrame, code2wav_config_of, code2wav_of, talker_of
 
-# As many as transformers lets its talker speak; random weights hardly ever come to an end.
-_MOST_FRAMES = 4096
-_FRAMES_OF_NOISE = 50
+_MAX_FRAMES = 4096  # the limit of transformers' own talker
+_SAMPLING_PANEL = "Sampling"
+_STREAMING_PANEL = "Streaming"
+_PRESET_FRAMES = 50  # 4 s; random weights hardly ever come to an end
 
 
 @app.command()
 def speak(
-    output: Annotated[Path, typer.Option("-o", "--output", help="The sound: WAV, 24 kHz, 16 bit, mono.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="WAV file to write: 24 kHz, 16 bit, mono.")
+    ],
     preset_name: Preset = None,
     checkpoint: Checkpoint = None,
     inputs: Inputs = None,
     codes: Annotated[
-        Path | None, typer.Option(help="Speak these, from `trace --codes`: the talker is left out.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=INPUT_PANEL,
+            help="JSON file of codes to speak, as `trace talker --codes` writes it; without the talker.",
+        ),
     ] = None,
     frames: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Frames of 80 ms, at most; {_FRAMES_OF_NOISE} of a preset and {_MOST_FRAMES} else by default."
+            min=1,
+            metavar="N",
+            rich_help_panel=INPUT_PANEL,
+            help="Maximum number of 80 ms frames; "
+            f"by default {_PRESET_FRAMES} with random weights, {_MAX_FRAMES} with a checkpoint or codes.",
         ),
     ] = None,
-    speaker: Annotated[str | None, typer.Option(help="A voice of the talker; ethan by default.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws what is random.")] = 0,
+    speaker: Speaker = None,
+    seed: Seed = 0,
     temperature: Annotated[
         float | None,
-        typer.Option(callback=check_positive, help="Of drawing codes; 0.9 by default, as transformers has it."),
+        typer.Option(
+            callback=check_positive,
+            metavar="X",
+            rich_help_panel=_SAMPLING_PANEL,
+            help="Sampling temperature; 0.9 by default, as in transformers.",
+        ),
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw from so many codes; 50 by default.")] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_SAMPLING_PANEL,
+            help="Number of most likely codes to sample from; 50 by default.",
+        ),
+    ] = None,
     top_p: Annotated[
-        float | None, typer.Option(callback=check_positive, help="Draw from codes of so much likelihood; 1 by default.")
+        float | None,
+        typer.Option(
+            callback=check_positive,
+            metavar="X",
+            rich_help_panel=_SAMPLING_PANEL,
+            help="Probability mass of the codes to sample from; 1 by default.",
+        ),
     ] = None,
     repetition_penalty: Annotated[
         float | None,
         typer.Option(
-            callback=check_positive, help="Make codes less likely once they are spoken; 1.05 by default, 1 does not."
+            callback=check_positive,
+            metavar="X",
+            rich_help_panel=_SAMPLING_PANEL,
+            help="Penalty on codes already spoken; 1.05 by default, 1 is none.",
         ),
     ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest codes, and draw none.")] = False,
-    chunk_frames: Annotated[int, typer.Option(min=1, help="Sound comes after so many frames.")] = CHUNK_FRAMES,
+    greedy: Annotated[
+        bool,
+        typer.Option(
+            "--greedy", metavar="", rich_help_panel=_SAMPLING_PANEL, help="Take the most likely codes, do not sample."
+        ),
+    ] = False,
+    chunk_frames: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", rich_help_panel=_STREAMING_PANEL, help="Number of frames per chunk of sound."),
+    ] = CHUNK_FRAMES,
     left_context: Annotated[
-        int, typer.Option(min=0, help="So many frames before a chunk are read with it.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            rich_help_panel=_STREAMING_PANEL,
+            help="Number of earlier frames that each chunk is decoded with.",
+        ),
     ] = LEFT_CONTEXT,
     seamless: Annotated[
-        bool, typer.Option("--seamless", help="Keep the 23 ms that transformers leaves out between chunks.")
+        bool,
+        typer.Option(
+            "--seamless",
+            metavar="",
+            rich_help_panel=_STREAMING_PANEL,
+            help="Keep the 23 ms between chunks that transformers leaves out.",
+        ),
     ] = False,
-    device: Annotated[Device, typer.Option(help="auto takes CUDA where there is one.")] = Device.auto,
+    device: ComputeDevice = Device.auto,
     dtype: WeightsDtype = None,
     compile_layers: Compile = False,
     fused: Fused = False,
     graphs: Graphs = False,
 ) -> None:
-    """Speak into a WAV file, chunk by chunk while codes come, and print how soon and how fast that was."""
+    """Speak into a WAV file, chunk by chunk while codes are generated, and print latency and speed."""
     check_writable(output)
     if str(output) == "-":
-        raise ValueError("-o -: a WAV begins with its length, which is known last; name a file")
+        raise ValueError("-o -: a WAV file begins with its length, which is known last; name a file")
     if device is Device.meta:
-        raise ValueError("--device meta: nothing is computed there")
+        raise ValueError("--device meta: it computes no values; use cpu or cuda")
     if preset_name is not None and checkpoint:
         raise ValueError("--preset: --checkpoint says which weights they are; give one of them")
     if seamless and not left_context:
-        raise ValueError("--seamless: what is left out comes with the left context; --left-context must be 1 or more")
+        raise ValueError("--seamless: it needs left context; give a --left-context of 1 or more")
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     acceleration = Acceleration(compile_layers, fused, graphs)
     chosen = {**drawn, "repetition_penalty": repetition_penalty}
     if codes:
-        _refuse(
+        _reject(
             {
                 "inputs": inputs,
                 "speaker": speaker,
@@ -110,15 +167,15 @@ def speak(
                 **dict.fromkeys(acceleration.enabled(), True),
                 **chosen,
             },
-            "--codes is what is spoken",
+            "not with --codes, which replaces the talker",
         )
     if greedy:
-        _refuse(drawn, "--greedy draws none")
+        _reject(drawn, "not with --greedy, which does not sample")
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     sampling = replace(AS_TRANSFORMERS, do_sample=not greedy, seed=seed, **given)
 
     source: str | Path = checkpoint or ("lite" if preset_name is None else preset_name)
-    most = frames or (_MOST_FRAMES if checkpoint or codes else _FRAMES_OF_NOISE)
+    most = frames or (_MAX_FRAMES if checkpoint or codes else _PRESET_FRAMES)
     weights = device_name(device), torch_dtype(dtype)
     codec = code2wav_config_of(source)
     if codes:
@@ -140,7 +197,7 @@ def speak(
             if not checkpoint:
                 print_message("the weights are random: this is noise, not speech; give --checkpoint")
             elif not codes and not inputs:
-                print_message("what is said is random: give --inputs of a thinker's answer")
+                print_message("the inputs are random: give --inputs from `talkerviz capture`")
             counted = _counted(come, on_frame)
             stream_speech(code2wav, counted, add, chunk_frames, left_context, seamless=seamless, progress=speech)
     except KeyboardInterrupt:
@@ -152,7 +209,7 @@ def speak(
     if stopped and not speech.samples:
         raise typer.Abort(_kept(speech, output))
     terminal = console()
-    for line in _told(speech, output, with_talker=not codes):
+    for line in _summary_lines(speech, output, with_talker=not codes):
         terminal.print(Text(line), soft_wrap=True)
     left_out = samples_of(codec, speech.frames) - speech.samples if speech.frames else 0
     if left_out:
@@ -164,10 +221,11 @@ def speak(
         terminal.print(Text(f"Ended by --frames {most:,}, not by the talker.", style="dim"), soft_wrap=True)
 
 
-def _refuse(options: Mapping[str, Any], because: str) -> None:
+def _reject(options: Mapping[str, Any], reason: str) -> None:
+    """Reject options that were given."""
     for name, value in options.items():
         if value is not None:
-            raise ValueError(f"{option_of(name)}: {because}")
+            raise ValueError(f"{option_name(name)}: {reason}")
 
 
 def _reason(error: Exception) -> str:
@@ -177,7 +235,7 @@ def _reason(error: Exception) -> str:
 
 
 def _kept(speech: SpeechProgress, output: Path) -> str:
-    """Say where the sound of a run that was stopped is."""
+    """Describe what an interrupted run has written."""
     return f"the sound until then is in {output}" if speech.samples else f"nothing was spoken, {output} is not written"
 
 
@@ -187,8 +245,8 @@ def _counted(frames: Iterator[Tensor], on_frame: OnFrame) -> Iterator[Tensor]:
         yield frame
 
 
-def _told(speech: SpeechProgress, output: Path, *, with_talker: bool) -> Iterator[str]:
-    """How much was spoken, how soon and how fast."""
+def _summary_lines(speech: SpeechProgress, output: Path, *, with_talker: bool) -> Iterator[str]:
+    """Yield the summary: duration, latency and speed."""
     seconds = speech.samples / SAMPLE_RATE
     yield f"{seconds:,.2f} s of speech, {speech.frames:,} frames -> {output}"
     if speech.first_ns is None:

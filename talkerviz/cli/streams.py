@@ -15,13 +15,13 @@ from talkerviz.atomic_file import LeftoverWarning
 
 _MIN_COLUMNS, _MAX_COLUMNS = 20, 10_000  # narrower tables show nothing; rich pads each line to the full width
 _MAX_LINES = 10_000
-# What a write to stdout fails with; such errors name no file.
+# Errors of a write to stdout; they carry no file name.
 _STDOUT_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EPIPE, errno.EBADF)
 _show_by_default = warnings.showwarning
 
 
 def prepare_streams() -> None:
-    """Make the standard streams safe to use, whatever the shell has made of them."""
+    """Make the standard streams safe to use: reopen closed ones, replace what cannot be encoded, clamp sizes."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -39,7 +39,7 @@ def prepare_streams() -> None:
 
 
 def print_message(text: str) -> None:
-    """Print a line on stderr; one that cannot be shown, as on a full disk, ends no run."""
+    """Print a line on stderr; ignore failures, as on a full disk, which must not end a run."""
     from talkerviz.render.escape import visible
 
     with suppress(OSError, ValueError):
@@ -47,18 +47,18 @@ def print_message(text: str) -> None:
 
 
 def stdout_is_closed() -> bool:
-    """Whether the process was started without a stdout."""
+    """Return whether the process was started without a stdout."""
     return sys.stdout is None
 
 
 def flush_stdout() -> None:
-    """Write what is buffered, so that an error is raised here and not when the interpreter ends."""
+    """Flush stdout, so that an error is raised here and not when the interpreter exits."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def abandon_stdout() -> None:
-    """Send buffered output to the null device: the interpreter flushes once more when it ends."""
+    """Send buffered output to the null device: the interpreter flushes once more when it exits."""
     if sys.stdout is not None:
         with suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
@@ -67,7 +67,7 @@ def abandon_stdout() -> None:
 
 
 def is_stdout_error(error: OSError) -> bool:
-    """Whether an error is of writing to stdout: other writers name their file."""
+    """Return whether an error is of a write to stdout: other writers name their file."""
     return error.filename is None and error.errno in _STDOUT_ERRORS
 
 
@@ -77,7 +77,7 @@ def _replace_unencodable(stream: TextIO | None) -> None:
 
 
 def _set_size(name: str, least: int, most: int) -> None:
-    """Limit a terminal size in the environment; without the variable where it holds no size."""
+    """Clamp a terminal size in the environment; drop the variable if it holds no size."""
     text = os.environ.get(name)
     if text is None:
         return
@@ -89,7 +89,7 @@ def _set_size(name: str, least: int, most: int) -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Show a leftover of a killed run in a line, and other warnings as Python does."""
+    """Show the leftover of a killed run in one line, and other warnings as Python does."""
     if issubclass(category, LeftoverWarning):
         print_message(str(message))
     else:

@@ -56,7 +56,7 @@ class RenderOptions:
         ),
     ] = "nested"
     phase: Annotated[str | None, _Help("Only this phase, such as prefill or decode.")] = None
-    frame: Annotated[int | None, _Help("Only this frame, format_count from 0.", minimum=0)] = None
+    frame: Annotated[int | None, _Help("Only this frame, counted from 0.", minimum=0)] = None
     module: Annotated[
         str | None, _Help("Only modules whose path matches this pattern, and the calls inside them.", metavar="GLOB")
     ] = None

@@ -2,7 +2,7 @@
 
 from talkerviz.targets.code2wav import code2wav_config_of, code2wav_of, code2wav_target
 from talkerviz.targets.function import function_target
-from talkerviz.targets.huggingface.target import config_target, is_config
+from talkerviz.targets.huggingface.target import config_target
 from talkerviz.targets.talker import Loaded, talker_of, talker_target
 from talkerviz.targets.target import OnFrame, Target
 
@@ -15,7 +15,6 @@ __all__ = [
     "code2wav_target",
     "config_target",
     "function_target",
-    "is_config",
     "talker_of",
     "talker_target",
 ]

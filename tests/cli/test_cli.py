@@ -16,7 +16,7 @@ from repo_paths import GOLDEN
 
 from talkerviz.api import Trace
 from talkerviz.cli import COMMANDS
-from talkerviz.cli.options import app
+from talkerviz.cli.app import app
 from talkerviz.doctor import diagnose
 from talkerviz.recorder.instruments.device_peaks import Peaks
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from talkerviz.targets.huggingface.modality_inputs import (
     ROWS,
     SERIES,
-    TOKENS,
     boxes,
     first_tokens,
     grid,
@@ -42,7 +41,7 @@ _FACTORIES: dict[str, Callable[[ModelSpec], list[Any]]] = {
     "pixel_values": pictures,
     "pixel_values_videos": videos,
     "hidden_states": lambda spec: [
-        patches(spec) if "grid_thw" in spec.names else spec.normal(1, TOKENS, spec.config.hidden_size)
+        patches(spec) if "grid_thw" in spec.names else spec.normal(1, spec.prompt_tokens, spec.config.hidden_size)
     ],
     "grid_thw": lambda spec: [grid(spec)],
     "image_grid_thw": lambda spec: [grid(spec)],

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from talkerviz.targets.huggingface.model_spec import ModelSpec, parts_of
 
-TOKENS = 12
-"""Tokens of a generated text."""
 _SPECIAL = ("_id", "_index", "_ids", "_pad")
 
 
-def safe_tokens(spec: ModelSpec, count: int = TOKENS, kinds: str = "text decoder language") -> Tensor:
-    """Draw tokens [1, count] that are not special."""
+def safe_tokens(spec: ModelSpec, count: int | None = None, kinds: str = "text decoder language") -> Tensor:
+    """Draw tokens [1, count] that are not special; None is the length of the prompt."""
     size = spec.field(kinds, "vocab_size", "n_tokens", "num_tokens", default=100)
     size = min(size) if isinstance(size, (list, tuple)) else size
     special: set[int] = set()
@@ -27,7 +25,7 @@ def safe_tokens(spec: ModelSpec, count: int = TOKENS, kinds: str = "text decoder
                     item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, int)
                 }
     plain = [token for token in range(min(int(size), 1000)) if token not in special] or [0]
-    return torch.tensor(plain)[spec.integers(0, len(plain), 1, count)]
+    return torch.tensor(plain)[spec.integers(0, len(plain), 1, spec.prompt_tokens if count is None else count)]
 
 
 def first_tokens(spec: ModelSpec, count: int = 4) -> Tensor:
@@ -41,10 +39,10 @@ def with_placeholders(tokens: Tensor, token: int, count: int) -> Tensor:
     return torch.cat([tokens[:, :4], torch.full((1, count), token), tokens[:, 4:]], dim=1)
 
 
-def boxes(spec: ModelSpec, count: int = TOKENS) -> Tensor:
-    """Draw bounding boxes of words [1, count, 4]: left, top, right, bottom, in thousandths of the page."""
-    corners = spec.integers(0, 500, 1, count, 2)
-    return torch.cat([corners, corners + spec.integers(1, 400, 1, count, 2)], dim=-1)
+def boxes(spec: ModelSpec) -> Tensor:
+    """Draw bounding boxes of words [1, prompt tokens, 4]: left, top, right, bottom, in thousandths of the page."""
+    corners = spec.integers(0, 500, 1, spec.prompt_tokens, 2)
+    return torch.cat([corners, corners + spec.integers(1, 400, 1, spec.prompt_tokens, 2)], dim=-1)
 
 
 _VISION = "vision image backbone encoder"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 Inputs = dict[str, Any]
+PROMPT_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class ModelSpec:
         names: names of the arguments of its `forward`.
         required: names of the arguments without a default.
         generator: random generator of the inputs.
+        prompt_tokens: length of the text of the prompt.
     """
 
     model: nn.Module
@@ -30,6 +32,7 @@ class ModelSpec:
     names: frozenset[str]
     required: frozenset[str]
     generator: torch.Generator
+    prompt_tokens: int = PROMPT_TOKENS
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Draw integers from low to below high, int64."""
@@ -71,7 +74,7 @@ def _check_elements(shape: tuple[int, ...]) -> None:
 _MAX_ELEMENTS = 1 << 28  # 1 GiB of float32
 
 
-def model_spec(model: nn.Module, seed: int) -> ModelSpec:
+def model_spec(model: nn.Module, seed: int, prompt_tokens: int = PROMPT_TOKENS) -> ModelSpec:
     """Describe a model; a seed gives the same inputs each time."""
     parameters = [
         parameter
@@ -84,6 +87,7 @@ def model_spec(model: nn.Module, seed: int) -> ModelSpec:
         frozenset(parameter.name for parameter in parameters),
         frozenset(parameter.name for parameter in parameters if parameter.default is parameter.empty),
         torch.Generator().manual_seed(seed),
+        prompt_tokens,
     )
 
 

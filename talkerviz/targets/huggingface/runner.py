@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from talkerviz.recorder.dataflow.input_names import name_inputs
 from talkerviz.targets.huggingface.from_config import one_line
 from talkerviz.targets.huggingface.input_factory import candidate_inputs, on_device
-from talkerviz.targets.huggingface.model_spec import Inputs, model_spec
+from talkerviz.targets.huggingface.model_spec import PROMPT_TOKENS, Inputs, ModelSpec, model_spec
 from talkerviz.targets.huggingface.quiet_transformers import quiet
 
 _TRIED_TOKENS = 2  # a prompt and one step with a cache
@@ -39,7 +39,15 @@ class Runner:
         return {name: list(value.shape) for name, value in self.inputs.items() if isinstance(value, Tensor)}
 
 
-def runner(model: nn.Module, tokens: int, seed: int, generates: bool = True) -> Runner:
+def runner(
+    model: nn.Module,
+    tokens: int,
+    seed: int,
+    generates: bool = True,
+    *,
+    prompt_tokens: int = PROMPT_TOKENS,
+    batch: int = 1,
+) -> Runner:
     """Find inputs that a model runs on by running it on candidates, for two tokens if it generates.
 
     Args:
@@ -47,15 +55,18 @@ def runner(model: nn.Module, tokens: int, seed: int, generates: bool = True) -> 
         tokens: number of tokens to generate.
         seed: random seed for the inputs, and for the model's own random numbers.
         generates: False for one forward pass in any case.
+        prompt_tokens: length of the prompt, of a model that takes text.
+        batch: number of sequences; rows differ, and the first is that of a batch of one.
 
     Raises:
         ValueError: it runs on none of the candidates; the message has the likeliest one's error.
     """
-    spec = model_spec(model, seed)
+    specs = [model_spec(model, seed + row, prompt_tokens) for row in range(batch)]
+    spec = specs[0]
     failure: Exception | None = None
     generate: Any = getattr(model, "generate", None)
     if generates and callable(generate):
-        for candidate in itertools.islice(candidate_inputs(spec), _MAX_GENERATE_TRIES):
+        for candidate in itertools.islice(_batches(specs), _MAX_GENERATE_TRIES):
             inputs = on_device(spec, candidate)
             for arguments in _to_generate(model, inputs):
                 run = _runs(model, generate, arguments, seed)
@@ -65,7 +76,7 @@ def runner(model: nn.Module, tokens: int, seed: int, generates: bool = True) -> 
                     failure = failure or error
                 else:
                     return Runner(lambda run=run: run(tokens), True, arguments)  # type: ignore[misc]
-    for candidate in candidate_inputs(spec):
+    for candidate in _batches(specs):
         inputs = on_device(spec, candidate)
         run = _runs(model, model, inputs, seed)
         try:
@@ -76,6 +87,21 @@ def runner(model: nn.Module, tokens: int, seed: int, generates: bool = True) -> 
             return Runner(lambda run=run: run(None), False, inputs)  # type: ignore[misc]
     reason = one_line(failure) if failure else "there are none"
     raise ValueError(f"{type(model).__name__}: no inputs that it runs on: {reason}") from failure
+
+
+def _batches(specs: Sequence[ModelSpec]) -> Iterator[Inputs]:
+    """Yield candidate inputs for the rows of all specs at once."""
+    for rows in zip(*(candidate_inputs(spec) for spec in specs), strict=False):
+        yield rows[0] if len(rows) == 1 else {name: _concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _concatenate(values: Sequence[Any]) -> Any:
+    """Concatenate the rows of an argument; packed patches, which have no batch dimension, follow each other too."""
+    if isinstance(values[0], Tensor):
+        return torch.cat([*values])
+    if isinstance(values[0], list):
+        return [_concatenate(items) for items in zip(*values, strict=True)]
+    return values[0]
 
 
 def _to_generate(model: Any, inputs: Inputs) -> Iterator[Inputs]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from talkerviz.targets.huggingface.modality_inputs import (
-    TOKENS,
     colour_channels,
     grid,
     patches,
@@ -18,10 +17,10 @@ from talkerviz.targets.huggingface.modality_inputs import (
 from talkerviz.targets.huggingface.model_spec import Inputs, ModelSpec
 
 
-def _codes(spec: ModelSpec, books: int, *, last: bool, length: int = TOKENS) -> Tensor:
+def _codes(spec: ModelSpec, books: int, *, last: bool, length: int | None = None) -> Tensor:
     """Draw codes of several codebooks [1, length, books], or [1, books, length] if not `last`."""
     size = spec.size("audio decoder", "audio_vocab_size", "codebook_size", "vocab_size", default=64)
-    codes = spec.integers(0, min(size, 64), 1, length, books)
+    codes = spec.integers(0, min(size, 64), 1, length or spec.prompt_tokens, books)
     return codes if last else codes.transpose(1, 2)
 
 
@@ -156,7 +155,7 @@ def _two_ways_to_hear(spec: ModelSpec) -> list[Inputs]:
 
 
 def _dia(spec: ModelSpec) -> list[Inputs]:
-    tokens = spec.integers(32, 120, 1, TOKENS)
+    tokens = spec.integers(32, 120, 1, spec.prompt_tokens)
     books = spec.size("decoder", "num_channels", default=9)
     return [{"input_ids": tokens, "decoder_input_ids": _codes(spec, books, last=True, length=4)}]
 
@@ -243,7 +242,13 @@ def _talker(spec: ModelSpec) -> list[Inputs]:
     # The thinker's text before the talker starts, and then one vector of its reply for each step.
     tokens, width = safe_tokens(spec), spec.config.embedding_size
     text = {"input_ids": tokens, "input_text_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return [{**text, "inputs_embeds": spec.normal(1, TOKENS, width), "thinker_reply_part": spec.normal(1, 4, width)}]
+    return [
+        {
+            **text,
+            "inputs_embeds": spec.normal(1, spec.prompt_tokens, width),
+            "thinker_reply_part": spec.normal(1, 4, width),
+        }
+    ]
 
 
 def _draft(spec: ModelSpec) -> list[Inputs]:

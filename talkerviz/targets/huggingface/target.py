@@ -1,4 +1,4 @@
-"""A Hugging Face model, built from its config, as a target."""
+"""A transformers model built from its config, as a target."""
 
 from __future__ import annotations
 
@@ -7,31 +7,44 @@ from pathlib import Path
 import torch
 
 from talkerviz.targets.huggingface.from_config import build, one_line, read_config
+from talkerviz.targets.huggingface.model_spec import PROMPT_TOKENS
 from talkerviz.targets.huggingface.runner import runner
 from talkerviz.targets.target import Target
 
-
-def is_config(target: str) -> bool:
-    """Return True if a target is a folder or a config file, not the name of a function."""
-    return Path(target).is_dir() or target.endswith(".json")
+DEFAULT_NEW_TOKENS = 8
+MAX_BATCH = 4096  # sequences; each is drawn by itself
 
 
-def config_target(path: Path, device: str, dtype: torch.dtype | None, tokens: int, seed: int = 0) -> Target:
-    """Make a target that generates with a model, or runs one forward pass, on generated inputs.
+def config_target(
+    path: Path,
+    device: str,
+    dtype: torch.dtype | None,
+    max_new_tokens: int | None = None,
+    prompt_tokens: int | None = None,
+    batch: int = 1,
+    seed: int = 0,
+) -> Target:
+    """Build a transformers model from its config, and inputs on which it generates or makes one forward pass.
 
     Args:
-        path: config file, or folder with one; safetensors in the folder are loaded, else weights are random.
-        device: device of the weights; on meta one forward pass.
-        dtype: dtype of the weights; by default the config's, else float32.
-        tokens: number of tokens to generate.
+        path: a folder whose safetensors are loaded if it has any, or a config file. Weights are random otherwise.
+        device: device to run on; on meta one forward pass.
+        dtype: data type of the weights; by default the config's, else float32.
+        max_new_tokens: number of tokens to generate per sequence; 8 by default.
+        prompt_tokens: length of the prompt in tokens; 12 by default.
+        batch: number of sequences.
         seed: random seed for weights and inputs.
 
     Raises:
-        ValueError: it is not a config of a model in transformers, the weights do not fit it, or no inputs are found
-            that it runs on.
+        ValueError: no config of a model that transformers has, weights that do not fit it, no inputs that it runs on,
+            or an option that does not apply to it.
     """
-    if tokens < 1:
-        raise ValueError(f"frames must be at least 1, not {tokens}")
+    sizes = {"max_new_tokens": max_new_tokens, "prompt_tokens": prompt_tokens, "batch": batch}
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, not {size}")
+    if batch > MAX_BATCH:
+        raise ValueError(f"batch must be at most {MAX_BATCH}, not {batch}")
     config = read_config(path)
     if config.model_type == "qwen3_omni_moe":
         raise ValueError(f"{path}: a whole Qwen3-Omni; its talker is traced by `talkerviz trace --checkpoint {path}`")
@@ -39,11 +52,24 @@ def config_target(path: Path, device: str, dtype: torch.dtype | None, tokens: in
     file = path / "config.json" if path.is_dir() else path
     built = build(config, folder, device, dtype, seed, str(file))
     try:
-        runs = runner(built.model, tokens, seed, generates=device != "meta")
+        runs = runner(
+            built.model,
+            max_new_tokens or DEFAULT_NEW_TOKENS,
+            seed,
+            generates=device != "meta",
+            prompt_tokens=prompt_tokens or PROMPT_TOKENS,
+            batch=batch,
+        )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     except Exception as error:  # from generating inputs of the config's sizes
         raise ValueError(f"{file}: no inputs for it: {one_line(error)}") from error
+    name = type(built.model).__name__
+    if max_new_tokens is not None and not runs.generates:
+        why = "on the meta device it makes one forward pass" if device == "meta" else f"{name} does not generate"
+        raise ValueError(f"--max-new-tokens: {why}; leave it out")
+    if prompt_tokens is not None and "input_ids" not in runs.inputs:
+        raise ValueError(f"--prompt-tokens: {name} takes no text; leave it out")
     return Target(
         name="model",
         model=built.model,
