@@ -1,4 +1,6 @@
-"""Small models of transformers with random weights, to be traced: `talkerviz trace examples.transformers_models:llama`.
+"""Small models of transformers with random weights.
+
+Trace one with `talkerviz trace call examples.transformers_models:llama`.
 
 Each function returns a model and a callable that runs it once; any function of yours that does can be a target.
 """
