@@ -15,7 +15,7 @@ from talkerviz.version import __version__
 
 project = "talkerviz"
 author = "the talkerviz authors"
-copyright = "the talkerviz authors, Apache-2.0"  # noqa: A001
+copyright = "the talkerviz authors, Apache-2.0"
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
@@ -33,6 +33,7 @@ default_role = "code"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"talkerviz {version}"
