@@ -1,6 +1,6 @@
 """Pipeline parallelism: each rank has some layers, and sends its output to the next rank.
 
-    torchrun --standalone --nproc-per-node 4 -m talkerviz trace examples.pipeline:stage -o run.parquet
+    torchrun --standalone --nproc-per-node 4 -m talkerviz trace call -o run.parquet examples.pipeline:stage
     talkerviz merge run.rank*.parquet -o run.parquet
     talkerviz show run.parquet --ranks
     talkerviz render run.parquet -f timeline -o ranks.svg

@@ -1,6 +1,6 @@
 """Tensor parallelism: each rank has some hidden units of each layer, and `all_reduce` sums the partial outputs.
 
-    torchrun --standalone --nproc-per-node 2 -m talkerviz trace examples.tensor_parallel:uneven -o run.parquet
+    torchrun --standalone --nproc-per-node 2 -m talkerviz trace call -o run.parquet examples.tensor_parallel:uneven
     talkerviz merge run.rank*.parquet -o run.parquet
     talkerviz show run.parquet --ranks
     talkerviz render run.parquet -f timeline -o ranks.svg

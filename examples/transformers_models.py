@@ -1,4 +1,6 @@
-"""Small models of transformers with random weights, to be traced: `talkerviz trace examples.transformers_models:llama`.
+"""Small models of transformers with random weights.
+
+Trace one with `talkerviz trace call examples.transformers_models:llama`.
 
 Each function returns a model and a callable that runs it once; any such function can be a target.
 """
@@ -12,6 +14,8 @@ from torch import nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     ViTConfig,
     ViTForImageClassification,
     WhisperConfig,
@@ -45,3 +49,19 @@ def vit() -> Target:
     model = ViTForImageClassification(ViTConfig(**sizes)).eval()
     pixels = torch.randn(1, 3, 224, 224)
     return model, torch.no_grad()(lambda: model(pixel_values=pixels))
+
+
+def qwen3() -> Target:
+    """A language model of 28 layers that reads 24 tokens and decodes 15, one pass a token."""
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 4}
+    config = Qwen3Config(vocab_size=2000, num_hidden_layers=28, head_dim=32, **sizes)
+    model, prompt = Qwen3ForCausalLM(config).eval(), torch.arange(24)[None]
+
+    @torch.no_grad()
+    def decode() -> None:
+        tokens, cache = prompt, None
+        for _ in range(16):
+            out = model(tokens, past_key_values=cache, use_cache=True)
+            tokens, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+
+    return model, decode

@@ -24,6 +24,7 @@ from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 from talkerviz.api import Trace
+from talkerviz.cli import COMMANDS
 from talkerviz.trace.schema import CALLS
 
 ROOT = DOCS.parent
@@ -91,8 +92,9 @@ class Reader:
         self.capfd.readouterr()
         if words[0] == "talkerviz":
             code = talkerviz(self.monkeypatch, *words[1:])
-            if words[1] == "trace" and words[-1] in SLOW:
-                timed(Trace.load(words[-1]), SLOW[words[-1]]).save(words[-1])
+            written = words[words.index("-o") + 1] if "-o" in words else ""
+            if words[1] == "trace" and written in SLOW:
+                timed(Trace.load(written), SLOW[written]).save(written)
         elif words[0] == "pytest":
             self.forget()
             code = int(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", *words[1:]]))
@@ -173,13 +175,13 @@ def test_what_counts_as_shown(line: str, shown: bool) -> None:
 
 
 def test_columns_of_the_trace_file() -> None:
-    text = (DOCS / "trace-file.md").read_text(encoding="utf-8")
+    text = (DOCS / "reference" / "trace-file.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*`) \|", text, re.M)
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == CALLS.names
 
 
 def test_the_tests_that_hold_what_is_guaranteed_are_there() -> None:
-    named = re.findall(r"tests/[\w/]+\.py", (DOCS / "guarantees.md").read_text(encoding="utf-8"))
+    named = re.findall(r"tests/[\w/]+\.py", (DOCS / "explanation" / "guarantees.md").read_text(encoding="utf-8"))
     assert named
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
@@ -194,12 +196,96 @@ def test_what_is_not_run() -> None:
     }
 
 
-def test_it_builds(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(site)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*.html")}
-    assert {page.removesuffix(".md") + ".html" for page in PAGES} <= pages
     for page in PAGES:
-        html = (tmp_path / "site" / page).with_suffix(".html").read_text(encoding="utf-8")
-        assert re.findall(r'<(?:script|img|link|iframe)[^>]* (?:src|href)="(?:https?:)?//[^"]*"', html) == []
+        html = (site / page).with_suffix(".html").read_text(encoding="utf-8")
+        assert re.findall(r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//[^"]*"', html) == []
+        assert re.findall(r'<link[^>]* rel="stylesheet"[^>]* href="(?:https?:)?//[^"]*"', html) == []
+    # Every option of every command is on its page.
+    commands = (site / "reference" / "command-line.html").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"talkerviz {name}" not in commands] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(f"docs/{page}" for page in PAGES)])
+def test_links_lead_to_files_and_headings(name: str) -> None:
+    file = ROOT / name
+    text = re.sub(r"^( *)```.*?^\1```$", "", file.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (file.parent / path).resolve() if path else file
+        assert linked.exists(), f"{name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.M)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{name}: {target}"
+
+
+def test_every_path_of_where_to_find_what_exists() -> None:
+    text = (DOCS / "explanation" / "where-to-find.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(talkerviz/[\w/]+\.\w+)`", text)
+    assert len(named) >= 10
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
+def test_every_path_in_contributing_exists() -> None:
+    text = re.sub(r"^( *)```.*?^\1```$", "", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    named = re.findall(r"`((?:talkerviz|tests|docs|reports|benchmarks)/[\w./]+\.\w+)`", text)
+    assert named
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
+class TestReadme:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def test_it_is_short(self) -> None:
+        assert len(self.text.encode()) <= 12 * 1024
+
+    def test_its_figures_are_those_of_the_benchmarks(self) -> None:
+        overhead = _table(ROOT / "reports/benchmarks/overhead.md")
+        rows = re.findall(r"^\|[^|]*?(DenseNet|Whisper|GPT-2)[^|]*\| \*\*([\d.]+)×\*\* \| ([\d.]+)×", self.text, re.M)
+        measured = {row["row"]: (row["**talkerviz, CPU**"].strip("*"), row["torch.profiler, CPU"]) for row in overhead}
+        assert len(rows) == 3
+        for name, ours, profiler in rows:
+            assert [pair for row, pair in measured.items() if row.startswith(name)] == [(ours, profiler)], name
+        # The worst comes first.
+        assert rows[0][1] == max((ours for ours, _ in measured.values()), key=float)
+
+        drawing = {row["tool"]: row for row in _table(ROOT / "reports/benchmarks/render.md", "tool")}
+        times = re.search(r"^\| \[Time to a finished SVG.*$", self.text, re.M)
+        boxes = re.search(r"^\| Boxes on it.*$", self.text, re.M)
+        assert times
+        assert boxes
+        for name in ("talkerviz, SVG", "torchview, SVG", "torchlens, SVG"):
+            row = drawing[name]
+            assert f"{row['ratio'].strip('*')}×" in times[0], name
+            assert f"{row['boxes']}, {row['with twice the layers']}" in boxes[0], name
+
+    def test_its_python_prints_its_table(self, reader: Reader) -> None:
+        code, shown = (
+            re.search(rf"^```{language}\n(.*?)^```$", self.text, re.M | re.S)[1]  # type: ignore[index]
+            for language in ("python", "text")
+        )
+        reader.monkeypatch.syspath_prepend(ROOT)
+        prepared = (
+            "from transformers import Qwen3Config, Qwen3ForCausalLM\nfrom examples.transformers_models import qwen3\n"
+            "import torch\nnet, x = qwen3()[0], torch.arange(24)[None]\n"
+        )
+        printed = reader.run_cell(Fence("python", None, prepared + code, 0))
+        for line in (line.split() for line in shown.splitlines() if line.strip("… ─")):
+            assert any(printed_line.split()[:2] == line[:2] for printed_line in printed.splitlines()), line
+
+
+def _table(file: Path, first: str = "row") -> list[dict[str, str]]:
+    """Return the rows of the first table of a report whose first column has this name."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:]]
+    end = next(number for number, line in enumerate(lines[start:]) if not line.startswith("|"))
+    names, _, *rows = cells[:end]
+    return [dict(zip(names, row, strict=True)) for row in rows]

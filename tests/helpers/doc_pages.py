@@ -11,7 +11,7 @@ from repo_paths import DOCS
 
 PAGES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
-_FENCE = re.compile(r'^( *)```(\w*)(?: title="([^"]+)")?\n(.*?)^\1```$', re.M | re.S)
+_FENCE = re.compile(r'^( *)```(\w*|\{[\w-]+\}[^\n]*)(?: title="([^"]+)")?\n(.*?)^\1```$', re.M | re.S)
 _EXIT = re.compile(r"\s+# exit (\d+)$")
 # What differs from machine to machine: numbers with one of these units, and whatever has a decimal point.
 _UNITS = (r" ?(?:ns|µs|ms|s)\b", r" ?[kMGT]?(?:FLOP|B)/s", " ?[%×]")
@@ -53,7 +53,8 @@ def fences(page: str) -> list[Fence]:
         for match in _FENCE.finditer(text)
     ]
     assert 2 * len(found) == len(re.findall("^ *```", text, re.M)), f"{page}: a block that is not understood"
-    return found
+    # Blocks such as `{toctree}` are for Sphinx, and those without a language are drawings.
+    return [fence for fence in found if fence.language and not fence.language.startswith("{")]
 
 
 def commands(fence: Fence) -> Iterator[Command]:
