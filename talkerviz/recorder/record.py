@@ -47,27 +47,27 @@ def record(
         check_name(Path(file))
     if not callable(run):
         raise ValueError(f"run must be callable, not a {type(run).__name__}: write lambda: model(x)")
-    for option, number, least in (("warmup", warmup, 0), ("repeat", repeat, 1)):
-        if number < least:
-            raise ValueError(f"{option} must be at least {least}, not {number}")
+    for option, number, minimum in (("warmup", warmup, 0), ("repeat", repeat, 1)):
+        if number < minimum:
+            raise ValueError(f"{option} must be at least {minimum}, not {number}")
     measures = () if measure is None else (measure,) if isinstance(measure, str) else tuple(measure)
-    for name_of_measure in measures:
-        check_measure(name_of_measure, cuda_devices(model))
-    first = measures[0] if measures and clock == "none" else None
-    noted = dict(facts or {})
+    for measure_name in measures:
+        check_measure(measure_name, cuda_devices(model))
+    first = measures[0] if measures and clock == "none" else None  # a run without times can be slowed down
+    run_facts = dict(facts or {})
     if repeat > 1:
-        noted["repeat"] = repeat
+        run_facts["repeat"] = repeat
     if warmup:
-        noted["warmup_ns"] = [_time_of(run) for _ in range(warmup)]
-    chosen: dict[str, Any] = {"include": include, "exclude": exclude, "depth": depth, "via": via, "only": only}
-    begin = functools.partial(recording, model, name, phases, **chosen, trace_class=trace_class)
-    with begin(clock=clock, facts=noted, measure=first, file=file, nvtx=nvtx) as rec:
+        run_facts["warmup_ns"] = [_time_of(run) for _ in range(warmup)]
+    selection: dict[str, Any] = {"include": include, "exclude": exclude, "depth": depth, "via": via, "only": only}
+    begin = functools.partial(recording, model, name, phases, **selection, trace_class=trace_class)
+    with begin(clock=clock, facts=run_facts, measure=first, file=file, nvtx=nvtx) as rec:
         for _ in range(repeat):
             with rec.run():
                 run()
-    further = measures if first is None else measures[1:]
-    trace = _with_measures(rec.trace, further, begin, run)
-    if further and rec.file is not None and rec.lost is None:
+    further_measures = measures if first is None else measures[1:]
+    trace = _with_measures(rec.trace, further_measures, begin, run)
+    if further_measures and rec.file is not None and rec.lost is None:
         trace.save(rec.file)
     return trace
 
@@ -78,16 +78,16 @@ def measure_again(
     begin: Callable[..., AbstractContextManager[Recording[Any]]],
     run: Callable[[], object],
 ) -> RecordT:
-    """Run once more to measure, and join the result to a timed trace.
+    """Run once more with a measure, and join its columns to a timed trace.
 
     Args:
         trace: the timed trace of the same run.
         measure: one of `MEASURES`.
-        begin: makes a `recording` of the model, from `clock` and `measure`.
+        begin: makes a `recording` of the model from `clock` and `measure`.
         run: runs the model.
 
     Raises:
-        ValueError: the measure is not possible here, or the run was not the same again.
+        ValueError: the measure is not possible here, or the two runs differ.
     """
     with following_changes_of(trace.calls), begin(clock="none", measure=measure) as again:
         run()
@@ -108,12 +108,12 @@ def _with_measures(
             reason = f"{error}" if isinstance(error, ValueError) else f"it raised {type(error).__name__}: {error}"
             failed.setdefault(reason, []).append(repr(measure))
     for reason, names in failed.items():
-        said = f"measure {' and '.join(names)}: {reason}; the trace has the times without it"
-        warnings.warn(said, RuntimeWarning, stacklevel=3)
+        message = f"measure {' and '.join(names)}: {reason}; the trace has the times without it"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
     return trace
 
 
 def _time_of(run: Callable[[], object]) -> int:
-    began = perf_counter_ns()
+    start = perf_counter_ns()
     run()
-    return perf_counter_ns() - began
+    return perf_counter_ns() - start

@@ -309,7 +309,7 @@ class Recording(Generic[RecordT]):
             for on_write in self._on_write:
                 on_write()
         if self._timed and self._collectives is not None:
-            self._collectives.hold_up(began)
+            self._collectives.log_pause(began)
         return self._collectives is not None
 
     def _write_thread(self, thread: int) -> None:

@@ -222,7 +222,7 @@ def test_caches_are_let_go(model: Any) -> None:
     with tv.recording(model) as rec, torch.no_grad():
         for _ in range(3):
             model.generate(IDS, **GREEDY)
-        assert len(rec._marker._rule._requests._of_cache) <= 1  # type: ignore[attr-defined]
+        assert len(rec._marker._rule._requests._by_cache) <= 1  # type: ignore[attr-defined]
 
 
 def test_the_time_between_requests_is_of_no_frame(model: Any) -> None:

@@ -1,9 +1,9 @@
-"""How far the clocks of several processes are apart.
+"""Clock offsets between the processes of a group.
 
-Each rank asks rank 0 for the time, as NTP does, over the key-value store that the process group was made with: nothing
-that goes through the group itself can be taken for it, and whoever does not come is not waited for for ever. Of some
-questions the one that was answered soonest counts. The answer was given between the question and its arrival, so half
-of that time is the most by which the difference can be wrong.
+Each rank asks rank 0 for the time, as NTP does, over the key-value store that the process group was made with: it
+cannot be confused with traffic of the group itself, and the wait for a missing rank has a limit. The question with the
+shortest round trip counts. Rank 0 read its clock between question and answer, so half of the round trip is the maximum
+error of the offset.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ import torch.distributed as dist
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-_QUESTIONS = 12
-_MOST_SECONDS = 10.0
+_QUESTIONS = 12  # some are delayed by the store; the fastest counts
+_TIMEOUT_SECONDS = 10.0
 
 
 def exchange_clocks(
-    store: Store, rank: int, world_size: int, now: Callable[[], int], seconds: float = _MOST_SECONDS
+    store: Store, rank: int, world_size: int, now: Callable[[], int], seconds: float = _TIMEOUT_SECONDS
 ) -> tuple[int, int] | None:
-    """What to add to this process's clock to have that of rank 0, and by how much that can be wrong, in nanoseconds.
+    """Return the offset from this process's clock to that of rank 0, and its maximum error, both in nanoseconds.
 
-    All ranks must come here, and as often as all others. Who has to wait longer than some seconds gives up.
+    All ranks must call it, equally often. A rank that waits longer than `seconds` gives up.
 
     Args:
-        store: one that all ranks share.
-        rank: this one's number.
-        world_size: how many there are.
+        store: a store that all ranks share.
+        rank: this process's rank.
+        world_size: number of ranks.
         now: this process's clock, nanoseconds.
-        seconds: how long to wait for the others.
+        seconds: limit of the wait for the other ranks.
 
     Returns:
-        The two numbers, both 0 on rank 0; None where rank 0 gave no answer.
+        Offset and error, both 0 on rank 0; None if rank 0 gave no answer.
     """
     until = monotonic() + seconds
     try:
-        # A number for each time, so that no question of an earlier one is taken for this one's.
-        time = store.add(f"talkerviz/clocks/{rank}", 1)
-        here = dist.distributed_c10d.PrefixStore(f"talkerviz/clocks/{time}", store)
+        # Numbered, so that a question of an earlier exchange is not taken for one of this.
+        exchange = store.add(f"talkerviz/clocks/{rank}", 1)
+        keys = dist.distributed_c10d.PrefixStore(f"talkerviz/clocks/{exchange}", store)
         if rank == 0:
-            _answer_all(here, world_size, now, until)
+            _answer_all(keys, world_size, now, until)
             return 0, 0
-        return _ask(here, rank, now, until)
-    except RuntimeError:  # the store is gone, most likely with the process that held it
+        return _ask(keys, rank, now, until)
+    except RuntimeError:  # the store is gone, most likely with the process that hosts it
         return None
 
 
@@ -58,13 +58,13 @@ def _ask(store: Store, rank: int, now: Callable[[], int], until: float) -> tuple
         asked, answered = f"{rank}/{question}/asked", f"{rank}/{question}/answered"
         before = now()
         store.set(asked, "")
-        if not _came(store, answered, until):
+        if not _wait(store, answered, until):
             break
         after = now()
-        there = int(store.get(answered))
+        rank_0_ns = int(store.get(answered))
         error = (after - before + 1) // 2
         if best is None or error < best[1]:
-            best = there - (before + after) // 2, error
+            best = rank_0_ns - (before + after) // 2, error
         store.delete_key(asked)
         store.delete_key(answered)
     return best
@@ -73,15 +73,16 @@ def _ask(store: Store, rank: int, now: Callable[[], int], until: float) -> tuple
 def _answer_all(store: Store, world_size: int, now: Callable[[], int], until: float) -> None:
     for rank in range(1, world_size):
         for question in range(_QUESTIONS):
-            if not _came(store, f"{rank}/{question}/asked", until):
+            if not _wait(store, f"{rank}/{question}/asked", until):
                 break
             store.set(f"{rank}/{question}/answered", str(now()))
 
 
-def _came(store: Store, key: str, until: float) -> bool:
-    left = max(until - monotonic(), 0.001)
+def _wait(store: Store, key: str, until: float) -> bool:
+    """Wait for a key, and return whether it came in time."""
+    left = max(until - monotonic(), 0.001)  # looks at the store once more when time is up
     try:
         store.wait([key], timedelta(seconds=left))
-    except (RuntimeError, ValueError):  # the time is up, for which stores have different exceptions
+    except (RuntimeError, ValueError):  # timeout, for which stores have different exceptions
         return False
     return True

@@ -1,4 +1,4 @@
-"""Log collectives among the calls of modules."""
+"""Log of collectives, as rows among the calls of modules."""
 
 from __future__ import annotations
 
@@ -12,76 +12,83 @@ from torch import Tensor
 from talkerviz.trace.event_log import COLLECTIVE, FIRST_SPECIAL_CALL, NO_TENSORS, SPECIAL_CALLS
 
 
-class Begun(NamedTuple):
-    """What has begun: numbers in the log, of it, its peers and its results, and its own among that of its peers."""
+class OpenCollective(NamedTuple):
+    """A collective that has begun.
 
-    what: int
+    Attributes:
+        event: number of its kind among events.
+        peers: number of its ranks in `Names.peers`.
+        number: its number among the collectives of these ranks, equal on all of them.
+        results: number of its results' description.
+    """
+
+    event: int
     peers: int
     number: int
     results: int
 
 
 class CollectiveLog:
-    """A listener of `watch_collectives` that logs what it is told.
+    """Listener of `watch_collectives` that logs collectives.
 
     Args:
         events: the log of calls.
-        stamp: notes an edge of a call for the gauges.
-        failed: the type of an exception -> -1 less its number.
-        peers: where whom collectives are among is put, at the place that is its number.
-        timed: whether events hold times.
+        stamp: samples the instruments at the entry or exit of a collective.
+        error_number: type of an exception -> -1 less its number.
+        peers: ranks of collectives, by number; new ones are appended.
+        timed: whether events hold times; -1 otherwise.
     """
 
     def __init__(
         self,
         events: Any,
         stamp: Callable[[bool], None],
-        failed: Callable[[type[BaseException]], int],
+        error_number: Callable[[type[BaseException]], int],
         peers: list[str],
         timed: bool,
     ) -> None:
         self._events = events
         self._stamp = stamp
-        self._failed = failed
-        self._kinds = {kind: FIRST_SPECIAL_CALL + place for place, kind in enumerate(SPECIAL_CALLS)}
+        self._error_number = error_number
+        self._kinds = {kind: FIRST_SPECIAL_CALL + index for index, kind in enumerate(SPECIAL_CALLS)}
         self._all_peers = peers
         self._now = perf_counter_ns if timed else lambda: -1
         self._peers: dict[str, int] = {}
         self._count: Counter[str] = Counter()
 
-    def begin(self, kind: str, peers: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Begun:
-        """Log that one of `SPECIAL_CALLS` begins, with its tensors."""
+    def begin(self, kind: str, peers: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> OpenCollective:
+        """Log that a collective begins, with its tensors; `kind` is one of `SPECIAL_CALLS`."""
         results = self._events.describe_output(outputs[0] if len(outputs) == 1 else outputs)
         number = self._count[peers]
         self._count[peers] += 1
         if peers not in self._peers:
             self._all_peers.append(peers)
             self._peers[peers] = len(self._all_peers) - 1
-        found = Begun(self._kinds[kind], self._peers[peers], number, results)
-        self._log(found, self._events.describe(tuple(inputs), {}))
-        return found
+        collective = OpenCollective(self._kinds[kind], self._peers[peers], number, results)
+        self._log(collective, self._events.describe(tuple(inputs), {}))
+        return collective
 
-    def wait(self, begun: Begun) -> Begun:
-        """Log that a wait begins for what was begun before."""
-        found = begun._replace(what=self._kinds["wait"])
-        self._log(found, NO_TENSORS)
-        return found
+    def wait(self, collective: OpenCollective) -> OpenCollective:
+        """Log that a wait for a collective begins."""
+        waiting = collective._replace(event=self._kinds["wait"])
+        self._log(waiting, NO_TENSORS)
+        return waiting
 
-    def end(self, begun: Begun, error: type[BaseException] | None, done: bool) -> None:
-        """Log that it is over; what it gives is there if it is `done`, or else where one has waited for it."""
+    def end(self, collective: OpenCollective, error: type[BaseException] | None, done: bool) -> None:
+        """Log that a collective or wait is over, with its results if it is `done`; else a wait will have them."""
         time = self._now()
         self._stamp(False)
-        results = self._failed(error) if error is not None else begun.results if done else NO_TENSORS
-        self._events.put(-1 - begun.what, results, time, 0)
+        results = self._error_number(error) if error is not None else collective.results if done else NO_TENSORS
+        self._events.put(-1 - collective.event, results, time, 0)
 
-    def _log(self, begun: Begun, tensors: int) -> None:
+    def _log(self, collective: OpenCollective, tensors: int) -> None:
         self._stamp(True)
-        self._events.put(begun.what, tensors, self._now(), 0)
-        self._events.put(COLLECTIVE, begun.peers, 0, begun.number)
+        self._events.put(collective.event, tensors, self._now(), 0)
+        self._events.put(COLLECTIVE, collective.peers, 0, collective.number)
 
-    def hold_up(self, began: int) -> None:
-        """Log that the recorder held up the thread since then: for others, who may wait for it, that is no pause."""
-        what = self._kinds["recorder"]
-        for beginning, event, time in ((True, what, began), (False, -1 - what, self._now())):
-            self._stamp(beginning)
+    def log_pause(self, began: int) -> None:
+        """Log that the recorder held up this thread since `began`: other ranks may have waited for it meanwhile."""
+        kind = self._kinds["recorder"]
+        for entry, event, time in ((True, kind, began), (False, -1 - kind, self._now())):
+            self._stamp(entry)
             self._events.put(event, NO_TENSORS, time, 0)

@@ -1,9 +1,9 @@
-"""See every collective and message of torch.distributed, whoever calls it.
+"""Hooks on every collective and message of torch.distributed, whatever calls it.
 
-`dist.all_reduce` under any name, functional collectives, DTensor, compiled code and what C++ calls by itself all come
-to torch's dispatcher as operators of the namespace `c10d`. For the length of a recording each has a kernel in front of
-the backend's own, at the key `BackendSelect`, that no mode switches off. It tells the recordings and goes on. Nothing
-else of torch.distributed is touched but `Work.wait`, which is where the host waits for what has been begun.
+`dist.all_reduce` under any name, functional collectives, DTensor, compiled code and calls from C++ all reach torch's
+dispatcher as operators of the namespace `c10d`. During a recording each has a kernel in front of the backend's own, at
+the key `BackendSelect`, that no mode switches off. It calls the listeners, and then the backend's kernel. Beside it
+only `Work.wait` is patched, where the host waits for a collective that was begun before.
 """
 
 from __future__ import annotations
@@ -42,37 +42,43 @@ _KINDS = {
     "send": "send",
     **dict.fromkeys(("recv_", "recv_any_source_"), "recv"),
 }
-"""What an operator of `c10d` is called, of `log.SPECIAL_CALLS`."""
+"""Kind of collective of each operator of `c10d`, one of `event_log.SPECIAL_CALLS`."""
 
-_MOST_PENDING = 1024
-_ANYONE = "*"
+_MAX_PENDING = 1024  # storages with results that nobody has waited for; the oldest are dropped
+_ANY_RANK = "*"
 
 
 class Listener(Protocol):
-    """A recording, to which collectives are told on the threads that they run on."""
+    """Listener for collectives, called on the threads that they run on."""
 
     def begin(self, kind: str, peers: str, inputs: Tensors, outputs: Tensors) -> Any:
-        """A collective begins.
+        """Note that a collective begins.
 
         Args:
-            kind: which, of `log.SPECIAL_CALLS`.
-            peers: the ranks that it is among.
+            kind: one of `event_log.SPECIAL_CALLS`.
+            peers: its ranks, such as `0-3`, or `0>1` for a message.
             inputs, outputs: its tensors.
 
         Returns:
-            What is to be given to the others.
+            A handle for `wait` and `end`.
         """
 
     def wait(self, begun: Any) -> Any:
-        """A wait begins for one that was begun before; gives what is to be given to `end`."""
+        """Note that a wait begins for a collective, by its handle; return a handle of the wait for `end`."""
 
     def end(self, begun: Any, error: type[BaseException] | None, done: bool) -> None:
-        """What was begun is over, or has failed; `done` if the results are there."""
+        """Note the end of a collective or wait.
+
+        Args:
+            begun: its handle.
+            error: type of the exception that it raised; None if it returned.
+            done: whether the results are there.
+        """
 
 
 @dataclass(frozen=True)
 class _Operator:
-    """How one of them is called: the places of its arguments, -1 for none."""
+    """Signature of a collective's operator: positions of its arguments, -1 for an argument it lacks."""
 
     kind: str
     inputs: tuple[int, ...]
@@ -85,26 +91,26 @@ class _Operator:
 
 @dataclass(eq=False)
 class _Collective:
-    """One that has been begun.
+    """A collective that has begun.
 
     Attributes:
-        told: the listeners, and what they gave for it.
-        work: what a wait for it is called on.
-        storages: addresses of what it leaves its results in.
+        handles: the listeners, each with its handle.
+        work: the `Work` on which a wait for it is called.
+        storages: addresses of the storages that get its results.
     """
 
-    told: list[tuple[Listener, Any]]
+    handles: list[tuple[Listener, Any]]
     work: weakref.ref[Any] | None = None
     storages: list[int] = field(default_factory=list)
 
 
 class _Thread(threading.local):
-    """What is going on on a thread.
+    """State of a thread.
 
     Attributes:
-        inside: whether it is in a collective already.
-        blocking: what its caller is going to wait for at once, and that therefore goes on.
-        latest: the last work, kept so that it is the same object when its caller gets it.
+        inside: whether it is inside a collective.
+        blocking: the collective that its caller waits for at once, and that therefore has not ended.
+        latest: the last `Work`, kept so that it is the same object when its caller gets it.
     """
 
     inside = False
@@ -122,12 +128,12 @@ _groups: dict[tuple[str, int], tuple[Sequence[int], str]] = {}
 
 
 def watch_collectives(listener: Listener, undo: list[Callable[[], None]]) -> None:
-    """Tell a listener of all collectives; what ends that is in `undo` before it begins."""
+    """Call a listener at all collectives; the function that ends it is appended to `undo` first."""
     with _lock:
         undo.append(lambda: _leave(listener))
         _listeners.append(listener)
         if not _undo:
-            _step_in()
+            _add_kernels()
 
 
 def _leave(listener: Listener) -> None:
@@ -139,10 +145,10 @@ def _leave(listener: Listener) -> None:
             _undo.pop()
 
 
-def _step_in() -> None:
+def _add_kernels() -> None:
     for table in (_pending, _by_storage, _groups):
         table.clear()
-    # Not every torch has all of them.
+    # Not every torch has all of these operators.
     collectives = tuple(name for name in _KINDS if hasattr(torch.ops.c10d, name))
     for namespace, names in (("c10d", collectives), ("_c10d_functional", ("wait_tensor",))):
         library = torch.library.Library(namespace, "IMPL")
@@ -152,42 +158,45 @@ def _step_in() -> None:
             kernel = _kernel(operator, _operator(operator, _KINDS[name])) if name in _KINDS else _wait_kernel(operator)
             # Between the pieces of a compiled region Dynamo looks at all Python code that runs.
             library.impl(name, torch.compiler.disable(kernel), "BackendSelect", with_keyset=True)
-    patch_method(dist.Work, "wait", _make_wait, _undo)
+    patch_method(dist.Work, "wait", _wrap_wait, _undo)
 
 
 def _operator(operator: Any, kind: str) -> _Operator:
     names = [argument.name for argument in operator._schema.arguments]
 
-    def place(*any_of: str) -> int:
-        return next((at for at, name in enumerate(names) if name in any_of), -1)
+    def position(*any_of: str) -> int:
+        return next((index for index, name in enumerate(names) if name in any_of), -1)
 
-    def places(beginning: str) -> tuple[int, ...]:
-        return tuple(at for at, name in enumerate(names) if name.startswith(beginning))
+    def positions(prefix: str) -> tuple[int, ...]:
+        return tuple(index for index, name in enumerate(names) if name.startswith(prefix))
 
-    in_place = places("tensor") if kind != "barrier" else ()
+    in_place = positions("tensor") if kind != "barrier" else ()
     return _Operator(
         kind=kind,
-        inputs=places("input") or (in_place if kind != "recv" else ()),
-        outputs=places("output") or (in_place if kind != "send" else ()),
-        group=place("process_group"),
-        peer=place("src", "dst"),
-        tag=place("tag"),
-        is_async=place("async_op", "asyncOp"),
+        inputs=positions("input") or (in_place if kind != "recv" else ()),
+        outputs=positions("output") or (in_place if kind != "send" else ()),
+        group=position("process_group"),
+        peer=position("src", "dst"),
+        tag=position("tag"),
+        is_async=position("async_op", "asyncOp"),
     )
 
 
-def _kernel(operator: Any, how: _Operator) -> Callable[..., Any]:
+def _kernel(operator: Any, signature: _Operator) -> Callable[..., Any]:
     below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if _thread.inside or not _listeners:
             return operator.redispatch(keyset & below, *args)
-        if _thread.blocking is not None:  # which its caller did not wait for after all
+        if _thread.blocking is not None:  # its caller did not wait for it after all
             _end(_take_blocking())
-        inputs = tuple(tensors_of([args[at] for at in how.inputs]))
-        outputs = inputs if how.outputs == how.inputs else tuple(tensors_of([args[at] for at in how.outputs]))
-        peers = _peers(how, args)
-        collective = _Collective([(one, one.begin(how.kind, peers, inputs, outputs)) for one in _listeners])
+        inputs = tuple(tensors_of([args[index] for index in signature.inputs]))
+        in_place = signature.outputs == signature.inputs
+        outputs = inputs if in_place else tuple(tensors_of([args[index] for index in signature.outputs]))
+        peers = _peers(signature, args)
+        collective = _Collective(
+            [(listener, listener.begin(signature.kind, peers, inputs, outputs)) for listener in _listeners]
+        )
         _thread.inside = True
         try:
             result = operator.redispatch(keyset & below, *args)
@@ -198,7 +207,7 @@ def _kernel(operator: Any, how: _Operator) -> Callable[..., Any]:
             _thread.inside = False
         last = result[-1] if isinstance(result, tuple | list) else result
         work = dist.Work.unbox(last) if isinstance(last, torch.ScriptObject) else None
-        if work is not None and _waits_at_once(how, args):
+        if work is not None and _waits_at_once(signature, args):
             _thread.blocking = _expect(collective, work, ())
         else:
             _end(collective, done=work is None)
@@ -213,25 +222,25 @@ def _wait_kernel(operator: Any) -> Callable[..., Any]:
     below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
 
     def kernel(keyset: Any, tensor: Tensor) -> Any:
-        def go_on() -> Any:
+        def wait() -> Any:
             return operator.redispatch(keyset & below, tensor)
 
         collective = None if tensor.is_meta else _by_storage.get(tensor.untyped_storage().data_ptr())
-        return go_on() if collective is None else _wait_for(collective, go_on)
+        return wait() if collective is None else _wait_for(collective, wait)
 
     return kernel
 
 
-def _make_wait(below: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_wait(original: Callable[..., Any]) -> Callable[..., Any]:
     def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
         collective = _pending.get(id(self))
         if collective is None or _thread.inside:
-            return below(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
         if collective is not _thread.blocking:
-            return _wait_for(collective, lambda: below(self, *args, **kwargs))
+            return _wait_for(collective, lambda: original(self, *args, **kwargs))
         error: type[BaseException] | None = None
         try:
-            return below(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
         except BaseException as raised:
             error = type(raised)
             raise
@@ -239,26 +248,26 @@ def _make_wait(below: Callable[..., Any]) -> Callable[..., Any]:
             _forget(_take_blocking())
             _end(collective, error)
 
-    found: Callable[..., Any] = torch.compiler.disable(wait)  # as the kernels
-    return found
+    wrapper: Callable[..., Any] = torch.compiler.disable(wait)  # as the kernels
+    return wrapper
 
 
-def _wait_for(collective: _Collective, go_on: Callable[[], Any]) -> Any:
-    """Wait for what was begun before, which is a row of its own."""
+def _wait_for(collective: _Collective, wait: Callable[[], Any]) -> Any:
+    """Wait for a collective that was begun before; the wait is a row of its own."""
     _forget(collective)
-    told = [(listener, listener.wait(begun)) for listener, begun in collective.told if listener in _listeners]
+    handles = [(listener, listener.wait(begun)) for listener, begun in collective.handles if listener in _listeners]
     error: type[BaseException] | None = None
     try:
-        return go_on()
+        return wait()
     except BaseException as raised:
         error = type(raised)
         raise
     finally:
-        _end(_Collective(told), error)
+        _end(_Collective(handles), error)
 
 
 def _end(collective: _Collective, error: type[BaseException] | None = None, done: bool = True) -> None:
-    for listener, begun in collective.told:
+    for listener, begun in collective.handles:
         if listener in _listeners:
             listener.end(begun, error, done)
 
@@ -270,17 +279,17 @@ def _take_blocking() -> _Collective:
 
 
 def _expect(collective: _Collective, work: Any, results: Tensors) -> _Collective:
-    """Have a wait for it known by its work, or, as functional collectives have no work, by what its results are in."""
+    """Remember a collective by its work, or, as functional collectives have none, by the storages of its results."""
     _thread.latest = work
-    known = id(work)
-    # Not kept: what C++ alone waits for is never met again, and holds its tensors.
-    collective.work = weakref.ref(work, lambda _: _pending.pop(known, None))
-    _pending[known] = collective
+    key = id(work)
+    # A weak reference: a work that only C++ waits for is never seen again, and holds its tensors.
+    collective.work = weakref.ref(work, lambda _: _pending.pop(key, None))
+    _pending[key] = collective
     for tensor in results:
         collective.storages.append(address := tensor.untyped_storage().data_ptr())
         _by_storage.pop(address, None)
         _by_storage[address] = collective
-    while len(_by_storage) > _MOST_PENDING:
+    while len(_by_storage) > _MAX_PENDING:
         del _by_storage[next(iter(_by_storage))]
     return collective
 
@@ -295,39 +304,39 @@ def _forget(collective: _Collective) -> None:
     _thread.latest = None
 
 
-def _peers(how: _Operator, args: Sequence[Any]) -> str:
-    group = dist.ProcessGroup.unbox(args[how.group])
-    known = group.group_name, group.size()
-    if known not in _groups:
+def _peers(signature: _Operator, args: Sequence[Any]) -> str:
+    group = dist.ProcessGroup.unbox(args[signature.group])
+    key = group.group_name, group.size()
+    if key not in _groups:
         ranks: Sequence[int] = range(group.size())
-        with suppress(KeyError, ValueError):  # of one that torch.distributed was not asked for
+        with suppress(KeyError, ValueError):  # a group that was not made by torch.distributed
             ranks = dist.get_process_group_ranks(group)
-        _groups[known] = ranks, ranges_text(ranks)
-    ranks, text = _groups[known]
-    if how.tag < 0:
+        _groups[key] = ranks, ranges_text(ranks)
+    ranks, text = _groups[key]
+    if signature.tag < 0:
         return text
     own = ranks[group.rank()]
-    other = ranks[args[how.peer]] if how.peer >= 0 else _ANYONE
-    tag = f" tag {args[how.tag]}" if args[how.tag] else ""
-    return f"{own}>{other}{tag}" if how.kind == "send" else f"{other}>{own}{tag}"
+    other = ranks[args[signature.peer]] if signature.peer >= 0 else _ANY_RANK
+    tag = f" tag {args[signature.tag]}" if args[signature.tag] else ""
+    return f"{own}>{other}{tag}" if signature.kind == "send" else f"{other}>{own}{tag}"
 
 
 def ranges_text(numbers: Sequence[int]) -> str:
-    """Numbers as `0-3,6`."""
-    parts: list[list[int]] = []
+    """Format numbers as ranges, such as `0-3,6`."""
+    ranges: list[list[int]] = []
     for number in sorted(numbers):
-        if parts and parts[-1][1] == number - 1:
-            parts[-1][1] = number
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
         else:
-            parts.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+            ranges.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
-def _waits_at_once(how: _Operator, args: Sequence[Any]) -> bool:
-    if how.tag < 0:
-        # What is at its default is not handed to a kernel, and that is to be asynchronous.
-        return how.is_async >= 0 and how.is_async < len(args) and not args[how.is_async]
-    # No argument tells of messages; but these two functions wait for theirs.
+def _waits_at_once(signature: _Operator, args: Sequence[Any]) -> bool:
+    if signature.tag < 0:
+        # Arguments at their defaults are not passed to a kernel, and the default is asynchronous.
+        return signature.is_async >= 0 and signature.is_async < len(args) and not args[signature.is_async]
+    # Messages have no such argument; `dist.send` and `dist.recv` wait for theirs.
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code not in _WAITING:
         frame = frame.f_back
