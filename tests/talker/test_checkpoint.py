@@ -296,6 +296,12 @@ DAMAGE: dict[str, tuple[Callable[[Small], object], str]] = {
         lambda small: small.change_header(small.three, lambda header: entry(header).update(data_offsets=[0, 8])),
         r"'talker\.c\.weight' has 8 bytes, too few or too many for \[3, 2\] of F32",
     ),
+    "tensors that overlap": (
+        lambda small: small.change_header(
+            small.two, lambda header: header.update({"talker.a.weight": header["talker.b.weight"]})
+        ),
+        r"model-2-of-3\.safetensors: its header is damaged: 'talker\.[ab]\.weight' and 'talker\.[ab]\.weight' overlap",
+    ),
     "not in its shard": (
         lambda small: small.change_header(small.two, lambda header: header.pop("talker.a.weight")),
         r"model-2-of-3\.safetensors: has no 'talker\.a\.weight', which by model\.safetensors\.index\.json it has",

@@ -147,14 +147,16 @@ def find_module(directory: Path, prefix: str) -> StoredModule:
             raise ValueError(f"{file}: has no {lost}, which by {_INDEX} it has: download both again")
         entries = {name: header.entries[name] for name in names}
         if odd := first_names(
-            f"{name!r} ({one['dtype']})" for name, one in entries.items() if one["dtype"] not in _DTYPES
+            f"{name!r} ({entry['dtype']})" for name, entry in entries.items() if entry["dtype"] not in _DTYPES
         ):
             raise ValueError(f"{file}: only {', '.join(_DTYPES)} can be loaded, and not {odd}")
-        found = {name: header.tensor(name) for name in names}
-        if cut := first_names(repr(name) for name, one in found.items() if one.offset + one.nbytes > header.file_bytes):
+        stored = {name: header.tensor(name) for name in names}
+        if cut := first_names(
+            repr(name) for name, tensor in stored.items() if tensor.offset + tensor.nbytes > header.file_bytes
+        ):
             raise ValueError(f"{file}: ends at byte {header.file_bytes:,}, before {cut} does: download it again")
-        tensors |= found
-    return StoredModule(directory, prefix, {name.removeprefix(prefix): one for name, one in tensors.items()})
+        tensors |= stored
+    return StoredModule(directory, prefix, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -168,16 +170,16 @@ def weight_files(directory: Path) -> list[Path]:
     """
     single, index = directory / _SINGLE, directory / _INDEX
     if single.is_file():
-        found = [single]
+        files = [single]
     elif index.is_file():
-        found = sorted(set(_indexed_files(index).values()))
+        files = sorted(set(_indexed_files(index).values()))
     else:
         raise ValueError(f"{directory}: has neither {_SINGLE} nor {_INDEX}")
-    if absent := first_names(str(file) for file in found if not file.is_file()):
+    if absent := first_names(str(file) for file in files if not file.is_file()):
         raise ValueError(f"{absent}: no such file, though {_INDEX} names it: download it")
-    for file in found:
+    for file in files:
         _Header.read(file)
-    return found if single.is_file() else [index, *found]
+    return files if single.is_file() else [index, *files]
 
 
 def _indexed_files(index: Path) -> dict[str, Path]:
@@ -214,10 +216,10 @@ def _find_files(directory: Path, prefix: str) -> dict[str, Path]:
         raise ValueError(f"{directory}: has no safetensors but pickled weights, which are never opened: convert them")
     else:
         raise ValueError(f"{directory}: has neither {_SINGLE} nor {_INDEX}")
-    found = {name: file for name, file in files.items() if name.startswith(prefix)}
-    if not found:
+    selected = {name: file for name, file in files.items() if name.startswith(prefix)}
+    if not selected:
         raise ValueError(f"{directory}: has no tensors '{prefix}*': is it a model with speech?")
-    return found
+    return selected
 
 
 def _is_file_name(value: Any) -> bool:

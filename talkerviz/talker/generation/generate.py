@@ -79,7 +79,7 @@ def generate_batch(
     ignore_eos: bool = False,
     on_frame: Callable[[int], None] | None = None,
 ) -> list[Tensor]:
-    """Generate the codes of several prompts at once; each row gets the codes that it gets alone.
+    """Generate the codes of several prompts at once; in float32 each row gets the codes that it gets alone.
 
     Args:
         talker: the native talker.

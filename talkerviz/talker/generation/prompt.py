@@ -112,7 +112,7 @@ def _extend_positions(user: Tensor | None, count: int, device: torch.device) -> 
 
 
 def batch_prompts(prompts: Sequence[Prompt]) -> Prompt:
-    """Batch prompts of one talker as rows, padded on the left; each row generates what it generates alone."""
+    """Batch prompts of one talker as rows, padded on the left, for `generate_batch`."""
     lengths = [prompt.inputs_embeds.shape[1] for prompt in prompts]
     text_lengths = [prompt.trailing_text.shape[1] for prompt in prompts]
     device = prompts[0].tts_pad.device

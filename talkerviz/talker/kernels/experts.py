@@ -36,7 +36,8 @@ def route(
     PDL: tl.constexpr,
 ):
     """Normalise x and compute the router's logits [EXPERTS], the shared expert's inner vector, `shared` [ROWS], and its
-    gate, `opening` [1]."""
+    gate, `opening` [1].
+    """
     if PDL:
         gdc_launch_dependents()
     block = tl.program_id(0)
