@@ -141,7 +141,7 @@ class TalkerTrace:
 
 
 def _what_changed(before: list[Call], after: list[Call], path: Path) -> str:
-    """Describe differing modules and operations, then the first differing lines, which nothing folds."""
+    """Describe differing modules and operations, then the first differing lines."""
     graph = diff_graph(trace_from_calls(before), trace_from_calls(after), "calls")
     found = changes(graph)
     ones, twos = ([json.dumps(call, ensure_ascii=False) for call in calls] for calls in (before, after))
