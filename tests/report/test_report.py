@@ -276,7 +276,7 @@ def test_theme(reader: Reader, folder: Path) -> None:
 def test_another_frame_is_loaded(
     reader: Reader, talker: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "_HELD_SLICES", 10)
+    monkeypatch.setattr(writer, "_HELD_SLICES", 10)
     monkeypatch.setattr(writer, "_MOST_SHOWN", 500)
     (note,) = write_report(talker, tmp_path)
     assert note.startswith("trace.json: the first ")
