@@ -119,7 +119,7 @@ def test_measures_of_a_run_on_another_thread(measure: Any) -> None:
             "the model must be a torch.nn.Module, not a list; several roots go into",
         ),
         ({"model": "relu"}, "the model must be a torch.nn.Module, not a str$"),
-        ({"run": torch.ones(1)}, r"run must be callable, not a Tensor: write lambda: model\(x\)"),
+        ({"run": 3}, r"run must be callable, not a int: write lambda: model\(x\)"),
         ({"warmup": -1}, "warmup must be at least 0, not -1"),
         ({"repeat": 0}, "repeat must be at least 1, not 0"),
         ({"measure": ("flow", "heat")}, "cannot measure 'heat': choose from cost"),
