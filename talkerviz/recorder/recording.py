@@ -53,7 +53,7 @@ _BATCH = 1 << 15  # events: 16,384 calls, 768 KiB
 
 
 class Recording(Generic[RecordT]):
-    """A recording that is going on or has ended; made by `recording`.
+    """A recording in progress or ended; `recording` makes one.
 
     Attributes:
         trace: the record; available once the recording has ended, also after an exception inside it.
@@ -432,10 +432,9 @@ def recording(
     only: str | None = None,
     trace_class: type[RecordT] = TraceRecord,  # type: ignore[assignment]
 ) -> Iterator[Recording[RecordT]]:
-    """Record every call of the model's modules made inside the `with` block: see `talkerviz.recording`.
+    """Record every call of the model's modules made inside the `with` block: see `talkerviz.recording` for its arguments.
 
-    Args:
-        trace_class: the class of `Recording.trace`.
+    Beside those it has `trace_class`, the class of `Recording.trace`.
     """
     check_model(model)
     if file is not None:
@@ -448,14 +447,14 @@ def recording(
         raise ValueError("nvtx: ranges stand around `nn.Module.__call__`, and hooks run inside it; use via 'tap'")
     selects = select_modules(model, name, include, exclude, depth)
     process = this_process()
-    noted = {
+    start_facts = {
         **facts_at_start(model, name, clock),
         "via": way,
         **({} if process is None else {"process": process_facts(process, clock != "none")}),
         **(facts or {}),
     }
     path = None if file is None else file_of_rank(Path(file), process)
-    rec = Recording(model, name, phases, clock, noted, selects, path, measure, nvtx, way, only, trace_class)
+    rec = Recording(model, name, phases, clock, start_facts, selects, path, measure, nvtx, way, only, trace_class)
     raised = True
     try:
         rec._attach()
