@@ -17,11 +17,9 @@ from typing import Any, Generic
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from talkerviz.atomic_file import reason_of
 from talkerviz.recorder.distributed.collective_log import CollectiveLog
 from talkerviz.recorder.distributed.collectives import watch_collectives
 from talkerviz.recorder.distributed.process import file_of_rank, process_facts, this_process
-from talkerviz.recorder.event_writer import EventWriter
 from talkerviz.recorder.forward_hooks import ForwardHooks
 from talkerviz.recorder.garbage_collections import GarbageCollectionTimer
 from talkerviz.recorder.instruments.base import (
@@ -35,7 +33,6 @@ from talkerviz.recorder.instruments.registry import cuda_devices, make_instrumen
 from talkerviz.recorder.method_patch import patch_method
 from talkerviz.recorder.module_tree import check_model, select_modules
 from talkerviz.recorder.module_watch import ModuleWatch
-from talkerviz.recorder.partial_file import partial_path
 from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.phases.marking import PhaseMarker
 from talkerviz.recorder.python_events import Callbacks, Contexts
@@ -43,6 +40,7 @@ from talkerviz.recorder.run_facts import RunFacts, facts_at_start
 from talkerviz.recorder.scope import RecordingScope
 from talkerviz.recorder.tap import Tap, choose_way, make_events, not_compiled
 from talkerviz.recorder.tensor_signatures import TensorKinds
+from talkerviz.recorder.trace_output import TraceOutput
 from talkerviz.trace.calls_table import log_edges, log_frame
 from talkerviz.trace.event_log import Log, Names, read_log
 from talkerviz.trace.parquet import check_name, write_log
@@ -53,7 +51,7 @@ _BATCH = 1 << 15  # events: 16,384 calls, 768 KiB
 
 
 class Recording(Generic[RecordT]):
-    """A recording that is going on or has ended; made by `recording`.
+    """A recording in progress or ended; `recording` makes one.
 
     Attributes:
         trace: the record; available once the recording has ended, also after an exception inside it.
@@ -79,9 +77,6 @@ class Recording(Generic[RecordT]):
         self._trace_class = trace_class
         self._name, self._way = name, way
         self._timed, self._measure = clock != "none", measure
-        self.file = path and path.absolute()  # the run may change the working directory
-        self._requested_file, self._folder = path, Path.cwd()
-        self.lost: str | None = None
         self._names = Names()
         self._parts: dict[str, int] = {}
         self._tokens: list[tuple[ContextVar[Any], Token[Any]]] = []
@@ -117,8 +112,25 @@ class Recording(Generic[RecordT]):
         self._on_write = implementations(self._instruments, "on_write")
         self._facts = RunFacts(facts, self._timed)
         self._facts.add_process_start(self._origin_ns)
-        partial = self.file and partial_path(self.file)
-        self._spool = EventWriter(partial, self._modules.infos, self._facts.values, self._origin_ns, self._timed)
+        self._output = TraceOutput(
+            path,
+            self._names,
+            self._parts,
+            self._modules.infos,
+            self._facts.values,
+            self._origin_ns,
+            self._timed,
+        )
+
+    @property
+    def file(self) -> Path | None:
+        """Path of the trace file; None if the trace is in memory alone."""
+        return self._output.file
+
+    @property
+    def lost(self) -> str | None:
+        """Reason for which calls are missing, such as a full disk; None if the record is whole."""
+        return self._output.lost
 
     @cached_property
     def trace(self) -> RecordT:
@@ -305,24 +317,12 @@ class Recording(Generic[RecordT]):
         with self._lock:
             if self._ended:
                 return True  # a thread that is still inside a call
-            self._write_thread(self._events.thread())
+            self._output.write(self._events, self._events.thread())
             for on_write in self._on_write:
                 on_write()
         if self._timed and self._collectives is not None:
             self._collectives.log_pause(began)
         return self._collectives is not None
-
-    def _write_thread(self, thread: int) -> None:
-        """Write a thread's events to disk. A full disk ends the record, but not the run."""
-        # Tensor rows after events: the rows that the events refer to are among them.
-        events, rows = self._events.take(thread), self._events.take_rows()
-        if self.lost is not None:
-            return
-        self._names.parts += list(self._parts)[len(self._names.parts) :]
-        try:
-            self._spool.write(thread, events, rows, self._names)
-        except Exception as error:
-            self.lost = _reason(error)
 
     # Ending it.
 
@@ -350,38 +350,24 @@ class Recording(Generic[RecordT]):
             with self._lock:
                 if self._events is not None and not self._ended:
                     for thread in range(self._events.threads()):
-                        self._write_thread(thread)
+                        self._output.write(self._events, thread)
                     self._events.close()
                     self._add_facts_at_end(raised)
                 self._ended = True
                 self._marker.close()
                 self._scope.close()
-                written = self._spool.close()
+                written = self._output.close()
             if self.lost is None:
                 # Classes and sizes of modules are those at the end.
                 self._log = replace(read_log(written), modules=self._modules.infos)
                 if self.file is not None:
                     self._save(self.file)
         except Exception as error:
-            self.lost = self.lost or _reason(error)
+            self._output.fail(error)
         finally:
-            self._spool.release()
+            self._output.release()
             self._modules.release()
-        if self.lost is not None:
-            self.file = self._spool.path
-        self._restore_relative_path()
-        if self.lost is not None:
-            kept = self.file is not None and self.file.exists()
-            where = f"what was recorded until then is in {self.file}" if kept else "there is no trace"
-            warnings.warn(f"{self._requested_file or 'recording'}: {self.lost}; {where}", RuntimeWarning, stacklevel=4)
-
-    def _restore_relative_path(self) -> None:
-        """Make `file` relative again if the caller gave a relative path and the working directory is the same."""
-        requested = self._requested_file
-        if self.file is not None and requested is not None and not requested.is_absolute():
-            with suppress(OSError):  # the working directory was deleted
-                if Path.cwd() == self._folder:
-                    self.file = requested.with_name(self.file.name)
+        self._output.settle()
 
     def _add_facts_at_end(self, raised: bool) -> None:
         self._modules.close()
@@ -407,12 +393,7 @@ class Recording(Generic[RecordT]):
         else:
             write_log(file, self._log, self._modules.infos, self._facts.values)
         del self._log  # it holds the partial file open
-        assert self._spool.path is not None
-        self._spool.path.unlink()
-
-
-def _reason(error: Exception) -> str:
-    return reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        self._output.remove_partial()
 
 
 @contextmanager
@@ -434,8 +415,7 @@ def recording(
 ) -> Iterator[Recording[RecordT]]:
     """Record every call of the model's modules made inside the `with` block: see `talkerviz.recording`.
 
-    Args:
-        trace_class: the class of `Recording.trace`.
+    Beside its arguments this has `trace_class`, the class of `Recording.trace`.
     """
     check_model(model)
     if file is not None:
@@ -448,14 +428,14 @@ def recording(
         raise ValueError("nvtx: ranges stand around `nn.Module.__call__`, and hooks run inside it; use via 'tap'")
     selects = select_modules(model, name, include, exclude, depth)
     process = this_process()
-    noted = {
+    start_facts = {
         **facts_at_start(model, name, clock),
         "via": way,
         **({} if process is None else {"process": process_facts(process, clock != "none")}),
         **(facts or {}),
     }
     path = None if file is None else file_of_rank(Path(file), process)
-    rec = Recording(model, name, phases, clock, noted, selects, path, measure, nvtx, way, only, trace_class)
+    rec = Recording(model, name, phases, clock, start_facts, selects, path, measure, nvtx, way, only, trace_class)
     raised = True
     try:
         rec._attach()

@@ -57,7 +57,8 @@ class Listener(Protocol):
         Args:
             kind: one of `event_log.SPECIAL_CALLS`.
             peers: its ranks, such as `0-3`, or `0>1` for a message.
-            inputs, outputs: its tensors.
+            inputs: tensors that it reads.
+            outputs: tensors that it writes.
 
         Returns:
             A handle for `wait` and `end`.

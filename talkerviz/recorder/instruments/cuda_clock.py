@@ -233,8 +233,9 @@ def device_columns(calls: pd.DataFrame, start: np.ndarray, time: np.ndarray, kno
 
     Args:
         calls: the calls table, for `parent`.
-        start, time: nanoseconds of each call.
-        known: whether they are known.
+        start: start of each call, nanoseconds.
+        time: time of each call, nanoseconds.
+        known: whether the two are known.
     """
     parent = calls["parent"].to_numpy(dtype=np.int64, na_value=-1)
     inside = np.zeros(len(calls), dtype=np.int64)

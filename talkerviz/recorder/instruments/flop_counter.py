@@ -246,7 +246,8 @@ class FlopCounter(OperatorMode, Instrument):
         """Return the bytes that each call reads and writes, shape [calls, 2].
 
         Args:
-            begin, end: number of operators at each call's entry and exit; calls are in the order of their entries.
+            begin: number of operators at each call's entry; calls are in the order of their entries.
+            end: number of operators at each call's exit.
             kept: storages that outlive each call.
         """
         moved = np.zeros((len(begin), 2), dtype=np.int64)
