@@ -85,7 +85,7 @@ def test_a_way_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="unknown via 'magic': choose from auto, tap, hooks"):
         tv.record(model, lambda: None, via="magic")
     monkeypatch.setattr(tap, "Tap", None)
-    tap._say_that_it_is_slow.cache_clear()
+    tap._warn_of_slow_hooks.cache_clear()
     with pytest.raises(ValueError, match="via 'tap': it is not built here"):
         tv.record(model, lambda: None, via="tap")
     with pytest.warns(RuntimeWarning, match="forward hooks, 10 to 25 µs a call"):
@@ -94,7 +94,7 @@ def test_a_way_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():  # once is enough
         warnings.simplefilter("error")
         tv.record(model, lambda: model(torch.zeros(1)))
-    tap._say_that_it_is_slow.cache_clear()
+    tap._warn_of_slow_hooks.cache_clear()
 
 
 def test_shares_are_those_of_plain_hooks() -> None:
