@@ -281,7 +281,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["render", "good.parquet"], "talkerviz: name the format with -f, one of mermaid, dot, svg"),
         (
             ["render", "good.parquet", "-o", "r.json"],
-            "-o r.json: name the format with -f, one of json, perfetto, speedscope, tensorboard, model-explorer",
+            "-o r.json: name the format with -f, one of model-explorer, json, perfetto, speedscope, tensorboard",
         ),
         (["render", "good.parquet", "-o", "r.txt"], "-o r.txt: name the format with -f, one of mermaid"),
         (["trace", "model.py:unet"], "; write model:unet, without .py"),

@@ -13,7 +13,7 @@ from talkerviz.flowchart.builder import build_graph
 from talkerviz.flowchart.model import Box, Group, Member, heading
 from talkerviz.flowchart.options import View
 from talkerviz.render.escape import visible
-from talkerviz.render.terminal.rich_table import fitting_columns, plain_table
+from talkerviz.render.terminal.console import fitting_columns, plain_table
 from talkerviz.render.text import share_text, time_text
 from talkerviz.trace import TraceRecord
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from talkerviz.render.column_formats import is_number, quantity, shown_columns
 from talkerviz.render.escape import visible
-from talkerviz.render.terminal.rich_table import BETWEEN, fitting_columns, plain_table
+from talkerviz.render.terminal.console import BETWEEN, fitting_columns, plain_table
 
 # Columns that are left out if there is no room, in this order.
 _OPTIONAL_COLUMNS = (
