@@ -66,7 +66,7 @@ def plain_table(title: str | None = None, caption: str | None = None) -> Table:
     )
 
 
-BETWEEN = 3
+COLUMN_GAP = 3
 """Characters between two columns."""
 
 
@@ -76,6 +76,6 @@ def fitting_columns(
     """Select the columns that fit into `width` characters, dropping those in `unneeded` one kind at a time."""
     names = list(widths)
     for dropped in unneeded:
-        if sum(widths[name] + BETWEEN for name in names) > width:
+        if sum(widths[name] + COLUMN_GAP for name in names) > width:
             names = [name for name in names if kind(name) != dropped]
     return names
