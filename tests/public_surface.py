@@ -33,6 +33,7 @@ def record(model: nn.Module, x: torch.Tensor) -> tv.Trace:
     assert_type(rec.trace, tv.Trace)
     several = tv.record(model, lambda: model(x), measure=("flow", "cost"), warmup=1, repeat=2)
     assert_type(several.table("class", across="phase"), pd.DataFrame)
+    assert_type(tv.record(model, x), tv.Trace)
     return tv.join(rec.trace, tv.record(model, lambda: model(x), measure="flow"))
 
 
@@ -48,7 +49,15 @@ def use(trace: tv.Trace, fmt: str) -> None:
     assert_type(trace.render("csv", by="class", across="phase", sort="self", top=3), str)
     assert_type(trace.render("png", max_nodes=9, fold=False), bytes)
     assert_type(trace.render(fmt), str | bytes)
+    assert_type(trace.render("page", rank=0), str)
     trace.render("svg", styel="flat")  # type: ignore[call-overload]
+    trace.render("svg", style="round")  # type: ignore[call-overload]
+    trace.show("class", sort="p95", top=3, module="*.mlp", frame=1)
+    trace.tree(depth=1, sort="total", phase="decode")
+    assert_type(trace.report("report"), Path)
+    assert_type(tv.diff(trace, trace, "markdown", by="class"), str)
+    assert_type(tv.diff(trace, trace, "png", max_nodes=9), bytes)
+    tv.diff(trace, trace, top=3)
     trace.save("run.parquet")
     assert_type(tv.Trace.load("run.parquet"), tv.Trace)
     assert_type(tv.explore(trace), Explorer)

@@ -19,7 +19,7 @@ from talkerviz.render.terminal.printing import print_notes as print_notes
 
 
 def check_writable(*outputs: str | Path | None) -> None:
-    """Raise ValueError before a long run if its result could not be written."""
+    """Raise ValueError if an output cannot be written, before a long run."""
     for output in outputs:
         if output is None or output == "-":
             continue
@@ -41,27 +41,27 @@ def check_writable(*outputs: str | Path | None) -> None:
 
 
 def check_stdout(output: str) -> None:
-    """Raise ValueError for an output to stdout where there is none."""
+    """Raise ValueError for an output to a closed stdout."""
     if output == "-" and stdout_is_closed():
         raise ValueError("-o -: stdout is closed: name a file")
 
 
 def check_no_terminal(output: str, fmt: str) -> None:
-    """Raise ValueError where bytes would be written to a terminal."""
+    """Raise ValueError if binary output would go to a terminal."""
     check_stdout(output)
     if output == "-" and sys.stdout.isatty():
         raise ValueError(f"a terminal cannot show {fmt}: write it to a file with -o FILE")
 
 
 def check_place(output: str | Path) -> None:
-    """Raise ValueError where the folder in which an output is to be does not exist."""
+    """Raise ValueError if the folder of an output does not exist."""
     folder = Path(output).absolute().parent
     if not folder.is_dir():
         raise ValueError(f"{output}: no such folder {folder}")
 
 
 def check_folder(output: Path) -> None:
-    """Raise ValueError where an output that is a folder could not be one."""
+    """Raise ValueError if the output folder is a file."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: is a file, not a folder")
 

@@ -68,7 +68,7 @@ def _check_pages(fmt: str, options: RenderOptions, output: str) -> None:
     if fmt not in DRAWN:
         raise ValueError(f"--pages: only pictures have it ({', '.join(DRAWN)}), not {fmt}")
     if options.style != "nested":
-        raise ValueError(f"--pages: only style nested has it, not {options.style}")
+        raise ValueError(f"--pages: only --style nested has it, not {options.style}")
     if output == "-":
         raise ValueError("--pages: name a folder with -o")
 

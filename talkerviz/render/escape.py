@@ -19,7 +19,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def visible(text: str) -> str:
-    """Escape text for a terminal: unprintable characters but line breaks become codes such as `\\x1b`."""
+    r"""Escape text for a terminal: unprintable characters but line breaks become codes such as `\x1b`."""
     return _UNSEEN.sub(lambda found: _code(found[0]), text)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from talkerviz.render.charts.graphviz import RenderError, lay_out
 from talkerviz.render.charts.mermaid import over_github_limits
-from talkerviz.render.options import Naming, RenderOptions, given_options, option_name
+from talkerviz.render.options import OPTIONS, Naming, RenderOptions, given_options, option_name
 from talkerviz.render.viewers.common import TENSORBOARD_SUFFIX
 from talkerviz.trace import TraceRecord
 
@@ -154,7 +154,7 @@ def check_options(fmt: str, options: RenderOptions, naming: Naming = option_name
         if scope in ("chart", "nested") and fmt not in CHARTS:
             raise RenderError(f"{name}: only charts have it ({', '.join(CHARTS)}), not {fmt}")
         if scope == "nested" and style != "nested":
-            raise RenderError(f"{name}: only style nested has it, not {style}")
+            raise RenderError(f"{name}: only {naming(OPTIONS['style'])} nested has it, not {style}")
     if style == "source" and fmt != "mermaid":
         raise RenderError(f"style source is Mermaid only, not {fmt}")
     if style == "flat" and fmt not in DRAWN:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from command_line import Capture, talkerviz
 from sample_trace import sample_trace
 
+from talkerviz.api import Trace
 from talkerviz.cli.options import format_of
+from talkerviz.render.charts.graphviz import LayoutError
+from talkerviz.render.options import OPTIONS, RenderOptions
+from talkerviz.render.registry import REGISTRY, Format, render
 from talkerviz.render.tables.query_result import ANSWERS
 
 
@@ -58,3 +64,25 @@ def test_bytes_are_not_for_a_terminal(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "write it to a file with -o FILE" in shown.err
+
+
+@pytest.mark.parametrize("entry", REGISTRY.values(), ids=list(REGISTRY))
+def test_every_format_is_one_entry(entry: Format, trace: Path) -> None:
+    options = RenderOptions(top=1) if entry.kind == "table" else RenderOptions()
+    with suppress(LayoutError):  # PDF needs the system's Graphviz
+        assert render(Trace.load(trace), entry.name, options)
+    for suffix in entry.suffixes:
+        assert format_of(None, f"run{suffix}") == entry.name
+    if entry.flat:
+        assert render(Trace.load(trace), entry.name, RenderOptions(style="flat"))
+
+
+def test_every_option_of_render_is_one_field(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert talkerviz(monkeypatch, "render", "--help") == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for option in OPTIONS.values():
+        assert option.flag in words
+        assert " ".join(option.help.split()[:4]) in words
+        assert f"{option.name}: {option.help}" in str(Trace.render.__doc__)
+        assert option.name in inspect.signature(Trace.render).parameters

@@ -119,7 +119,7 @@ def test_measures_of_a_run_on_another_thread(measure: Any) -> None:
             "the model must be a torch.nn.Module, not a list; several roots go into",
         ),
         ({"model": "relu"}, "the model must be a torch.nn.Module, not a str$"),
-        ({"run": 3}, r"run must be callable, not a int: write lambda: model\(x\)"),
+        ({"run": 3}, "run: neither inputs nor a function, but of type int; pass a tensor"),
         ({"warmup": -1}, "warmup must be at least 0, not -1"),
         ({"repeat": 0}, "repeat must be at least 1, not 0"),
         ({"measure": ("flow", "heat")}, "cannot measure 'heat': choose from cost"),
@@ -159,5 +159,5 @@ def test_a_table_across() -> None:
     two = tv.Trace(calls.astype({"phase": "category"}), trace.modules, trace.facts)
     assert two.table("class", across="phase", top=1).equals(pivot(two, "class", "phase").head(1))
     assert "later.calls" in two.table(across="phase")
-    with pytest.raises(ValueError, match="cannot set side by side 'frame'"):
+    with pytest.raises(ValueError, match="across: unknown value 'frame'; choose from phase, part, rank"):
         two.table(across="frame")

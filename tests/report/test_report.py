@@ -144,7 +144,8 @@ def test_command(folder: Path, talker: Trace, tmp_path: Path, monkeypatch: pytes
     talker.save(tmp_path / "run.parquet")
     assert talkerviz(monkeypatch, "report", tmp_path / "run.parquet", "-o", tmp_path / "new" / "folder") == 0
     assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == FILES
-    assert f"{len(talker.calls):,} calls -> " in capsys.readouterr().out
+    page = tmp_path / "new" / "folder" / "index.html"
+    assert capsys.readouterr().err == f"wrote {page}: {len(talker.calls):,} calls\n"
     assert talkerviz(monkeypatch, "report", tmp_path / "run.parquet", "-o", tmp_path / "run.parquet") == 2
     assert "not a folder" in capsys.readouterr().err
 

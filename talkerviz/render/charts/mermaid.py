@@ -115,10 +115,10 @@ def _legend(graph: Graph, diff: bool, looks: dict[str, list[str]]) -> list[str]:
     if graph.timed and not diff:
         texts |= {f"heat{heat}": text for heat, text in enumerate(share_legend())}
     entries = [(look, f"legend_{look}", mermaid_label(text)) for look, text in texts.items()]
-    said = [f"{_ARROW_NAMES[style]}: {text}" for style, text in edge_legend(graph).items()]
-    said += [shortened(note, _MAX_TEXT_CHARACTERS) for note in graph.notes if note]
-    if said:
-        entries.append(("plain", "legend_text", "<br/>".join(map(mermaid_label, said))))
+    legend_lines = [f"{_ARROW_NAMES[style]}: {text}" for style, text in edge_legend(graph).items()]
+    legend_lines += [shortened(note, _MAX_TEXT_CHARACTERS) for note in graph.notes if note]
+    if legend_lines:
+        entries.append(("plain", "legend_text", "<br/>".join(map(mermaid_label, legend_lines))))
     if not entries:
         return []
     title = "share of the time" if graph.timed and not diff else "legend"

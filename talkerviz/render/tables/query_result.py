@@ -17,7 +17,7 @@ from rich.text import Text
 from talkerviz.render.escape import one_line
 from talkerviz.render.tables.cells import TableCells
 from talkerviz.render.tables.writers import markdown_table, write_csv
-from talkerviz.render.terminal.rich_table import plain_table
+from talkerviz.render.terminal.console import plain_table
 
 MOST_ROWS = 200
 """Rows that `answer_table` shows, a few screens."""

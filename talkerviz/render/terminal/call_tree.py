@@ -12,7 +12,7 @@ from rich.text import Text
 from talkerviz.flowchart.builder import build_graph
 from talkerviz.flowchart.model import Box, Group, Member, View, heading
 from talkerviz.render.escape import visible
-from talkerviz.render.terminal.rich_table import fitting_columns, plain_table
+from talkerviz.render.terminal.console import fitting_columns, plain_table
 from talkerviz.render.text import share_text, time_text
 from talkerviz.trace import TraceRecord
 

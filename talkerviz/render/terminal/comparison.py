@@ -14,7 +14,7 @@ from talkerviz.flowchart.model import Box
 from talkerviz.render.charts.label_text import CHANGE_MARKS
 from talkerviz.render.escape import visible
 from talkerviz.render.tables.cells import TableCells
-from talkerviz.render.terminal.rich_table import fitting_columns, plain_table
+from talkerviz.render.terminal.console import fitting_columns, plain_table
 from talkerviz.render.text import time_text
 
 TITLE = "Time of a frame, before and after"

@@ -1,13 +1,15 @@
-"""Console for tables: its width, escape sequences made visible, broken pipes."""
+"""Console and tables of the terminal: width, visible escape sequences, broken pipes, table style."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from rich import box
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.segment import Segment
+from rich.table import Table
 
 from talkerviz.render.escape import visible
 
@@ -48,3 +50,32 @@ def console() -> Console:
     terminal = _TextConsole()
     sized = terminal.is_terminal or terminal.is_jupyter or "COLUMNS" in os.environ
     return terminal if sized else _TextConsole(width=_FILE_COLUMNS)
+
+
+def plain_table(title: str | None = None, caption: str | None = None) -> Table:
+    """Make an empty table with a line below its header."""
+    return Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+        pad_edge=False,
+    )
+
+
+COLUMN_GAP = 3
+"""Characters between two columns."""
+
+
+def fitting_columns(
+    widths: Mapping[str, int], unneeded: Sequence[str], width: int, kind: Callable[[str], str] = str
+) -> list[str]:
+    """Select the columns that fit into `width` characters, dropping those in `unneeded` one kind at a time."""
+    names = list(widths)
+    for dropped in unneeded:
+        if sum(widths[name] + COLUMN_GAP for name in names) > width:
+            names = [name for name in names if kind(name) != dropped]
+    return names

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from talkerviz.render.column_formats import is_number, quantity, shown_columns
 from talkerviz.render.escape import visible
-from talkerviz.render.terminal.rich_table import BETWEEN, fitting_columns, plain_table
+from talkerviz.render.terminal.console import COLUMN_GAP, fitting_columns, plain_table
 
 # Columns that are left out if there is no room, in this order.
 _OPTIONAL_COLUMNS = (
@@ -77,7 +77,7 @@ def _fit_unfolded(names: Sequence[str], columns: Sequence[Sequence[Text]], width
         max(*map(cell_len, heading), *(cell.cell_len for cell in column))
         for heading, column in zip(headings, columns, strict=True)
     )
-    return sum(widest) + BETWEEN * len(names) <= width and not any("\n" in cell.plain for cell in chain(*columns))
+    return sum(widest) + COLUMN_GAP * len(names) <= width and not any("\n" in cell.plain for cell in chain(*columns))
 
 
 def _side(name: str) -> str:

@@ -28,7 +28,7 @@ def check_timed(trace: TraceRecord, fmt: str) -> None:
 
 
 def compact(value: object) -> str:
-    """Encode JSON without spaces and without `\\u` escapes, which Perfetto shows undecoded."""
+    r"""Encode JSON without spaces and without `\u` escapes, which Perfetto shows undecoded."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 

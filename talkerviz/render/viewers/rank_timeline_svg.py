@@ -143,8 +143,8 @@ def _row(calls: pd.DataFrame, scale: _Scale, top: float, fill: str) -> Iterator[
     names = zip(*(calls[name][wide].astype(object) for name in ("path", "class", "host_ns", "error")), strict=True)
     for at, across, (path, kind, ns, error) in zip(x[wide], width[wide], names, strict=True):
         failed = not pd.isna(error)
-        said = f"{path} {kind}: {time_text(ns)}" + (f", {error}" if failed else "")
-        yield _rect(at, top, across, _ROW - 2, fill, said, FAILED if failed else "")
+        tooltip = f"{path} {kind}: {time_text(ns)}" + (f", {error}" if failed else "")
+        yield _rect(at, top, across, _ROW - 2, fill, tooltip, FAILED if failed else "")
         name = call_name(str(path), str(kind))
         yield _label(at, top + 11.5, across, (name, name.removesuffix(f" {kind}")), "")
 
@@ -155,12 +155,12 @@ def _collectives(held: pd.DataFrame, scale: _Scale, lanes: Mapping[int, float]) 
         top, middle = lanes[wait.rank], lanes[wait.rank] + _LANE / 2
         x, waiting, whole = scale.x(wait.start_ns), scale.width(wait.wait_ns), scale.width(wait.end_ns - wait.start_ns)
         names = (wait.kind,) if wait.begins else (f"wait for {wait.kind}", "wait")
-        said = f"{wait.module}.{wait.kind} among {wait.peers}: {time_text(wait.end_ns - wait.start_ns)}"
+        tooltip = f"{wait.module}.{wait.kind} among {wait.peers}: {time_text(wait.end_ns - wait.start_ns)}"
         if wait.wait_ns > 0:
-            said += f", {time_text(wait.wait_ns)} of it waiting for rank {wait.last}"
+            tooltip += f", {time_text(wait.wait_ns)} of it waiting for rank {wait.last}"
         if waiting > 0:
-            yield _rect(x, top, max(waiting, _MIN_WIDTH), _LANE - 2, _WAIT, said)
-        yield _rect(x + waiting, top, max(whole - waiting, _MIN_WIDTH), _LANE - 2, _TRANSFER, said)
+            yield _rect(x, top, max(waiting, _MIN_WIDTH), _LANE - 2, _WAIT, tooltip)
+        yield _rect(x + waiting, top, max(whole - waiting, _MIN_WIDTH), _LANE - 2, _TRANSFER, tooltip)
         if waiting < whole / 2:
             yield _label(x + waiting, top + 13, whole - waiting, names, "on")
         else:
@@ -203,15 +203,15 @@ def _axis(scale: _Scale, top: float, bottom: float) -> Iterator[str]:
         yield _text(x, top - 3, time_text(number * step) if number else "0", "soft middle")
 
 
-def _rect(x: float, y: float, width: float, height: float, fill: str, said: str = "", border: str = "") -> str:
+def _rect(x: float, y: float, width: float, height: float, fill: str, tooltip: str = "", border: str = "") -> str:
     stroke = f' stroke="{border}" stroke-width="1.5"' if border else ""
     # A small gap between neighbours, if there is room.
     shape = (
         f'x="{x:.2f}" y="{y:.1f}" width="{width - 0.6 if width > 2 else width:.2f}" height="{height:.1f}" fill="{fill}"'
     )
-    if not said:
+    if not tooltip:
         return f"<rect {shape}{stroke}/>\n"
-    return f"<rect {shape}{stroke}><title>{html.escape(one_line(said))}</title></rect>\n"
+    return f"<rect {shape}{stroke}><title>{html.escape(one_line(tooltip))}</title></rect>\n"
 
 
 def _label(x: float, y: float, width: float, texts: Sequence[str], kind: str) -> str:

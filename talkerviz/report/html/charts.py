@@ -159,8 +159,8 @@ def page_svg(drawn: bytes) -> tuple[str, tuple[float, float]]:
             for shape in part.iter():
                 tag = shape.tag.removeprefix(_SVG)
                 if tag in _SHAPES:
-                    said = {name: shape.get(name, "") for name in _KEPT if name in shape.attrib}
-                    kept = {name: value for name, value in said.items() if value not in _IMPLIED.get(name, ())}
+                    attributes = {name: shape.get(name, "") for name in _KEPT if name in shape.attrib}
+                    kept = {name: value for name, value in attributes.items() if value not in _IMPLIED.get(name, ())}
                     if tag == "text" and kept.get("fill") == INK:
                         del kept["fill"]
                     rounded = {name: _DECIMALS.sub(r"\1", value) for name, value in kept.items()}

@@ -118,7 +118,7 @@ class Slicer:
             columns["start"] = np.diff(columns["start"], prepend=began)
         data: dict[str, Any] = {"frame": frame, "began": began, "left_out": len(rows) - len(kept)}
         for name, values in columns.items():
-            # A column that says nothing is left out.
+            # A column without values is left out.
             if (values != (0 if name == "thread" else -1)).any():
                 data[name] = values.tolist()
         errors = self._errors.iloc[kept]
