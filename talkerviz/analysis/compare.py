@@ -72,12 +72,12 @@ def compare(before: TraceRecord, after: TraceRecord, by: str = "module") -> pd.D
     named = {"module": ["module", "class"], "class": ["class"], "layer": ["layer"], "phase": []}[by]
     if by == "class":
         rows = [row | {"class": name} for row, (_, name) in zip(rows, keys, strict=True)]
-    found: pd.DataFrame = pd.DataFrame(rows, columns=["phase", *named, *_FIGURES]).astype(_FIGURES)
+    table: pd.DataFrame = pd.DataFrame(rows, columns=["phase", *named, *_FIGURES]).astype(_FIGURES)
     if by != "phase":
-        moved = (found["self_after_ns"].fillna(0) - found["self_before_ns"].fillna(0)).abs()
-        found = found.iloc[np.argsort(-moved.to_numpy(dtype=float), kind="stable")].reset_index(drop=True)
-    found.attrs["clock"] = clock
-    return found
+        moved = (table["self_after_ns"].fillna(0) - table["self_before_ns"].fillna(0)).abs()
+        table = table.iloc[np.argsort(-moved.to_numpy(dtype=float), kind="stable")].reset_index(drop=True)
+    table.attrs["clock"] = clock
+    return table
 
 
 def slower(phases: pd.DataFrame, limit: float) -> pd.DataFrame:
@@ -273,8 +273,8 @@ def _names(calls: pd.DataFrame, by: str, class_names: Mapping[str, str]) -> pd.C
     }
     of_category = [names[str(category)] for category in column.cat.categories]
     different = _texts(of_category)
-    place = {text: number for number, text in enumerate(different)}
-    codes = np.array([place[text] for text in of_category], dtype=np.int64)[column.cat.codes.to_numpy()]
+    code_of = {text: number for number, text in enumerate(different)}
+    codes = np.array([code_of[text] for text in of_category], dtype=np.int64)[column.cat.codes.to_numpy()]
     return pd.Categorical.from_codes(codes, pd.Index(different))
 
 
@@ -283,9 +283,9 @@ def _class_names(before: TraceRecord, after: TraceRecord) -> tuple[dict[str, str
     ones, twos = ({str(name) for name in trace.calls["class"].unique()} for trace in (before, after))
     names: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for two in sorted(twos - ones):
-        fitting = [one for one in ones - twos if _alike(one, two)]
-        if fitting:
-            one = min(fitting, key=lambda name: (abs(len(name) - len(two)), name))
+        similar = [one for one in ones - twos if _alike(one, two)]
+        if similar:
+            one = min(similar, key=lambda name: (abs(len(name) - len(two)), name))
             names[0][one] = names[1][two] = min(one, two, key=len)
     return names
 

@@ -137,7 +137,7 @@ def _operations_box(rows: CallArrays, fold: Fold, name: str) -> Box:
     # A run may stop before the operation that the others end with.
     last = last[rows.name[last] == np.bincount(rows.name[last]).argmax()]
     _, named_first = np.unique(rows.name[fold.rows], return_index=True)
-    texts = [rows.names[rows.name[fold.rows[place]]].strip().partition(" ")[2] for place in sorted(named_first)]
+    texts = [rows.names[rows.name[fold.rows[index]]].strip().partition(" ")[2] for index in sorted(named_first)]
     of_input = fold.kind == "input"
     outputs = [rows.lists[number][1] for number in np.unique(rows.signature[fold.rows if of_input else last])]
     inputs = [rows.lists[number][0] for number in np.unique(rows.signature[first])]
@@ -213,15 +213,15 @@ def _range(low: int, high: int) -> str:
 def _details(lists: Sequence[tuple[Tensors, Tensors]]) -> tuple[str, ...]:
     """Format a line for each input and output tensor, if all calls have the same tensors."""
     shown: list[tuple[str, list[Tensors], int]] = []
-    for way, of_calls in (("in", [inputs for inputs, _ in lists]), ("out", [outputs for _, outputs in lists])):
+    for direction, of_calls in (("in", [inputs for inputs, _ in lists]), ("out", [outputs for _, outputs in lists])):
         of_calls = list({id(tensors): tensors for tensors in of_calls}.values())
         if len({tuple([tensor.name for tensor in tensors]) for tensors in of_calls}) == 1:
-            shown += [(way, of_calls, place) for place in range(len(of_calls[0]))]
+            shown += [(direction, of_calls, index) for index in range(len(of_calls[0]))]
     further = len(shown) - _MAX_DETAIL_LINES + 1 if len(shown) > _MAX_DETAIL_LINES else 0
     lines = []
-    for way, of_calls, place in shown[: len(shown) - further]:
-        first = of_calls[0][place]
-        sizes = _shapes([tensors[place : place + 1] for tensors in of_calls])
+    for direction, of_calls, index in shown[: len(shown) - further]:
+        first = of_calls[0][index]
+        sizes = _shapes([tensors[index : index + 1] for tensors in of_calls])
         several = f"{first.copies:,} of " if first.copies > 1 else ""
-        lines.append(f"{way} {first.name}: {several}{sizes} {first.dtype}")
+        lines.append(f"{direction} {first.name}: {several}{sizes} {first.dtype}")
     return (*lines, f"… {further} more") if further else tuple(lines)

@@ -62,9 +62,9 @@ def collapse_unchanged(graph: Graph, max_boxes: int) -> Graph:
     groups = [group for group, _ in _by_depth(graph.members)]
     same = {group.id for group in groups if not any(_changed(inner, touched) for inner in group.members)}
     graph = collapse_groups(graph, same)
-    depth = max((place for _, place in _by_depth(graph.members)), default=0)
+    depth = max((level for _, level in _by_depth(graph.members)), default=0)
     while len(graph.boxes) > max_boxes and depth > 0:
-        deepest = {group.id for group, place in _by_depth(graph.members) if place == depth}
+        deepest = {group.id for group, level in _by_depth(graph.members) if level == depth}
         graph = collapse_groups(replace(graph, members=_marked(graph.members, deepest, touched)), deepest)
         depth -= 1
     return graph
@@ -86,18 +86,18 @@ def _marked(members: Sequence[Member], ids: Set[str], touched: Set[str]) -> tupl
 
 def changes(graph: Graph) -> list[Box]:
     """Return changed boxes and headings, without the members of groups that only one run has."""
-    found: list[Box] = []
+    changed: list[Box] = []
 
     def look(members: Sequence[Member]) -> None:
         for member in members:
             box = heading(member)
             if box.change and box.kind != "phase":
-                found.append(box)
+                changed.append(box)
             if isinstance(member, Group) and box.change in (None, "changed"):
                 look(member.members)
 
     look(graph.members)
-    return found
+    return changed
 
 
 def _merged(
@@ -106,13 +106,13 @@ def _merged(
     """Merge the members of a group of both graphs, in the order of the second; fills `ids` with the new ids."""
     ones, twos = _keyed(before), _keyed(after)
     order = list(twos)
-    place = 0
+    position = 0
     for key in ones:  # a removed member keeps its predecessor
         if key in twos:
-            place = order.index(key) + 1
+            position = order.index(key) + 1
         else:
-            order.insert(place, key)
-            place += 1
+            order.insert(position, key)
+            position += 1
     merged: list[Member] = []
     for key in order:
         one, two = ones.get(key), twos.get(key)
@@ -128,13 +128,13 @@ def _merged(
 def _keyed(members: Sequence[Member]) -> dict[object, Member]:
     """Key members by kind, name without numbers, and occurrence."""
     times: Counter[object] = Counter()
-    found: dict[object, Member] = {}
+    keyed: dict[object, Member] = {}
     for member in members:
         box = heading(member)
         name = (box.kind, _NUMBERS.sub("#", box.name) if box.kind == "module" else box.name)
-        found[(name, times[name])] = member
+        keyed[(name, times[name])] = member
         times[name] += 1
-    return found
+    return keyed
 
 
 def _both(one: Member, two: Member, ids: tuple[dict[str, str], dict[str, str]]) -> Member:
@@ -187,12 +187,12 @@ def _merged_edges(
         }
         for graph, of in zip(graphs, ids, strict=True)
     )
-    found = []
+    merged = []
     for key in dict.fromkeys([*twos, *ones]):
         edge = twos.get(key) or ones[key]
         change: Change | None = None if key in ones and key in twos else "added" if key in twos else "removed"
-        found.append(replace(edge, source=key[0], target=key[1], change=change))
-    return tuple(found)
+        merged.append(replace(edge, source=key[0], target=key[1], change=change))
+    return tuple(merged)
 
 
 def _changed(member: Member, touched: Set[str]) -> bool:

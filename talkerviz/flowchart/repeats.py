@@ -62,19 +62,19 @@ class Items:
 
     def _make(self, wanted: Sequence[tuple[tuple[int, ...], int]]) -> None:
         """Create missing items; each is put before the item that follows it in its sequence."""
-        place = len(self.order)
+        position = len(self.order)
         new: list[int] = []  # reversed; inserted together, since each insertion moves the rest of the list
         for key in reversed(wanted):
             known = self._known.get(key)
             if known is not None:
-                self.order[place:place] = reversed(new)
+                self.order[position:position] = reversed(new)
                 new.clear()
-                place = self.order.index(known)
+                position = self.order.index(known)
             else:
                 self._known[key] = len(self.repeats)
                 new.append(len(self.repeats))
                 self.repeats.append(len(key[0]) > 1)
-        self.order[place:place] = reversed(new)
+        self.order[position:position] = reversed(new)
 
 
 _Run = tuple[int, int]
@@ -84,35 +84,35 @@ _Run = tuple[int, int]
 def _runs(keys: Sequence[int], operation: Sequence[bool]) -> list[_Run]:
     runs: list[_Run] = []
     begin = 0
-    for place in range(1, len(keys) + 1):
-        if place < len(keys) and keys[place] == keys[begin]:
+    for position in range(1, len(keys) + 1):
+        if position < len(keys) and keys[position] == keys[begin]:
             continue
-        if operation[begin] and place - begin < _MIN_EQUAL_OPERATIONS:
-            runs += [(single, single + 1) for single in range(begin, place)]
+        if operation[begin] and position - begin < _MIN_EQUAL_OPERATIONS:
+            runs += [(single, single + 1) for single in range(begin, position)]
         else:
-            runs.append((begin, place))
-        begin = place
+            runs.append((begin, position))
+        begin = position
     return runs
 
 
 def _turns(runs: list[_Run], keys: Sequence[int]) -> list[tuple[tuple[int, ...], list[list[_Run]]]]:
     """Group runs to alternations: the keys that alternate, usually a single one, and the runs of each turn."""
     names = [keys[begin] for begin, _ in runs]
-    next_place: dict[int, int] = {}
+    next_position: dict[int, int] = {}
     period_at = [1] * len(names)
-    for place in range(len(names) - 1, -1, -1):
-        period_at[place] = next_place.get(names[place], place + 1) - place
-        next_place[names[place]] = place
-    folded_runs = []
-    place = 0
-    while place < len(names):
-        period, turns = period_at[place], 1
-        turn_names = names[place : place + period]
-        while period > 1 and names[place + turns * period : place + (turns + 1) * period] == turn_names:
+    for position in range(len(names) - 1, -1, -1):
+        period_at[position] = next_position.get(names[position], position + 1) - position
+        next_position[names[position]] = position
+    grouped = []
+    position = 0
+    while position < len(names):
+        period, turns = period_at[position], 1
+        turn_names = names[position : position + period]
+        while period > 1 and names[position + turns * period : position + (turns + 1) * period] == turn_names:
             turns += 1
         if turns < _MIN_TURNS:
             period, turns = 1, 1
-        members = [runs[place + turn * period : place + (turn + 1) * period] for turn in range(turns)]
-        folded_runs.append((tuple(names[place : place + period]), members))
-        place += period * turns
-    return folded_runs
+        members = [runs[position + turn * period : position + (turn + 1) * period] for turn in range(turns)]
+        grouped.append((tuple(names[position : position + period]), members))
+        position += period * turns
+    return grouped

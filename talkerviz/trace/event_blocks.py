@@ -92,10 +92,8 @@ def read_blocks(source: Path | bytes, size: int | None = None) -> Iterator[list[
 
 def _damaged(at: int) -> DamagedError:
     if at == 0:
-        return DamagedError("its beginning is not as it was written")
-    return DamagedError(
-        f"what is behind its first {at:,} bytes is not as it was written; these can be read: head -c {at}"
-    )
+        return DamagedError("its first block is corrupt")
+    return DamagedError(f"it is corrupt behind its first {at:,} bytes; recover those with head -c {at}")
 
 
 def _is_beginning(head: bytes, at: int) -> bool:
@@ -111,7 +109,7 @@ def _parts(body: bytes, most: int) -> list[bytes]:
     count = int.from_bytes(body[:4], "little")
     begin = 4 + 8 * count
     if count > _MAX_PARTS or len(body) < begin:
-        raise DamagedError("a block has other parts than it should")
+        raise DamagedError("a block has a wrong number of parts")
     sizes = struct.unpack_from(f"<{count}Q", body, 4)
     content = decompress(body[begin:], sum(sizes), most, "its blocks")
     parts, at = [], 0

@@ -177,7 +177,7 @@ def _blocks_of(source: Path | bytes, size: int | None = None) -> Iterator[_Block
     next(blocks, None)
     for content in blocks:
         if len(content) != 3:
-            raise DamagedError("a block has other parts than it should")
+            raise DamagedError("a block has a wrong number of parts")
         header = parse_json(content[0], "names")
         if not isinstance(header, dict):
             raise DamagedError("names are no JSON object")
@@ -240,7 +240,7 @@ def _read_log(source: Path | bytes, size: int) -> Log:
             threads.add(thread)
     origin_ns, facts = opening["origin_ns"], opening["facts"]
     if not isinstance(origin_ns, int) or abs(origin_ns) >= 1 << 62 or not isinstance(facts, dict):
-        raise DamagedError("its header is of other types than it should")
+        raise DamagedError("its header has values of wrong types")
     return Log(
         source,
         (*known_modules, *names.joined),
@@ -284,7 +284,7 @@ def _check_events(columns: _Columns, names: Names, modules: int) -> None:
     ]
     for is_wrong, kind in wrong:
         if is_wrong:
-            raise DamagedError(f"an event has a {kind} that is not there")
+            raise DamagedError(f"an event refers to a missing {kind}")
 
 
 def _outside(values: np.ndarray, least: int, end: int) -> bool:

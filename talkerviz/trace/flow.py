@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from talkerviz.trace.call_tree import parent_rows
-from talkerviz.trace.schema import NAME, Tensors, tensor_infos
+from talkerviz.trace.schema import NAME, TensorInfo, Tensors, tensor_infos
 
 OPS = pa.schema(
     [
@@ -189,7 +189,7 @@ def _read_table(source: io.BytesIO, schema: pa.Schema, budget: int) -> pa.Table:
     reader = pa.ipc.open_stream(source)
     wanted = schema.append(_BACK) if _BACK.name in reader.schema.names and schema is EDGES else schema
     if not reader.schema.equals(wanted):
-        raise ValueError("its flow has other columns than it should")
+        raise ValueError("its flow has wrong columns")
     batches, size = [], 0
     for batch in reader:
         batch.validate(full=True)
@@ -290,12 +290,14 @@ def _between(lists: np.ndarray, low: np.ndarray, high: np.ndarray, ratio: np.nda
 
 def between(low: Tensors, high: Tensors, ratio: float) -> Tensors:
     """Interpolate the sizes of two lists of the same tensors: low + ratio * (high - low)."""
-    if [(one.name, len(one.shape)) for one in low] != [(one.name, len(one.shape)) for one in high]:
+    if [(tensor.name, len(tensor.shape)) for tensor in low] != [(tensor.name, len(tensor.shape)) for tensor in high]:
         return low
-    return tuple(
-        one._replace(shape=tuple(max(round(a + (b - a) * ratio), 0) for a, b in zip(one.shape, two.shape, strict=True)))
-        for one, two in zip(low, high, strict=True)
-    )
+
+    def shape(small: TensorInfo, large: TensorInfo) -> tuple[int, ...]:
+        sizes = zip(small.shape, large.shape, strict=True)
+        return tuple(max(round(least + (most - least) * ratio), 0) for least, most in sizes)
+
+    return tuple(small._replace(shape=shape(small, large)) for small, large in zip(low, high, strict=True))
 
 
 def _edges_of_all_frames(

@@ -70,19 +70,21 @@ def join(trace: RecordT, other: TraceRecord) -> RecordT:
     return replace(trace, calls=trace.calls.assign(**measured), facts={**new, **trace.facts}, flow=flow)
 
 
-def _difference(one: pd.DataFrame, two: pd.DataFrame, tensors: Sequence[str], but_of: Collection[str]) -> str | None:
+def _difference(
+    first: pd.DataFrame, second: pd.DataFrame, tensors: Sequence[str], but_of: Collection[str]
+) -> str | None:
     """Describe the first difference between two runs' calls; None if there is none.
 
     Tensors of calls whose path is in `but_of` are not compared.
     """
-    if len(one) != len(two):
-        return f"the second run made {len(two):,} calls, the first {len(one):,}"
+    if len(first) != len(second):
+        return f"the second run made {len(second):,} calls, the first {len(first):,}"
     for name in (*_SAME_CALLS, *tensors):
-        unlike = one[name].astype(object).to_numpy() != two[name].astype(object).to_numpy()
+        unlike = first[name].astype(object).to_numpy() != second[name].astype(object).to_numpy()
         if name in tensors:
-            unlike &= ~one["path"].isin(but_of).to_numpy()
+            unlike &= ~first["path"].isin(but_of).to_numpy()
         differs = unlike.nonzero()[0]
         if len(differs):
-            row = one.iloc[int(differs[0])]
+            row = first.iloc[int(differs[0])]
             return f"the second run differs at call {row['call']:,}, {row['path']}, in its {name}"
     return None

@@ -43,8 +43,8 @@ def merge(traces: Sequence[RecordT]) -> RecordT:
             raise ValueError("merge: one of the traces is of no rank; record several processes, as under torchrun")
     traces = sorted(traces, key=_rank)
     ranks = [_rank(trace) for trace in traces]
-    if twice := sorted({rank for rank in ranks if ranks.count(rank) > 1}):
-        raise ValueError(f"merge: rank {twice[0]} is there twice; give one trace of each rank")
+    if duplicates := sorted({rank for rank in ranks if ranks.count(rank) > 1}):
+        raise ValueError(f"merge: rank {duplicates[0]} occurs twice; give one trace of each rank")
     if len(sizes := sorted({trace.facts["process"]["world_size"] for trace in traces})) > 1:
         raise ValueError(f"merge: ranks of different runs, one of {sizes[0]} and one of {sizes[1]} processes")
 

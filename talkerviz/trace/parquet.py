@@ -180,7 +180,7 @@ def read_trace(
     except DamagedError:
         raise
     except MemoryError as error:
-        raise DamagedError("it takes more memory than there is") from error
+        raise DamagedError("it takes more memory than is available") from error
     except Exception as error:
         raise DamagedError(_reason(error)) from error
 
@@ -209,7 +209,7 @@ def _read(
     if (crc := metadata.get(_CHECKSUM.encode())) is not None:
         texts = {name: metadata[name.encode()] for name in _CHECKED if name.encode() in metadata}
         if checksum(texts).encode() != crc:
-            raise DamagedError("its metadata are not as they were written")
+            raise DamagedError("its metadata do not match their checksum")
     rows = file.metadata.num_rows
     if not 0 <= rows <= _MIN_ROWS + _ROWS_PER_BYTE * file_bytes:
         raise DamagedError(f"it claims {rows:,} calls in {file_bytes:,} bytes")

@@ -44,13 +44,13 @@ def as_one_run(trace: RecordT) -> RecordT:
     runs = whole_runs(trace)
     if calls["run"].nunique() < 2:
         return trace
-    one = trace.select(run=runs[0])
-    same = [one.calls]
+    first_run = trace.select(run=runs[0])
+    same = [first_run.calls]
     for run in runs[1:]:
         other = calls[calls["run"] == run]
-        if len(other) == len(one.calls) and all(
+        if len(other) == len(first_run.calls) and all(
             (ours.to_numpy() == theirs.to_numpy()).all()
-            for ours, theirs in ((_paths(one.calls), _paths(other)), (one.calls["depth"], other["depth"]))
+            for ours, theirs in ((_paths(first_run.calls), _paths(other)), (first_run.calls["depth"], other["depth"]))
         ):
             same.append(other)
     began = [_began(run) for run in same]
@@ -60,7 +60,7 @@ def as_one_run(trace: RecordT) -> RecordT:
         shift = [time if name.endswith("start_ns") else 0.0 for time in began]
         times = [run[name].to_numpy(dtype=float, na_value=np.nan) - less for run, less in zip(same, shift, strict=True)]
         mean = np.round(np.mean(times, axis=0) + shift[0])
-        means[name] = pd.Series(pd.array(mean, dtype="Float64"), index=one.calls.index).astype("Int64")
+        means[name] = pd.Series(pd.array(mean, dtype="Float64"), index=first_run.calls.index).astype("Int64")
     facts = {**trace.facts, "mean_of_runs": len(same)}
     ends = [end_of_run(trace, int(run["run"].iloc[0])) for run in same]
     known = [end - time for end, time in zip(ends, began, strict=True) if end is not None]
@@ -68,7 +68,7 @@ def as_one_run(trace: RecordT) -> RecordT:
         mean_end = round(float(np.mean(known)) + began[0]) if len(known) == len(same) else None
         first = mean_end and {**facts["run_ends"][runs[0]], "ns": mean_end}
         facts["run_ends"] = [*[None] * runs[0], first]
-    return replace(one, calls=one.calls.assign(**means), facts=facts)
+    return replace(first_run, calls=first_run.calls.assign(**means), facts=facts)
 
 
 def _paths(calls: pd.DataFrame) -> pd.Series:

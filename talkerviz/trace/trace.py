@@ -224,7 +224,7 @@ class TraceRecord:
         except DamagedError:
             raise
         except MemoryError as error:
-            raise DamagedError("it takes more memory than there is") from error
+            raise DamagedError("it takes more memory than is available") from error
         except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise DamagedError(f"its content does not fit: {' '.join(repr(error).split())}") from error
         return cls(calls, log.modules, facts, collections=collections)

@@ -307,12 +307,12 @@ def check_collections_json(columns: Any) -> dict[str, list[int]]:
         DamagedError: the columns, their lengths or their values are wrong.
     """
     if not isinstance(columns, dict) or set(columns) != set(COLLECTIONS.names):
-        raise DamagedError("garbage collections have other columns than they should")
+        raise DamagedError("garbage collections have wrong columns")
     lists = [column for column in columns.values() if isinstance(column, list)]
     if len(lists) < len(columns) or len({len(column) for column in lists}) > 1:
         raise DamagedError("garbage collections have columns of unequal lengths")
     if not all(_is_int(value) and abs(value) < 1 << 63 for column in lists for value in column):
-        raise DamagedError("garbage collections hold what is no number")
+        raise DamagedError("garbage collections hold a value that is no integer")
     return columns
 
 
@@ -444,7 +444,7 @@ def check_facts(facts: Any) -> None:
     common = {name: value for name, value in facts.items() if name not in ("processes", "clocks")}
     for process in facts["processes"]:
         if "processes" in process["differs"]:
-            raise DamagedError("a rank of it has ranks")
+            raise DamagedError("one of its ranks is merged itself")
         check_facts({**common, **process["differs"]})
 
 
@@ -454,12 +454,12 @@ def _check_ranks(calls: pd.DataFrame, modules: Sequence[ModuleInfo], facts: Mapp
     processes = facts["processes"]
     ranks = [process["rank"] for process in processes]
     if len(set(ranks)) < len(ranks):
-        raise DamagedError("one of its ranks is there twice")
+        raise DamagedError("one of its ranks occurs twice")
     unknown = np.setdiff1d(calls["rank"].to_numpy(), ranks)
     if len(unknown):
         raise DamagedError(f"calls have the rank {unknown[0]}, and its facts have {', '.join(map(str, ranks))}")
     if sum(process["modules"] for process in processes) != len(modules):
-        raise DamagedError("its ranks have more or fewer modules than there are")
+        raise DamagedError("the module counts of its ranks do not add up")
 
 
 # The flow of tensors.
@@ -495,7 +495,7 @@ def _check_flow(flow: Flow, number: np.ndarray) -> None:
     # An inferred frame refers to the start of a followed frame.
     own = (begin == at) & (until > at)
     if not np.isin(begin[begin != at], begin[own]).all():
-        raise DamagedError("a frame of its flow is made like one that is not there")
+        raise DamagedError("a frame of its flow refers to a missing frame")
     back = edges["back"].to_numpy()
     if len(back) and not 0 <= back.min() <= back.max() <= len(frames):
         raise DamagedError("an edge of its flow goes back further than the run")
@@ -508,7 +508,7 @@ def _check_flow(flow: Flow, number: np.ndarray) -> None:
     _check_range("frame's number", at, np.where(missing, 0, values), 0, MAX_NUMBER)
     moved = frames["calls"].to_numpy(np.int64)
     if len(moved) and np.abs(moved.astype(np.float64)).max() > MAX_NUMBER:
-        raise DamagedError("a frame of its flow has calls that are not there")
+        raise DamagedError("a frame of its flow has missing calls")
     rows = np.repeat(begin - (np.cumsum(length) - length), length) + np.arange(int(length.sum()))
     more = np.repeat(moved, length)
     _check_op_calls(np.where(call[rows] >= 0, call[rows] + more, call[rows]), after[rows] + more, number)
@@ -524,7 +524,7 @@ def _check_op_calls(call: np.ndarray, after: np.ndarray, number: np.ndarray) -> 
             inside = calls >= 0
             wrong = np.flatnonzero(inside & (number[np.searchsorted(number, np.where(inside, calls, 0))] != calls))
         if len(wrong):
-            raise DamagedError(f"an operation of its flow {name} call {calls[wrong[0]]}, which is not there")
+            raise DamagedError(f"an operation of its flow {name} call {calls[wrong[0]]}, which is missing")
 
 
 def _shown(value: Any) -> str:

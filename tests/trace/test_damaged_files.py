@@ -194,7 +194,7 @@ def test_metadata_changed_in_place(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert b'"model": "Net"' in content
     path.write_bytes(content.replace(b'"model": "Net"', b'"model": "Nat"'))
-    with pytest.raises(TraceError, match="its metadata are not as they were written"):
+    with pytest.raises(TraceError, match="its metadata do not match their checksum"):
         Trace.load(path)
 
 

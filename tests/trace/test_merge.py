@@ -183,7 +183,7 @@ def test_what_cannot_be_merged() -> None:
     three = rank_traces(late(0, 3), [0, 0, 0])
     for given_traces, said in (
         (traces[:1], "two ranks or more"),
-        ([traces[0], traces[0]], "rank 0 is there twice"),
+        ([traces[0], traces[0]], "rank 0 occurs twice"),
         ([traces[0], three[1]], "ranks of different runs, one of 2 and one of 3 processes"),
         ([traces[0], sample_trace()], "of no rank"),
         ([merge(traces), traces[1]], "merged already"),
