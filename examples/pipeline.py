@@ -1,6 +1,6 @@
 """Layers one behind the other, on a rank each: what one makes of a batch it sends to the next.
 
-    torchrun --standalone --nproc-per-node 4 -m talkerviz trace examples.pipeline:stage -o run.parquet
+    torchrun --standalone --nproc-per-node 4 -m talkerviz trace -o run.parquet examples.pipeline:stage
     talkerviz merge run.rank*.parquet -o run.parquet
     talkerviz show run.parquet --ranks
     talkerviz render run.parquet -f timeline -o ranks.svg

@@ -1,6 +1,6 @@
 """Layers split over ranks: each has some of the hidden numbers, and `all_reduce` adds up what they make of them.
 
-    torchrun --standalone --nproc-per-node 2 -m talkerviz trace examples.tensor_parallel:uneven -o run.parquet
+    torchrun --standalone --nproc-per-node 2 -m talkerviz trace -o run.parquet examples.tensor_parallel:uneven
     talkerviz merge run.rank*.parquet -o run.parquet
     talkerviz show run.parquet --ranks
     talkerviz render run.parquet -f timeline -o ranks.svg

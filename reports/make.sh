@@ -48,7 +48,7 @@ talkerviz diff "$trace" "$theirs" -f svg -o lite-cpu/transformers-diff.svg
 talkerviz diff "$trace" "$theirs" -f markdown -o lite-cpu/transformers-diff.md
 # Other models.
 for model in llama whisper vit; do
-  (cd .. && talkerviz trace "examples.transformers_models:$model" --warmup 1 -o "$work/$model.parquet" > /dev/null)
+  (cd .. && talkerviz trace --warmup 1 -o "$work/$model.parquet" "examples.transformers_models:$model" > /dev/null)
   talkerviz render "$work/$model.parquet" -f svg -o "lite-cpu/$model.svg"
 done
 # Two processes of which one has more to do, and a pipeline of four.
@@ -58,7 +58,7 @@ for of in "2 tensor_parallel:uneven" "4 pipeline:stage"; do
   name=${target%%:*}
   trace=$work/$name.parquet
   (cd "$work" && PYTHONPATH=$OLDPWD/.. OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node "$count" \
-    -m talkerviz trace "examples.$target" --warmup 1 -o "$name.parquet" > /dev/null)
+    -m talkerviz trace --warmup 1 -o "$name.parquet" "examples.$target" > /dev/null)
   talkerviz merge "$work/$name".rank*.parquet -o "$trace" > /dev/null
   talkerviz show "$trace" --ranks > "ranks/$name.txt"
   talkerviz render "$trace" -f timeline -o "ranks/$name.svg"

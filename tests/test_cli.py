@@ -420,7 +420,7 @@ def test_cost_of_a_run_that_is_never_the_same(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     Path("changing.py").write_text(CHANGES_ITS_MIND)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert talkerviz(monkeypatch, "trace", "changing:make", "--cost") == 0
+    assert talkerviz(monkeypatch, "trace", "--cost", "changing:make") == 0
     said = capsys.readouterr().err
     assert "--cost: the second run differs at call 0, model, in its inputs: what is run must do the same each" in said
     assert "--flow" not in said
