@@ -91,8 +91,8 @@ class Reader:
         self.capfd.readouterr()
         if words[0] == "talkerviz":
             code = talkerviz(self.monkeypatch, *words[1:])
-            if words[1] == "trace" and words[-1] in SLOW:
-                timed(Trace.load(words[-1]), SLOW[words[-1]]).save(words[-1])
+            for file in SLOW.keys() & set(words) if words[1] == "trace" else ():
+                timed(Trace.load(file), SLOW[file]).save(file)
         elif words[0] == "pytest":
             self.forget()
             code = int(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", *words[1:]]))
