@@ -42,9 +42,13 @@ def make():
             net(torch.ones(1, 4))
 
     return net, run
+"""
+READS_NONE = """
+import torch
+from torch import nn
 
 
-def plain():
+def make():
     net = nn.Linear(4, 4)
     return net, lambda: net(torch.ones(1, 4))
 """
@@ -56,8 +60,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     Path("llama").mkdir()
     Path("llama/config.json").write_text(json.dumps(LLAMA))
-    Path("steps.py").write_text(READS_ARGUMENTS)
-    monkeypatch.delitem(sys.modules, "steps", raising=False)
+    for name, text in {"steps": READS_ARGUMENTS, "without_steps": READS_NONE}.items():
+        Path(f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 
@@ -99,11 +104,20 @@ def test_a_model_generates_the_tokens_asked_for(folder: Path, monkeypatch: pytes
         ("steps.py", "steps.py: name a function in it, as steps:FUNCTION"),
         ("call nosuch:f", "target 'nosuch:f': No module named 'nosuch'"),
         ("call steps", "target 'steps': name a function, as package.module:function"),
-        ("steps:plain -o r.parquet", "it does not read sys.argv, so nothing reads -o r.parquet; write options of"),
-        ("--preset tiny steps:plain", "--preset: only for `trace talker` and `trace code2wav`, not for `trace call`; "),
+        (
+            "without_steps:make -o r.parquet",
+            "it does not read sys.argv, so nothing reads -o r.parquet; write options of",
+        ),
+        (
+            "--preset tiny without_steps:make",
+            "--preset: only for `trace talker` and `trace code2wav`, not for `trace call`; ",
+        ),
         ("model llama --frames 3", "--frames: only for `trace talker` and `trace code2wav`, not for `trace model`"),
         ("talker --batch 2", "--batch: only for `trace model`, not for `trace talker`"),
-        ("call --nosuch steps:plain", "--nosuch: no such option of `trace call`; write options of the function after"),
+        (
+            "call --nosuch without_steps:make",
+            "--nosuch: no such option of `trace call`; write options of the function after",
+        ),
         ("--nosuch", "No such option: --nosuch; see talkerviz trace talker --help"),
         ("model missing", "missing: no such file"),
         ("model llama --device meta --max-new-tokens 3", "--max-new-tokens: on the meta device it makes one forward"),
