@@ -275,11 +275,11 @@ def test_capture_says_what_it_wrote(
 
 
 BAD_CAPTURES = {
-    "nothing": ([], "nothing is said: give --text, --audio or --image"),
+    "nothing": ([], "no input: give --text, --audio or --image"),
     "no such file": (["--audio", "absent.wav"], "absent.wav: no such file"),
     "no sound": (["--audio", "{omni}/picture.png"], "picture.png: not a sound file that can be read"),
     "no picture": (["--image", "{omni}/sound.wav"], "sound.wav: not a picture that can be read"),
-    "meta": (["--text", "Hi", "--device", "meta"], "--device meta: nothing is computed there"),
+    "meta": (["--text", "Hi", "--device", "meta"], "--device meta: it computes no values"),
     "no folder": (["--text", "Hi", "--checkpoint", "absent"], "absent: no such folder"),
     "no place": (["--text", "Hi", "-o", "absent/inputs.safetensors"], "absent/inputs.safetensors: no such folder"),
     "a placeholder": (["--text", "Is <|image_pad|> one?"], "<|image_pad|>"),
