@@ -418,7 +418,7 @@ def test_inputs_on_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--prompt-tokens", "5"], "--prompt-tokens: --inputs says how many tokens there are"),
         (["--text-tokens", "5"], "--text-tokens: --inputs says how many tokens there are"),
         (["--preset", "lite"], "tensor 'special' is 96 wide: this talker's thinker is 2048 wide"),
-        (["package:function"], "--inputs: for talker, not for package:function"),
+        (["package:function"], "--inputs: only for `trace talker`, not for `trace call`"),
     ],
 )
 def test_inputs_that_do_not_apply(
