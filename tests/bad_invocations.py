@@ -179,6 +179,33 @@ def _of_trace() -> Iterator[list[str]]:
         "a:b:c",
     ):
         yield ["trace", target]
+    for target in ("missing", "text.txt", "list.json", "folder", "config", "half", "", LONG_NAME):
+        yield ["trace", "model", target]
+    for option in ("--max-new-tokens", "--prompt-tokens", "--batch"):
+        for number in BAD_NUMBERS[:-1]:
+            yield ["trace", "model", "config", option, number]
+    for function in ("number", "raises", "leaves", "pair", "fails", "nosuch", ""):
+        yield ["trace", "call", f"targets:{function}"]
+        yield ["trace", "--no-flow", f"targets:{function}", "--steps", "3"]
+    for arguments in (
+        ["call"],
+        ["model"],
+        ["call", "targets"],
+        ["call", "--nosuch", "targets:fails"],
+        ["--frames", "1", "targets:fails"],
+        ["targets:fails", "-o", "r.parquet"],
+        ["model", "config", "--frames", "3"],
+        ["model", "config", "--speaker", "ethan"],
+        ["talker", "--batch", "2"],
+        ["talker", "--max-new-tokens", "2"],
+        ["talker", "extra"],
+        ["code2wav", "--inputs", "text.txt"],
+        ["code2wav", "--device", "meta"],
+        ["nosuch", "talker"],
+        ["--nosuch", "talker"],
+        ["--depth"],
+    ):
+        yield ["trace", *arguments]
     for codes in ("missing", "text.txt", "list.json", "large.json", "deep.json", "folder"):
         yield ["trace", "code2wav", "--preset", "tiny", "--codes", codes]
 

@@ -65,7 +65,10 @@ class _TargetGroup(TyperGroup):
     def _with_subcommand(self, args: list[str], resilient: bool) -> list[str]:
         position = 0
         takes_value = {name for command in self.commands.values() for name in _valued_options(command)}
+        known = {name for command in self.commands.values() for name in _options(command)}
         while position < len(args) and args[position].startswith("-"):
+            if args[position].startswith("--") and args[position].partition("=")[0] not in known:
+                return ["talker", *args]  # whose parser rejects it
             position += 2 if args[position] in takes_value else 1
         if position >= len(args):
             return ["talker", *args]
@@ -85,7 +88,8 @@ class _TargetCommand(TyperCommand):
         except Exception as error:
             if not hasattr(error, "possibilities") or ctx.parent is None:
                 raise
-            option, group = getattr(error, "option_name", ""), ctx.parent.command
+            option: str = error.option_name  # type: ignore[attr-defined]
+            group = ctx.parent.command
             owners = [f"`trace {name}`" for name, command in group.commands.items() if option in _options(command)]
             after = "; write options of the function after its name" if self.name == "call" else ""
             if owners:
@@ -116,7 +120,7 @@ def _kind_of(target: str) -> str:
     path = Path(target)
     if target.endswith(".py"):
         raise ValueError(f"{target}: name a function in it, as {'.'.join(path.with_suffix('').parts)}:FUNCTION")
-    if target.endswith(".json") or path.is_dir():
+    if target.endswith(".json") or (target and path.is_dir()):
         return "model"
     if ":" in target:
         return "call"

@@ -67,14 +67,16 @@ def function_target(spec: str, arguments: Sequence[str] = ()) -> Target:
         dotted_name = module_name.removesuffix(".py").replace("/", ".")
         hint = f"; write {dotted_name}:{function_name}, without .py" if module_name.endswith(".py") else ""
         raise ValueError(f"target {spec!r}: {error}{hint}") from error
-    except (Exception, SystemExit) as error:
-        _let_help_through(error, arguments)
+    except SystemExit as stop:
+        raise _stopped(stop, spec, f"importing {module_name}", arguments) from stop
+    except Exception as error:
         raise ValueError(f"target {spec!r}: importing {module_name} raised {cause_of(error)}") from error
     try:
         with _as_sys_argv(argv):
             returned = function()
-    except (Exception, SystemExit) as error:
-        _let_help_through(error, arguments)
+    except SystemExit as stop:
+        raise _stopped(stop, spec, "the function", arguments) from stop
+    except Exception as error:
         raise ValueError(f"target {spec!r}: the function raised {cause_of(error)}") from error
     if wrong := _wrong_with(returned):
         raise ValueError(f"target {spec!r}: the function must return (model, callable): {wrong}")
@@ -111,10 +113,11 @@ def _as_sys_argv(argv: list[str]) -> Iterator[None]:
         sys.argv = ours
 
 
-def _let_help_through(error: BaseException, arguments: Sequence[str]) -> None:
-    """Raise the SystemExit with which argparse ends once it has printed help."""
-    if isinstance(error, SystemExit) and not error.code and any(option in arguments for option in _HELP_OPTIONS):
-        raise error
+def _stopped(stop: SystemExit, spec: str, what: str, arguments: Sequence[str]) -> BaseException:
+    """Return the error to raise for an exit: itself where argparse has printed help."""
+    if not stop.code and any(option in arguments for option in _HELP_OPTIONS):
+        return stop.with_traceback(None)
+    return ValueError(f"target {spec!r}: {what} exited with code {stop.code or 0} before it returned a model")
 
 
 def _wrong_with(returned: object) -> str | None:

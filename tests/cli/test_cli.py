@@ -196,7 +196,7 @@ def test_without_graphviz_the_dot_is_kept(
 def test_with_nothing_said_it_says_what_there_is(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     assert talkerviz(monkeypatch) == 0
     said = capsys.readouterr()
-    assert {"trace", "show", "render", "doctor"} <= {line.split()[0] for line in said.out.splitlines() if line.strip()}
+    assert {"trace", "show", "render", "doctor"} <= {line.strip("│ ").split(" ")[0] for line in said.out.splitlines()}
     assert said.err == ""
 
 
@@ -204,6 +204,7 @@ def test_every_command_is_listed_with_its_file() -> None:
     for file, _ in COMMANDS.values():
         import_module(f"talkerviz.cli.{file}")
     calls = {one.name or one.callback.__name__: one.callback for one in app.registered_commands if one.callback}
+    calls |= {one.name: one.typer_instance.registered_commands[0].callback for one in app.registered_groups}
     found = {name: call.__module__.removeprefix("talkerviz.cli.") for name, call in calls.items()}
     assert found == {name: file for name, (file, _) in COMMANDS.items()}
 
@@ -216,7 +217,7 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["trace", "--frames", "many"], "Invalid value for '--frames'"),
         (["trace", "--nosuch"], "No such option"),
         (["trace", "nosuch.module:f"], "No module named 'nosuch'"),
-        (["trace", "nosuch"], "give `talker`, `code2wav`, a folder with a config.json, or `package.module:function`"),
+        (["trace", "nosuch"], "give talker, code2wav, a folder with a config.json, or package.module:function"),
         (["trace", "-o", "/nosuch/r.parquet"], "no such folder /nosuch"),
         (["trace", "-o", "folder"], "folder: is a directory: name a file"),
         (["render", "good.parquet", "-f", "svg", "-o", "folder"], "folder: is a directory: name a file"),
@@ -232,16 +233,28 @@ def bad_inputs() -> list[tuple[list[str], str]]:
         (["trace", "--preset", "tiny", "--exclude", "*"], "no module is left to record: widen --include"),
         (["trace", "--device", "meta", "--codes", "c.json"], "--codes: the meta device computes no codes"),
         (["trace", "--device", "meta", "--impl", "transformers"], "--device meta: transformers' talker reads values"),
-        (["trace", "code2wav", "--speaker", "ethan2"], "--speaker: for talker, not for code2wav"),
-        (["trace", "some.module:f", "--preset", "tiny"], "--preset: for talker or code2wav, not for some.module:f"),
-        (["trace", "some.module:f", "--codes", "c.json"], "--codes: for talker or code2wav, not for some.module:f"),
-        (["trace", "some.module:f", "--frames", "8"], "--frames: for talker or code2wav or a config, not for some"),
-        (["trace", "some.module:f", "--device", "cpu"], "--device: for talker or code2wav or a config, not for some"),
-        (["trace", "--preset", "tiny", "--checkpoint", "folder"], "--preset: --checkpoint says which talker it is"),
+        (["trace", "code2wav", "--speaker", "ethan2"], "--speaker: only for `trace talker`, not for `trace code2wav`"),
+        (
+            ["trace", "--preset", "tiny", "some.module:f"],
+            "--preset: only for `trace talker` and `trace code2wav`, not for",
+        ),
+        (
+            ["trace", "--codes", "c.json", "some.module:f"],
+            "--codes: only for `trace talker` and `trace code2wav`, not for",
+        ),
+        (
+            ["trace", "--frames", "8", "some.module:f"],
+            "--frames: only for `trace talker` and `trace code2wav`, not for",
+        ),
+        (
+            ["trace", "call", "--device", "cpu", "some.module:f"],
+            "--device: only for `trace talker` and `trace code2wav`",
+        ),
+        (["trace", "--preset", "tiny", "--checkpoint", "folder"], "--preset: --checkpoint says which weights they are"),
         (["trace", "--peaks", "missing.json"], "missing.json: No such file or directory"),
         (["trace", "--peaks", "text.txt"], "text.txt: holds no peaks; make them with `talkerviz doctor --measure"),
-        (["doctor", "-o", "p.json"], "-o: only what --measure finds is written"),
-        (["doctor", "--measure", "--device", "meta"], "--device meta: nothing is computed there"),
+        (["doctor", "-o", "p.json"], "-o: nothing to write without --measure"),
+        (["doctor", "--measure", "--device", "meta"], "--device meta: it computes no values"),
         (["show", "missing.parquet"], "missing.parquet: no such file"),
         (["tree", "cut.parquet"], "cut.parquet: a trace that is cut short or damaged"),
         (["render", "text.txt", "-f", "svg"], "text.txt: not a talkerviz"),
@@ -413,7 +426,7 @@ def test_cost_of_a_run_that_is_never_the_same(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     Path("changing.py").write_text(CHANGES_ITS_MIND)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert talkerviz(monkeypatch, "trace", "changing:make", "--cost") == 0
+    assert talkerviz(monkeypatch, "trace", "--cost", "changing:make") == 0
     said = capsys.readouterr().err
     assert "--cost: the second run differs at call 0, model, in its inputs: what is run must do the same each" in said
     assert "--flow" not in said

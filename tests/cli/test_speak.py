@@ -158,7 +158,7 @@ def test_a_checkpoint_speaks_a_thinkers_answer(
     assert "talkerviz:" not in capfd.readouterr().err
 
     assert talkerviz(monkeypatch, "speak", "--checkpoint", directory, "--frames", 2, "-o", wav) == 0
-    assert "what is said is random" in capfd.readouterr().err
+    assert "the inputs are random" in capfd.readouterr().err
 
 
 def spoken_in_vain(frames: int, stop: BaseException | None = None) -> Any:
@@ -241,10 +241,10 @@ def test_times_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ("args", "said"),
     [
         (("--codes", "{tmp}/none.json"), "none.json: no such file"),
-        (("--codes", "{tmp}/c.json", "--greedy"), "--greedy: --codes is what is spoken"),
-        (("--codes", "{tmp}/c.json", "--speaker", "ethan"), "--speaker: --codes is what is spoken"),
-        (("--codes", "{tmp}/c.json", "--top-p", "0.5"), "--top-p: --codes is what is spoken"),
-        (("--greedy", "--top-k", "3"), "--top-k: --greedy draws none"),
+        (("--codes", "{tmp}/c.json", "--greedy"), "--greedy: not with --codes, which replaces the talker"),
+        (("--codes", "{tmp}/c.json", "--speaker", "ethan"), "--speaker: not with --codes, which replaces the talker"),
+        (("--codes", "{tmp}/c.json", "--top-p", "0.5"), "--top-p: not with --codes, which replaces the talker"),
+        (("--greedy", "--top-k", "3"), "--top-k: not with --greedy, which does not sample"),
         (("--temperature", "0"), "'--temperature': must be above 0 and finite, not 0.0"),
         (("--top-p", "nan"), "'--top-p': must be above 0 and finite, not nan"),
         (("--repetition-penalty", "inf"), "'--repetition-penalty': must be above 0 and finite, not inf"),
@@ -253,12 +253,12 @@ def test_times_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--preset", "tiny", "--checkpoint", "{tmp}"), "--preset: --checkpoint says which weights they are"),
         (("--checkpoint", "{tmp}"), "config.json: no such file"),
         (("--inputs", "{tmp}/none"), "none: no such file"),
-        (("--device", "meta"), "--device meta: nothing is computed there"),
+        (("--device", "meta"), "--device meta: it computes no values"),
         (("--seamless", "--left-context", "0"), "--left-context must be 1 or more"),
         (("--chunk-frames", "0"), "'--chunk-frames'"),
         (("--frames", "0"), "'--frames'"),
         (("--frames", "70000"), "70019 positions: the talker has 65536"),
-        (("-o", "-"), "-o -: a WAV begins with its length"),
+        (("-o", "-"), "-o -: a WAV file begins with its length"),
         (("-o", "{tmp}/none/speech.wav"), "no such folder"),
     ],
 )
@@ -400,7 +400,7 @@ def test_code2wav_of_a_checkpoint_with_codes_of_a_file(
     ("args", "said"),
     [
         (("--device", "meta"), "--device meta: transformers' code2wav reads values"),
-        (("--inputs", "x"), "--inputs: for talker, not for code2wav"),
+        (("--inputs", "x"), "--inputs: only for `trace talker`, not for `trace code2wav`"),
         (("--codes", "none.json"), "none.json: no such file"),
         (("--frames", "0"), "frames must be at least 1, not 0"),
         (("--checkpoint", "none"), "none: no such folder"),

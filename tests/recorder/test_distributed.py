@@ -55,7 +55,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder with the traces of a pipeline of four, and what was printed."""
     folder = tmp_path_factory.mktemp("four")
-    args = ("-m", "talkerviz", "trace", "examples.pipeline:stage", "-o", folder / "run.parquet")
+    args = ("-m", "talkerviz", "trace", "-o", folder / "run.parquet", "examples.pipeline:stage")
     done = torchrun(4, *args)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout

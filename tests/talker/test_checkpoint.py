@@ -505,8 +505,8 @@ def test_the_command(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def bad_commands(saved: Path) -> Iterable[tuple[list[object], str]]:
-    yield ["--checkpoint", saved, "--preset", "tiny"], "--preset: --checkpoint says which talker it is"
-    yield ["package:function", "--checkpoint", saved], "--checkpoint: for talker or code2wav, not for package:function"
+    yield ["--checkpoint", saved, "--preset", "tiny"], "--preset: --checkpoint says which weights they are"
+    yield ["--checkpoint", saved, "package:function"], "--checkpoint: only for `trace talker` and `trace code2wav`, not"
     yield ["--checkpoint", "nosuch"], "nosuch: no such folder; give a Qwen3-Omni's"
     yield ["--checkpoint", saved / "config.json"], "config.json: no such folder"
     yield ["--checkpoint", saved, "--speaker", "bob"], "unknown speaker 'bob': choose from aiden, chelsie, ethan"

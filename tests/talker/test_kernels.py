@@ -215,7 +215,7 @@ def test_it_needs_a_gpu() -> None:
     [
         (("trace", "--impl", "transformers"), "--fused: only the native talker has it"),
         (("trace", "--device", "meta"), "--fused: only the native talker has it, and not on the meta device"),
-        (("speak", "--codes", "none.json"), "--fused: --codes is what is spoken"),
+        (("speak", "--codes", "none.json"), "--fused: not with --codes, which replaces the talker"),
         (("trace", "--device", "cpu"), "fused kernels need a CUDA device, and the talker is on cpu"),
         (("speak", "--device", "cpu"), "fused kernels need a CUDA device, and the talker is on cpu"),
         (("trace", "--compile"), "--fused: --compile makes other code of the same layers; give one of them"),

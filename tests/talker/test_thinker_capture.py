@@ -275,11 +275,11 @@ def test_capture_says_what_it_wrote(
 
 
 BAD_CAPTURES = {
-    "nothing": ([], "nothing is said: give --text, --audio or --image"),
+    "nothing": ([], "no input: give --text, --audio or --image"),
     "no such file": (["--audio", "absent.wav"], "absent.wav: no such file"),
     "no sound": (["--audio", "{omni}/picture.png"], "picture.png: not a readable audio file"),
     "no picture": (["--image", "{omni}/sound.wav"], "sound.wav: not a readable image"),
-    "meta": (["--text", "Hi", "--device", "meta"], "--device meta: nothing is computed there"),
+    "meta": (["--text", "Hi", "--device", "meta"], "--device meta: it computes no values"),
     "no folder": (["--text", "Hi", "--checkpoint", "absent"], "absent: no such folder"),
     "no place": (["--text", "Hi", "-o", "absent/inputs.safetensors"], "absent/inputs.safetensors: no such folder"),
     "a placeholder": (["--text", "Is <|image_pad|> one?"], "<|image_pad|>"),
@@ -418,7 +418,7 @@ def test_inputs_on_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["--prompt-tokens", "5"], "--prompt-tokens: --inputs says how many tokens there are"),
         (["--text-tokens", "5"], "--text-tokens: --inputs says how many tokens there are"),
         (["--preset", "lite"], "tensor 'special' is 96 wide: this talker's thinker is 2048 wide"),
-        (["package:function"], "--inputs: for talker, not for package:function"),
+        (["package:function"], "--inputs: only for `trace talker`, not for `trace call`"),
     ],
 )
 def test_inputs_that_do_not_apply(

@@ -349,7 +349,7 @@ def test_what_there_was_is_kept(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     Path(f"stops_late_{code}.py").write_text(STOPS.format(at=3, error=error))
-    args = (f"stops_late_{code}:make", "--warmup", 1, "--repeat", 5, "--no-flow")
+    args = ("--warmup", 1, "--repeat", 5, "--no-flow", f"stops_late_{code}:make")
     assert talkerviz(monkeypatch, "trace", *args) == code
     assert "9 calls are kept in run.parquet" in capsys.readouterr().err
     trace = Trace.load("run.parquet")
@@ -363,13 +363,13 @@ def test_a_warm_up_that_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     Path("stops_early.py").write_text(STOPS.format(at=0, error='RuntimeError("no luck")'))
-    assert talkerviz(monkeypatch, "trace", "stops_early:make", "--warmup", 1) == 2
+    assert talkerviz(monkeypatch, "trace", "--warmup", 1, "stops_early:make") == 2
     assert (
         "the warm-up stopped with RuntimeError: no luck (stops_early.py:11); nothing is recorded"
         in capsys.readouterr().err
     )
     Path("stopped_early.py").write_text(STOPS.format(at=0, error="KeyboardInterrupt"))
-    assert talkerviz(monkeypatch, "trace", "stopped_early:make", "--warmup", 1) == 130
+    assert talkerviz(monkeypatch, "trace", "--warmup", 1, "stopped_early:make") == 130
     assert capsys.readouterr().err.endswith("talkerviz: stopped; nothing is recorded: it was warming up\n")
     assert not Path("run.parquet").exists()
 
@@ -382,7 +382,7 @@ def test_ctrl_c_once_the_calls_are_recorded(
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     module = "stopped_in_flow" if output == "-" else "stopped_in_the_flow"
     Path(f"{module}.py").write_text(STOPS.format(at=1, error="KeyboardInterrupt"))
-    assert talkerviz(monkeypatch, "trace", f"{module}:make", "-o", output) == 130
+    assert talkerviz(monkeypatch, "trace", "-o", output, f"{module}:make") == 130
     shown = capfdbinary.readouterr()
     if output == "-":
         Path("run.parquet").write_bytes(shown.out)
