@@ -1,4 +1,4 @@
-"""What several test files have."""
+"""Fixtures and hooks for all tests."""
 
 from __future__ import annotations
 
