@@ -1,4 +1,4 @@
-"""Fused layers: their kernels, interpreted here and run where there is a GPU, give what the layers' own code gives."""
+"""Fused layers: their kernels, interpreted or on a GPU, against the layers' own code."""
 
 from __future__ import annotations
 
