@@ -1,4 +1,4 @@
-"""The guide in docs/: it builds, and what it has readers type does what it says."""
+"""Pages of docs/: they build, and their commands do what they say."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NAMES, other=NAMES)
 @example(name="?\\", other="a")
 def test_whatever_files_are_called(name: str, other: str, folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_whatever_files_are_called(name: str, other: str, folder: Path) -> None:
     assert found == [{"file": str(folder / name)}]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sql=st.one_of(st.text(max_size=60), st.sampled_from(["SELECT", "(", "SELECT '", "--", ";", "SELECT 1; SELECT 2"]))
 )

@@ -1,4 +1,4 @@
-"""What the benchmarks for GPUs reckon with, where there is none."""
+"""Parts of the GPU benchmarks that need no GPU."""
 
 from __future__ import annotations
 

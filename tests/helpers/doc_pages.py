@@ -1,4 +1,4 @@
-"""The pages of docs/: what they have a reader type, and what they say that shows."""
+"""Pages of docs/: their commands, cells and shown output."""
 
 from __future__ import annotations
 

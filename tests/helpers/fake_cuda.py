@@ -1,4 +1,4 @@
-"""A device that runs behind the host, on a clock of its own, for tests of what reads real ones."""
+"""A made-up device that runs behind the host, on a clock of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces of ranks made by hand, so that who waits for whom is known."""
+"""Traces of ranks made by hand, with known waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of six modules, what a recording of it is read as, and what it must leave as it was."""
+"""A model of six modules, its calls as words, and its state before and after a recording."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both implementations under hooks: what the talker tests compare."""
+"""The talker and its recorded calls, for comparisons with transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways in which calls are seen, for tests that hold for each."""
+"""Parametrizations over the ways to see calls: the tap, hooks, and hooks without C."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that run side by side, and take turns as often as they can."""
+"""Threads that run side by side and switch as often as they can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole Qwen3-Omni as transformers has it, tiny and with random weights: what the published checkpoint is made of."""
+"""A tiny Qwen3-Omni of transformers, with random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A processor for the tiny Qwen3-Omni, and what people say to it: made here, nothing is downloaded."""
+"""A processor for the tiny Qwen3-Omni, and sounds, pictures and turns for it."""
 
 from __future__ import annotations
 

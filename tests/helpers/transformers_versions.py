@@ -1,4 +1,4 @@
-"""What is expected of a foreign model's drawing holds for its code as one version of its library has it."""
+"""Skip marks for drawings that depend on the version of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a trace shows itself in a notebook."""
+"""Display of a trace in a notebook."""
 
 from __future__ import annotations
 

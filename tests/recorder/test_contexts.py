@@ -1,4 +1,4 @@
-"""Who did what: threads, tasks and generators that take turns, and recordings of one of them alone."""
+"""Threads, tasks and generators that take turns, and recordings of one of them."""
 
 from __future__ import annotations
 

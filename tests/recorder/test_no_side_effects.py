@@ -1,4 +1,4 @@
-"""What a run computes under every measure, against the same run without a recording."""
+"""Results and state under every measure, against the same run without a recording."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ models = st.recursive(
 
 
 @tap_alone
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=models, times=st.integers(1, 3))
 def test_ranges_are_closed_whatever_raises(any_tap: str, model: Acting, times: int) -> None:
     marker = Marker()

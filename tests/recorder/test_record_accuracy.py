@@ -1,4 +1,4 @@
-"""What a record says is what ran: by hooks as by the tap, with the recorder, garbage and strangers in nobody's time."""
+"""Accuracy of recordings: the same calls by hooks and tap, without the time of the recorder or of collections."""
 
 from __future__ import annotations
 

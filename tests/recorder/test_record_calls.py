@@ -1,4 +1,4 @@
-"""How modules are called, in all the ways that programs have, and what others have put on them."""
+"""Ways in which programs call modules, and other tools' hooks on them."""
 
 from __future__ import annotations
 

@@ -6,15 +6,15 @@ import errno
 import os
 import random
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import pandas as pd
 import pytest
 import torch
 from command_line import talkerviz
+from forked import forked
 from full_disk import disk_of
 from taps import every_way
 from torch import nn
@@ -25,27 +25,6 @@ from talkerviz.recorder import recording as recorder
 from talkerviz.trace import TraceError
 
 CALLS_A_BATCH, SECONDS_A_BATCH = 1 << 14, 1.0
-CHILD = """
-import sys, time, torch, talkerviz as tv
-from torch import nn
-
-class Loop(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Sequential(nn.Identity())
-
-    def forward(self, x, calls, pause):
-        for _ in range(calls // 2):
-            self.inner(x)
-            time.sleep(pause)
-
-calls, pause = int(sys.argv[2]), float(sys.argv[3])
-model = Loop()
-with tv.recording(model, file=sys.argv[1]):
-    for frame in range(1, 10**9):
-        model(torch.zeros(2), calls, pause)
-        print(frame * (calls + 1), time.monotonic(), flush=True)
-"""
 EVENT_BYTES = 4  # as they are written, compressed
 COLUMNS = ["path", "parent", "depth", "thread", "phase", "frame", "inputs", "host_start_ns"]
 
@@ -56,21 +35,38 @@ class Killed(NamedTuple):
     """How many calls it had made, and when."""
 
 
+class Loop(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Identity())
+
+    def forward(self, x: torch.Tensor, calls: int, pause: float) -> None:
+        for _ in range(calls // 2):
+            self.inner(x)
+            time.sleep(pause)
+
+
 def kill(folder: Path, calls: int, pause: float, size: int, seconds: float) -> Killed:
     """Start a run, and kill it once its file has grown past a size and it has called for so long."""
-    (folder / "child.py").write_text(CHILD)
-    partial, told = folder / "run.parquet.partial", []
-    command = [sys.executable, "child.py", "run.parquet", str(calls), str(pause)]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
+    file, model = folder / "run.parquet", Loop()
+    told: list[tuple[int, float]] = []
+    partial = Path(f"{file}.partial")
+
+    def run(out: IO[str]) -> None:
+        with tv.recording(model, file=file):
+            for frame in range(1, 10**9):
+                model(torch.zeros(2), calls, pause)
+                print(frame * (calls + 1), time.monotonic(), file=out)
+
+    with forked(run) as (child, output):
+        for line in output:
             done, when = line.split()
             told.append((int(done), float(when)))
             if partial.stat().st_size > size and told[-1][1] - told[0][1] > seconds:
-                child.send_signal(signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
                 break
         # What it said until it died; its last line may be cut short.
-        rest = [line.split() for line in child.stdout if line.endswith("\n")]
+        rest = [line.split() for line in output if line.endswith("\n")]
     return Killed(partial, told + [(int(done), float(when)) for done, when in rest])
 
 
@@ -121,17 +117,19 @@ def test_a_fast_run_is_killed(tmp_path: Path) -> None:
     assert len(found) > 3
 
 
-def test_a_slow_run_is_killed(tmp_path: Path) -> None:
+def test_a_slow_run_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     partial, told = kill(tmp_path, 10, 0.004, size=0, seconds=2.5 * SECONDS_A_BATCH)
     calls = tv.Trace.load(partial).calls
     # Written between frames, when a second has gone by: as the last but one frame that it told of had ended.
     assert len(calls) >= max(done for done, when in told if when <= told[-2][1] - SECONDS_A_BATCH)
     looks_as_it_should(calls, 5)
-    command = [sys.executable, "-c", "from talkerviz.cli import main; main()", "show", partial.name]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "model.inner.0" in shown.stdout
-    assert "killed" in shown.stdout
-    assert shown.stderr == ""
+    assert talkerviz(monkeypatch, "show", partial) == 0
+    shown = capfd.readouterr()
+    assert "model.inner.0" in shown.out
+    assert "killed" in shown.out
+    assert shown.err == ""
 
 
 class Inner(nn.Module):
@@ -160,7 +158,7 @@ def test_cut_at_many_bytes_of_a_small_file(tmp_path: Path, monkeypatch: pytest.M
     # The first block says what the run was: without all of it, nothing can be read.
     body = 24 + int.from_bytes(whole[4:8], "little")
     rng = random.Random(0)
-    within = sorted(rng.sample(range(body, len(whole)), 150))
+    within = sorted(rng.sample(range(body, len(whole)), 60))
     for size in [*range(9), *rng.sample(range(body), 20), body - 1, body, *within, len(whole)]:
         cut.write_bytes(whole[:size])
         try:
@@ -282,15 +280,16 @@ def test_a_run_killed_with_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its lock file is there still, and holds up nobody; what it recorded can be read."""
-    program = f"""
-import os, signal, torch, talkerviz as tv
-model = torch.nn.ReLU()
-with tv.recording(model, file={str(tmp_path / "run.parquet")!r}) as rec:
-    model(torch.zeros(1))
-    rec._write()
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+
+    def run(out: IO[str]) -> None:
+        model = nn.ReLU()
+        with tv.recording(model, file=tmp_path / "run.parquet") as rec:
+            model(torch.zeros(1))
+            rec._write()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with forked(run) as (_, output):
+        assert output.read() == ""
     assert sorted(file.name for file in tmp_path.iterdir()) == [".run.parquet.partial.lock", "run.parquet.partial"]
     monkeypatch.chdir(tmp_path)
     assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 1, "--no-flow", "-o", "run.parquet") == 0
@@ -322,11 +321,20 @@ def test_what_is_at_the_name_of_the_unfinished_file_is_not_touched(kind: str, tm
 
 def test_a_second_process_of_one_file(tmp_path: Path) -> None:
     path, model = tmp_path / "r.parquet", nn.ReLU()
-    program = f"import torch, talkerviz as tv\nwith tv.recording(torch.nn.ReLU(), file={str(path)!r}): pass"
-    with tv.recording(model, file=path) as rec:
+    begun, begin = os.pipe()
+
+    def run(out: IO[str]) -> None:
+        os.read(begun, 1)
+        with tv.recording(nn.ReLU(), file=path):
+            pass
+
+    # Forked before the recording begins, whose lock it would have otherwise.
+    with forked(run) as (_, output), tv.recording(model, file=path) as rec:
         model(torch.zeros(1))
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        assert "another run is writing to it" in done.stderr
+        os.write(begin, b"x")
+        assert "another run is writing to it" in output.read()
+    os.close(begun)
+    os.close(begin)
     assert len(rec.trace.calls) == 1
 
 

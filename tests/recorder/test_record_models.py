@@ -1,4 +1,4 @@
-"""What goes on around a recording: it sees every call, and changes nothing."""
+"""Models and programs around a recording: every call is seen, and nothing changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What modules take and give: containers, and tensors of all kinds."""
+"""Arguments and results of modules: containers, and tensors of all kinds."""
 
 from __future__ import annotations
 

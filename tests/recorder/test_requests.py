@@ -1,4 +1,4 @@
-"""Phases and requests of what is generated, by what happens to the cache."""
+"""Phases and requests of generation, from what happens to the cache."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ CONTAINERS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(
     st.lists(CONTAINERS, max_size=3).map(tuple),
     st.dictionaries(st.text(max_size=3), CONTAINERS, max_size=2),

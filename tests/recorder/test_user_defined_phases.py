@@ -271,7 +271,7 @@ def perform(rec: tv.Recording, model: nn.Sequential, steps: list[Step]) -> None:
 
 
 @every_way
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_any_program(any_tap: str, steps: list[Step]) -> None:
     model = net()

@@ -83,7 +83,7 @@ def test_arrows_and_groups(name: str) -> None:
     assert [node["id"] for node in found["nodes"]] == [box.id for box in GRAPHS[name].boxes]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(max_size=9), min_size=1, max_size=12))
 def test_any_names(texts: list[str]) -> None:
     drawn(graph_of(texts))

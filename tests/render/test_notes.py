@@ -1,4 +1,4 @@
-"""What is said below the tables."""
+"""Notes below the tables."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_a_profile_for_each_phase_thread_and_run() -> None:
     assert file["activeProfileIndex"] == 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(trees, min_size=1, max_size=5), st.integers(1, 3))
 def test_calls_lie_in_each_other(some: list[Tree], threads: int) -> None:
     trace = trace_of(some, ["net", "net.0"], threads)

@@ -1,4 +1,4 @@
-"""Frames that are replayed: what a replay does, run step by step here, and as a graph where there is CUDA."""
+"""Replayed frames: run step by step here, and as a graph on CUDA."""
 
 from __future__ import annotations
 

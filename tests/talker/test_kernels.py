@@ -1,4 +1,4 @@
-"""Fused layers: their kernels, interpreted here and run where there is a GPU, give what the layers' own code gives."""
+"""Fused layers: their kernels, interpreted or on a GPU, against the layers' own code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from command_line import talkerviz
@@ -139,20 +140,30 @@ def test_the_greatest_and_its_embedding(size: int) -> None:
     assert fused_argmax(torch.zeros(1, size, device=DEVICE)).item() == 0  # of equals the first
 
 
-def test_codes_stay_what_they_are() -> None:
-    model = build_talker(CONFIG, device=DEVICE)
-    prompt = a_prompt(model)
-    expected = generate(model, prompt, 2, ignore_eos=True)  # type: ignore[arg-type]
-    assert torch.equal(generate(fused_copy(model), prompt, 2, ignore_eos=True), expected)
-
-
-def test_its_modules_are_the_same_but_inside_layers() -> None:
+@pytest.fixture(scope="module")
+def recorded() -> list[tuple[Tensor, pd.DataFrame]]:
+    """The codes and the calls of two frames: of a talker, and of the same with fused layers."""
     model: Any = build_talker(CONFIG, device=DEVICE)
-    prompt = a_prompt(model)
-    plain, fused = (
-        tv.record(each, lambda each=each: generate(each, prompt, 2, ignore_eos=True), "talker", TalkerPhases).calls  # type: ignore[misc]
+    prompt, codes = a_prompt(model), []
+    traces = [
+        tv.record(
+            each,
+            lambda each=each: codes.append(generate(each, prompt, 2, ignore_eos=True)),  # type: ignore[misc]
+            "talker",
+            TalkerPhases,
+        )
         for each in (model, fused_copy(model))
-    )
+    ]
+    return [(made, trace.calls) for made, trace in zip(codes, traces, strict=True)]
+
+
+def test_codes_stay_what_they_are(recorded: list[tuple[Tensor, pd.DataFrame]]) -> None:
+    (expected, _), (codes, _) = recorded
+    assert torch.equal(codes, expected)
+
+
+def test_its_modules_are_the_same_but_inside_layers(recorded: list[tuple[Tensor, pd.DataFrame]]) -> None:
+    plain, fused = (calls for _, calls in recorded)
     inside = plain["path"].astype(str).str.contains(r"\.layers\.\d+\.") & (plain["phase"] != "prefill")
     angles = fused["path"].astype(str).str.endswith("rotary_emb").to_numpy()  # those of all positions
     for column in ("phase", "frame", "step", "path", "class", "outputs"):

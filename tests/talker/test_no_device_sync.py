@@ -1,4 +1,4 @@
-"""A frame never waits for its device: nothing in it is read on the host, and all of it is on one device."""
+"""Frames without device synchronization: nothing is read on the host."""
 
 from __future__ import annotations
 

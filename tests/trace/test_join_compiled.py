@@ -1,4 +1,4 @@
-"""What other runs measure belongs to the calls of a run in which some code was compiled."""
+"""Measures of other runs joined to a run with compiled code."""
 
 from __future__ import annotations
 
