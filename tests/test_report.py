@@ -18,10 +18,11 @@ from sample_trace import call, make_trace, sample_trace
 from test_cli import talkerviz
 from test_render import NASTY, mermaid_errors, needs_parser
 
-from talkerviz import record, report
+from talkerviz import record
 from talkerviz.api import Trace
 from talkerviz.render import text
 from talkerviz.render.charts.graphviz import LayoutError
+from talkerviz.report import writer
 from talkerviz.report.folder import MANIFEST
 from talkerviz.report.html import timeline_slices as slices
 from talkerviz.report.html.assets import piece
@@ -275,8 +276,8 @@ def test_theme(reader: Reader, folder: Path) -> None:
 def test_another_frame_is_loaded(
     reader: Reader, talker: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "_PAGE_SLICES", 10)
-    monkeypatch.setattr(report, "_MAX_PERFETTO_CALLS", 500)
+    monkeypatch.setattr(writer, "_PAGE_SLICES", 10)
+    monkeypatch.setattr(writer, "_MAX_PERFETTO_CALLS", 500)
     (note,) = write_report(talker, tmp_path)
     assert note.startswith("trace.json: the first ")
     held = {part["frame"] for part in data_of(tmp_path)["slices"]}
@@ -377,7 +378,7 @@ def test_the_page_writes_numbers_as_python_does() -> None:
 
 
 def test_a_report_of_a_part_that_is_long(talker: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_MAX_PERFETTO_CALLS", 100)
+    monkeypatch.setattr(writer, "_MAX_PERFETTO_CALLS", 100)
     layers = talker.select(module="talker.model.layers.*")
     notes = write_report(layers, tmp_path)
     assert any(note.startswith("trace.json: the first ") for note in notes)

@@ -72,9 +72,7 @@ def test_a_folder_of_something_else_is_refused_before_the_work(
     Path("docs").mkdir()
     Path("docs/index.html").write_text("mine")
     assert talkerviz(monkeypatch, "report", "missing.parquet", "-o", "docs") == 2
-    assert (
-        capsys.readouterr().err == "talkerviz: docs: is not empty and holds no report; name another folder\n"
-    )
+    assert capsys.readouterr().err == "talkerviz: docs: is not empty and holds no report; name another folder\n"
     Path("docs", MANIFEST).symlink_to("index.html")
     assert talkerviz(monkeypatch, "report", "missing.parquet", "-o", "docs") == 2
     assert Path("docs/index.html").read_text() == "mine"
