@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, overload
 
 from talkerviz.analysis.pivot import Across
 from talkerviz.analysis.summary import By
-from talkerviz.notebook import mimebundle
 from talkerviz.render import registry
 from talkerviz.render.options import OPTIONS, RenderOptions, help_lines
 from talkerviz.render.registry import BINARY, BinaryFormat, TextFormat
@@ -221,6 +220,8 @@ class Trace(TraceRecord):
         self, include: Collection[str] | None = None, exclude: Collection[str] | None = None
     ) -> dict[str, str]:
         """Return the trace's display in Jupyter, by MIME type."""
+        from talkerviz.notebook.display import mimebundle
+
         return mimebundle(self, include, exclude)
 
 

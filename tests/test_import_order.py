@@ -31,33 +31,6 @@ ABOVE_API = frozenset(
 )
 """Modules beside the command line that may import `talkerviz.api`, which is above all layers."""
 
-EXCEPTIONS: dict[str, frozenset[str]] = {
-    "talkerviz.targets.huggingface.config_check": frozenset({"talkerviz.render.text"}),
-    "talkerviz.targets.huggingface.from_config": frozenset({"talkerviz.render.escape"}),
-}
-"""Module -> modules that it imports against the order. To be emptied."""
-
-KNOWN_CIRCLES: tuple[frozenset[str], ...] = (
-    frozenset(
-        {
-            "talkerviz.api",
-            "talkerviz.notebook",
-            "talkerviz.notebook.find_models",
-            "talkerviz.notebook.magics",
-        }
-    ),
-    frozenset(
-        {
-            "talkerviz.talker.generation.compile",
-            "talkerviz.talker.generation.cuda_graphs",
-            "talkerviz.talker.generation.decode_step",
-            "talkerviz.talker.generation.generate",
-            "talkerviz.talker.model.talker",
-        }
-    ),
-)
-"""Circles of imports that are left. To be emptied."""
-
 
 def module_name(path: Path) -> str:
     """Return the dotted name of a file of the package."""
@@ -124,7 +97,7 @@ def test_a_layer_imports_only_layers_before_it(layer: str) -> None:
     against = {
         f"{module} -> {imported}"
         for module, imports in GRAPH.items()
-        for imported in imports - EXCEPTIONS.get(module, frozenset())
+        for imported in imports
         if part_of(module) == layer and part_of(imported) not in allowed and module not in ABOVE_API
     }
     assert not against
@@ -140,12 +113,7 @@ def test_nothing_below_the_public_surface_imports_it() -> None:
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    assert circles(GRAPH) <= set(KNOWN_CIRCLES)
-
-
-def test_exceptions_are_needed() -> None:
-    assert all(imports <= GRAPH[module] for module, imports in EXCEPTIONS.items())
-    assert set(KNOWN_CIRCLES) <= circles(GRAPH)
+    assert circles(GRAPH) == set()
 
 
 def test_circles_are_found() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from talkerviz.trace.trace import TraceRecord
@@ -29,15 +28,6 @@ def explore(trace: TraceRecord) -> Explorer:
     except ImportError as error:
         raise ValueError(f"explore: package {error.name} is missing; pip install 'talkerviz[notebook]'") from error
     return Explorer(trace)
-
-
-def mimebundle(
-    trace: TraceRecord, include: Collection[str] | None = None, exclude: Collection[str] | None = None
-) -> dict[str, str]:
-    """Return a trace's display in Jupyter, by MIME type: see `talkerviz.notebook.display.mimebundle`."""
-    from talkerviz.notebook.display import mimebundle as bundle
-
-    return bundle(trace, include, exclude)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

@@ -92,7 +92,7 @@ def test_what_a_model_wrote_into_it_is_given_anew() -> None:
         ({}, "it has neither model_type nor architectures"),
         ({"model_type": "qwen3_omni_moe"}, "trace --checkpoint"),
         ({**LLAMA, "hidden_size": 10**12}, "config.json: hidden_size is 1000000000000, more than any model has"),
-        ({**LLAMA, "hidden_size": 10**9}, "config.json: its weights take .* PB, and cpu has"),
+        ({**LLAMA, "hidden_size": 10**9}, "config.json: its weights take .* GiB, and cpu has"),
         ({**LLAMA, "num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, more than any model has"),
         ({**LLAMA, "num_labels": 10**9}, "num_labels is 1000000000, more"),
         ({**LLAMA, "hidden_size": -5}, "config.json: hidden_size is -5, below 0"),

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from talkerviz.render.text import size_text
-
 MAX_MODULES = 100_000
 """Maximum number of modules; models with a module per expert have up to 60,000."""
 _MAX_SIZE = 1 << 31
@@ -108,7 +106,7 @@ def check_memory(build: Callable[[], nn.Module], device: str, source: str) -> No
     needed = sum(parameter.nbytes for parameter in model.parameters())
     free = _free_bytes(device)
     if free is not None and needed > free:
-        raise ValueError(f"{source}: its weights take {size_text(needed)}, and {device} has {size_text(free)} free")
+        raise ValueError(f"{source}: its weights take {_gib(needed)}, and {device} has {_gib(free)} free")
 
 
 class _TooManyError(ValueError):
@@ -146,3 +144,7 @@ def _free_bytes(device: str) -> int | None:
 def _shown(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.3g} GiB"

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from talkerviz.render.escape import shortened
 from talkerviz.talker.files.checkpoint import read_json, weight_files
 from talkerviz.targets.huggingface.config_check import check_memory, checked_fields
 from talkerviz.targets.huggingface.model_spec import parts_of
@@ -190,7 +189,10 @@ _MAX_REASON_CHARS = 400  # validators list every value that a field can have
 
 def one_line(error: BaseException) -> str:
     """Format an exception in one line, with its class unless that is a ValueError, OSError or ImportError."""
-    text = shortened(" ".join(str(error).split()), _MAX_REASON_CHARS)
+    text = " ".join(str(error).split())
+    if len(text) > _MAX_REASON_CHARS:
+        half = _MAX_REASON_CHARS // 2
+        text = f"{text[:half]}…{text[1 - half :]}"
     return text if isinstance(error, (ValueError, OSError, ImportError)) and text else f"{type(error).__name__}: {text}"
 
 
