@@ -283,16 +283,22 @@ def model(
 ) -> None:
     """Trace a transformers model from its config: it generates tokens, or makes one forward pass."""
     from talkerviz.cli.record_target import record_target
-    from talkerviz.targets import config_target
+    from talkerviz.targets import Target, config_target
 
+    on_meta = device is Device.meta
     weights = device_name(device), torch_dtype(dtype)
-    record_target(
-        lambda on_bytes: config_target(
-            path, *weights, max_new_tokens=max_new_tokens, prompt_tokens=prompt_tokens, batch=batch, seed=seed
-        ),
-        recording,
-        on_meta=device is Device.meta,
-    )
+
+    def build(_: object) -> Target:
+        target = config_target(path, *weights, max_new_tokens, prompt_tokens, batch, seed)
+        name = type(target.model).__name__
+        if max_new_tokens is not None and target.facts["runs"] != "generate":
+            reason = "on the meta device it makes one forward pass" if on_meta else f"{name} does not generate"
+            raise ValueError(f"--max-new-tokens: {reason}; leave it out")
+        if prompt_tokens is not None and "input_ids" not in target.facts["inputs"]:
+            raise ValueError(f"--prompt-tokens: {name} takes no text; leave it out")
+        return target
+
+    record_target(build, recording, on_meta=on_meta)
 
 
 @trace_app.command(

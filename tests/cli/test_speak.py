@@ -254,7 +254,7 @@ def test_times_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--checkpoint", "{tmp}"), "config.json: no such file"),
         (("--inputs", "{tmp}/none"), "none: no such file"),
         (("--device", "meta"), "--device meta: it computes no values"),
-        (("--seamless", "--left-context", "0"), "--left-context must be 1 or more"),
+        (("--seamless", "--left-context", "0"), "give a --left-context of 1 or more"),
         (("--chunk-frames", "0"), "'--chunk-frames'"),
         (("--frames", "0"), "'--frames'"),
         (("--frames", "70000"), "70019 positions: the talker has 65536"),

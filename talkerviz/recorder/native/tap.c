@@ -1,4 +1,4 @@
-/* The tap: a replacement of nn.Module.__call__ that logs the calls of watched modules. docs/recorder.md describes it.
+/* The tap: a replacement of nn.Module.__call__ that logs the calls of watched modules. docs/explanation/recorder.md describes it.
 
    It is written against the interpreter's C API, because the replacement must be a vectorcall that binds as a method: a
    call then costs one more C function and no Python object. Cython, nanobind and PyO3 all create a tuple and a dict of

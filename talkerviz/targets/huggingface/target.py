@@ -30,14 +30,14 @@ def config_target(
         path: a folder whose safetensors are loaded if it has any, or a config file. Weights are random otherwise.
         device: device to run on; on meta one forward pass.
         dtype: data type of the weights; by default the config's, else float32.
-        max_new_tokens: number of tokens to generate per sequence; 8 by default.
-        prompt_tokens: length of the prompt in tokens; 12 by default.
+        max_new_tokens: number of tokens to generate per sequence, if it generates; 8 by default.
+        prompt_tokens: length of the prompt in tokens, if it takes text; 12 by default.
         batch: number of sequences.
         seed: random seed for weights and inputs.
 
     Raises:
-        ValueError: no config of a model that transformers has, weights that do not fit it, no inputs that it runs on,
-            or an option that does not apply to it.
+        ValueError: no config of a model that transformers has, weights that do not fit it, or no inputs that it
+            runs on.
     """
     sizes = {"max_new_tokens": max_new_tokens, "prompt_tokens": prompt_tokens, "batch": batch}
     for name, size in sizes.items():
@@ -64,12 +64,6 @@ def config_target(
         raise ValueError(f"{file}: {error}") from error
     except Exception as error:  # from generating inputs of the config's sizes
         raise ValueError(f"{file}: no inputs for it: {one_line(error)}") from error
-    name = type(built.model).__name__
-    if max_new_tokens is not None and not runs.generates:
-        why = "on the meta device it makes one forward pass" if device == "meta" else f"{name} does not generate"
-        raise ValueError(f"--max-new-tokens: {why}; leave it out")
-    if prompt_tokens is not None and "input_ids" not in runs.inputs:
-        raise ValueError(f"--prompt-tokens: {name} takes no text; leave it out")
     return Target(
         name="model",
         model=built.model,
