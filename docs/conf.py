@@ -77,8 +77,9 @@ def _command_tables(command: Any, name: str) -> Iterator[str]:
             continue
         flags = ", ".join(f"`{flag}`" for flag in (*parameter.opts, *parameter.secondary_opts) if flag.startswith("-"))
         rows.append(f"| {flags or f'`{parameter.metavar or parameter.name.upper()}`'} | {_cell(parameter.help)} |")
+    yield f"\n## {name}\n\n{_cell(command.help or '')}\n"
     if rows:
-        yield f"\n## {name}\n\n{_cell(command.help or '')}\n\n| option | effect |\n| --- | --- |"
+        yield "| option | effect |\n| --- | --- |"
         yield from rows
     for child, nested in getattr(command, "commands", {}).items():
         yield from _command_tables(nested, f"{name} {child}")

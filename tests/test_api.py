@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from sample_trace import call, make_trace, sample_trace
-from test_cli import Capture, talkerviz
+from command_line import Capture, talkerviz
 from torch import nn
 
 import talkerviz as tv
@@ -26,14 +26,18 @@ ROOT = Path(tv.__file__).parent
 PUBLIC = sorted(name for name in tv.__all__ if not name.startswith("_"))
 
 
-def test_what_the_readme_says_is_what_there_is() -> None:
-    text = (ROOT.parent / "README.md").read_text()
-    assert set(re.findall(r"\btv\.(\w+)", text)) == set(PUBLIC)
+def test_names_in_the_readme_are_public() -> None:
+    text = (ROOT.parent / "README.md").read_text(encoding="utf-8")
     assert all(hasattr(tv, name) for name in tv.__all__)
-    said = set(re.findall(r"(?<![\w.])trace\.(\w+)", text.partition("From Python")[2]))
-    assert said <= {*dir(Trace), *Trace.__annotations__}
-    assert said >= {"calls", "modules", "facts", "select", "table", "render", "save"}
-    assert "rec.phase(" in text
+    functions, methods = (set(re.findall(rf"(?<![\w.]){name}\.(\w+)", text)) for name in ("tv", "trace"))
+    assert {"record", "diff"} <= functions <= set(PUBLIC)
+    assert {"show", "tree", "render", "report"} <= methods <= set(dir(Trace))
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = (ROOT.parent / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"auto(?:function|class):: [\w.]+\.(\w+)$", text, re.M))
+    assert set(PUBLIC) <= documented
 
 
 @pytest.mark.parametrize(

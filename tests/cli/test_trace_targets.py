@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import Capture, talkerviz
+from command_line import Capture, talkerviz
 
 from talkerviz.api import Trace
 from talkerviz.cli import COMMANDS

@@ -175,7 +175,7 @@ def test_impossible_columns(column: str, values: list[Any], said: str, tmp_path:
         ("modules", b"[[]]", r"module 0 cannot be \[\]"),
         ("flow", b"AAAA", ""),
         ("flow", b"\xff", "Only base64"),
-        ("collections", b'{"call": [1]}', "garbage collections have other columns"),
+        ("collections", b'{"call": [1]}', "garbage collections have wrong columns"),
     ],
 )
 def test_impossible_metadata(name: str, text: bytes, said: str, tmp_path: Path) -> None:
