@@ -52,7 +52,7 @@ def vit() -> Target:
 
 
 def qwen3() -> Target:
-    """A language model of 28 layers that reads 24 tokens and decodes 15, one pass a token."""
+    """Return a language model of 28 layers that reads 24 tokens and decodes 15, one pass a token."""
     sizes = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "num_key_value_heads": 4}
     config = Qwen3Config(vocab_size=2000, num_hidden_layers=28, head_dim=32, **sizes)
     model, prompt = Qwen3ForCausalLM(config).eval(), torch.arange(24)[None]

@@ -380,7 +380,7 @@ def recording(
     )
 
 
-def record(
+def record(  # noqa: D417, the other arguments are those of `recording`
     model: nn.Module,
     run: Callable[[], object] | Tensor | tuple[Any, ...] | Mapping[str, Any],
     name: str = "model",

@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """A shell has what it starts with `&` ignore Ctrl-C, and tests press it."""
+    """Restore SIGINT, which shells ignore in background jobs: tests send it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -63,7 +63,6 @@ def pytest_sessionstart() -> None:
 @pytest.fixture
 def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have recordings see calls in the way that `taps.every_way` names."""
-
     from talkerviz.recorder import recording as recorder
 
     way = "tap" if request.param == "tap" else "hooks"
@@ -75,7 +74,7 @@ def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def nothing_is_left() -> Iterator[None]:
-    """What recordings put in the place of torch's functions is gone when a test ends."""
+    """Check that every patched function of torch is restored when a test ends."""
     from small_model import DYNAMO, PLAIN_CALL, standing
     from torch import nn
 

@@ -301,7 +301,7 @@ def mutate_blocks(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutated(name: str, content: bytes, seed: int) -> bytes:
-    """A mutation of a file, the same for a seed."""
+    """Return a mutation of a file, the same for a seed."""
     rng = random.Random(seed)
     if rng.random() < 0.3:
         return mutate_bytes(content, rng)
@@ -333,7 +333,7 @@ CPU_SECONDS, ADDRESS_BYTES = 30, 6 << 30
 
 
 def outcomes_of(path: Path, commands: tuple[list[str], ...] = COMMANDS) -> Iterator[tuple[str, str]]:
-    """The outcome of each command on a file, and what it said."""
+    """Return the outcome of each command on a file, and what it said."""
     from talkerviz import cli
 
     for command in commands:
@@ -364,7 +364,7 @@ WORST = ("fine", "one line, exit 2", "other", "traceback")
 def outcome_in_process(
     path: Path, commands: tuple[list[str], ...] = COMMANDS, seconds: int = CPU_SECONDS
 ) -> tuple[str, str]:
-    """The worst outcome of all commands, in a process with limits of its own."""
+    """Return the worst outcome of all commands, in a process with limits of its own."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -17,7 +17,7 @@ from talkerviz.trace import ModuleInfo
 
 
 def record(model: nn.Module, x: torch.Tensor) -> tv.Trace:
-    """A recording with named phases."""
+    """Check the types of a recording with named phases."""
     with tv.recording(model, clock="cpu", file=Path("run.parquet")) as rec:
         assert_type(rec, tv.Recording[tv.Trace])
         with rec.phase("warmup"):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from sample_trace import call, make_trace, sample_trace
 from command_line import Capture, talkerviz
+from sample_trace import call, make_trace, sample_trace
 from torch import nn
 
 import talkerviz as tv
@@ -195,7 +195,7 @@ def test_in_short() -> None:
 
 
 def timed_trace() -> Trace:
-    """A trace of four frames, which can be compared."""
+    """Return a trace of four frames, which can be compared."""
     rows = [
         call(2 * frame + inner, 2 * frame if inner else None, inner, path, kind, 100 + frame, 50, frame=frame)
         for frame in range(4)

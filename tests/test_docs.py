@@ -82,7 +82,7 @@ class Reader:
             assert fence.language == "sh", f"line {fence.line}: a block of kind {fence.language!r}"
 
     def run(self, command: str) -> tuple[int, str]:
-        """The exit code, and what was printed."""
+        """Return the exit code, and what was printed."""
         # As a shell does with words that are not quoted.
         words = [
             word
@@ -104,7 +104,7 @@ class Reader:
         return code, shown.out + shown.err
 
     def forget(self) -> None:
-        """The files that the page has its reader write may have changed, as for another process they would have."""
+        """Forget imported files of the page, as another process would."""
         for name, module in [*sys.modules.items()]:
             if (getattr(module, "__file__", None) or "").startswith(f"{self.folder}{os.sep}"):
                 del sys.modules[name]
@@ -140,7 +140,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 
 
 def prepare_checkpoint(folder: Path) -> None:
-    """What the page on checkpoints takes to be there."""
+    """Create the files that the page on checkpoints assumes."""
     model = tiny_omni()
     model.save_pretrained(folder / "Qwen3-Omni")
     save_tiny_processor(folder / "Qwen3-Omni", model.config)

@@ -43,7 +43,7 @@ def steps() -> list[dict[str, Any]]:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> int:
-    """What of a script is talkerviz's, in the folders that it goes to; gives the first exit code that is not 0."""
+    """Run a script's talkerviz commands in their folders, and return the first exit code that is not 0."""
     for line in script.splitlines():
         words = shlex.split(line)
         if words[0] == "cd":

@@ -164,7 +164,7 @@ def recorded(repeat: int = 20) -> Trace:
 
 
 def times(trace: Trace, by: float) -> Trace:
-    """The same with other times, which grow a little from run to run and are so many times as long."""
+    """Return the same with other times, which grow a little from run to run and are so many times as long."""
     calls = trace.calls
     own = pd.Series(1_000 + calls["run"].to_numpy() % 5) * (1 + (calls["path"] == "model.0") * (by - 1))
     own = own.round().astype("int64")
@@ -205,7 +205,7 @@ def test_times_that_say_nothing() -> None:
 
 
 def test_it_is_a_plugin_that_costs_nothing() -> None:
-    """pytest loads it wherever talkerviz is installed: without a test that asks, nothing else may be imported."""
+    """Pytest loads it wherever talkerviz is installed: without a test that asks, nothing else may be imported."""
     (plugin,) = entry_points(group="pytest11", name="talkerviz")
     assert plugin.value == "_talkerviz_pytest"
     code = (

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from talkerviz.cli.app import app
-from talkerviz.cli.model_options import ComputeDevice, Device, WeightsDtype, device_name, torch_dtype
+from talkerviz.cli.model_options import ComputeDevice, WeightsDtype, device_name, torch_dtype
 from talkerviz.cli.output import check_writable, console
 from talkerviz.render.escape import one_line
 from talkerviz.talker.files.thinker_file import write_inputs
@@ -32,12 +32,12 @@ def capture(
     max_new_tokens: Annotated[
         int, typer.Option(min=2, metavar="N", help="Maximum length of the answer in tokens.")
     ] = 1024,
-    device: ComputeDevice = Device.auto,
+    device: ComputeDevice = "auto",
     dtype: WeightsDtype = None,
 ) -> None:
     """Run transformers' thinker once, greedily, and write its outputs for the talker."""
     check_writable(output)
-    if device is Device.meta:
+    if device == "meta":
         raise ValueError("--device meta: it computes no values; use cpu or cuda")
     files = [*(audio or []), *(image or [])]
     if not text and not files:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from talkerviz.cli.app import app
-from talkerviz.cli.model_options import ComputeDevice, Device, device_name
+from talkerviz.cli.model_options import ComputeDevice, device_name
 from talkerviz.cli.output import check_writable, console
 from talkerviz.doctor import diagnose
 from talkerviz.recorder.instruments.device_benchmark import measure_peaks
@@ -50,7 +50,7 @@ def doctor(
             "--measure", metavar="", help="Measure the peak rates of matrix products and copies; takes seconds."
         ),
     ] = False,
-    device: ComputeDevice = Device.auto,
+    device: ComputeDevice = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +66,7 @@ def doctor(
     for name, finding in diagnose():
         table.add_row(Text(name, style="bold"), Text(finding))
     if measure:
-        if device is Device.meta:
+        if device == "meta":
             raise ValueError("--device meta: it computes no values; use cpu or cuda")
         peaks = measure_peaks(device_name(device))
         for dtype, rate in peaks.flops.items():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,20 +16,12 @@ INPUT_PANEL = "Input and generation"
 SPEED_PANEL = "Acceleration"
 
 
-class Device(str, enum.Enum):
-    """Device that a model runs on."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    meta = "meta"
+Device = Literal["auto", "cpu", "cuda", "meta"]
+"""Device that a model runs on."""
 
 
-class Dtype(str, enum.Enum):
-    """Data type of the weights."""
-
-    bfloat16 = "bfloat16"
-    float32 = "float32"
+Dtype = Literal["bfloat16", "float32"]
+"""Data type of the weights."""
 
 
 Preset = Annotated[
@@ -130,15 +121,15 @@ def device_name(device: Device) -> str:
     """Return torch's name of a device, with `auto` resolved."""
     import torch
 
-    if device is Device.auto:
+    if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device is Device.cuda and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no CUDA device; use --device cpu")
-    return str(device.value)
+    return device
 
 
 def torch_dtype(dtype: Dtype | None) -> torch.dtype | None:
     """Return torch's data type, or None for the model's own."""
     import torch
 
-    return {Dtype.bfloat16: torch.bfloat16, Dtype.float32: torch.float32}[dtype] if dtype else None
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype] if dtype else None

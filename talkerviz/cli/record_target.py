@@ -92,7 +92,7 @@ def record_target(
         exclude=options.exclude or (),
         depth=options.depth,
         facts=facts,
-        via=options.via.value,
+        via=options.via,
     )
     written_once = output == "-" or is_special(output)
     failure: BaseException | None = None
@@ -166,7 +166,7 @@ def _check_via(via: Via) -> None:
     """Check that calls can be intercepted so, and report a fall-back to hooks for want of the compiled tap."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        choose_way(via.value)
+        choose_way(via)
     for warning in caught:
         print_message(str(warning.message))
 
@@ -225,4 +225,4 @@ def _peaks_facts(model: nn.Module, measured: Peaks | None) -> dict[str, Any]:
 
 
 def _clock_name(clock: Clock, model: nn.Module) -> str:
-    return clock_for(model) if clock is Clock.auto else str(clock.value)
+    return clock_for(model) if clock == "auto" else clock

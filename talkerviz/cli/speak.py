@@ -17,7 +17,6 @@ from talkerviz.cli.model_options import (
     Checkpoint,
     Compile,
     ComputeDevice,
-    Device,
     Fused,
     Graphs,
     Inputs,
@@ -139,7 +138,7 @@ def speak(
             help="Keep the 23 ms between chunks that transformers leaves out.",
         ),
     ] = False,
-    device: ComputeDevice = Device.auto,
+    device: ComputeDevice = "auto",
     dtype: WeightsDtype = None,
     compile_layers: Compile = False,
     fused: Fused = False,
@@ -149,7 +148,7 @@ def speak(
     check_writable(output)
     if str(output) == "-":
         raise ValueError("-o -: a WAV file begins with its length, which is known last; name a file")
-    if device is Device.meta:
+    if device == "meta":
         raise ValueError("--device meta: it computes no values; use cpu or cuda")
     if preset_name is not None and checkpoint:
         raise ValueError("--preset: --checkpoint says which weights they are; give one of them")

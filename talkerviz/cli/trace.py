@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -16,7 +15,6 @@ from talkerviz.cli.model_options import (
     Checkpoint,
     Compile,
     ComputeDevice,
-    Device,
     Fused,
     Graphs,
     Inputs,
@@ -39,11 +37,8 @@ _HELP_OPTIONS = ("-h", "--help")
 _TARGETS = "talker, code2wav, a folder with a config.json, or package.module:function"
 
 
-class Impl(str, enum.Enum):
-    """Implementation of the talker."""
-
-    native = "native"
-    transformers = "transformers"
+Impl = Literal["native", "transformers"]
+"""Implementation of the talker."""
 
 
 class _TargetGroup(TyperGroup):
@@ -148,8 +143,8 @@ def talker(
     checkpoint: Checkpoint = None,
     impl: Annotated[
         Impl, typer.Option(rich_help_panel=MODEL_PANEL, help="Implementation of the talker: ours or transformers'.")
-    ] = Impl.native,
-    device: RunDevice = Device.auto,
+    ] = "native",
+    device: RunDevice = "auto",
     dtype: WeightsDtype = None,
     compile_layers: Compile = False,
     fused: Fused = False,
@@ -183,13 +178,13 @@ def talker(
     ] = None,
 ) -> None:
     """Trace the talker: it speaks a few frames, greedily."""
-    on_meta = device is Device.meta
+    on_meta = device == "meta"
     native_only = {"compile": compile_layers, "fused": fused, "graphs": graphs}
-    if on_meta and impl is Impl.transformers:
+    if on_meta and impl == "transformers":
         raise ValueError("--device meta: transformers' talker reads values, which are not there; use --impl native")
     if on_meta and codes:
         raise ValueError("--codes: the meta device computes no codes")
-    if on_meta or impl is Impl.transformers:
+    if on_meta or impl == "transformers":
         for name in [name for name, wanted in native_only.items() if wanted]:
             raise ValueError(f"--{name}: only the native talker has it, and not on the meta device")
     lengths = {"prompt_tokens": prompt_tokens, "text_tokens": text_tokens}
@@ -207,7 +202,7 @@ def talker(
     faster = Acceleration(compile_layers, fused, graphs)
     weights = device_name(device), torch_dtype(dtype)
     record_target(
-        lambda on_bytes: talker_target(talker_of(source, impl.value, *weights, scenario, inputs, on_bytes, faster)),
+        lambda on_bytes: talker_target(talker_of(source, impl, *weights, scenario, inputs, on_bytes, faster)),
         recording,
         on_meta=on_meta,
         # Replayed frames call no module and no operation of torch.
@@ -222,7 +217,7 @@ def code2wav(
     *,
     preset_name: Preset = None,
     checkpoint: Checkpoint = None,
-    device: ComputeDevice = Device.auto,
+    device: ComputeDevice = "auto",
     dtype: WeightsDtype = None,
     codes: Annotated[
         Path | None,
@@ -239,7 +234,7 @@ def code2wav(
     recording: RecordingOptions,
 ) -> None:
     """Trace code2wav: it turns codes into sound, a pass per chunk of frames."""
-    if device is Device.meta:
+    if device == "meta":
         raise ValueError("--device meta: transformers' code2wav reads values, which are not there")
     source = _weights_source(preset_name, checkpoint)
 
@@ -258,7 +253,7 @@ def code2wav(
 def model(
     *,
     path: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with a config.json, or the config file itself.")],
-    device: RunDevice = Device.auto,
+    device: RunDevice = "auto",
     dtype: WeightsDtype = None,
     max_new_tokens: Annotated[
         int | None,
@@ -285,7 +280,7 @@ def model(
     from talkerviz.cli.record_target import record_target
     from talkerviz.targets import Target, config_target
 
-    on_meta = device is Device.meta
+    on_meta = device == "meta"
     weights = device_name(device), torch_dtype(dtype)
 
     def build(_: object) -> Target:

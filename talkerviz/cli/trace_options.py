@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,21 +14,12 @@ MEASURES_PANEL = "Measurements"
 OUTPUT_PANEL = "Output"
 
 
-class Via(str, enum.Enum):
-    """Way in which module calls are intercepted."""
-
-    auto = "auto"
-    tap = "tap"
-    hooks = "hooks"
+Via = Literal["auto", "tap", "hooks"]
+"""Way in which module calls are intercepted."""
 
 
-class Clock(str, enum.Enum):
-    """Clock that times each call."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    none = "none"
+Clock = Literal["auto", "cpu", "cuda", "none"]
+"""Clock that times each call."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +67,14 @@ class RecordingOptions:
             rich_help_panel=SCOPE_PANEL,
             help="Intercept calls at nn.Module.__call__ (tap) or with forward hooks; auto is tap.",
         ),
-    ] = Via.auto
+    ] = "auto"
     clock: Annotated[
         Clock,
         typer.Option(
             rich_help_panel=MEASURES_PANEL,
             help="Clock that times calls; auto is cuda for a model on CUDA, none records shapes only.",
         ),
-    ] = Clock.auto
+    ] = "auto"
     flow: Annotated[
         bool,
         typer.Option(

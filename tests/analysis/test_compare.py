@@ -26,7 +26,7 @@ from talkerviz.render.terminal.comparison import comparison_cells, notes_on_comp
 
 
 def frames_of(own: Sequence[int], inner: Sequence[int] | None = None, **facts: Any) -> Trace:
-    """A frame a number: the self time of the root, and that of the one call that it makes."""
+    """Return a trace with a frame a number: the self time of the root and of its one child call."""
     rows = []
     for frame, (root, below) in enumerate(zip(own, inner or [100] * len(own), strict=True)):
         rows.append(call(2 * frame, None, 0, "net", "Net", root + below, root, frame=frame))
@@ -42,7 +42,7 @@ def row_of(table: pd.DataFrame, **where: str) -> pd.Series:
 
 
 def talker_like(phases: dict[str, Sequence[int]], runs: int = 1, factor: float = 1, **facts: Any) -> Trace:
-    """Calls of a phase in each of its frames; a number for each frame, the first for frame 0; None for no frame."""
+    """Return calls of a phase, one number a frame from frame 0; None for no frame."""
     rows: list[Any] = []
     for run in range(runs):
         for phase, times in phases.items():

@@ -25,7 +25,7 @@ def at(number: int, start: float, length: float, phase: str, frame: int | None, 
 
 
 def frame(number: int, start: float, length: float, passes: int = 15) -> list[Any]:
-    """A quarter of the time in the talker, half in the code predictor, the rest between its calls."""
+    """Return a trace: a quarter of the time in the talker, half in the code predictor, the rest between its calls."""
     first = number * (passes + 1) + 1
     each = length / 2 / passes
     rows = [at(first, start, length / 4, "decode" if number else "prefill", number)]
@@ -37,7 +37,7 @@ def frame(number: int, start: float, length: float, passes: int = 15) -> list[An
 
 
 def spoken(*, more: list[Any] | None = None, **facts: Any) -> Trace:
-    """Setup of 5 ms, 3 ms of nothing, and frames of 100, 40, 20 and 30 ms."""
+    """Return a trace of 5 ms setup, 3 ms idle time, and frames of 100, 40, 20 and 30 ms."""
     rows = [at(0, 2, 5, "setup", None)]
     for number, (start, length) in enumerate([(10, 100), (110, 40), (150, 20), (170, 30)]):
         rows += frame(number, start, length)

@@ -48,7 +48,7 @@ def samples_in(path: Path) -> np.ndarray:
 
 
 def as_samples(codes: Tensor, chunk: int, context: int, model: Any = None) -> np.ndarray:
-    """What transformers makes of codes, in steps of a WAV."""
+    """Decode codes with transformers, in steps of a WAV."""
     sound = (model or code2wav()).chunked_decode(codes.T[None], chunk_size=chunk, left_context_size=context)
     return (sound[0, 0].float() * 32767).round().to(torch.int16).numpy()
 
@@ -100,7 +100,7 @@ def test_seamless_leaves_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def sampled(seed: int, **changed: Any) -> Tensor:
-    """What the tiny talker says by itself."""
+    """Return the codes of the tiny talker."""
     config = preset("tiny")
     talker: Any = build_talker(config, seed=seed)
     prompt = assemble_prompt(talker, config, scenario_inputs(Scenario(seed=seed), config, "cpu", torch.float32), 2302)
@@ -162,7 +162,7 @@ def test_a_checkpoint_speaks_a_thinkers_answer(
 
 
 def spoken_in_vain(frames: int, stop: BaseException | None = None) -> Any:
-    """A `stream_codes` that says random codes, and then ends or is stopped."""
+    """Return a `stream_codes` that yields random codes, and then ends or raises."""
 
     def stream_codes(*args: Any) -> Iterator[Tensor]:
         yield from random_codes(frames)

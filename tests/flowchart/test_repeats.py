@@ -11,7 +11,7 @@ from talkerviz.flowchart.repeats import Items
 
 
 def fold(*sequences: str) -> tuple[str, list[list[str]]]:
-    """What sequences of letters fold to, in order, repeats in brackets; and the item of each letter."""
+    """Return the folded sequence of letters, repeats in brackets, and the item of each letter."""
     items = Items()
     found = [items.add([ord(letter) for letter in one], [letter.isupper() for letter in one]) for one in sequences]
     letters: dict[tuple[int, int], str] = {}

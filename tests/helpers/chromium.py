@@ -31,7 +31,7 @@ def running_browser() -> Iterator[Any]:
 def serving(
     command: Callable[[int], Sequence[str]], folder: Path, alive: str, env: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """The address of a server, started by the command for a port, once its page `alive` is there."""
+    """Return the address of a server, started by the command for a port, once its page `alive` is there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

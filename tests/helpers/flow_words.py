@@ -34,7 +34,7 @@ def flow_of(trace: Trace) -> list[str]:
 
 
 def follow(model: nn.Module, run: Callable[[], object], **options: Any) -> Trace:
-    """The trace of one run, in which tensors are followed."""
+    """Return the trace of one run, in which tensors are followed."""
     with tv.recording(model, measure="flow", **options) as rec:
         run()
     return rec.trace

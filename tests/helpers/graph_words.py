@@ -36,7 +36,7 @@ def _named(members: tuple[Box | Group, ...]) -> Iterator[tuple[str, str]]:
 
 
 def group(graph: Graph, name: str, phase: str | None = None) -> Group:
-    """The first group of a name, in a phase if there is one given."""
+    """Return the first group of a name, in a phase if there is one given."""
     for found in _groups(graph.members, ""):
         if found[1].box.name == name and phase in (None, found[0]):
             return found[1]
@@ -52,14 +52,14 @@ def _groups(members: tuple[Box | Group, ...], phase: str) -> Iterator[tuple[str,
 
 
 def arrows(graph: Graph, within: Group | None = None) -> set[str]:
-    """`a -> b`, `a -> b (next)`, `a => b` for a kept state; only those with both ends in a group, if one is given."""
+    """List edges as `a -> b`, `a -> b (next)`, or `a => b` for a kept state; with a group, only those inside it."""
     names = named(graph)
     inside = set(dict(_named(within.members))) if within else set(names)
     return {_word(edge, names) for edge in graph.edges if {edge.source, edge.target} <= inside}
 
 
 def arrows_into(graph: Graph, within: Group) -> set[str]:
-    """The arrows that come from outside of a group."""
+    """Return the arrows that come from outside of a group."""
     names, inside = named(graph), set(dict(_named(within.members)))
     return {_word(edge, names) for edge in graph.edges if edge.target in inside and edge.source not in inside}
 

@@ -101,7 +101,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def traced(name: str) -> Trace:
-    """A config's model, in a folder as a checkpoint has it, run and recorded twice: for its calls and for its flow."""
+    """Build a config's model, and record it twice: for its calls and for its flow."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(CONFIGS[name]))
         target = config_target(Path(folder), "cpu", None, TOKENS)
@@ -114,7 +114,7 @@ def traced(name: str) -> Trace:
 
 @functools.cache
 def run_twice(make: Callable[[], tuple[nn.Module, Callable[[], object]]]) -> Trace:
-    """What a function makes, recorded for its calls and for its flow."""
+    """Record a function's model, for its calls and for its flow."""
     torch.manual_seed(0)
     model, run = make()
     with torch.no_grad():
@@ -162,7 +162,7 @@ class ResNet(nn.Module):
 
 
 def resnet() -> tuple[nn.Module, Callable[[], object]]:
-    """A picture is classified."""
+    """Classify a picture."""
     model, picture = ResNet().eval(), torch.randn(1, 3, 32, 32)
     return model, lambda: model(picture)
 
@@ -265,7 +265,7 @@ def unet() -> tuple[nn.Module, Callable[[], object]]:
 
 
 def lstm() -> tuple[nn.Module, Callable[[], object]]:
-    """A sequence at once, and then two more of its steps with the state that it left."""
+    """Run a sequence at once, then two further steps with its state."""
     model, x = nn.LSTM(8, 16, num_layers=2, batch_first=True), torch.randn(2, 5, 8)
 
     def run() -> Tensor:
@@ -319,7 +319,7 @@ class GraphNet(nn.Module):
 
 
 def gnn() -> tuple[nn.Module, Callable[[], object]]:
-    """A molecule of four atoms and five bonds."""
+    """Return a molecule of four atoms and five bonds."""
     model = GraphNet().eval()
     nodes = {"atom": torch.randn(4, 3), "bond": torch.randn(5, 2)}
     ends = torch.tensor([[0, 1, 2, 3, 0], [0, 1, 2, 3, 4]])
@@ -332,5 +332,5 @@ OWN = {"resnet": resnet, "unet": unet, "dit": dit, "lstm": lstm, "gnn": gnn}
 
 
 def trace_of(name: str) -> Trace:
-    """The trace of any of these models."""
+    """Return the trace of any of these models."""
     return traced(name) if name in CONFIGS else run_twice(OWN[name])

@@ -79,7 +79,7 @@ def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
 
 
 def compiled(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]) -> dict[str, Any]:
-    """What ptxas made of a kernel: registers, bytes of stack, wide loads before it waits, and all loads after that."""
+    """Return ptxas' figures of a kernel: registers, stack bytes, wide loads before its wait, all loads after it."""
     signature: dict[str, str] = {}
     known: dict[str, Any] = {}
     facts: dict[tuple[int], list[list[Any]]] = {}

@@ -16,7 +16,7 @@ needs_parser = pytest.mark.skipif(
 
 
 def mermaid_errors(charts: list[str]) -> list[str]:
-    """What the real parser says of each chart; empty where it is fine."""
+    """Return the real parser's error for each chart; empty for a valid one."""
     done = subprocess.run(
         ["node", "parse.mjs"], cwd=MERMAID, input=json.dumps(charts), capture_output=True, text=True, check=True
     )

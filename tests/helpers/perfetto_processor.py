@@ -31,7 +31,7 @@ FLOWS = """SELECT EXTRACT_ARG(a.arg_set_id, 'args.call'), a.category, EXTRACT_AR
 
 
 def rows_of(trace: Trace, folder: Path, *queries: str) -> list[list[list[Any]]]:
-    """What Perfetto answers."""
+    """Return Perfetto's result of a query."""
     path = folder / "trace.json"
     path.write_bytes(render(trace, "perfetto"))
     done = subprocess.run(

@@ -34,13 +34,14 @@ def rank_traces(
     errors: Sequence[int] | None = None,
     **facts: Any,
 ) -> list[Trace]:
-    """A trace of each rank: a call of the net around each collective.
+    """Return a trace of each rank: a call of the net around each collective.
 
     Args:
         meetings: what happens, in order, on true time.
         ahead: by how many nanoseconds each rank's clock is ahead of true time.
         hosts: what tells hosts apart; by default each rank is on its own.
-        errors: by how much each found the difference to rank 0's clock wrongly as it asked; None where nobody asked.
+        errors: error of each rank's measured difference to rank 0's clock, ns; None if it did not measure.
+        facts: further facts of each trace.
     """
     count = len(ahead)
     every = f"0-{count - 1}"

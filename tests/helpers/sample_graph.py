@@ -115,13 +115,13 @@ def sample_diff() -> Graph:
 
 
 def plain_graph() -> Graph:
-    """Calls in their order, with no times and no groups."""
+    """Return a chart of calls in order, without times and groups."""
     boxes = tuple(Box(f"b{n}", "module", f"layer{n}", f"net.layer{n}", "Linear") for n in range(3))
     return Graph("net", boxes, (Edge("b0", "b1"), Edge("b1", "b2")), flow=False, timed=False)
 
 
 def graph_of(texts: list[str]) -> Graph:
-    """A chart whose every text is one of these."""
+    """Return a chart whose every text is one of these."""
     text = itertools.cycle(texts).__next__
     change = itertools.cycle((None, "added", "removed", "changed")).__next__
 
@@ -168,7 +168,7 @@ def _decoder(
     layers: int,
     mlp: Group | Box,
 ) -> tuple[Group, list[Edge]]:
-    """A stack of decoder layers, the ids in it starting with p, and the edges in it but those of its mlp."""
+    """Return a stack of decoder layers, the ids in it starting with p, and the edges in it but those of its mlp."""
     path = f"{base}.layers.0-{layers - 1}"
     n = layers * calls
     norm, hidden = kinds["norm"], shapes.partition(" ")[0]
@@ -197,7 +197,7 @@ def _decoder(
 
 
 def _talker(p: str, calls: int, length: int, ms: dict[str, float]) -> tuple[Group, list[Edge]]:
-    """The talker's own pass."""
+    """Return the talker's own pass."""
     hidden, rows, n = f"1x{length}x1024", f"{length}x1024", 20 * calls
     path = "talker.model.layers.0-19.mlp"
 
@@ -231,7 +231,7 @@ def _talker(p: str, calls: int, length: int, ms: dict[str, float]) -> tuple[Grou
 
 
 def _predictor(p: str, calls: int, length: int, ms: dict[str, float]) -> tuple[Group, list[Edge]]:
-    """The code predictor's model."""
+    """Return the code predictor's model."""
     base, shapes = "talker.code_predictor.model", f"1x{length}x1024 → 1x{length}x1024"
     kinds = {
         "model": "TalkerCodePredictorModel",
@@ -262,7 +262,7 @@ _PREDICTOR_DECODE = {
 
 
 def talker_graph() -> Graph:
-    """A run of Qwen3-Omni's talker, 8 frames, with times as they were on two CPU cores."""
+    """Return a run of Qwen3-Omni's talker, 8 frames, with times as they were on two CPU cores."""
     prefill, prefill_edges = _talker("a", 1, 20, _PREFILL)
     first, first_edges = _predictor("b", 8, 2, _PREDICTOR_PREFILL)
     steps, steps_edges = _predictor("c", 112, 1, _PREDICTOR_DECODE)

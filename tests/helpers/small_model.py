@@ -88,7 +88,7 @@ class Row(NamedTuple):
 
 
 def rows(trace: tv.Trace) -> list[Row]:
-    """The calls. Parents stand one level up, begin before and end after, on the same thread."""
+    """Return the calls, checked: parents are one level up, begin before and end after, on the same thread."""
     calls = trace.calls
     path, depth, thread, start, own = (
         calls[name].tolist() for name in ("path", "depth", "thread", "host_start_ns", "host_self_ns")
@@ -111,7 +111,7 @@ def rows(trace: tv.Trace) -> list[Row]:
 
 
 def tree(trace: tv.Trace, thread: int | None = None) -> list[str]:
-    """A line a call: a blank for each level, its path without the root's name, its error."""
+    """Return a line a call: a blank for each level, its path without the root's name, its error."""
     return [
         " " * row.depth + row.path.removeprefix("model").removeprefix(".") + (f" !{row.error}" if row.error else "")
         for row in rows(trace)

@@ -69,6 +69,6 @@ def recorded_run(name: str, impl: str, scenario: Scenario, keep: tuple[str, ...]
 
 
 def tiny_prompt(model: Any, positions: Tensor | None = None, **scenario: Any) -> Prompt:
-    """A prompt of the scenario's lengths for a tiny talker; `positions` [3, 1, tokens] are those of the user's part."""
+    """Return a prompt of the scenario's lengths for a tiny talker; `positions` [3, 1, tokens] are the user's."""
     thinker = scenario_inputs(Scenario(**scenario), CONFIG, "cpu", torch.float32)
     return assemble_prompt(model, CONFIG, replace(thinker, positions=positions), CONFIG.speaker("ethan"))

@@ -28,7 +28,7 @@ def picture(before: int, height: int, width: int, after: int) -> Tensor:
 
 
 def ending_talker(prompts: Sequence[Prompt]) -> Any:
-    """A talker for which a code that the first prompt's third frame begins with is the end of speech."""
+    """Return a talker for which a code that the first prompt's third frame begins with is the end of speech."""
     model = build_talker(CONFIG)
     code = int(generate(model, prompts[0], 3, ignore_eos=True)[2, 0])
     model.config = replace(CONFIG, codec_eos_token_id=code)  # type: ignore[assignment]

@@ -23,7 +23,7 @@ trees: st.SearchStrategy[Tree] = st.recursive(
 
 
 def trace_of(trees: list[Tree], names: list[str], threads: int = 1) -> Trace:
-    """A trace of such calls, one tree after the other, in turns in so many threads and in two phases and frames."""
+    """Return a trace of such calls, one tree after the other, in turns on some threads, in two phases and frames."""
     rows: list[dict[str, Any]] = []
 
     def add(tree: Tree, parent: int | None, depth: int, start: int, **more: Any) -> int:
@@ -45,7 +45,7 @@ def trace_of(trees: list[Tree], names: list[str], threads: int = 1) -> Trace:
 
 
 def timeline_trace() -> Trace:
-    """The sample trace with starts that fit its times, figures of a device, and the flow of tensors."""
+    """Return the sample trace with starts that fit its times, figures of a device, and the flow of tensors."""
     trace = sample_trace()
     starts = [0, 1_000, 1_300, 1_700, 3_400, 3_900, 5_500, 5_900, 7_701, 10_100, 11_000]
     missing = [pd.NA] * 2

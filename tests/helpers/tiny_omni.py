@@ -130,7 +130,7 @@ def tiny_omni_config() -> Qwen3OmniMoeConfig:
 
 
 def tiny_omni(seed: int = 0) -> Any:
-    """A `Qwen3OmniMoeForConditionalGeneration`, float32, in eval mode, without gradients.
+    """Return a `Qwen3OmniMoeForConditionalGeneration`, float32, in eval mode, without gradients.
 
     Every parameter is random by its name and the seed, biases and norms too, so that none can stand for another; scaled
     so that codes vary from frame to frame and the sound is not silence.

@@ -38,7 +38,7 @@ _CHAT_TEMPLATE = """\
 
 
 def token_ids(config: Qwen3OmniMoeConfig) -> dict[str, int]:
-    """The tokens that mean something to the model, and their ids in its config."""
+    """Return the tokens that mean something to the model, and their ids in its config."""
     thinker = config.thinker_config
     return {
         "<|im_start|>": config.im_start_token_id,
@@ -110,7 +110,7 @@ def write_picture(path: Path, width: int = 44, height: int = 30, seed: int = 0) 
 
 
 def user(*parts: str | Path) -> dict[str, Any]:
-    """A turn of the user: texts, sounds (.wav) and pictures (.png)."""
+    """Return a turn of the user: texts, sounds (.wav) and pictures (.png)."""
     return {"role": "user", "content": [_part(part) for part in parts]}
 
 
@@ -122,7 +122,7 @@ def _part(part: str | Path) -> dict[str, str]:
 
 
 def copy_ending_at(directory: Path, to: Path, token: int) -> Path:
-    """A copy of a checkpoint whose answers end at this token, and not at `<|im_end|>`."""
+    """Return a copy of a checkpoint whose answers end at this token, and not at `<|im_end|>`."""
     shutil.copytree(directory, to)
     config = json.loads((to / "config.json").read_text())
     (to / "config.json").write_text(json.dumps({**config, "im_end_token_id": token}))

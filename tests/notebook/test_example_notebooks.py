@@ -28,7 +28,7 @@ SHOWN = {
 
 @pytest.fixture
 def jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in; what Jupyter keeps of its own is in there too."""
+    """Return a folder to work in; what Jupyter keeps of its own is in there too."""
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     return tmp_path
@@ -68,7 +68,7 @@ def test_all_are_tested() -> None:
 
 @pytest.fixture
 def lab(jupyter: Path) -> Iterator[str]:
-    """The address of a JupyterLab that runs in the folder."""
+    """Return the address of a JupyterLab that runs in the folder."""
     if shutil.which("jupyter-lab", path=str(Path(sys.executable).parent)) is None:
         pytest.skip("pip install 'talkerviz[notebook]'")
     options = ["--no-browser", "--allow-root", "--ServerApp.port_retries=0"]

@@ -48,7 +48,7 @@ def trace() -> tv.Trace:
 
 
 def evenly_timed(trace: tv.Trace) -> tv.Trace:
-    """The same calls, each start and each end 10 us after the one before: room enough to click between any two."""
+    """Return the same calls, each start and each end 10 us after the one before: room to click between any two."""
     calls = trace.calls.copy()
     starts, ends = [0] * len(calls), [0] * len(calls)
     running: list[int] = []
@@ -245,7 +245,7 @@ class Cell:
         raise AssertionError(f"never came: {until}")
 
     def says(self, text: str) -> Any:
-        """What the time line says beside the frame."""
+        """Return the text of the time line beside the frame."""
         return self.page.locator("#frame-says", has_text=text)
 
     def box(self, path: str) -> Any:

@@ -120,7 +120,7 @@ def test_the_talker_s_loops(native: Trace) -> None:
         sources.setdefault(target, []).append(source)
 
     def above(number: int, *chain: str) -> int:
-        """The operation that a chain of sources, each one the only one of its name, leads to."""
+        """Return the operation that a chain of sources, each one the only one of its name, leads to."""
         for name in chain:
             (number,) = (source for source in sources[number] if where[source] == name)
         return number

@@ -44,7 +44,7 @@ def torchrun(processes: int, *args: object, folder: Path = ROOT) -> subprocess.C
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes have left of `ranks_child.py`."""
+    """Run `ranks_child.py` on two processes, and return its output."""
     folder = tmp_path_factory.mktemp("two")
     done = torchrun(2, HELPERS / "ranks_child.py", folder)
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder with the traces of a pipeline of four, and what was printed."""
+    """Return the folder with the traces of a pipeline of four, and what was printed."""
     folder = tmp_path_factory.mktemp("four")
     args = ("-m", "talkerviz", "trace", "-o", folder / "run.parquet", "examples.pipeline:stage")
     done = torchrun(4, *args)

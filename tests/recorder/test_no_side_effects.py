@@ -647,7 +647,7 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def outcome(make: Program, measure: Any, via: str) -> tuple[Any, ...]:
-    """What a program computes, and what it leaves behind."""
+    """Return a program's results and side effects."""
     X.copy_(torch.arange(8.0).view(2, 4))
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(0)

@@ -242,7 +242,7 @@ class Block(nn.Module):
 
 
 def compiled_work(recorded: bool, inside: bool) -> list[Any]:
-    """What Dynamo does for a model with a compiled block, with a recording or without."""
+    """Return Dynamo's counters for a model with a compiled block, with a recording or without."""
     torch._dynamo.reset()
     counters.clear()
     graphs: list[Any] = []

@@ -39,7 +39,7 @@ class Compiler:
 def compile_and_run(
     way: Callable[[Model, Any], None], block: type[Block], when: str, recorded: bool
 ) -> tuple[list[torch.Tensor], list[Any], tv.Trace | None]:
-    """Outputs, what Dynamo had to do, and the trace; compiled and run before a recording, only made, or all inside."""
+    """Return outputs, Dynamo's work and the trace; compiled before a recording, or inside it."""
     torch._dynamo.reset()
     counters.clear()
     model, backend, x = made(block), Compiler(), values()

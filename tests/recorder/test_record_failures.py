@@ -104,7 +104,7 @@ class Interrupt:
 
 
 def interrupted(trace: tv.Trace, model: Noticing, lossless: bool = True) -> None:
-    """The trace is whole but for what Ctrl-C cut short, and says what that was."""
+    """Check that the trace is whole but for the interrupted calls, which it names."""
     found = rows(trace)
     for row in found:
         above = None if row.parent is None else found[row.parent]

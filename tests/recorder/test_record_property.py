@@ -95,7 +95,7 @@ PLANS = st.builds(Plan, st.lists(ARGUMENTS, max_size=3), VALUES, st.sampled_from
 
 @st.composite
 def trees(draw: st.DrawFn, depth: int = 3) -> Any:
-    """A tree of plans."""
+    """Return a tree of plans."""
     plan = draw(PLANS)
     children = draw(st.lists(trees(depth - 1), max_size=2)) if depth else []
     if not children:

@@ -42,7 +42,7 @@ class Budget:
 
 
 def given(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """Inputs and outputs as they are recorded, twice the same."""
+    """Return recorded inputs and outputs, checked to be the same twice."""
     model = Giving()
     model.value = value
     with Budget():

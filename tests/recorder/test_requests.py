@@ -111,7 +111,7 @@ def test_the_turns_of_a_conversation_are_requests(model: Any) -> None:
 
 
 def by_hand(model: Any, *inputs: int, crop: int = 0) -> None:
-    """Passes of so many positions each, all from one place, on one cache; so many positions are refused each time."""
+    """Run passes of these numbers of positions from one call site on one cache, refusing some positions each time."""
     cache = transformers.DynamicCache()
     for positions in inputs:
         model(guess(positions), past_key_values=cache)

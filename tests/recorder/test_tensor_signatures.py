@@ -48,7 +48,7 @@ def events(native: bool) -> tuple[Any, dict[str, int], list[Any]]:
 
 
 def described(native: bool, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = -1) -> Any:
-    """The lists of tensors of a call's arguments and of its result, which is the first of them."""
+    """Return the lists of tensors of a call's arguments and of its result, which is the first of them."""
     made, names, kinds = events(native)
     module = nn.Identity()
     made.watch(module, 0, layer, 0, True)

@@ -37,7 +37,7 @@ PAGE = """<!doctype html><meta charset="utf-8"><script src="{script}"></script><
 
 
 def drawn(graph: Graph, theme: str, folder: Path) -> dict[str, str]:
-    """The text in each box and group of the picture, by id."""
+    """Return the text in each box and group of the picture, by id."""
     page = folder / "page.html"
     chart = json.dumps(render_mermaid(graph)).replace("<", "\\u003c")
     page.write_text(PAGE.format(script=MERMAID_JS.as_uri(), chart=chart, theme=theme), encoding="utf-8")

@@ -44,7 +44,7 @@ GRAPHS = {
 
 
 def drawn(graph: Graph) -> dict[str, Any]:
-    """The only graph of the collection, checked."""
+    """Return the only graph of the collection, checked."""
     collection = json.loads(render_model_explorer(graph))
     (found,) = collection["graphs"]
     check(found)
@@ -52,7 +52,7 @@ def drawn(graph: Graph) -> dict[str, Any]:
 
 
 def check(graph: dict[str, Any]) -> None:
-    """What the page needs: names that are different, arrows between nodes that are there, groups that exist."""
+    """Check the page's needs: unique names, edges between existing nodes, existing groups."""
     ids = [node["id"] for node in graph["nodes"]]
     assert len(set(ids)) == len(ids)
     for node in graph["nodes"]:
@@ -157,7 +157,7 @@ def test_what_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def schema() -> ModuleType:
-    """The page's own classes; without the rest of its package, which needs half a gigabyte."""
+    """Return the page's own classes; without the rest of its package, which needs half a gigabyte."""
     assert FOUND is not None
     assert FOUND.origin is not None
     spec = importlib.util.spec_from_file_location("graph_builder", Path(FOUND.origin).parent / "graph_builder.py")

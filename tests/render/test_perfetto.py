@@ -34,7 +34,7 @@ def slices_of(events: list[Event], category: str) -> list[Event]:
 
 
 def ns(event: Event) -> tuple[int, int]:
-    """A slice's start and end, which must be there to the nanosecond."""
+    """Return a slice's start and end, which must be there to the nanosecond."""
     start, took = event["ts"] * 1000, event["dur"] * 1000
     assert abs(start - round(start)) < 0.01
     return round(start), round(start) + round(took)

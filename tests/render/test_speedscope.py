@@ -40,7 +40,7 @@ Profile = dict[str, Any]
 
 
 def reopened(name: str, profile: bytes) -> Profile:
-    """What speedscope's page exports after it has opened a file of this name."""
+    """Return speedscope's export after it has opened a file of this name."""
     done = subprocess.run(
         ["node", str(VIEWERS / "speedscope.mjs"), name], input=profile, capture_output=True, check=False
     )

@@ -47,7 +47,7 @@ def printed(renderable: object, width: int) -> str:
 
 
 def measured_trace() -> Trace:
-    """The sample with what a device, `--cost` and `--memory` add; of the head's calls not all was measured."""
+    """Return the sample with what a device, `--cost` and `--memory` add; of the head's calls not all was measured."""
     trace = sample_trace()
     calls = trace.calls.copy()
     head = (calls["path"] == "net.head").to_numpy()
@@ -194,7 +194,7 @@ def test_what_was_not_measured_is_empty() -> None:
 
 
 def markdown_rows(text: str) -> list[list[str]]:
-    """What a reader of GitHub sees of a table's rows; the second one stands for the line below the headings."""
+    """Return a table's rows as GitHub shows them; the second is the line below the headings."""
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
     rows: list[list[str]] = []
     for token in tokens:

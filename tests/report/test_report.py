@@ -40,7 +40,7 @@ HOSTILE = [*NASTY, "</script><script>alert(1)</script>", "<img src=x onerror=ale
 
 @pytest.fixture(scope="module")
 def talker() -> Trace:
-    """The tiny talker's, of four frames, with flow, cost and limits."""
+    """Return the tiny talker's, of four frames, with flow, cost and limits."""
     target = talker_target(talker_of("tiny", "native", "cpu", None, Scenario(frames=4)))
     peaks = {"device": "a device", "flops": 1e11, "bandwidth": 4e10, "source": "a guess"}
 

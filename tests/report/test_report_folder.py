@@ -20,7 +20,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report."""
+    """Return a report."""
     folder = tmp_path_factory.mktemp("report")
     write_report(sample_trace(), folder)
     return folder

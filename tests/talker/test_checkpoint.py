@@ -46,7 +46,7 @@ EXPERTS = "talker.model.layers.1.mlp.experts"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen3-Omni as transformers saves it, in bfloat16 and in several shards."""
+    """Return a Qwen3-Omni as transformers saves it, in bfloat16 and in several shards."""
     directory = tmp_path_factory.mktemp("omni") / "Tiny-Omni"
     save_tiny_omni(directory, dtype=torch.bfloat16)
     return directory
@@ -58,13 +58,13 @@ def tiny() -> Any:
 
 
 def published() -> dict[str, Tensor]:
-    """The tiny talker's tensors under the published names, and one of the thinker's."""
+    """Return the tiny talker's tensors under the published names, and one of the thinker's."""
     state = {f"talker.{name}": weight for name, weight in tiny().state_dict().items()}
     return {**state, "thinker.model.embed_tokens.weight": torch.zeros(4, 4)}
 
 
 def fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with the experts of each layer in two tensors."""
+    """Return the same with the experts of each layer in two tensors."""
     whole = {name: weight for name, weight in state.items() if ".experts." not in name}
     for name, weight in tiny().named_parameters():
         if ".experts." in name:
@@ -78,7 +78,7 @@ def config_text() -> str:
 
 
 def write(directory: Path, tensors: Mapping[str, Tensor], shards: int = 3) -> Path:
-    """A checkpoint of these tensors, dealt to so many shards; a single one has no index."""
+    """Return a checkpoint of these tensors, dealt to so many shards; a single one has no index."""
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(config_text())
     # Copies, since safetensors refuses views of one storage.

@@ -58,7 +58,7 @@ def fused_copy(model: Any) -> Any:
 
 
 def filled(config: StackConfig, positions: int, seen: int, dtype: torch.dtype, seed: int) -> KVCache:
-    """A cache that has seen so many tokens."""
+    """Return a cache that has seen so many tokens."""
     cache = KVCache(config, positions, torch.device(DEVICE), dtype)
     drawn = torch.Generator().manual_seed(seed)
     for part in (cache.keys, cache.values):
@@ -71,7 +71,7 @@ def filled(config: StackConfig, positions: int, seen: int, dtype: torch.dtype, s
 def outputs(
     layer: Any, config: StackConfig, tokens: int, seen: int, positions: int, static: bool, dtype: torch.dtype
 ) -> list[Tensor]:
-    """What a layer gives for the same new tokens, and its cache after them."""
+    """Return a layer's output for the same new tokens, and its cache after them."""
     drawn = torch.Generator().manual_seed(tokens + seen)
     cache = filled(config, positions, seen, dtype, seed=seen)
     place: LayerCache
@@ -142,7 +142,7 @@ def test_the_greatest_and_its_embedding(size: int) -> None:
 
 @pytest.fixture(scope="module")
 def recorded() -> list[tuple[Tensor, pd.DataFrame]]:
-    """The codes and the calls of two frames: of a talker, and of the same with fused layers."""
+    """Return the codes and the calls of two frames: of a talker, and of the same with fused layers."""
     model: Any = build_talker(CONFIG, device=DEVICE)
     prompt, codes = a_prompt(model), []
     traces = [

@@ -26,7 +26,7 @@ DEVICES = [
 
 
 def made(device: str, dtype: torch.dtype, batch: int, sampling: Sampling) -> StaticFrame:
-    """A frame to be captured, of tensors that have no numbers."""
+    """Return a frame to be captured, of tensors that have no numbers."""
     torch.set_default_dtype(dtype)
     with torch.device(device):
         talker = TalkerForConditionalGeneration(CONFIG)

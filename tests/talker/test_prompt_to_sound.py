@@ -88,7 +88,7 @@ def through_transformers(omni: Omni, conversation: Sequence[Turn], **options: An
 
 
 def captured(omni: Omni, conversation: Sequence[Turn], file: Path) -> ThinkerOutputs:
-    """What the thinker gives, written to a file and read for the talker."""
+    """Write the thinker's outputs to a file, and read them for the talker."""
     answer = capture_answer(omni.directory, conversation, max_new_tokens=ANSWER)
     write_inputs(file, answer.thinker, answer.user_ids, answer.assistant_ids, {})
     return read_inputs(file, read_talker_config(omni.directory), "cpu", torch.float32)
@@ -144,7 +144,7 @@ def test_positions_and_hidden_states_matter(omni: Omni, tmp_path: Path) -> None:
 
 
 def test_audio_with_images(omni: Omni, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers' talker counts positions where the two meet only if told the thinker's windows of audio."""
+    """Transformers' talker counts positions where the two meet only if told the thinker's windows of audio."""
     conversation = [user(omni.sounds[1], *omni.pictures, omni.sounds[0], "What is all this?")]
     told = omni.model.talker.config
     if not hasattr(told, "audio_config"):

@@ -50,7 +50,7 @@ def published() -> dict[str, Any]:
 
 
 def small(text: dict[str, Any] | None = None, predictor: dict[str, Any] | None = None, groups: int = 4) -> Any:
-    """A config.json of a tiny talker, with these fields changed in its two stacks."""
+    """Return a config.json of a tiny talker, with these fields changed in its two stacks."""
     data = published()
     talker = data["talker_config"]
     talker |= {"num_code_groups": groups, "thinker_hidden_size": 48}

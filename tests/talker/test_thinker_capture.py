@@ -43,7 +43,7 @@ TINY = preset("tiny")
 
 @pytest.fixture(scope="module")
 def omni(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole Qwen3-Omni with its processor, and a sound and a picture beside it."""
+    """Return a whole Qwen3-Omni with its processor, and a sound and a picture beside it."""
     directory = tmp_path_factory.mktemp("omni")
     model = tiny_omni()
     model.save_pretrained(directory)
@@ -204,7 +204,7 @@ def test_the_file_gives_back_what_was_written(dtype: torch.dtype, tmp_path: Path
 
 
 def change(**tensors: Tensor | None) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """A file's tensors with some of them others, or left out."""
+    """Return a file's tensors with some of them others, or left out."""
     return lambda found: {name: tensor for name, tensor in {**found, **tensors}.items() if tensor is not None}
 
 
@@ -312,7 +312,7 @@ def test_a_missing_package_is_named(omni: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def copied(omni: Path, to: Path, *left_out: str) -> Path:
-    """The checkpoint's files but some."""
+    """Return the checkpoint's files but some."""
     to.mkdir()
     for file in omni.iterdir():
         if file.name not in left_out:

@@ -44,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def load(path: Path, content: bytes) -> Trace | None:
-    """The trace that a file holds; None where it is refused, in one line that names it."""
+    """Return the trace that a file holds; None where it is refused, in one line that names it."""
     path.write_bytes(content)
     try:
         return Trace.load(path)

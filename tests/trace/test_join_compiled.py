@@ -30,7 +30,7 @@ def measured(model: nn.Module, run: Callable[[], object], measure: str | None = 
 
 
 def joined(model: nn.Module, run: Callable[[], object]) -> tv.Trace:
-    """What `trace --warmup 1 --cost` makes."""
+    """Return the trace of `trace --warmup 1 --cost`."""
     with torch.no_grad():
         run()
     plain = measured(model, run)

@@ -42,7 +42,7 @@ def run_twice(net: nn.Module) -> None:
 
 
 def runs_of(*own: tuple[int, int]) -> Trace:
-    """A run a pair: the self times of a frame's root and of the one call that it makes; then the root once more."""
+    """Return a trace with a run a pair: self times of a frame's root and of its child call; then the root once more."""
     rows = []
     for run, (root, inner) in enumerate(own):
         at = {"run": run, "host_start_ns": 1_000_000 * run}

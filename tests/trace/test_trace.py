@@ -49,7 +49,7 @@ rows = st.lists(
 
 
 def trace_of(rows: list[dict]) -> Trace:
-    """A trace of these rows; `up` says how many rows before each its parent stands, 0 for none."""
+    """Return a trace of these rows; `up` says how many rows before each its parent stands, 0 for none."""
     for number, row in enumerate(rows):
         up, times = row.pop("up"), row.pop("times")
         row |= dict(zip(("host_start_ns", "host_ns", "host_self_ns"), times or (None,) * 3, strict=True))
