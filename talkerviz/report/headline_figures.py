@@ -59,7 +59,7 @@ def _frame_numbers(summary: FrameSummary | None) -> list[Number]:
         return []
     found = []
     if summary.first_ns is not None:
-        found.append(Number("first frame after", time_text(summary.first_ns), "from the first call on"))
+        found.append(Number("first frame after", time_text(summary.first_ns), "since the first call"))
     if summary.p50_ns is not None:
         later = summary.frames - summary.runs * (summary.first_ns is not None)
         found.append(Number("frame, p50", time_text(summary.p50_ns), f"of {later:,} frames after the first"))

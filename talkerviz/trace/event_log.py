@@ -504,7 +504,8 @@ def _step(
         request=int(request[-1]),
         paused=int(paused_after[-1]),
         next_number=state.next_number + int(begun.sum()),
-        last_time=int(time[-1]) if len(time) else state.last_time,
+        # A collection inside an open call is over later than the last entry or exit.
+        last_time=int(line[calls | collected].max(initial=state.last_time)),
         edges=state.edges + len(time),
     )
     garbage = {

@@ -212,6 +212,35 @@ def test_garbage_collections_are_in_no_module_s_self_time(any_tap: str) -> None:
     assert "garbage collector ran" in trace.render("markdown", by="class")
 
 
+@every_way
+def test_a_collection_in_an_unfinished_call_is_no_negative_time(any_tap: str) -> None:
+    collected, stop = threading.Event(), threading.Event()
+
+    class Collects(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.inner(x)
+            gc.collect()
+            collected.set()
+            stop.wait()
+            return x
+
+    model = Collects()
+    thread = threading.Thread(target=model, args=(torch.ones(1),))
+    with tv.recording(model) as rec:
+        thread.start()
+        collected.wait()
+    stop.set()
+    thread.join()
+    calls, garbage = rec.trace.calls, rec.trace.collections
+    outer = calls.loc[calls["path"] == "model"].iloc[0]
+    assert outer["error"] == "unfinished"
+    assert 0 <= outer["host_self_ns"] <= outer["host_ns"] - garbage["host_ns"].max()
+
+
 def test_modules_that_join_are_replaced_or_are_nobody_s() -> None:
     class Joins(nn.Module):
         def __init__(self) -> None:

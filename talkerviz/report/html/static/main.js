@@ -17,8 +17,8 @@ function setUpOverview() {
     }));
     $('where').append(make('figure', {}, make('figcaption', {}, title), bar, list));
   };
-  split('Where the time goes, by phase', 'phase', phaseColour, name => CHOOSES.phase({ phase: name }));
-  split('by class, without what is called inside', 'class', classColour, name => CHOOSES.class({ class: name }));
+  split('Self time by phase', 'phase', phaseColour, name => CHOOSES.phase({ phase: name }));
+  split('Self time by class', 'class', classColour, name => CHOOSES.class({ class: name }));
   const legend = classOrder.slice(0, PALETTE.length).map(name => swatch(classColour(name), name));
   if (classOrder.length > PALETTE.length) legend.push(swatch(REST, 'others'));
   for (const place of document.querySelectorAll('[data-legend=classes]')) {
