@@ -418,14 +418,16 @@ def record(  # noqa: D417, the other arguments are those of `recording`
 
     from talkerviz.recorder.record import record
 
-    if not isinstance(run, (Tensor, tuple, Mapping)) and not callable(run):
+    if isinstance(run, (Tensor, tuple, Mapping)):
+        run = partial(_call, model, run)
+    elif not callable(run):
         raise ValueError(
             f"run: neither inputs nor a function, but of type {type(run).__name__}; pass a tensor, a tuple of "
             "arguments, a mapping of arguments by name, or lambda: model(x)"
         )
     return record(
         model,
-        partial(_call, model, run) if isinstance(run, (Tensor, tuple, Mapping)) else run,
+        run,
         name=name,
         phases=phases,
         clock=clock,

@@ -45,8 +45,6 @@ def record(
     check_model(model)
     if file is not None:
         check_name(Path(file))
-    if not callable(run):
-        raise ValueError(f"run must be callable, not a {type(run).__name__}: write lambda: model(x)")
     for option, number, minimum in (("warmup", warmup, 0), ("repeat", repeat, 1)):
         if number < minimum:
             raise ValueError(f"{option} must be at least {minimum}, not {number}")
