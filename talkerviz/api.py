@@ -231,7 +231,7 @@ def diff(
     after: TraceRecord,
     format: None = None,
     *,
-    by: ComparedBy = "module",
+    by: ComparedBy = "pattern",
     top: int = 20,
     edges: Edges | None = None,
     max_nodes: int | None = None,
@@ -242,7 +242,7 @@ def diff(
     after: TraceRecord,
     format: TextFormat,
     *,
-    by: ComparedBy = "module",
+    by: ComparedBy = "pattern",
     top: int = 20,
     edges: Edges | None = None,
     max_nodes: int | None = None,
@@ -253,7 +253,7 @@ def diff(
     after: TraceRecord,
     format: BinaryFormat,
     *,
-    by: ComparedBy = "module",
+    by: ComparedBy = "pattern",
     top: int = 20,
     edges: Edges | None = None,
     max_nodes: int | None = None,
@@ -263,7 +263,7 @@ def diff(
     after: TraceRecord,
     format: str | None = None,
     *,
-    by: ComparedBy = "module",
+    by: ComparedBy = "pattern",
     top: int = 20,
     edges: Edges | None = None,
     max_nodes: int | None = None,
@@ -273,9 +273,10 @@ def diff(
     Args:
         before: trace of the first run.
         after: trace of the second run.
-        format: None to print the comparison; `markdown` or `html` to return its table; a chart's format to return a
-            flowchart of both runs.
-        by: rows of the table: `module`, `class`, `phase` or `layer`.
+        format: None to print the comparison; `markdown`, `html`, `csv` or `json` to return its table; a chart's format
+            to return a flowchart of both runs.
+        by: rows of the table: `pattern`, equal modules of several layers together; `module`, `class`, `phase` or
+            `layer`.
         top: maximum number of rows below those of the phases.
         edges: arrows of the chart: `flow`, `calls`, or None for tensor flow if both traces have it.
         max_nodes: maximum number of boxes of the chart.

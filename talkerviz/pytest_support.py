@@ -15,9 +15,9 @@ from torch import nn
 
 from talkerviz.analysis.compare import compare, slower
 from talkerviz.analysis.snapshot import Call, calls_to_json, read_snapshot, snapshot_calls, trace_from_calls
+from talkerviz.analysis.structure import structure_diff
 from talkerviz.api import Trace, record
 from talkerviz.atomic_file import write_text
-from talkerviz.flowchart.diff import changes, diff_graph
 from talkerviz.recorder.instruments.registry import clock_for
 from talkerviz.render.terminal.comparison import notes_on_comparison, put_together, render_changes, render_comparison
 
@@ -142,13 +142,19 @@ class TalkerTrace:
 
 def _what_changed(before: list[Call], after: list[Call], path: Path) -> str:
     """Describe differing modules and operations, then the first differing lines."""
-    graph = diff_graph(trace_from_calls(before), trace_from_calls(after), "calls")
-    found = changes(graph)
+    structure = structure_diff(trace_from_calls(before), trace_from_calls(after))
     ones, twos = ([json.dumps(call, ensure_ascii=False) for call in calls] for calls in (before, after))
     lines = [line for line in difflib.unified_diff(ones, twos, n=0, lineterm="") if line[:2] in ("-{", "+{")]
     more = [f"... {len(lines) - _MAX_DIFF_LINES:,} more lines"] if len(lines) > _MAX_DIFF_LINES else []
     head = f"the calls are not those of {path}; if they are meant to be, pytest --talkertrace-update"
-    return "\n".join([head, *([_text(render_changes(found))] if found else []), *lines[:_MAX_DIFF_LINES], *more])
+    return "\n".join(
+        [
+            head,
+            *([_text(render_changes(structure))] if structure.changes else []),
+            *lines[:_MAX_DIFF_LINES],
+            *more,
+        ]
+    )
 
 
 def _text(*shown: RenderableType) -> str:

@@ -6,21 +6,25 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from talkerviz.analysis.confidence import Sample, ratio_interval
+from talkerviz.analysis.confidence import CONFIDENCE, certain_of, chance_of_equal, ratio_interval
+from talkerviz.trace.align import align, common_classes, is_same_class, rename_paths
 from talkerviz.trace.call_tree import outermost
-from talkerviz.trace.labels import call_shapes, first_and_others
+from talkerviz.trace.labels import call_shapes, first_and_others, layer_patterns
 from talkerviz.trace.runs import whole_runs
 from talkerviz.trace.trace import TraceRecord, check_one_rank
 
-ComparedBy = Literal["module", "class", "phase", "layer"]
+ComparedBy = Literal["pattern", "module", "class", "phase", "layer"]
 BY_COMPARED: tuple[ComparedBy, ...] = get_args(ComparedBy)
 WHOLE = "a whole frame"
 """Name of the row of all phases of a frame together."""
+
+PROCESS_NOISE = 0.05
+"""Change up to which two processes that run the same program differ: by where memory lies, by the core's clock."""
 
 _MIN_FRAMES_TO_SKIP_FIRST = 3  # with fewer, leaving out the cold first frame would leave no interval
 _NUMBERED = re.compile(r"\.\d+(?:\.|$).*")
@@ -30,28 +34,33 @@ _Key = tuple[str, str]  # phase and name
 def compare(before: TraceRecord, after: TraceRecord, by: str = "module") -> pd.DataFrame:
     """Compare two runs, with a row a phase and module, class or layer of either.
 
-    All figures are means a frame, over the frames of the phase in all complete runs; for a phase outside of frames,
-    such as the talker's setup, over runs. The first frame of a phase is often slow by one-time work, so it is left out
-    if there are three or more, unless the trace was recorded after a warm-up. The row of a whole frame counts only
-    frames with the commonest set of phases, so not the first, which has the prefill.
+    Modules are paired by `align`. Times are those of a typical frame: the median over the frames of the phase in all
+    complete runs, or over the runs for a phase outside of frames, such as the talker's setup. A module that only some
+    frames call has the median over these, times their share. The first frame of a phase is often slow by one-time
+    work, so it is left out if there are three or more, unless the trace was recorded after a warm-up. The row of a
+    whole frame counts only frames with the commonest set of phases, so not the first, which has the prefill.
 
     The interval is that of `ratio_interval`. It covers the variation between frames of the two recordings, not between
-    processes or machines. Among many unchanged rows one in twenty is `significant` by chance.
+    processes or machines. So `significant` changes also are larger than `PROCESS_NOISE`, and of all of them in a table
+    of modules one in twenty is expected to be by chance.
 
     Args:
         before: the first trace.
         after: the second trace; preset, implementation and length may differ.
-        by: grouping of the rows: `module`; `class`, where `Qwen3OmniMoeTalkerModel` equals `TalkerModel`; `layer`, all
+        by: grouping of the rows: `pattern`, where `layers.0.mlp` and its like in other layers are one row,
+            `layers.*.mlp`; `module`; `class`, where `Qwen3OmniMoeTalkerModel` equals `TalkerModel`; `layer`, all
             layers of a list together, `talker.model.layers.#`; or `phase`, with a first row for whole frames.
 
     Returns:
-        Columns: `phase`; `module` and `class`, or `class` or `layer`; `status`: `new`, `vanished`, `changed` (in class,
-        calls or shapes) or `same`; `frames_before` and `frames_after`, number of frames counted. Then a frame's
-        `calls_before`, `calls_after`, `self_before_ns`, `self_after_ns`, `total_before_ns`, `total_after_ns`; `change`
-        of the self time, 0.1 for 10 % more; `low` and `high`, the ends of its 95 % interval, `<NA>` with fewer than two
-        frames in either; `significant`, true if the interval excludes 0; `shapes_before` and `shapes_after`, shapes
-        that only one run has. Rows are sorted by the change in nanoseconds, largest first; phases are in the order of
-        the run. `attrs["clock"]` is `device` if both traces have device times, else `host`.
+        Columns: `phase`; `module` and `class`, or `class` or `layer`; `modules`, number of modules; `status`: `new`,
+        `vanished`, `changed` (in class, calls or shapes), `wrapper` (only one trace has it, and the modules in it are
+        paired) or `same`; `frames_before` and `frames_after`, number of frames counted. Then a frame's `calls_before`,
+        `calls_after`, `self_before_ns`, `self_after_ns`, `total_before_ns`, `total_after_ns`; `change` of the self
+        time, 0.1 for 10 % more; `low` and `high`, the ends of its 95 % interval, `<NA>` with fewer than two frames in
+        either; `significant`, whether the change is certain; `shapes_before` and `shapes_after`, shapes that only one
+        run has. Rows that are significant, or that only one trace has, come first, then the others, each sorted by the
+        change in nanoseconds; phases are in the order of the run. `attrs["clock"]` is `device` if both traces have
+        device times, else `host`.
 
     Raises:
         ValueError: an unknown `by`, a trace without times, or a trace of several ranks.
@@ -61,21 +70,41 @@ def compare(before: TraceRecord, after: TraceRecord, by: str = "module") -> pd.D
     for trace in (before, after):
         check_one_rank(trace)
     clock = _clock(before, after)
-    frames = _frames_of_both(before, after)
-    names = _class_names(before, after) if by == "class" else ({}, {})
-    ones, twos = (_rows_of(trace, by, clock, frames, own) for trace, own in zip((before, after), names, strict=True))
+    frames = last_common_frame(before, after)
+    wrappers: set[str] = set()
+    if by in ("pattern", "module", "layer"):
+        sides = align(before, after)
+        before, after = (rename_paths(trace, side.names) for trace, side in zip((before, after), sides, strict=True))
+        wrappers = {side.names[path] for side in sides for path in side.wrappers}
+    sides_names = _row_names(before, after, by)
+    ones, twos = (
+        _rows_of(trace, by, clock, frames, names) for trace, names in zip((before, after), sides_names, strict=True)
+    )
     keys = list(dict.fromkeys([*ones, *twos]))
     rows = [
         {"phase": phase, "module": name, "layer": name} | _compared(ones.get((phase, name)), twos.get((phase, name)))
         for phase, name in keys
     ]
-    named = {"module": ["module", "class"], "class": ["class"], "layer": ["layer"], "phase": []}[by]
+    chances = {at: row["chance"] for at, row in enumerate(rows) if "chance" in row}
+    # Phases are few and all looked at; of many modules some differ by chance.
+    few = [chance < 1 - CONFIDENCE for chance in chances.values()]
+    for at, is_certain in zip(chances, few if by == "phase" else certain_of([*chances.values()]), strict=True):
+        rows[at]["significant"] = is_certain and _clear(rows[at])
+    named = {
+        "pattern": ["module", "class"],
+        "module": ["module", "class"],
+        "class": ["class"],
+        "layer": ["layer"],
+        "phase": [],
+    }[by]
+    rows = [row | {"status": "wrapper"} if row["module"] in wrappers else row for row in rows]
     if by == "class":
         rows = [row | {"class": name} for row, (_, name) in zip(rows, keys, strict=True)]
     table: pd.DataFrame = pd.DataFrame(rows, columns=["phase", *named, *_FIGURES]).astype(_FIGURES)
     if by != "phase":
         moved = (table["self_after_ns"].fillna(0) - table["self_before_ns"].fillna(0)).abs()
-        table = table.iloc[np.argsort(-moved.to_numpy(dtype=float), kind="stable")].reset_index(drop=True)
+        uncertain = ~(table["significant"] | table["status"].isin(["new", "vanished"])).to_numpy(dtype=bool)
+        table = table.iloc[np.lexsort((-moved.to_numpy(dtype=float), uncertain))].reset_index(drop=True)
     table.attrs["clock"] = clock
     return table
 
@@ -94,7 +123,7 @@ def slower(phases: pd.DataFrame, limit: float) -> pd.DataFrame:
         raise ValueError(
             "no phase has two frames in both traces, so nothing is certain: record more with --frames or --repeat"
         )
-    beyond = phases[(phases["low"] > limit).fillna(False).to_numpy(dtype=bool)]
+    beyond = phases[((phases["low"] > limit).fillna(False) & phases["significant"]).to_numpy(dtype=bool)]
     ordered: pd.DataFrame = beyond.sort_values("change", ascending=False)
     return ordered
 
@@ -105,20 +134,40 @@ class _Row:
 
     Attributes:
         class_name: class of the module.
-        own: self time a frame, in nanoseconds.
-        total: mean time a frame, in nanoseconds.
+        own: self time in each of the frames that call it, in nanoseconds.
+        total: time in each of these frames, in nanoseconds.
+        frames: number of frames of its phase.
         calls: mean number of calls a frame.
         shapes: distinct shapes, the commonest first.
+        modules: number of modules.
     """
 
     class_name: str
-    own: Sample
-    total: float
+    own: np.ndarray
+    total: np.ndarray
+    frames: int
     calls: float
     shapes: tuple[str, ...]
+    modules: int
+
+    @property
+    def share(self) -> float:
+        """Share of the frames that call it."""
+        return len(self.own) / self.frames if self.frames else 0.0
+
+    @property
+    def typical_self_ns(self) -> float:
+        """Self time of a typical frame."""
+        return float(np.median(self.own)) * self.share if len(self.own) else 0.0
+
+    @property
+    def typical_total_ns(self) -> float:
+        """Time of a typical frame."""
+        return float(np.median(self.total)) * self.share if len(self.total) else 0.0
 
 
 _FIGURES = {
+    "modules": "int64",
     "status": "object",
     **dict.fromkeys(("frames_before", "frames_after"), "int64"),
     **dict.fromkeys(("calls_before", "calls_after"), "float64"),
@@ -129,33 +178,38 @@ _FIGURES = {
 }
 
 
-def _compared(one: _Row | None, two: _Row | None) -> dict[str, object]:
-    row: dict[str, object] = dict.fromkeys(_FIGURES, pd.NA)
+def _compared(one: _Row | None, two: _Row | None) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(_FIGURES, pd.NA) | {"significant": False}
     for side, known in (("before", one), ("after", two)):
         row |= {f"frames_{side}": 0, f"calls_{side}": 0.0, f"shapes_{side}": ""}
         if known is not None:
             row |= {
-                f"frames_{side}": known.own.size,
+                f"frames_{side}": known.frames,
                 f"calls_{side}": known.calls,
-                f"self_{side}_ns": known.own.mean,
-                f"total_{side}_ns": known.total,
+                f"self_{side}_ns": known.typical_self_ns,
+                f"total_{side}_ns": known.typical_total_ns,
                 "class": known.class_name,
             }
-    row["significant"] = False
+    row["modules"] = max(side.modules for side in (one, two) if side is not None)
     if one is None or two is None:
         return row | {"status": "new" if one is None else "vanished"}
-    if one.own.mean > 0:
-        row["change"] = two.own.mean / one.own.mean - 1
+    if one.typical_self_ns > 0:
+        row["change"] = two.typical_self_ns / one.typical_self_ns - 1
     if ends := ratio_interval(one.own, two.own):
-        low, high = (end - 1 for end in ends)
-        row |= {"low": low, "high": high, "significant": low > 0 or high < 0}
+        low, high = (end * two.share / one.share - 1 for end in ends)
+        row |= {"low": low, "high": high, "chance": chance_of_equal(one.own, two.own)}
     for side, mine, theirs in (("before", one, two), ("after", two, one)):
         row[f"shapes_{side}"] = first_and_others([text for text in mine.shapes if text not in theirs.shapes])
-    same_class = _alike(one.class_name, two.class_name)
+    same_class = is_same_class(one.class_name, two.class_name)
     if not same_class:
         row["class"] = f"{one.class_name} ⇒ {two.class_name}"
     same = same_class and np.isclose(one.calls, two.calls) and set(one.shapes) == set(two.shapes)
     return row | {"status": "same" if same else "changed"}
+
+
+def _clear(row: Mapping[str, Any]) -> bool:
+    """Return whether all of a row's interval is a change, and not one that equal processes have too."""
+    return (row["low"] > 0 or row["high"] < 0) and not pd.isna(row["change"]) and abs(row["change"]) > PROCESS_NOISE
 
 
 def _clock(before: TraceRecord, after: TraceRecord) -> str:
@@ -168,14 +222,12 @@ def _clock(before: TraceRecord, after: TraceRecord) -> str:
     return "host"
 
 
-def _frames_of_both(before: TraceRecord, after: TraceRecord) -> int:
+def last_common_frame(before: TraceRecord, after: TraceRecord) -> int:
     """Return the last frame that both traces have; later frames have other cache shapes."""
     return min(int(trace.calls["frame"].fillna(-1).max()) for trace in (before, after))
 
 
-def _rows_of(
-    trace: TraceRecord, by: str, clock: str, last_frame: int, class_names: Mapping[str, str]
-) -> dict[_Key, _Row]:
+def _rows_of(trace: TraceRecord, by: str, clock: str, last_frame: int, names: Mapping[str, str]) -> dict[_Key, _Row]:
     runs = whole_runs(trace)
     calls = trace.calls[trace.calls["run"].isin(runs)].reset_index(drop=True)
     frame = calls["frame"].to_numpy(dtype=np.int64, na_value=-1)
@@ -184,7 +236,7 @@ def _rows_of(
     phase = pd.Categorical(
         calls["phase"].astype(object).fillna(""), categories=_texts([*calls["phase"].cat.categories, "", WHOLE])
     )
-    name = _names(calls, by, class_names)
+    name = _names(calls["class" if by == "class" else "path"], names)
     kinds = phase.codes.astype(np.int64) * (len(name.categories) + 1) + name.codes
     table = pd.DataFrame(
         {
@@ -196,6 +248,7 @@ def _rows_of(
             "total": calls[f"{clock}_ns"].to_numpy(dtype=float, na_value=0.0),
             "outer": outermost(calls, kinds),
             "class": calls["class"],
+            "path": calls["path"].cat.codes.to_numpy(),
             "shapes": pd.Categorical(call_shapes(calls) if by != "phase" else [""] * len(calls)),
             "seen": ((calls["run"] == runs[0]) & (frame <= last_frame)).to_numpy() if runs else True,
         }
@@ -212,20 +265,20 @@ def _rows_of(
     )
     own = sums["own"].groupby(["phase", "name"], sort=False, observed=True).agg(list)
     number = sums["calls"].groupby(["phase", "name"], sort=False, observed=True).sum()
-    total = inside[inside["outer"]].groupby(["phase", "name"], sort=False, observed=True)["total"].sum()
+    totals = inside[inside["outer"]].groupby(["phase", "name", "place"], sort=False, observed=True)["total"].sum()
+    total = totals.groupby(["phase", "name"], sort=False, observed=True).agg(list)
     for (in_phase, row), part in table.groupby(["phase", "name"], sort=False, observed=True):
         key, size = (str(in_phase), str(row)), int(sizes[in_phase])
-        values = np.zeros(size)
-        there = own.get(key, [])
-        values[: len(there)] = there  # frames without a call count as 0
         seen = part["shapes"].cat.codes.to_numpy()[part["seen"].to_numpy()]
         shapes = Counter(dict(_commonest(seen, part["shapes"].cat.categories)))
         rows[key] = _Row(
             class_name=str(part["class"].iloc[0]),
-            own=Sample(size, float(values.mean()), float(values.std(ddof=1)) if size > 1 else 0.0),
-            total=float(total.get(key, 0.0)) / size,
+            own=np.array(own.get(key, []), dtype=float),
+            total=np.array(total.get(key, []), dtype=float),
+            frames=size,
             calls=float(number.get(key, 0)) / size,
             shapes=tuple(text for text, _ in shapes.most_common() if text),
+            modules=int(part["path"].nunique()),
         )
     return rows
 
@@ -260,36 +313,33 @@ def _texts(names: Sequence[object]) -> list[str]:
     return list(dict.fromkeys(map(str, names)))
 
 
-def _names(calls: pd.DataFrame, by: str, class_names: Mapping[str, str]) -> pd.Categorical:
-    column = calls["class" if by == "class" else "path"]
-    names = {
-        name: {
-            "module": name,
-            "class": class_names.get(name, name),
-            "layer": _NUMBERED.sub(".#", name),
-            "phase": "",
-        }[by]
-        for name in map(str, column.cat.categories)
-    }
+def _row_names(before: TraceRecord, after: TraceRecord, by: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Map the paths of either trace, or its classes, to the names of rows."""
+    if by == "class":
+        classes = common_classes(before, after)
+        return tuple(
+            {str(name): own.get(str(name), str(name)) for name in trace.calls["class"].cat.categories}
+            for trace, own in zip((before, after), classes, strict=True)
+        )  # type: ignore[return-value]
+    class_of: dict[str, str] = {}
+    for trace in (before, after):
+        first = trace.calls.drop_duplicates("path")
+        class_of |= dict(zip(first["path"].astype(str), first["class"].astype(str), strict=True))
+    paths = list(class_of)
+    if by == "pattern":
+        patterns = layer_patterns(class_of)
+        similar = Counter(patterns.values())
+        names = {path: pattern if similar[pattern] > 1 else path for path, pattern in patterns.items()}
+    elif by == "layer":
+        names = {path: _NUMBERED.sub(".#", path) for path in paths}
+    else:
+        names = {path: path if by == "module" else "" for path in paths}
+    return names, names
+
+
+def _names(column: pd.Series, names: Mapping[str, str]) -> pd.Categorical:
     of_category = [names[str(category)] for category in column.cat.categories]
     different = _texts(of_category)
     code_of = {text: number for number, text in enumerate(different)}
     codes = np.array([code_of[text] for text in of_category], dtype=np.int64)[column.cat.codes.to_numpy()]
     return pd.Categorical.from_codes(codes, pd.Index(different))
-
-
-def _class_names(before: TraceRecord, after: TraceRecord) -> tuple[dict[str, str], dict[str, str]]:
-    """Map classes that differ between the traces only in a prefix to the shorter name."""
-    ones, twos = ({str(name) for name in trace.calls["class"].unique()} for trace in (before, after))
-    names: tuple[dict[str, str], dict[str, str]] = ({}, {})
-    for two in sorted(twos - ones):
-        similar = [one for one in ones - twos if _alike(one, two)]
-        if similar:
-            one = min(similar, key=lambda name: (abs(len(name) - len(two)), name))
-            names[0][one] = names[1][two] = min(one, two, key=len)
-    return names
-
-
-def _alike(one: str, two: str) -> bool:
-    """Return whether two class names differ only in a prefix, as transformers' do from ours."""
-    return one.endswith(two) or two.endswith(one)

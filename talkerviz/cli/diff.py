@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 import typer
@@ -29,7 +29,7 @@ def diff(
     before: TracePath,
     after: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file to compare with it.")],
     options: RenderOptions,
-    by: Annotated[ComparedBy | None, typer.Option(help="Rows of the table. Default: module.")] = None,
+    by: Annotated[ComparedBy | None, typer.Option(help="Rows of the table. Default: pattern.")] = None,
     top: Annotated[
         int | None, typer.Option(min=0, help=f"Maximum number of rows below those of phases. Default: {DEFAULT_ROWS}.")
     ] = None,
@@ -40,13 +40,17 @@ def diff(
             help="Exit with 1 if a frame, or a phase of it, is slower by more than this, with its 95 % interval.",
         ),
     ] = None,
+    fail_on: Annotated[
+        Literal["structure"] | None,
+        typer.Option(help="Exit with 1 if modules are added, removed, or called with other classes or shapes."),
+    ] = None,
     fmt: Annotated[str | None, typer.Option("-f", "--format", help=format_help(DIFF_FORMATS))] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="Output file; - for stdout.")] = "-",
 ) -> None:
     """Print where two runs differ, in time and in the modules called; with -f or -o, write a table or a chart of both.
 
     With --fail-above 5% the exit code is 1 if the time of a whole frame, or of a phase in it, has grown by more than
-    5 % with all of its 95 % interval.
+    5 % with all of its 95 % interval; with --fail-on structure, if other modules are called.
     """
     limit = None if fail_above is None else _limit(fail_above)
     if fmt is not None or output != "-":
@@ -67,7 +71,7 @@ def diff(
     comparison = compare_runs(
         Trace.load(before),
         Trace.load(after),
-        by or "module",
+        by or "pattern",
         DEFAULT_ROWS if top is None else top,
         options.edges,
         # The modules called can be compared without times, if only they are asked for.
@@ -80,6 +84,10 @@ def diff(
         write(output, lambda: render_comparison_as(comparison, fmt, options.max_nodes))
     if beyond is not None and len(beyond):
         _print_slower(beyond, str(fail_above))
+    differs = fail_on == "structure" and bool(comparison.structure.changes)
+    if differs:
+        print_message(f"the modules called differ: {comparison.structure.summary}")
+    if differs or (beyond is not None and len(beyond)):
         raise typer.Exit(1)
 
 

@@ -6,22 +6,27 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from talkerviz.flowchart.builder import build_graph, title_parts
+import numpy as np
+
+from talkerviz.flowchart.builder import Prepared, draw_prepared, prepare, title_parts
 from talkerviz.flowchart.collapse import collapse_groups
 from talkerviz.flowchart.model import Box, Change, Edge, Edges, Graph, Group, Member, View, boxes_in, heading
+from talkerviz.flowchart.similarity import SimilarityHashes, mix
 from talkerviz.trace import TraceRecord
+from talkerviz.trace.align import align, rename_paths, without_modules
 
 _NUMBERS = re.compile(r"[\d,…-]*\d[\d,…-]*")
 _COMPARED = ("name", "class_name", "shapes", "repeats")
 
 
 def diff_graph(before: TraceRecord, after: TraceRecord, edges: Edges | None = None) -> Graph:
-    """Merge the fully expanded flowcharts of two runs; boxes are matched by name and position.
+    """Merge the fully expanded flowcharts of two runs; modules are paired by `align`, without wrappers.
 
-    Classes that differ only in a prefix, `Qwen3OmniMoeTalkerModel` and `TalkerModel`, are equal, and the length of a
-    run is no difference. Times are those of the second run.
+    Repeated modules are one box if they are equal in both runs. Classes that differ only in a prefix,
+    `Qwen3OmniMoeTalkerModel` and `TalkerModel`, are equal, and the length of a run is no difference. Times are those of
+    the second run.
 
     Args:
         before: the first run.
@@ -29,14 +34,18 @@ def diff_graph(before: TraceRecord, after: TraceRecord, edges: Edges | None = No
         edges: edges, as in `View`; None is flow if both runs have it.
 
     Returns:
-        The merged graph; its note counts the changes.
+        The merged graph; its note counts the modules and operations that differ.
 
     Raises:
         ValueError: as `build_graph`.
     """
     both = before.flow is not None and after.flow is not None
     view = View(max_nodes=sys.maxsize, edges=edges or ("flow" if both else "calls"))
-    graphs = build_graph(before, view), build_graph(after, view)
+    ones, twos = (
+        prepare(rename_paths(without_modules(trace, side.wrappers), side.names), view.edges)
+        for trace, side in zip((before, after), align(before, after), strict=True)
+    )
+    graphs = draw_prepared(_folding_as(ones, twos), view).graph, draw_prepared(_folding_as(twos, ones), view).graph
     ids: tuple[dict[str, str], dict[str, str]] = {}, {}
     members = _merged(graphs[0].members, graphs[1].members, ids)
     merged = replace(
@@ -45,9 +54,28 @@ def diff_graph(before: TraceRecord, after: TraceRecord, edges: Edges | None = No
         members=members,
         edges=_merged_edges(graphs, ids, members),
     )
-    count = Counter(box.change for box in changes(merged))
+    count: Counter[Change | None] = Counter()
+    for box in changes(merged):
+        count[box.change] += box.modules
     counts = ", ".join(f"{count[kind]:,} {kind}" for kind in ("added", "removed", "changed") if count[kind])
     return replace(merged, notes=(counts or "No difference.",))
+
+
+def _folding_as(prepared: Prepared, other: Prepared) -> Prepared:
+    """Let modules fold only if their counterparts in the other run are equal too."""
+    mine, theirs = ([str(path) for path in each.trace.calls["path"].cat.categories] for each in (prepared, other))
+    hashes = {}
+    for kind in (field.name for field in fields(SimilarityHashes)):
+        by_path: dict[str, set[int]] = {}
+        values = getattr(other.hashes, kind)[: other.rows.calls]
+        for code, value in zip(other.rows.path.tolist(), values.tolist(), strict=True):
+            by_path.setdefault(theirs[code], set()).add(value)
+        numbers: dict[frozenset[int], int] = {}
+        of_path = [numbers.setdefault(frozenset(by_path.get(path, ())), len(numbers)) for path in mine]
+        own = getattr(prepared.hashes, kind).copy()
+        own[: prepared.rows.calls] ^= mix(np.array(of_path, dtype=np.uint64)[prepared.rows.path])
+        hashes[kind] = mix(own)
+    return replace(prepared, hashes=SimilarityHashes(**hashes))
 
 
 def _title(before: TraceRecord, after: TraceRecord) -> str:
@@ -104,7 +132,8 @@ def _merged(
     before: Sequence[Member], after: Sequence[Member], ids: tuple[dict[str, str], dict[str, str]]
 ) -> tuple[Member, ...]:
     """Merge the members of a group of both graphs, in the order of the second; fills `ids` with the new ids."""
-    ones, twos = _keyed(before), _keyed(after)
+    paths = {heading(member).path for member in before} & {heading(member).path for member in after}
+    ones, twos = _keyed(before, paths), _keyed(after, paths)
     order = list(twos)
     position = 0
     for key in ones:  # a removed member keeps its predecessor
@@ -125,13 +154,14 @@ def _merged(
     return tuple(merged)
 
 
-def _keyed(members: Sequence[Member]) -> dict[object, Member]:
-    """Key members by kind, name without numbers, and occurrence."""
+def _keyed(members: Sequence[Member], paths: Set[str]) -> dict[object, Member]:
+    """Key members by kind, path if both runs have it or else name without numbers, and occurrence."""
     times: Counter[object] = Counter()
     keyed: dict[object, Member] = {}
     for member in members:
         box = heading(member)
-        name = (box.kind, _NUMBERS.sub("#", box.name) if box.kind == "module" else box.name)
+        of_both = box.kind == "module" and box.path in paths
+        name = (box.kind, box.path if of_both else _NUMBERS.sub("#", box.name) if box.kind == "module" else box.name)
         keyed[(name, times[name])] = member
         times[name] += 1
     return keyed

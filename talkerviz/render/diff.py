@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import pandas as pd
 
 from talkerviz.analysis.compare import BY_COMPARED, compare
+from talkerviz.analysis.structure import StructureDiff, structure_diff
 from talkerviz.flowchart.diff import collapse_unchanged, diff_graph
 from talkerviz.flowchart.model import MAX_BOXES, Edges, Graph
 from talkerviz.render.charts.graphviz import RenderError
 from talkerviz.render.registry import CHARTS, render_graph
-from talkerviz.render.tables.cells import TableCells
-from talkerviz.render.tables.writers import html_table, markdown_table
-from talkerviz.render.terminal.comparison import comparison_cells, notes_on_comparison, put_together
+from talkerviz.render.tables.writers import csv_table, html_tables, json_table, markdown_table
+from talkerviz.render.terminal.comparison import (
+    TITLE,
+    changes_cells,
+    comparison_cells,
+    notes_on_comparison,
+    put_together,
+)
 from talkerviz.trace.trace import TraceRecord
 
 DEFAULT_ROWS = 20
 """Rows below those of the phases, which fill a screen."""
 
-_TABLES: Mapping[str, Callable[[TableCells], str]] = {"markdown": markdown_table, "html": html_table}
-DIFF_TABLES = tuple(_TABLES)
+DIFF_TABLES = ("markdown", "html", "csv", "json")
 DIFF_FORMATS = (*DIFF_TABLES, *CHARTS)
 
 
@@ -36,8 +41,8 @@ class Comparison:
         top: maximum number of these rows.
         edges: arrows of the chart, or None for tensor flow if both traces have it.
         phases: rows of `compare` by phase; None without times in both traces.
-        rows: rows of the whole table; None without times in both traces.
-        hidden_rows: number of rows that are left out for `top`.
+        every: rows of `compare` by `by`; None without times in both traces.
+        structure: modules that differ.
         notes: notes on the numbers, or why no times are compared.
     """
 
@@ -47,9 +52,21 @@ class Comparison:
     top: int
     edges: Edges | None
     phases: pd.DataFrame | None
-    rows: pd.DataFrame | None
-    hidden_rows: int
+    every: pd.DataFrame | None
+    structure: StructureDiff
     notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> pd.DataFrame | None:
+        """Rows of the printed table; None without times in both traces."""
+        if self.phases is None or self.every is None:
+            return None
+        return put_together(self.phases, self.every, self.by, self.top)
+
+    @property
+    def hidden_rows(self) -> int:
+        """Number of rows that are left out for `top`."""
+        return 0 if self.every is None or self.by == "phase" else max(0, len(self.every) - self.top)
 
     def graph(self) -> Graph:
         """Build the flowchart of both runs."""
@@ -59,7 +76,7 @@ class Comparison:
 def compare_runs(
     before: TraceRecord,
     after: TraceRecord,
-    by: str = "module",
+    by: str = "pattern",
     top: int = DEFAULT_ROWS,
     edges: Edges | None = None,
     times: Literal["required", "if known", "none"] = "if known",
@@ -69,7 +86,7 @@ def compare_runs(
     Args:
         before: trace of the first run.
         after: trace of the second run.
-        by: rows of the table: `module`, `class`, `phase` or `layer`.
+        by: rows of the table, as of `compare`.
         top: maximum number of rows below those of the phases.
         edges: arrows of the chart: `flow`, `calls`, or None for tensor flow if both traces have it.
         times: `required` raises if a trace has no times; `none` compares the modules called alone.
@@ -82,8 +99,7 @@ def compare_runs(
     if top < 0:
         raise ValueError(f"top: must be at least 0, not {top}")
     phases: pd.DataFrame | None = None
-    rows: pd.DataFrame | None = None
-    hidden_rows = 0
+    every: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
     if times != "none":
         try:
@@ -93,10 +109,8 @@ def compare_runs(
                 raise
             notes = (f"No times are compared: {error}.",)
         else:
-            every = compare(before, after, by)
-            rows, notes = put_together(phases, every, by, top), notes_on_comparison(phases)
-            hidden_rows = 0 if by == "phase" else max(0, len(every) - top)
-    return Comparison(before, after, by, top, edges, phases, rows, hidden_rows, notes)
+            every, notes = compare(before, after, by), notes_on_comparison(phases)
+    return Comparison(before, after, by, top, edges, phases, every, structure_diff(before, after), notes)
 
 
 def render_comparison_as(comparison: Comparison, fmt: str, max_nodes: int | None = None) -> bytes:
@@ -112,9 +126,21 @@ def render_comparison_as(comparison: Comparison, fmt: str, max_nodes: int | None
     """
     if fmt in CHARTS:
         return render_graph(collapse_unchanged(comparison.graph(), max_nodes or MAX_BOXES), fmt)
-    if fmt not in _TABLES or comparison.rows is None:
+    if fmt not in DIFF_TABLES or comparison.phases is None or comparison.every is None or comparison.rows is None:
         raise RenderError(f"unknown format {fmt!r}: choose from {', '.join(DIFF_FORMATS)}")
+    every = comparison.phases
+    if comparison.by != "phase":
+        every = pd.concat([comparison.phases, comparison.every], ignore_index=True)
+    if fmt == "csv":
+        return csv_table(every)
+    if fmt == "json":
+        changes = [asdict(change) for change in comparison.structure.changes]
+        notes = [comparison.structure.summary, *comparison.structure.notes]
+        rest = json.dumps({"changes": changes, "notes": notes}, ensure_ascii=False, indent=1)
+        return b'{"times": ' + json_table(every).rstrip() + b",\n" + rest.removeprefix("{\n").encode() + b"\n"
     hidden = comparison.hidden_rows
     more = (f"{hidden:,} more rows are left out.",) if hidden else ()
-    cells = comparison_cells(comparison.rows, comparison.by, (*more, *comparison.notes))
-    return _TABLES[fmt](cells).encode()
+    times = comparison_cells(comparison.rows, comparison.by, (*more, *comparison.notes))
+    tables = (times, changes_cells(comparison.structure))
+    text = html_tables(TITLE, tables) if fmt == "html" else "\n".join(map(markdown_table, tables))
+    return text.encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,35 @@ def format_count(number: int, noun: str) -> str:
 def layer_pattern(path: str) -> str:
     """Replace the numbers in a module path: `talker.model.layers.3.mlp` -> `talker.model.layers.*.mlp`."""
     return _PATH_NUMBER.sub(".*", path)
+
+
+def layer_patterns(classes: Mapping[str, str]) -> dict[str, str]:
+    """Name the modules that are alike: `layers.0.mlp` and `layers.1.mlp` are both `layers.*.mlp`.
+
+    The numbers of a list of layers are replaced. Those in a module that is called itself, such as a `Sequential`, are
+    kept if its numbered modules have different classes.
+
+    Args:
+        classes: path of each called module -> its class.
+
+    Returns:
+        Path -> pattern.
+    """
+    numbered: dict[str, set[str]] = {}
+    for path, kind in classes.items():
+        parent, _, name = path.rpartition(".")
+        if name.isdecimal():
+            numbered.setdefault(parent, set()).add(kind)
+    patterns = {"": ""}
+
+    def pattern(path: str) -> str:
+        if path not in patterns:
+            parent, _, name = path.rpartition(".")
+            kept = not name.isdecimal() or not parent or (parent in classes and len(numbered.get(parent, ())) > 1)
+            patterns[path] = f"{pattern(parent)}.{name if kept else '*'}".removeprefix(".")
+        return patterns[path]
+
+    return {path: pattern(path) for path in classes}
 
 
 def shapes_text(inputs: Tensors, outputs: Tensors, more: bool = False) -> str:

@@ -176,7 +176,7 @@ def test_one_preset_against_another() -> None:
         return tv.record(model, lambda: model(torch.ones(1, 4)))
 
     graph = diff_graph(stack(2, 8), stack(5, 8))
-    assert [(box.change, box.name) for box in changes(graph)] == [("changed", "0-1 ⇒ 0-4")]
+    assert [(box.change, box.name) for box in changes(graph)] == [("added", "2-4")]
     graph = diff_graph(stack(2, 8), stack(2, 16))
     assert [box.shapes for box in changes(graph)] == [
         "1x4 → 1x8 ⇒ 1x4 → 1x16", "1x8 → 1x8 ⇒ 1x16 → 1x16", "1x8 → 1x8 ⇒ 1x16 → 1x16", "1x8 → 1x4 ⇒ 1x16 → 1x4",

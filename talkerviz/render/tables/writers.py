@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Sequence
 
 import pandas as pd
 import pyarrow as pa
@@ -100,20 +101,31 @@ p { color: #59636e; }
 
 def html_table(table: TableCells) -> str:
     """Write a page with the title, the table and its notes."""
-    names = [place for place, number in enumerate(table.numbers, start=1) if not number]
-    left = ", ".join(f"{cell}:nth-child({place})" for place in names for cell in ("th", "td"))
-    # pandas truncates long names by default.
-    with pd.option_context("display.max_colwidth", None):
-        rows = table.cells.to_html(index=False, border=0, escape=True)
-    title = html.escape(one_line(table.title))
+    return html_tables(table.title, (table,))
+
+
+def html_tables(title: str, tables: Sequence[TableCells]) -> str:
+    """Write a page with several tables, each below its title and above its notes; empty ones are their notes alone."""
+    left = ", ".join(
+        f".t{number} {cell}:nth-child({place})"
+        for number, table in enumerate(tables)
+        for place, is_number in enumerate(table.numbers, start=1)
+        if not is_number
+        for cell in ("th", "td")
+    )
+    parts = []
+    for number, table in enumerate(tables):
+        # pandas truncates long names by default.
+        with pd.option_context("display.max_colwidth", None):
+            rows = table.cells.to_html(index=False, border=0, escape=True, classes=f"t{number}")
+        parts += [f"<h1>{html.escape(one_line(table.title))}</h1>", *([rows] if len(table.cells) else [])]
+        parts += [f"<p>{html.escape(one_line(note))}</p>" for note in table.notes]
     return "\n".join(
         [
             "<!doctype html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
+            f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(one_line(title))}</title>',
             f"<style>\n{_STYLE}{left} {{ text-align: left; }}\n</style></head><body>",
-            f"<h1>{title}</h1>",
-            rows,
-            *(f"<p>{html.escape(one_line(note))}</p>" for note in table.notes),
+            *parts,
             "</body></html>\n",
         ]
     )
@@ -131,12 +143,9 @@ def markdown_table(table: TableCells) -> str:
         for column, width, number in zip(columns, widths, table.numbers, strict=True)
     ]
     heading, *rows = zip(*padded, strict=True)
-    lines = [
-        f"**{markdown_cell(table.title)}**",
-        "",
-        *(f"| {' | '.join(cells)} |" for cells in (heading, rules, *rows)),
-        "",
-    ]
+    lines = [f"**{markdown_cell(table.title)}**", ""]
+    if rows:
+        lines += [*(f"| {' | '.join(cells)} |" for cells in (heading, rules, *rows)), ""]
     for note in table.notes:
         lines += [markdown_cell(note), ""]
     return "\n".join(lines[:-1]) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich import box
@@ -64,6 +65,16 @@ def plain_table(title: str | None = None, caption: str | None = None) -> Table:
         caption_justify="left",
         pad_edge=False,
     )
+
+
+def break_name(name: str, width: int) -> str:
+    """Break a dotted name into lines of at most `width` characters, after dots where it can be."""
+    lines = [""]
+    for part in re.split(r"(?<=\.)", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 COLUMN_GAP = 3

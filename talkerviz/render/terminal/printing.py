@@ -12,7 +12,6 @@ from rich.text import Text
 from talkerviz.analysis.frame_latency import frame_summary
 from talkerviz.analysis.run_stats import run_stats
 from talkerviz.analysis.stragglers import stragglers
-from talkerviz.flowchart.diff import changes
 from talkerviz.render.notes import headline, notes_on
 from talkerviz.render.options import OPTIONS, Naming, RenderOptions, option_name
 from talkerviz.render.registry import select
@@ -100,10 +99,12 @@ def print_comparison(to: Console, comparison: Comparison) -> None:
         table = render_comparison(comparison.rows, comparison.by, comparison.top, comparison.hidden_rows, to.width)
         to.print(table)
         _print_lines(to, comparison.notes)
-    graph = comparison.graph()
-    if different := changes(graph):
-        to.print(render_changes(different))
-    _print_lines(to, (*graph.notes, *(comparison.notes if comparison.rows is None else ())))
+    structure = comparison.structure
+    if structure.changes:
+        to.print()
+        to.print(render_changes(structure))
+        to.print()
+    _print_lines(to, (structure.summary, *structure.notes, *(comparison.notes if comparison.rows is None else ())))
 
 
 def print_headline(to: Console, trace: TraceRecord) -> None:
