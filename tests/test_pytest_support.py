@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch._dynamo  # noqa: F401  (it can be imported once a process, so not by the sessions run in this one)
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,9 +74,9 @@ def test_a_baseline(pytester: pytest.Pytester) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("WIDTH = 4", "WIDTH = 5", ["~   model.1.1", "1x4 → 1x3 ⇒ 1x5 → 1x3", '"outputs": [["output", [1, 5], ']),
+        ("WIDTH = 4", "WIDTH = 5", ["~  model.1.1", "1x4 → 1x3 ⇒ 1x5 → 1x3", '"outputs": [["output", [1, 5], ']),
         ("nn.ReLU()", "nn.GELU()", ["model.1.0", "ReLU ⇒ GELU"]),
-        ("nn.Linear(WIDTH, 3)", "nn.Linear(WIDTH, 3), nn.Tanh()", ["+   model.1.2", "Tanh"]),
+        ("nn.Linear(WIDTH, 3)", "nn.Linear(WIDTH, 3), nn.Tanh()", ["+  model.1.2", "Tanh"]),
         ("zeros(1, 2)", "zeros(1, 2, dtype=torch.float64)", ['[1, 2], "float64"']),
         # What a picture folds away.
         ("lambda: model(", "lambda: model(torch.zeros(1, 2)) + model(", ['+{"depth": 0', '"frame": 1']),

@@ -78,9 +78,10 @@ def _medians(values: np.ndarray, stream: int) -> np.ndarray:
 
 def _effective_size(values: np.ndarray) -> int:
     """Return how many independent values tell as much about the median as these do."""
-    ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable").astype(float)
+    ordered = np.sort(values)
+    ranks = np.searchsorted(ordered, values, side="left") + np.searchsorted(ordered, values, side="right")
     centred = ranks - ranks.mean()
-    if len(values) < _MIN_VALUES_TO_CORRELATE:
+    if len(values) < _MIN_VALUES_TO_CORRELATE or not centred.any():
         return len(values)
     correlation = max(0.0, float(centred[1:] @ centred[:-1] / (centred @ centred)))
     return max(1, round(len(values) * (1 - correlation) / (1 + correlation)))

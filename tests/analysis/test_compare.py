@@ -104,6 +104,11 @@ def test_values_that_resemble_their_neighbours_count_for_fewer() -> None:
     assert certain <= 0.15 * 200  # without regard to that, most of them
 
 
+def test_equal_values_count_each() -> None:
+    assert chance_of_equal(np.full(20, 100.0), np.full(20, 400.0)) < 0.001
+    assert ratio_interval(np.full(20, 100.0), np.full(20, 400.0)) == (4, 4)
+
+
 def test_equal_runs_differ_in_one_of_twenty() -> None:
     rng = np.random.default_rng(3)
     chances = [chance_of_equal(rng.normal(100, 3, 12), rng.normal(100, 3, 12)) for _ in range(400)]
