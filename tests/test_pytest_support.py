@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch._dynamo  # noqa: F401  (it can be imported once a process, so not by the sessions run in this one)
 import torch
+import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_trace import sample_trace
