@@ -41,8 +41,8 @@ def compare(before: TraceRecord, after: TraceRecord, by: str = "module") -> pd.D
     whole frame counts only frames with the commonest set of phases, so not the first, which has the prefill.
 
     The interval is that of `ratio_interval`. It covers the variation between frames of the two recordings, not between
-    processes or machines. So `significant` changes also are larger than `PROCESS_NOISE`, and of all of them in a table
-    of modules one in twenty is expected to be by chance.
+    processes or machines. So all of the interval of `significant` changes is beyond `PROCESS_NOISE`, and of all of them
+    in a table of modules one in twenty is expected to be by chance.
 
     Args:
         before: the first trace.
@@ -209,7 +209,7 @@ def _compared(one: _Row | None, two: _Row | None) -> dict[str, Any]:
 
 def _clear(row: Mapping[str, Any]) -> bool:
     """Return whether all of a row's interval is a change, and not one that equal processes have too."""
-    return (row["low"] > 0 or row["high"] < 0) and not pd.isna(row["change"]) and abs(row["change"]) > PROCESS_NOISE
+    return bool(row["low"] > PROCESS_NOISE or row["high"] < -PROCESS_NOISE)
 
 
 def _clock(before: TraceRecord, after: TraceRecord) -> str:

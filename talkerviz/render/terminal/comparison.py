@@ -141,7 +141,7 @@ def _verdict(row: dict[Any, Any]) -> str:
     if pd.isna(row["low"]):
         return "one frame"
     if not row["significant"]:
-        clear = (row["low"] > 0 or row["high"] < 0) and abs(row["change"]) > PROCESS_NOISE
+        clear = row["low"] > PROCESS_NOISE or row["high"] < -PROCESS_NOISE
         return "too few frames" if clear else "within noise"
     return "slower" if row["change"] > 0 else "faster"
 
