@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import needs_browser, running_browser, serving
+from chromium import PATIENCE_MS, needs_browser, running_browser, serving
 
 pytest.importorskip("marimo", reason="pip install 'talkerviz[dev]'")
 
@@ -59,7 +59,7 @@ def test_a_click_reaches_python(address: str) -> None:
     wrong: list[str] = []
     with running_browser() as browser:
         page = browser.new_page(viewport={"width": 1100, "height": 1700})
-        page.set_default_timeout(180_000)  # the kernel imports torch before the page has anything to show
+        page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address)
         page.locator("img[alt=Flowchart]").wait_for()

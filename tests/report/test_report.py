@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from chromium import needs_browser
+from chromium import PATIENCE_MS, needs_browser
 from command_line import talkerviz
 from mermaid_parser import mermaid_errors, needs_parser
 from nasty_text import NASTY
@@ -173,7 +173,7 @@ class Reader:
 @pytest.fixture
 def reader(browser: Any) -> Iterator[Reader]:
     page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light", reduced_motion="reduce")
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(PATIENCE_MS)
     reader = Reader(page)
     yield reader
     assert reader.wrong == []
