@@ -386,8 +386,8 @@ def test_a_report_of_a_part_that_is_long(talker: Trace, tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
 
 
-def test_nothing_is_left_of_a_report_that_was_there(talker: Trace, tmp_path: Path) -> None:
-    write_report(talker, tmp_path)
+def test_nothing_is_left_of_a_report_that_was_there(talker: Trace, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     calls = talker.calls.assign(**dict.fromkeys(("host_start_ns", "host_ns", "host_self_ns"), pd.NA))
     untimed = replace(talker, calls=calls.astype(dict.fromkeys(("host_start_ns", "host_ns", "host_self_ns"), "Int64")))
     write_report(untimed, tmp_path)
