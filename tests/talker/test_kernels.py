@@ -143,7 +143,9 @@ def test_the_greatest_and_its_embedding(size: int) -> None:
 @pytest.fixture(scope="module")
 def recorded() -> list[tuple[Tensor, pd.DataFrame]]:
     """Return the codes and the calls of two frames: of a talker, and of the same with fused layers."""
-    model: Any = build_talker(CONFIG, device=DEVICE)
+    # Six codes a frame: the interpreter takes seconds for sixteen.
+    predictor = replace(CONFIG.code_predictor, num_code_groups=6)
+    model: Any = build_talker(replace(CONFIG, num_code_groups=6, code_predictor=predictor), device=DEVICE)
     prompt, codes = a_prompt(model), []
     traces = [
         tv.record(
