@@ -330,7 +330,17 @@ def test_without_a_gpu(
 
 def test_fewer_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.parquet"
-    some = ("--include", "*.layers.*", "--include", "*.code_predictor*", "--exclude", "*.layers.1*", "--depth", 4)
+    some = (
+        "--include",
+        "*.layers.*",
+        "--include",
+        "*.code_predictor*",
+        "--exclude",
+        "*.layers.1*",
+        "--depth",
+        4,
+        "--no-flow",
+    )
     assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 2, *some, "-o", path) == 0
     trace = Trace.load(path)
     assert all(".layers.1" not in found and found.count(".") <= 4 for found in trace.calls["path"])
@@ -345,7 +355,7 @@ def test_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     paths = {}
     for device in ("cpu", "meta"):
         paths[device] = tmp_path / f"{device}.parquet"
-        args = ("--preset", "tiny", "--frames", 2, "--device", device, "-o", paths[device])
+        args = ("--preset", "tiny", "--frames", 2, "--device", device, "--no-flow", "-o", paths[device])
         assert talkerviz(monkeypatch, "trace", *args) == 0
     shown = capsys.readouterr().out
     assert "FLOP/byte" in shown
@@ -384,7 +394,7 @@ def test_cost_and_peaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     shown = capsys.readouterr().out
     assert "200 GFLOP/s" in shown
     assert "50.0 GB/s" in shown
-    args = ("--preset", "tiny", "--frames", 2, "--cost", "--peaks", peaks, "-o", path)
+    args = ("--preset", "tiny", "--frames", 2, "--no-flow", "--cost", "--peaks", peaks, "-o", path)
     assert talkerviz(monkeypatch, "trace", *args) == 0
     shown = capsys.readouterr().out
     for column in ("FLOP", "bytes", "of peak", "bound", "Recording took"):
