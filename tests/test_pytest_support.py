@@ -15,6 +15,7 @@ import torch
 import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from sample_trace import sample_trace
 from timelines import Tree, trace_of, trees
 from torch import nn
@@ -136,7 +137,7 @@ def test_a_damaged_baseline(text: str, tmp_path: Path) -> None:
 
 
 @given(st.lists(trees, min_size=1, max_size=4), st.lists(st.text(max_size=9), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 def test_any_calls_come_back(some: list[Tree], names: list[str]) -> None:
     trace = trace_of(some, names, threads=2)
     calls = baseline.snapshot_calls(trace)

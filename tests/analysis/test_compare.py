@@ -292,7 +292,7 @@ def noisy(rng: np.random.Generator, frames: int, factor: float) -> Trace:
 @pytest.mark.parametrize(("frames", "found_at_least"), [(8, 0), (40, 0.9)])
 def test_alarms(frames: int, found_at_least: float) -> None:
     rng = np.random.default_rng(2)
-    trials, false, found = 40, 0, 0
+    trials, false, found = 20, 0, 0
     for _ in range(trials):
         before, same, worse = noisy(rng, frames, 1), noisy(rng, frames, 1), noisy(rng, frames, 1.1)
         false += len(slower(compare(before, same, "phase"), 0.05)) > 0

@@ -18,6 +18,7 @@ import pytest
 from command_line import Capture, talkerviz
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from rank_traces import meeting, rank_traces
 from sample_trace import sample_trace
 
@@ -96,7 +97,7 @@ NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NAMES, other=NAMES)
 @example(name="?\\", other="a")
 def test_whatever_files_are_called(name: str, other: str, folder: Path) -> None:
@@ -113,7 +114,7 @@ def test_whatever_files_are_called(name: str, other: str, folder: Path) -> None:
     assert found == [{"file": str(folder / name)}]
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sql=st.one_of(st.text(max_size=60), st.sampled_from(["SELECT", "(", "SELECT '", "--", ";", "SELECT 1; SELECT 2"]))
 )

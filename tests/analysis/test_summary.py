@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from sample_trace import call, make_trace, sample_trace, tensor
 from torch import nn
 
@@ -74,7 +75,7 @@ def test_a_selection_without_the_callers() -> None:
     assert setup["share"].tolist() == [1.0]
 
 
-@settings(max_examples=40, deadline=None)  # the first table takes longer than the others
+@settings(max_examples=examples(40), deadline=None)  # the first table takes longer than the others
 @given(st.data())
 def test_total_is_what_a_walk_finds(data: st.DataObject) -> None:
     parents = [data.draw(st.integers(-1, n - 1)) for n in range(data.draw(st.integers(1, 12)))]

@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("impl", ["native", "transformers"])
 def test_the_source_document(impl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
     path = tmp_path / "r.parquet"
-    assert talkerviz(monkeypatch, "trace", "--frames", 4, "--impl", impl, "-o", path) == 0
+    assert talkerviz(monkeypatch, "trace", "--frames", 4, "--impl", impl, "--no-flow", "-o", path) == 0
     shown = capfd.readouterr()
     assert "Time by phase" in shown.out
     assert talkerviz(monkeypatch, "render", path, "-f", "mermaid", "--style", "source") == 0
@@ -45,7 +45,19 @@ def test_codes_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     found = []
     for impl in ("native", "transformers"):
         out = tmp_path / f"{impl}.json"
-        args = ("--preset", "tiny", "--impl", impl, "--codes", out, "--seed", 5, "-o", tmp_path / "r.parquet")
+        args = (
+            "--preset",
+            "tiny",
+            "--impl",
+            impl,
+            "--codes",
+            out,
+            "--seed",
+            5,
+            "--no-flow",
+            "-o",
+            tmp_path / "r.parquet",
+        )
         assert talkerviz(monkeypatch, "trace", *args) == 0
         found.append(json.loads(out.read_text()))
     assert found[0] == found[1]
@@ -55,7 +67,9 @@ def test_codes_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("impl", ["native", "transformers"])
 def test_phases_frames_and_steps(impl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.parquet"
-    assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 3, "--impl", impl, "-o", path) == 0
+    assert (
+        talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 3, "--impl", impl, "--no-flow", "-o", path) == 0
+    )
     trace = Trace.load(path)
     assert trace.phases == ["setup", "prefill", "predictor.prefill", "predictor.decode", "decode"]
     assert trace.facts["scenario"]["frames"] == 3
@@ -319,7 +333,17 @@ def test_without_a_gpu(
 
 def test_fewer_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r.parquet"
-    some = ("--include", "*.layers.*", "--include", "*.code_predictor*", "--exclude", "*.layers.1*", "--depth", 4)
+    some = (
+        "--include",
+        "*.layers.*",
+        "--include",
+        "*.code_predictor*",
+        "--exclude",
+        "*.layers.1*",
+        "--depth",
+        4,
+        "--no-flow",
+    )
     assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 2, *some, "-o", path) == 0
     trace = Trace.load(path)
     assert all(".layers.1" not in found and found.count(".") <= 4 for found in trace.calls["path"])
@@ -334,7 +358,7 @@ def test_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     paths = {}
     for device in ("cpu", "meta"):
         paths[device] = tmp_path / f"{device}.parquet"
-        args = ("--preset", "tiny", "--frames", 2, "--device", device, "-o", paths[device])
+        args = ("--preset", "tiny", "--frames", 2, "--device", device, "--no-flow", "-o", paths[device])
         assert talkerviz(monkeypatch, "trace", *args) == 0
     shown = capsys.readouterr().out
     assert "FLOP/byte" in shown
@@ -373,7 +397,7 @@ def test_cost_and_peaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     shown = capsys.readouterr().out
     assert "200 GFLOP/s" in shown
     assert "50.0 GB/s" in shown
-    args = ("--preset", "tiny", "--frames", 2, "--cost", "--peaks", peaks, "-o", path)
+    args = ("--preset", "tiny", "--frames", 2, "--no-flow", "--cost", "--peaks", peaks, "-o", path)
     assert talkerviz(monkeypatch, "trace", *args) == 0
     shown = capsys.readouterr().out
     for column in ("FLOP", "bytes", "of peak", "bound", "Recording took"):

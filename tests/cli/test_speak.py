@@ -18,6 +18,7 @@ import torch
 from command_line import talkerviz
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from tiny_omni import THINKER_WIDTH, save_tiny_omni
 from torch import Tensor
 
@@ -305,7 +306,7 @@ Json = st.recursive(
 
 
 @given(content=Json | st.lists(st.lists(st.integers(-1, 2048), min_size=16, max_size=16), max_size=2))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_other_files_are_refused_by_name(content: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "any-codes.json"
     path.write_text(json.dumps(content))

@@ -12,6 +12,7 @@ import pytest
 from chromium import needs_browser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from mermaid_parser import mermaid_errors, needs_parser
 from nasty_text import NASTY, names, nasty_trace
 from sample_trace import call, make_trace, sample_trace
@@ -123,7 +124,7 @@ def test_without_times() -> None:
     assert "total" not in bundle["text/html"]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(texts=st.lists(names, min_size=1, max_size=5))
 @example(texts=["]"])  # Graphviz once took it for the end of a label
 def test_names_are_text_in_all_of_it(texts: list[str]) -> None:

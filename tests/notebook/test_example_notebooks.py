@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import needs_browser, running_browser, serving
+from chromium import PATIENCE_MS, needs_browser, running_browser, serving
 from repo_paths import EXAMPLES
 
 nbclient = pytest.importorskip("nbclient", reason="pip install 'talkerviz[dev]'")
@@ -42,7 +42,7 @@ def outputs_of(notebook: Any) -> list[Any]:
 def test_it_runs_from_top_to_bottom(path: Path, jupyter: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(jupyter)}}
+        notebook, timeout=PATIENCE_MS // 1000, kernel_name="python3", resources={"metadata": {"path": str(jupyter)}}
     ).execute()
     outputs = outputs_of(notebook)
     assert {kind for output in outputs for kind in output.get("data", {})} >= SHOWN[path.stem]
@@ -93,7 +93,7 @@ def test_in_jupyterlab_a_click_reaches_python_and_back(lab: str, jupyter: Path) 
     wrong: list[str] = []
     with running_browser() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1600})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on(
             "request",
@@ -105,6 +105,8 @@ def test_in_jupyterlab_a_click_reaches_python_and_back(lab: str, jupyter: Path) 
         page.get_by_text("Run All Cells", exact=True).first.click()
         page.locator("#chart .node").first.wait_for()
         assert page.locator(".jp-OutputArea-output img[alt=Flowchart]").evaluate("image => image.naturalWidth") > 100
+        # Once the last cell has run, whose choice would take the place of the click's.
+        page.locator('#chart .node.chosen[aria-label^="net.1.1,"]').wait_for()
         page.locator('#chart .node[aria-label^="net.0,"]').click()
         page.locator("#chosen", has_text="net.0 in forward").wait_for()
         last = page.locator(".jp-CodeCell").last

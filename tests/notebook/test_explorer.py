@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from chromium import needs_browser
+from chromium import PATIENCE_MS, needs_browser
 from nasty_text import NASTY, nasty_trace
 from sample_trace import call, make_trace, sample_trace
 from torch import nn
@@ -234,7 +235,8 @@ class Cell:
         """Answer what is asked, as the kernel does in its own time, until an element is there."""
         sent: list[Any] = []
         self._explorer.send = sent.append
-        for _ in range(500):
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while time.monotonic() < deadline:
             while self.asked:
                 self._explorer._answer(self._explorer, json.loads(self.asked.pop(0)), [])
             while sent:
@@ -261,7 +263,7 @@ class Cell:
 def cell(browser: Any, trace: tv.Trace, request: pytest.FixtureRequest) -> Iterator[Cell]:
     shown, ground = getattr(request, "param", (trace, "#fff"))
     page = browser.new_page(viewport={"width": 1000, "height": 1100}, reduced_motion="reduce")
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(PATIENCE_MS)
     made = Cell(page, tv.explore(shown), ground)
     yield made
     page.evaluate("close_()")
@@ -370,12 +372,12 @@ def test_what_python_chooses_is_marked(cell: Cell, trace: tv.Trace) -> None:
     assert cell.page.inner_text("#chosen") == f"net.5.proj · call {cell.explorer.call} · 5.00 µs of time"
 
 
-def brightness(cell: Cell) -> float:
-    """Of the ink."""
+def wait_for_ink(cell: Cell, bright: bool) -> None:
+    """Wait until the text is bright, or dark: a change of the page is seen a moment later."""
     cell.page.locator("#title", has_text="Net").wait_for()
-    root = "document.querySelector('#cell > div').shadowRoot"
-    ink = cell.page.evaluate(f"getComputedStyle({root}.getElementById('title')).color")
-    return sum(map(int, ink[4:-1].split(", "))) / 3
+    ink = "getComputedStyle(document.querySelector('#cell > div').shadowRoot.getElementById('title')).color"
+    mean = f"{ink}.slice(4, -1).split(', ').reduce((sum, part) => sum + Number(part), 0) / 3"
+    cell.page.wait_for_function(f"({mean} > 128) === {'true' if bright else 'false'}")
 
 
 @needs_browser
@@ -385,19 +387,17 @@ def brightness(cell: Cell) -> float:
     indirect=["cell"],
 )
 def test_it_has_the_notebooks_colours(cell: Cell, dark: bool) -> None:
-    assert (brightness(cell) > 128) == dark
+    wait_for_ink(cell, bright=dark)
     cell.page.evaluate(f"document.body.style.background = '{'#fff' if dark else '#111'}'")
-    cell.page.wait_for_timeout(300)
-    assert (brightness(cell) > 128) != dark
+    wait_for_ink(cell, bright=not dark)
 
 
 @needs_browser
 @pytest.mark.parametrize("cell", [(sample_trace(), "transparent")], indirect=True)
 def test_with_nothing_beneath_it_goes_by_the_text_around(cell: Cell) -> None:
-    assert brightness(cell) < 128
+    wait_for_ink(cell, bright=False)
     cell.page.evaluate("document.body.style.color = '#ccc'")  # as VS Code has it in the dark
-    cell.page.wait_for_timeout(300)
-    assert brightness(cell) > 128
+    wait_for_ink(cell, bright=True)
 
 
 HOSTILE = [*NASTY, "</script><script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</style><b>", "${1}", "`"]

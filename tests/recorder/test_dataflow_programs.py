@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from flow_words import flow, follow
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from torch import Tensor, nn
 
 # What a program may do with two tensors [3, 4]: give a new one by one operation,
@@ -84,7 +85,7 @@ def programs(*kinds: dict[str, Any]) -> st.SearchStrategy[Program]:
 
 
 @given(programs(PURE, COPIES, VIEWS))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_programs_without_writes(program: Program) -> None:
     expected = [":x()", ":y()", ":z()"]
     made_by = [0, 1, 2]
@@ -101,7 +102,7 @@ def test_programs_without_writes(program: Program) -> None:
 
 
 @given(programs(PURE, COPIES, VIEWS, WRITES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_programs_with_writes(program: Program) -> None:
     """What really changes with an input comes from it; and nothing comes from what never went into its storage."""
     model = Runs(program)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from flow_words import Does, X, Y, flow_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -748,7 +749,7 @@ STEPS = st.tuples(st.sampled_from(sorted([*MODULES, *IN_PLACE, *PURE])), st.inte
 
 
 @given(st.lists(STEPS, min_size=1, max_size=12), st.sampled_from(["flow", "cost"]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_programs_that_are_drawn(steps: list[tuple[str, int, int]], measure: str) -> None:
     def make() -> tuple[nn.Module, Callable[[], Any]]:
         model = Aliases(steps)

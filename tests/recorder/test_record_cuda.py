@@ -125,8 +125,9 @@ def test_a_device_that_was_not_expected(monkeypatch: pytest.MonkeyPatch) -> None
 
     model = Moves()
     calls = record(monkeypatch, machine, model, lambda: model(torch.zeros(1))).calls
-    assert 3 * MS <= calls["device_ns"][1] < 100 * MS
-    assert abs(calls["device_start_ns"][1] - calls["host_start_ns"][1]) < 100 * MS
+    # Its clock is 5 s off.
+    assert 3 * MS <= calls["device_ns"][1] < 2_000 * MS
+    assert abs(calls["device_start_ns"][1] - calls["host_start_ns"][1]) < 2_000 * MS
 
 
 def captured(machine: FakeMachine, model: nn.Module, replays: int, wait: bool) -> Any:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from random_values import KEYS, VALUES, KVCache, Pair, Slotted
 from taps import every_way
 from torch import nn
@@ -110,7 +111,9 @@ def build(tree: Any, log: Any) -> Acting:
 
 @every_way
 @settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None,
+    max_examples=examples(30),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(tree=trees(), first=ARGUMENTS, times=st.integers(1, 3), batch=st.sampled_from([2, 7, 1 << 15]))
 def test_what_a_reference_interpreter_sees(any_tap: str, tree: Any, first: Any, times: int, batch: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from random_values import VALUES
 from torch import nn
 
@@ -72,7 +73,7 @@ CONTAINERS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(
     st.lists(CONTAINERS, max_size=3).map(tuple),
     st.dictionaries(st.text(max_size=3), CONTAINERS, max_size=2),

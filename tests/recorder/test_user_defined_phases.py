@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from taps import every_way
 from thread_race import race
 from torch import nn
@@ -271,7 +272,7 @@ def perform(rec: tv.Recording, model: nn.Sequential, steps: list[Step]) -> None:
 
 
 @every_way
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_any_program(any_tap: str, steps: list[Step]) -> None:
     model = net()

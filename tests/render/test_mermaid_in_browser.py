@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from chromium import BROWSER
+from chromium import BROWSER, PATIENCE_MS
 from nasty_text import NASTY
 from repo_paths import MERMAID
 from sample_graph import graph_of, sample_diff, sample_graph, talker_graph
@@ -44,7 +44,7 @@ def drawn(graph: Graph, theme: str, folder: Path) -> dict[str, str]:
     assert BROWSER is not None
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=30000"]
     command += [f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_MS / 1000).stdout
     found = re.search(r'<pre id="said">(.*?)</pre>', dom, re.S)
     assert found
     said = html.unescape(found[1])

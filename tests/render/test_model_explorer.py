@@ -15,6 +15,7 @@ import torch
 from golden_files import check_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from nasty_text import NASTY
 from sample_graph import graph_of, plain_graph, sample_diff, sample_graph, talker_graph
 from sample_trace import sample_trace
@@ -83,7 +84,7 @@ def test_arrows_and_groups(name: str) -> None:
     assert [node["id"] for node in found["nodes"]] == [box.id for box in GRAPHS[name].boxes]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.lists(st.text(max_size=9), min_size=1, max_size=12))
 def test_any_names(texts: list[str]) -> None:
     drawn(graph_of(texts))

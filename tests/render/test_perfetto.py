@@ -11,6 +11,7 @@ import pytest
 from golden_files import check_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from perfetto_processor import ARGS, FLOWS, PROBLEMS, TRACKS, needs_perfetto, rows_of
 from sample_trace import call, make_trace, sample_trace
 from timelines import Tree, timeline_trace, trace_of, trees
@@ -86,7 +87,7 @@ def test_arrows() -> None:
     assert [kind[1] for kind in kinds if kind[0] == "device" and kind[2] == "s"] == [*trace.calls["call"][on_device]]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.lists(trees, min_size=1, max_size=5), st.integers(1, 3))
 def test_slices_lie_in_each_other_as_calls_do(some: list[Tree], threads: int) -> None:
     trace = trace_of(some, ["net", "net.0"], threads)

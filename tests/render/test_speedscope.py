@@ -11,6 +11,7 @@ import pytest
 from golden_files import check_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from repo_paths import VIEWERS
 from sample_trace import call, make_trace
 from timelines import Tree, timeline_trace, trace_of, trees
@@ -108,7 +109,7 @@ def test_a_profile_for_each_phase_thread_and_run() -> None:
     assert file["activeProfileIndex"] == 2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.lists(trees, min_size=1, max_size=5), st.integers(1, 3))
 def test_calls_lie_in_each_other(some: list[Tree], threads: int) -> None:
     trace = trace_of(some, ["net", "net.0"], threads)

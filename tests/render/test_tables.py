@@ -17,6 +17,7 @@ import pytest
 from golden_files import check_golden
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from markdown_it import MarkdownIt
 from rich.console import Console
 from sample_trace import call, make_trace, sample_trace
@@ -251,7 +252,7 @@ def latex_rows(text: str) -> list[list[str]]:
     return rows
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.lists(names, min_size=1, max_size=6, unique=True))
 @example(NASTY)
 def test_names_are_shown_as_they_are(paths: list[str]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from golden_files import check_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from sample_trace import call, make_trace, sample_trace, tensor
 from timelines import Tree, timeline_trace, trace_of, trees
 
@@ -93,7 +94,7 @@ def test_what_a_process_is_and_what_it_sends() -> None:
         render(several, "tensorboard")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     st.lists(trees, min_size=1, max_size=5), st.lists(st.text(max_size=9), min_size=1, max_size=3), st.integers(1, 2)
 )
@@ -168,7 +169,7 @@ def test_tensorboard_finds_frames_of_a_cpu(tmp_path: Path) -> None:
 
 
 @needs_plugin
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.lists(trees, min_size=1, max_size=4), st.lists(st.text(max_size=9), min_size=1, max_size=3))
 def test_tensorboard_takes_any_calls(some: list[Tree], names: list[str]) -> None:
     from torch_tb_profiler.profiler.data import RunProfileData

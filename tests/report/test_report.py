@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from chromium import needs_browser
+from chromium import PATIENCE_MS, needs_browser
 from command_line import talkerviz
 from mermaid_parser import mermaid_errors, needs_parser
 from nasty_text import NASTY
@@ -173,7 +173,7 @@ class Reader:
 @pytest.fixture
 def reader(browser: Any) -> Iterator[Reader]:
     page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light", reduced_motion="reduce")
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(PATIENCE_MS)
     reader = Reader(page)
     yield reader
     assert reader.wrong == []
@@ -386,8 +386,8 @@ def test_a_report_of_a_part_that_is_long(talker: Trace, tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
 
 
-def test_nothing_is_left_of_a_report_that_was_there(talker: Trace, tmp_path: Path) -> None:
-    write_report(talker, tmp_path)
+def test_nothing_is_left_of_a_report_that_was_there(talker: Trace, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     calls = talker.calls.assign(**dict.fromkeys(("host_start_ns", "host_ns", "host_self_ns"), pd.NA))
     untimed = replace(talker, calls=calls.astype(dict.fromkeys(("host_start_ns", "host_ns", "host_self_ns"), "Int64")))
     write_report(untimed, tmp_path)

@@ -17,6 +17,7 @@ import torch
 from command_line import talkerviz
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from safetensors.torch import save_file
 from tiny_omni import save_tiny_omni, tiny_omni_config
 from torch import Tensor
@@ -396,7 +397,7 @@ def nested() -> st.SearchStrategy[Any]:
     return st.recursive(leaves, lambda some: st.lists(some, max_size=4) | st.dictionaries(st.text(max_size=9), some))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(150), deadline=None)
 @given(
     held=st.binary(max_size=60)
     | st.builds(lambda header: with_header(json.dumps({"talker.c.weight": header}).encode(), bytes(24)), nested())
@@ -419,7 +420,7 @@ def test_whatever_a_file_holds(held: bytes, small: Small) -> None:
         small.read()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(50), deadline=None)
 @given(data=st.data())
 def test_cut_anywhere(data: st.DataObject, small: Small) -> None:
     whole = Small(small.directory).three.read_bytes()
@@ -472,7 +473,7 @@ def test_bad_configs(text: str, message: str, tmp_path: Path) -> None:
     assert message in str(raised.value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.data())
 def test_whatever_a_config_holds(data: st.DataObject) -> None:
     config = json.loads(config_text())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from tiny_omni import save_tiny_omni, tiny_omni_config
 from torch import Tensor
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeCode2WavConfig
@@ -42,7 +43,7 @@ def streamed(code2wav: Any, codes: Tensor, *sizes: int, seamless: bool = False) 
 @example(frames=24, chunk=24, context=0, seed=0)
 @example(frames=9, chunk=3, context=3, seed=0)
 @example(frames=9, chunk=2, context=5, seed=0)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 def test_a_stream_is_transformers_chunked_decode(frames: int, chunk: int, context: int, seed: int) -> None:
     codes = codes_of(frames, seed)
     chunks = streamed(tiny(), codes, chunk, context)
@@ -55,7 +56,7 @@ def test_a_stream_is_transformers_chunked_decode(frames: int, chunk: int, contex
 
 
 @given(frames=st.integers(1, 20), chunk=st.integers(1, 8), seed=st.integers(0, 99))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 def test_seamless_with_all_of_the_past_is_one_decode(frames: int, chunk: int, seed: int) -> None:
     codes = codes_of(frames, seed)
     chunks = streamed(tiny(), codes, chunk, frames, seamless=True)

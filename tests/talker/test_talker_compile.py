@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch._inductor.config
+import torch._inductor.codecache
 from command_line import talkerviz
 from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
 from torch._inductor.exc import InvalidCxxCompiler
@@ -26,9 +26,12 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module", autouse=True)
 def _code_is_kept_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    config = torch._inductor.config  # headers are kept elsewhere
-    with pytest.MonkeyPatch.context() as patch, config.patch(cpp_cache_precompile_headers=False):
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+    folder = tmp_path_factory.mktemp("inductor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        # Read when it was imported.
+        patch.setattr(torch._inductor.codecache, "_HEADER_DIR", str(folder / "headers"))
+        patch.setattr(torch._inductor.codecache, "_HEADER_LOCK_DIR", str(folder / "headers" / "locks"))
         yield
     torch.compiler.reset()
 

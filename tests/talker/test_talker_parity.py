@@ -52,8 +52,10 @@ def test_calls_and_numbers_equal_transformers(name: str, seed: int, frames: int)
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("seed", range(3))
+# In float32 the first two seeds are compared call by call above.
+@pytest.mark.parametrize(
+    ("dtype", "seed"), [(torch.float32, 2), (torch.bfloat16, 0), (torch.bfloat16, 1), (torch.bfloat16, 2)]
+)
 def test_greedy_codes_are_equal_and_vary(dtype: torch.dtype, seed: int) -> None:
     scenario, config = Scenario(frames=12, seed=seed), preset("tiny")
     native, transformers = (

@@ -14,6 +14,7 @@ import torch
 from command_line import talkerviz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_omni import THINKER_WIDTH, tiny_omni, tiny_omni_config
@@ -236,7 +237,7 @@ def test_what_does_not_fit_is_named(changed: Callable[..., dict[str, Tensor]], s
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_a_value_error(tmp_path: Path, data: st.DataObject) -> None:
     whole = write(tmp_path / "whole.safetensors", drawn()).read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")

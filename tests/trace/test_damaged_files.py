@@ -18,6 +18,7 @@ import pytest
 from command_line import talkerviz
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from mutations import flow_trace, merged_trace, mutate_blocks, mutate_bytes, mutate_columns, outcomes_of, partial_trace
 from sample_trace import call, make_trace, sample_trace
 
@@ -55,14 +56,14 @@ def load(path: Path, content: bytes) -> Trace | None:
     return None
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(list(BASES)))
 def test_any_bytes(seed: int, name: str, files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
     content = mutate_bytes(files[name], random.Random(seed))
     load(tmp_path_factory.getbasetemp() / name, content)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(list(BASES)))
 def test_any_columns(seed: int, name: str, files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
     """With right checksums: what can be loaded can also be shown."""
@@ -73,14 +74,17 @@ def test_any_columns(seed: int, name: str, files: dict[str, bytes], tmp_path_fac
             assert outcome in ("fine", "one line, exit 2"), said
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=examples(100))
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_of_a_partial_file_is_seen(
     place: float, bit: int, files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     content = bytearray(files["run.parquet.partial"])
     content[int(place * len(content))] ^= 1 << bit
-    assert load(tmp_path_factory.getbasetemp() / "run.parquet.partial", bytes(content)) is None
+    path = tmp_path_factory.getbasetemp() / "run.parquet.partial"
+    found = load(path, bytes(content))
+    # Where the last byte is zero now, a machine that went down may have left that: the blocks before are read.
+    assert found is None or (content[-1] == 0 and found != load(path, files["run.parquet.partial"]))
 
 
 def test_a_partial_file_is_read_up_to_its_damage(files: dict[str, bytes], tmp_path: Path) -> None:

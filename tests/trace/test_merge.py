@@ -14,6 +14,7 @@ import pytest
 from command_line import Capture, talkerviz
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_examples import examples
 from nasty_text import NASTY
 from perfetto_processor import ARGS, FLOWS, PROBLEMS, TRACKS, needs_perfetto, rows_of
 from rank_traces import Meeting, meeting, rank_traces
@@ -56,7 +57,7 @@ def runs(draw: st.DrawFn) -> tuple[list[Meeting], list[int]]:
     return meetings, [draw(st.integers(-(10**12), 10**12)) for _ in range(ranks)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(runs())
 def test_clocks_by_collectives_alone(run: tuple[list[Meeting], list[int]]) -> None:
     meetings, ahead = run
@@ -75,7 +76,7 @@ def test_clocks_by_collectives_alone(run: tuple[list[Meeting], list[int]]) -> No
     assert clocks["early_ns"] <= 2 * max(clocks["error_ns"]) + 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(runs(), st.lists(st.integers(-3_000, 3_000), min_size=5, max_size=5))
 def test_clocks_by_an_exchange(run: tuple[list[Meeting], list[int]], errors: list[int]) -> None:
     meetings, ahead = run
@@ -88,7 +89,7 @@ def test_clocks_by_an_exchange(run: tuple[list[Meeting], list[int]], errors: lis
         assert error <= abs(asked) + 1  # collectives make it no worse
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(runs())
 def test_one_host_has_one_clock(run: tuple[list[Meeting], list[int]]) -> None:
     meetings, ahead = run
@@ -404,7 +405,7 @@ def test_the_picture_of_one_frame_and_of_one_rank(merged: Trace) -> None:
     assert b"net Net" in render(sample_trace(), "timeline")
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(NASTY), st.text(max_size=30)), min_size=1, max_size=4))
 def test_the_picture_whatever_names_are(names: list[str]) -> None:
     rows = [

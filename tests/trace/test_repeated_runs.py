@@ -265,7 +265,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trace]:
     for repeat in (1, 3):
         path = tmp_path_factory.mktemp("repeat") / "r.parquet"
         with pytest.MonkeyPatch.context() as patch:
-            args = ("--preset", "tiny", "--frames", 3, "--warmup", 2, "--repeat", repeat, "--cost", "-o", path)
+            args = ("--preset", "tiny", "--frames", 2, "--warmup", 2, "--repeat", repeat, "--cost", "-o", path)
             assert talkerviz(patch, "trace", *args) == 0
         found[repeat] = Trace.load(path)
     return found
