@@ -15,9 +15,7 @@ from torch import Tensor
 from talkerviz.talker import (
     GREEDY,
     Sampling,
-    batch_prompts,
     generate,
-    generate_batch,
 )
 from talkerviz.talker.generation.generate import stream
 from talkerviz.talker.generation.transformers_generate import generate_transformers
@@ -31,7 +29,7 @@ from talkerviz.talker.generation.transformers_generate import generate_transform
 def test_a_batch_speaks_as_its_rows_do_alone(lengths: list[tuple[int, int]], sampling: Sampling) -> None:
     model = talker("tiny", "native")
     prompts = [a_prompt(model, pair, seed) for seed, pair in enumerate(lengths)]
-    together = generate_batch(model, batch_prompts(prompts), 7, sampling, ignore_eos=True)
+    together = generate(model, prompts, 7, sampling, ignore_eos=True)
     alone = [generate(model, prompt, 7, sampling, ignore_eos=True) for prompt in prompts]
     assert len(together) == len(alone)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
@@ -40,7 +38,7 @@ def test_a_batch_speaks_as_its_rows_do_alone(lengths: list[tuple[int, int]], sam
 def test_each_row_ends_with_its_own_speech() -> None:
     prompts = [a_prompt(talker("tiny", "native"), pair, seed) for seed, pair in enumerate([(11, 20), (4, 7), (9, 12)])]
     model = ending_talker(prompts)
-    together = generate_batch(model, batch_prompts(prompts), 6)
+    together = generate(model, prompts, 6)
     alone = [generate(model, prompt, 6) for prompt in prompts]
     assert [len(codes) for codes in together] == [len(codes) for codes in alone]
     assert len(together[0]) == 2
@@ -51,7 +49,7 @@ def test_each_row_ends_with_its_own_speech() -> None:
 def test_a_stream_gives_the_frames_one_by_one() -> None:
     model = talker("tiny", "native")
     prompt = a_prompt(model)
-    coming = stream(model, prompt, 5, SPEECH, ignore_eos=True)
+    coming = stream(model, [prompt], 5, SPEECH, ignore_eos=True)
     codes = [frame.codes for frame in coming]
     assert torch.equal(torch.cat(codes), generate(model, prompt, 5, SPEECH, ignore_eos=True))
 
@@ -59,15 +57,9 @@ def test_a_stream_gives_the_frames_one_by_one() -> None:
 def test_a_stream_says_who_speaks_and_stops_when_nobody_does() -> None:
     prompts = [a_prompt(talker("tiny", "native"), (11, 20), seed) for seed in (0, 0, 1)]
     model = ending_talker(prompts)
-    speaking = [frame.speaking.tolist() for frame in stream(model, batch_prompts(prompts), 4)]
-    assert speaking[:3] == [[True, True, True], [True, True, True], [False, False, True]]
-    assert len(list(stream(model, batch_prompts(prompts[:2]), 4))) == 2
-
-
-def test_one_row_is_asked_for_as_one() -> None:
-    model = talker("tiny", "native")
-    with pytest.raises(ValueError, match="2 rows: use generate_batch"):
-        generate(model, batch_prompts([a_prompt(model), a_prompt(model)]), 2)
+    speaking = [frame.rows for frame in stream(model, prompts, 4)]
+    assert speaking[:3] == [(0, 1, 2), (0, 1, 2), (2,)]
+    assert len(list(stream(model, prompts[:2], 4))) == 2
 
 
 @pytest.mark.skipif(version("transformers") < "5.24", reason="transformers' talker makes its own of such positions")
@@ -84,6 +76,6 @@ def test_pictures_have_three_positions_as_in_transformers(positions: Tensor) -> 
 def test_pictures_in_a_batch() -> None:
     model = talker("tiny", "native")
     prompts = [a_prompt(model, positions=picture(2, 2, 3, 3)), a_prompt(model, (5, 9), 1)]
-    together = generate_batch(model, batch_prompts(prompts), 6, ignore_eos=True)
+    together = generate(model, prompts, 6, ignore_eos=True)
     alone = [generate(model, prompt, 6, ignore_eos=True) for prompt in prompts]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))

@@ -94,7 +94,7 @@ def test_bfloat16_is_as_near_to_float32_as_uncompiled() -> None:
         turned = torch.ones(1, 1, text.head_dim, dtype=dtype), torch.zeros(1, 1, text.head_dim, dtype=dtype)
         with torch.no_grad():
             out = [
-                module(row[None, None].to(dtype), position_embeddings=turned, cache=LayerCache(kept, kept), mask=None)
+                module(row[None, None].to(dtype), position_embeddings=turned, cache=LayerCache(kept, kept))
                 for row in rows
             ]
         return torch.cat(out).float()
