@@ -221,6 +221,10 @@ class EagerStep:
 
     def join(self, rows: Sequence[Row]) -> Frame:
         """Read the prompts of new rows, each by itself, and decode their first frame."""
+        return self.first_frame(rows, *self.prefill(rows))
+
+    def prefill(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Read the prompts of new rows; return their last hidden states [B, 1, H] and first codes [B, 1]."""
         passes = []
         with uncompiled(self.talker):  # as each length would be compiled anew
             for row in rows:
@@ -228,7 +232,11 @@ class EagerStep:
                 passes.append(decode_first_code(self.talker, prompt.inputs_embeds, row.cache, state, prompt.positions))
                 row.cache.offset = prompt.next_position - row.cache.length
         hidden, first_codes = zip(*passes, strict=True)
-        speaking, frame = self._finish(rows, concat(hidden), concat(first_codes))
+        return concat(hidden), concat(first_codes)
+
+    def first_frame(self, rows: Sequence[Row], hidden: Tensor, first_codes: Tensor) -> Frame:
+        """Decode the residual codes of new rows, which join those that speak."""
+        speaking, frame = self._finish(rows, hidden, first_codes)
         self.rows += speaking
         return frame
 
