@@ -245,7 +245,7 @@ class EagerStep:
         rows = self.rows
         cache = rows[0].cache if len(rows) == 1 else RowCaches([row.cache for row in rows])
         state = self.sampling_state(rows)
-        codes, known_embeds = (concat([getattr(row, name) for row in rows]) for name in ("codes", "known_embeds"))
+        codes, known_embeds = concat([row.codes for row in rows]), concat([row.known_embeds for row in rows])
         with self._kernels(rows):
             embeds = sum_code_embeddings(self.talker, codes, known_embeds) + next_text(rows)  # [B, 1, H]
             hidden, first_code = decode_first_code(self.talker, embeds, cache, state)
