@@ -22,7 +22,7 @@ import torch
 from speaking import Way, native_talker, need_cuda, replayed, time_once
 from torch import Tensor
 
-from talkerviz.talker import run
+from talkerviz.talker import generate_scenario
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.talker.kernels import fuse_talker, launch
 
@@ -68,7 +68,9 @@ def main() -> None:
     first, codes = None, list[Tensor | None]()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     for kib, warps, early in CUTS:
-        way = Way(lambda on_frame: run(fused, "native", scenario, config, on_frame), lambda: replayed(fused))
+        way = Way(
+            lambda on_frame: generate_scenario(fused, "native", scenario, config, on_frame), lambda: replayed(fused)
+        )
         try:
             with cut(kib, warps, early):
                 for _ in range(1 + options.rounds):

@@ -30,7 +30,7 @@ from talkerviz.recorder.tap import Tap
 from talkerviz.render.notes import notes_on
 from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.talker.files.build import build_talker
-from talkerviz.talker.generation.runner import run
+from talkerviz.talker.generation.runner import generate_scenario
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.talker.model.config import default_dtype, preset
 from talkerviz.trace.join import join
@@ -121,7 +121,7 @@ def main() -> None:
         talker = build_talker(config, "native", "cuda", default_dtype(name), SCENARIO.seed)
 
         def work(talker: torch.nn.Module = talker, config: object = config) -> object:
-            return run(talker, "native", SCENARIO, config)  # type: ignore[arg-type]
+            return generate_scenario(talker, "native", SCENARIO, config)  # type: ignore[arg-type]
 
         work()
         work()

@@ -142,7 +142,7 @@ def prefill_work(target: Target, config: TalkerConfig) -> Work:
     weight = talker.codec_head.weight
     thinker = scenario_inputs(SCENARIO, config, weight.device, weight.dtype)
     embeds = assemble_prompt(talker, config, thinker, config.speaker_id[SCENARIO.speaker]).inputs_embeds
-    cache = KVCache(config.text, embeds.shape[1], weight.device, weight.dtype)
+    cache = KVCache(config.text, weight.device, weight.dtype)
 
     def inputs() -> dict[str, Any]:
         cache.length = 0

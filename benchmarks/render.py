@@ -365,7 +365,7 @@ class Decoder(nn.Module):
         self.model = build_talker(replace(config, text=self.config)).model
 
     def forward(self, embeds: torch.Tensor) -> torch.Tensor:
-        cache = KVCache(self.config, embeds.shape[1], embeds.device, embeds.dtype)
+        cache = KVCache(self.config, embeds.device, embeds.dtype)
         states: torch.Tensor = self.model(inputs_embeds=embeds, cache=cache).last_hidden_state
         return states
 

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from talkerviz.recorder.instruments.device_benchmark import measure_peaks
 from talkerviz.recorder.instruments.kernel_time import LAUNCHES, chrome_trace_of, run_times
-from talkerviz.talker import run
+from talkerviz.talker import generate_scenario
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.talker.kernels import fuse_talker
@@ -121,9 +121,9 @@ def main() -> None:
         fuse_talker(talker)
     way = "compile" if options.compile else "fused" if options.fused else ""
     with replayed(talker):
-        run(talker, "native", scenario, config)  # libraries load, code is made
+        generate_scenario(talker, "native", scenario, config)  # libraries load, code is made
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-            run(talker, "native", scenario, config)
+            generate_scenario(talker, "native", scenario, config)
             torch.cuda.synchronize()
     frame = frame_of(chrome_trace_of(seen))
     peaks = measure_peaks("cuda")

@@ -8,7 +8,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -70,7 +70,7 @@ def replayed(
         with within():
             yield
     finally:
-        talker.use_cuda_graphs = False
+        talker.acceleration = replace(talker.acceleration, graphs=False)
 
 
 def time_once(way: Way, device: str) -> None:

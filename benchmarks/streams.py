@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/streams.py [--device cuda] [--kind full:bfloat16] [--streams 1 8 64] [--frames 24]
         [--rounds 3] [-o reports/h200/streams.md]
 
-Prompts have several lengths, so rows are padded. On a CUDA device frames are replayed as CUDA graphs too.
+Prompts have several lengths. On a CUDA device frames are replayed as CUDA graphs too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from speaking import OURS, REPLAYED, Way, native_talker, need_cuda, replayed, time_once
 
 from talkerviz.analysis.frame_latency import FRAME_NS
-from talkerviz.talker import assemble_prompt, batch_prompts, generate_batch
+from talkerviz.talker import assemble_prompt, generate
 from talkerviz.talker.generation.prompt import Prompt
 from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
 from talkerviz.talker.model.config import TalkerConfig
@@ -35,10 +35,9 @@ def prompt_of(talker: TalkerForConditionalGeneration, config: TalkerConfig, numb
 
 def ways_of(talker: TalkerForConditionalGeneration, prompts: list[Prompt], frames: int, device: str) -> dict[str, Way]:
     """Return the native talker, and on CUDA also replayed as CUDA graphs."""
-    together = batch_prompts(prompts)
 
     def speak(on_frame: Callable[[int], None]) -> torch.Tensor:
-        return torch.stack(generate_batch(talker, together, frames, ignore_eos=True, on_frame=on_frame))
+        return torch.stack(generate(talker, prompts, frames, ignore_eos=True, on_frame=on_frame))
 
     ways = {OURS: Way(speak)}
     if device == "cuda":

@@ -23,7 +23,7 @@ from speaking import OURS, REPLAYED, Way, bytes_of_a_frame, fused_copy, need_cud
 from torch import Tensor, nn
 
 from talkerviz.recorder.instruments.device_benchmark import device_name, measure_bandwidth
-from talkerviz.talker import build_talker, preset, run
+from talkerviz.talker import build_talker, generate_scenario, preset
 from talkerviz.talker.generation.compile import compile_talker, uncompiled
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.talker.model.config import TalkerConfig
@@ -41,7 +41,7 @@ def ways_of(
     scenario = Scenario(frames=frames)
 
     def speaking(talker: nn.Module, impl: str) -> Callable[[Callable[[int], None]], Tensor]:
-        return lambda on_frame: run(talker, impl, scenario, config, on_frame)
+        return lambda on_frame: generate_scenario(talker, impl, scenario, config, on_frame)
 
     ours = build_talker(config, "native", device, dtype)
     assert isinstance(ours, TalkerForConditionalGeneration)

@@ -27,6 +27,7 @@ COMMANDS = {
     "trace": ("trace", "Run a model and record every module call."),
     "capture": ("capture", "Run a thinker and save its outputs for the talker."),
     "speak": ("speak", "Speak into a WAV file and measure latency and speed."),
+    "load": ("load", "Measure latency and speed of many streams at once."),
     "show": ("show", "Print a latency table."),
     "tree": ("show", "Print the call tree, with repeated modules folded."),
     "render": ("render", "Draw a trace as a chart, or export it to other formats."),

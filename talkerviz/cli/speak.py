@@ -33,12 +33,12 @@ from talkerviz.cli.output import check_writable, console
 from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
-from talkerviz.talker.acceleration import Acceleration
 from talkerviz.talker.files.codes_file import read_codes
 from talkerviz.talker.files.wav import open_wav
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS, SpeechProgress, stream_codes, stream_speech
 from talkerviz.talker.model.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
+from talkerviz.talker.model.talker import Acceleration
 from talkerviz.targets import OnFrame, code2wav_config_of, code2wav_of, talker_of
 
 _MAX_FRAMES = 4096  # the limit of transformers' own talker

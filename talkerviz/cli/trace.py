@@ -194,8 +194,8 @@ def talker(
     source = _weights_source(preset_name, checkpoint)
 
     from talkerviz.cli.record_target import record_target
-    from talkerviz.talker.acceleration import Acceleration
     from talkerviz.talker.generation.scenario import Scenario
+    from talkerviz.talker.model.talker import Acceleration
     from talkerviz.targets import talker_of, talker_target
 
     scenario = Scenario(**given_lengths, speaker=speaker or "ethan", frames=frames, seed=seed)

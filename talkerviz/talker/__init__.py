@@ -4,19 +4,20 @@ from talkerviz.talker.files.build import build_code2wav, build_talker, init_weig
 from talkerviz.talker.files.checkpoint import find_module, read_code2wav_config, read_talker_config
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.generation.cuda_graphs import replay_frames
-from talkerviz.talker.generation.generate import Frame, generate, generate_batch, stream
-from talkerviz.talker.generation.prompt import Prompt, ThinkerOutputs, assemble_prompt, batch_prompts
-from talkerviz.talker.generation.runner import run
+from talkerviz.talker.generation.generate import Frame, generate, stream
+from talkerviz.talker.generation.prompt import Prompt, ThinkerOutputs, assemble_prompt
+from talkerviz.talker.generation.runner import generate_scenario
 from talkerviz.talker.generation.sampling import GREEDY, Sampling
 from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
 from talkerviz.talker.kernels import fuse_talker
 from talkerviz.talker.model.code2wav import code2wav_config, stream_audio
 from talkerviz.talker.model.config import PRESETS, TalkerConfig, default_dtype, preset
-from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.talker import Acceleration, TalkerForConditionalGeneration
 
 __all__ = [
     "GREEDY",
     "PRESETS",
+    "Acceleration",
     "Frame",
     "Prompt",
     "Sampling",
@@ -25,7 +26,6 @@ __all__ = [
     "TalkerForConditionalGeneration",
     "ThinkerOutputs",
     "assemble_prompt",
-    "batch_prompts",
     "build_code2wav",
     "build_talker",
     "code2wav_config",
@@ -34,7 +34,7 @@ __all__ = [
     "find_module",
     "fuse_talker",
     "generate",
-    "generate_batch",
+    "generate_scenario",
     "init_weights",
     "load_code2wav",
     "load_talker",
@@ -42,7 +42,6 @@ __all__ = [
     "read_code2wav_config",
     "read_talker_config",
     "replay_frames",
-    "run",
     "scenario_inputs",
     "stream",
     "stream_audio",

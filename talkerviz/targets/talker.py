@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from talkerviz.recorder.phases.talker import TalkerPhases
-from talkerviz.talker.acceleration import Acceleration
+from talkerviz.talker.acceleration import accelerate, check_acceleration
 from talkerviz.talker.files.build import build_talker, load_talker
 from talkerviz.talker.files.checkpoint import find_module, read_talker_config
 from talkerviz.talker.files.thinker_file import read_inputs
 from talkerviz.talker.files.weight_loader import OnBytes
 from talkerviz.talker.generation.cuda_graphs import WARM_UPS
 from talkerviz.talker.generation.prompt import ThinkerOutputs
-from talkerviz.talker.generation.runner import run
+from talkerviz.talker.generation.runner import generate_scenario
 from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
 from talkerviz.talker.model.attention import disable_cudnn_attention
 from talkerviz.talker.model.config import TalkerConfig, default_dtype, preset
 from talkerviz.talker.model.decoder import DecoderLayer
 from talkerviz.talker.model.rope import RotaryEmbedding
-from talkerviz.talker.model.talker import TalkerForConditionalGeneration
+from talkerviz.talker.model.talker import Acceleration, TalkerForConditionalGeneration
 from talkerviz.targets.target import Target, facts_of
 
 _ROOT = "talker"
@@ -89,7 +89,7 @@ def talker_of(
         dtype = dtype or default_dtype(source)
     # Checked before the weights, which take longer.
     config.speaker(scenario.speaker)
-    acceleration.check(torch.device(device), config)
+    check_acceleration(acceleration, torch.device(device), config)
     if torch.device(device).type == "cuda":
         disable_cudnn_attention()
     read = read_inputs(inputs, config, device, dtype) if inputs else None
@@ -97,7 +97,7 @@ def talker_of(
         talker = load_talker(config, stored, impl, device, dtype, on_bytes)
     else:
         talker = build_talker(config, impl, device, dtype, scenario.seed)
-    acceleration.apply(cast(TalkerForConditionalGeneration, talker))
+    accelerate(cast(TalkerForConditionalGeneration, talker), acceleration)
     thinker = read or scenario_inputs(scenario, config, device, dtype)
     lengths = {"prompt_tokens": thinker.user.shape[1], "text_tokens": thinker.assistant.shape[1]}
     facts = {
@@ -118,7 +118,9 @@ def talker_target(loaded: Loaded) -> Target:
     return Target(
         name=_ROOT,
         model=loaded.talker,
-        run=lambda on_frame: run(loaded.talker, loaded.impl, loaded.scenario, loaded.config, on_frame, loaded.thinker),
+        run=lambda on_frame: generate_scenario(
+            loaded.talker, loaded.impl, loaded.scenario, loaded.config, on_frame, loaded.thinker
+        ),
         facts=loaded.facts,
         phases=partial(TalkerPhases, warm_ups=WARM_UPS) if "graphs" in loaded.facts else TalkerPhases,
         frames=loaded.scenario.frames,

@@ -109,7 +109,7 @@ def sampled(seed: int, **changed: Any) -> Tensor:
         **{"do_sample": True, "temperature": 0.9, "top_k": 50, "top_p": 1.0, "repetition_penalty": 1.05, **changed},
         seed=seed,
     )
-    return torch.stack([frame.codes[0] for frame in stream(talker, prompt, 6, sampling)])
+    return torch.stack([frame.codes[0] for frame in stream(talker, [prompt], 6, sampling)])
 
 
 @pytest.mark.parametrize(

@@ -65,15 +65,15 @@ def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         talker = TalkerForConditionalGeneration(config)
         torch.set_default_dtype(torch.float32)
     fuse_modules(talker)
-    cache, within = KVCache(text, 200, meta, dtype), KVCache(predictor, 16, meta, dtype)
-    still = StaticCache(cache)
+    cache, within = KVCache(text, meta, dtype), KVCache(predictor, meta, dtype)
+    still = StaticCache([cache], 200)
     x = torch.empty(1, 1, text.hidden_size, dtype=dtype, device="meta")
     turns = talker.model.rotary_emb(x, torch.empty(1, 1, 1, dtype=torch.long, device="meta").expand(3, -1, -1))
-    talker.model.layers[0](x, turns, next(iter(still.layers(1))), still.mask(1))
+    talker.model.layers[0](x, turns, next(iter(still.layers(1))))
     for tokens in (2, 1):
         embeds = torch.empty(1, tokens, predictor.hidden_size, dtype=dtype, device="meta")
         talker.code_predictor(inputs_embeds=embeds, cache=within, group=1)
-    code = talker.argmax(talker.codec_head(talker.model.norm(x))[:, -1])
+    code = codes.fused_argmax(talker.codec_head(talker.model.norm(x))[:, -1])
     talker.model.codec_embedding(code)
     return found
 

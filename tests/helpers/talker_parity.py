@@ -15,8 +15,8 @@ from talkerviz.talker import (
     Scenario,
     assemble_prompt,
     build_talker,
+    generate_scenario,
     preset,
-    run,
     scenario_inputs,
 )
 
@@ -65,7 +65,7 @@ def recorded_run(name: str, impl: str, scenario: Scenario, keep: tuple[str, ...]
     config = preset(name)
     model = build_talker(config, impl, seed=scenario.seed)
     calls = Calls(model, keep)
-    return run(model, impl, scenario, config), calls
+    return generate_scenario(model, impl, scenario, config), calls
 
 
 def tiny_prompt(model: Any, positions: Tensor | None = None, **scenario: Any) -> Prompt:

@@ -137,12 +137,9 @@ def test_the_talker_s_loops(native: Trace) -> None:
     )
     codes = above(first, "add", "sum", "cat")
     assert [where[i] for i in sources[above(first, "add")]] == ["cat", "sum"]  # of the prompt's parts
-    assert sorted(where[i] for i in sources[codes]) == [
-        "cat",
-        "code_predictor.model.codec_embedding.14.embedding",
-        "model.codec_embedding.embedding",
-    ]
-    residual = sources[above(codes, "cat")]
+    assert [where[i] for i in sources[codes]] == ["cat", "code_predictor.model.codec_embedding.14.embedding"]
+    start, *residual = sources[above(codes, "cat")]
+    assert where[start] == "model.codec_embedding.embedding"
     assert [where[i] for i in residual] == [f"code_predictor.model.codec_embedding.{i}.embedding" for i in range(14)]
     # A code is chosen from the logits of a pass, and its embedding is what the next pass begins with.
     for group, embedding in enumerate(residual):
@@ -151,7 +148,6 @@ def test_the_talker_s_loops(native: Trace) -> None:
         norms = [i for i in range(len(ops)) if where[i] == "code_predictor.model.layers.0.input_layernorm.pow"]
         assert any(sources[i] == [embedding] and ops["step"][i] == group + 1 for i in norms)
     # The talker's hidden state and the first code's embedding are what the code predictor begins with.
-    start = above(codes, "model.codec_embedding.embedding")
     pair = next(i for i, from_ in sources.items() if start in from_ and where[i] == "cat")
     assert [where[i] for i in sources[pair]] == ["model.norm.mul", "model.codec_embedding.embedding"]
     assert above(start, "argmax", "index_fill", "codec_head.linear") == frames[0]

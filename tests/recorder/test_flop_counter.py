@@ -22,7 +22,7 @@ from talkerviz.recorder.instruments.device_peaks import Peaks, load_peaks, publi
 from talkerviz.recorder.instruments.flop_formulas import flops_of
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker.files.build import build_talker
-from talkerviz.talker.generation.runner import run
+from talkerviz.talker.generation.runner import generate_scenario
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.talker.model.config import preset
 from talkerviz.trace.join import join
@@ -320,7 +320,7 @@ def talker_trace(
     config = preset(name)
     dtype = torch.bfloat16 if name == "full" else torch.float32
     talker = build_talker(config, impl, device, dtype, 0)
-    go = lambda: run(talker, impl, Scenario(frames=frames), config)  # noqa: E731
+    go = lambda: generate_scenario(talker, impl, Scenario(frames=frames), config)  # noqa: E731
     return tv.record(talker, go, "talker", TalkerPhases, clock=clock, measure=measure)
 
 
@@ -351,7 +351,7 @@ def test_experts_that_are_really_hit() -> None:
     hit = []
     for layer in talker.model.layers:
         layer.mlp.experts.register_forward_pre_hook(lambda module, args: hit.append(len(args[1].unique())))
-    run(talker, "native", Scenario(frames=2), config)
+    generate_scenario(talker, "native", Scenario(frames=2), config)
     text = config.text
     an_expert = 4 * 3 * text.hidden_size * text.moe_intermediate_size
     rows = calls[calls["path"].str.endswith("mlp.experts")]

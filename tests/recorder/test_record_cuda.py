@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,8 +26,8 @@ from talkerviz.recorder.instruments.kernel_time import busy_until_edges
 from talkerviz.recorder.instruments.memory import DeviceMemory, _range_max
 from talkerviz.recorder.instruments.registry import CLOCKS, MEASURES, Kind
 from talkerviz.recorder.phases.talker import TalkerPhases
-from talkerviz.talker import build_talker, generate
-from talkerviz.talker.generation.cuda_graphs import WARM_UPS, StaticFrame
+from talkerviz.talker import Acceleration, build_talker, generate
+from talkerviz.talker.generation.cuda_graphs import WARM_UPS
 
 MS = 1_000_000
 
@@ -186,12 +187,12 @@ def test_a_talkers_replays_are_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = FakeMachine()
     model: Any = build_talker(CONFIG)
 
-    def capture(frame: StaticFrame) -> FakeGraph:
+    def capture(decode: Callable[[], None], changed: object, generators: object) -> FakeGraph:
         for _ in range(WARM_UPS):
-            frame()
+            decode()
         graph = FakeGraph(machine)
         graph.capture_begin()
-        frame()
+        decode()
         graph.capture_end()
         return graph
 
@@ -202,7 +203,7 @@ def test_a_talkers_replays_are_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plain = record(monkeypatch, machine, model, speak, name="talker", phases=TalkerPhases).calls
     monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", capture)
-    model.use_cuda_graphs = True
+    model.acceleration = Acceleration(graphs=True)
     rule = partial(TalkerPhases, warm_ups=WARM_UPS)
     replayed = record(monkeypatch, machine, model, speak, name="talker", phases=rule)
     assert replayed.facts["graph_replays"] == 4

@@ -31,10 +31,10 @@ from talkerviz.talker import (
     TalkerConfig,
     build_talker,
     find_module,
+    generate_scenario,
     load_talker,
     preset,
     read_talker_config,
-    run,
 )
 from talkerviz.talker.files import weight_loader as fill_module
 from talkerviz.talker.files.weight_loader import read_into
@@ -110,14 +110,14 @@ def test_the_codes_are_those_of_transformers(saved: Path, dtype: torch.dtype) ->
     whole = Qwen3OmniMoeForConditionalGeneration.from_pretrained(saved, dtype=dtype)
     config = read_talker_config(saved)
     scenario = Scenario(prompt_tokens=7, text_tokens=9, frames=12, speaker="Chelsie")
-    expected = run(whole.talker.eval(), "transformers", scenario, config)
+    expected = generate_scenario(whole.talker.eval(), "transformers", scenario, config)
     assert len(expected.unique(dim=0)) >= 6
     for impl in IMPLS:
         loaded = load(saved, impl, dtype=dtype)
         assert same(loaded, whole.talker)
         assert not loaded.training
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
-        assert torch.equal(run(loaded, impl, scenario, config), expected)
+        assert torch.equal(generate_scenario(loaded, impl, scenario, config), expected)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

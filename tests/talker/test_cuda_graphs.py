@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from talker_prompts import a_prompt, ending_talker, picture
 
 import talkerviz as tv
 from talkerviz.recorder.phases.talker import TalkerPhases
-from talkerviz.talker import GREEDY, Prompt, Sampling, batch_prompts, build_talker, generate, generate_batch
-from talkerviz.talker.generation.cuda_graphs import StaticFrame, replay_frames
+from talkerviz.talker import GREEDY, Acceleration, Prompt, Sampling, build_talker, generate
+from talkerviz.talker.generation.cuda_graphs import replay_frames
 
 CUDA = torch.cuda.is_available()
 needs_cuda = pytest.mark.skipif(not CUDA, reason="no CUDA device")
@@ -22,15 +23,15 @@ needs_cuda = pytest.mark.skipif(not CUDA, reason="no CUDA device")
 class NotAGraph:
     """Stands for a graph: a replay is the frame itself."""
 
-    def __init__(self, frame: StaticFrame) -> None:
-        self.replay = frame
+    def __init__(self, decode: Callable[[], None], changed: object, generators: object) -> None:
+        self.replay = decode
 
 
 @pytest.fixture
 def replaying(monkeypatch: pytest.MonkeyPatch) -> Any:
     model: Any = build_talker(CONFIG)
     monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", NotAGraph)
-    model.use_cuda_graphs = True
+    model.acceleration = Acceleration(graphs=True)
     return model
 
 
@@ -50,10 +51,9 @@ def test_codes_stay_what_they_are(replaying: Any, sampling: Sampling) -> None:
             assert torch.equal(generate(replaying, prompt, frames, sampling, ignore_eos=True), expected)
 
 
-def test_rows_that_are_padded(replaying: Any) -> None:
-    together = batch_prompts(prompts())
-    expected = generate_batch(talker("tiny", "native"), together, 6, SPEECH, ignore_eos=True)
-    for row, wanted in zip(generate_batch(replaying, together, 6, SPEECH, ignore_eos=True), expected, strict=True):
+def test_rows_of_several_lengths(replaying: Any) -> None:
+    expected = generate(talker("tiny", "native"), prompts(), 6, SPEECH, ignore_eos=True)
+    for row, wanted in zip(generate(replaying, prompts(), 6, SPEECH, ignore_eos=True), expected, strict=True):
         assert torch.equal(row, wanted)
 
 
@@ -63,7 +63,7 @@ def test_the_end_of_speech(monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = generate(model, own, 9)
     assert len(spoken) == 2
     monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", NotAGraph)
-    model.use_cuda_graphs = True
+    model.acceleration = Acceleration(graphs=True)
     assert torch.equal(generate(model, own, 9), spoken)
 
 
@@ -96,10 +96,9 @@ def test_a_real_graph_speaks_the_same(sampling: Sampling) -> None:
     model: Any = build_talker(CONFIG, device="cuda")
     for rows in (1, 3):
         each = [a_prompt(model, (5 + row, 9), seed=row) for row in range(rows)]
-        together = batch_prompts(each) if rows > 1 else each[0]
-        model.use_cuda_graphs = False
-        expected = generate_batch(model, together, 12, sampling, ignore_eos=True)
+        model.acceleration = Acceleration()
+        expected = generate(model, each, 12, sampling, ignore_eos=True)
         replay_frames(model)
         for again in range(2):
-            found = generate_batch(model, together, 12, sampling, ignore_eos=True)
+            found = generate(model, each, 12, sampling, ignore_eos=True)
             assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True)), again

@@ -21,7 +21,7 @@ from talkerviz.talker import (
     assemble_prompt,
     build_talker,
     generate,
-    run,
+    generate_scenario,
     scenario_inputs,
 )
 from talkerviz.talker.generation.sampling import keep_top_k, keep_top_p, penalise_repeats, sample_code, suppressed_codes
@@ -99,15 +99,15 @@ def test_end_of_speech(after: int) -> None:
 @pytest.mark.parametrize("impl", ["native", "transformers"])
 def test_on_frame_counts_frames(impl: str) -> None:
     seen: list[int] = []
-    run(talker("tiny", impl), impl, Scenario(frames=3), CONFIG, seen.append)
+    generate_scenario(talker("tiny", impl), impl, Scenario(frames=3), CONFIG, seen.append)
     assert seen == [1, 2, 3]
 
 
 @pytest.mark.parametrize("impl", ["native", "transformers"])
 def test_one_frame_and_the_shortest_scenario(impl: str) -> None:
     scenario = Scenario(prompt_tokens=1, text_tokens=5, frames=5, speaker="Aiden")
-    codes = run(talker("tiny", impl), impl, scenario, CONFIG)
-    assert torch.equal(codes[:1], run(talker("tiny", impl), impl, replace(scenario, frames=1), CONFIG))
+    codes = generate_scenario(talker("tiny", impl), impl, scenario, CONFIG)
+    assert torch.equal(codes[:1], generate_scenario(talker("tiny", impl), impl, replace(scenario, frames=1), CONFIG))
 
 
 def test_too_many_frames() -> None:
@@ -156,6 +156,6 @@ def test_prompt_needs_something_to_say() -> None:
 
 
 def test_runs_on_meta() -> None:
-    codes = run(build_talker(CONFIG, device="meta"), "native", Scenario(frames=3), CONFIG)
+    codes = generate_scenario(build_talker(CONFIG, device="meta"), "native", Scenario(frames=3), CONFIG)
     assert codes.is_meta
     assert codes.shape == (3, 16)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import talkerviz as tv
 from talkerviz.recorder.phases.talker import TalkerPhases
-from talkerviz.talker import GREEDY, Sampling, batch_prompts, build_talker, generate, generate_batch
+from talkerviz.talker import GREEDY, Sampling, build_talker, generate
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.generation.cuda_graphs import replay_frames
 from talkerviz.talker.kernels import check_kernels, fuse_modules, fuse_talker
@@ -59,7 +59,7 @@ def fused_copy(model: Any) -> Any:
 
 def filled(config: StackConfig, positions: int, seen: int, dtype: torch.dtype, seed: int) -> KVCache:
     """Return a cache that has seen so many tokens."""
-    cache = KVCache(config, positions, torch.device(DEVICE), dtype)
+    cache = KVCache(config, torch.device(DEVICE), dtype, positions=positions)
     drawn = torch.Generator().manual_seed(seed)
     for part in (cache.keys, cache.values):
         part.copy_(torch.randn(part.shape, generator=drawn))
@@ -76,15 +76,14 @@ def outputs(
     cache = filled(config, positions, seen, dtype, seed=seen)
     place: LayerCache
     if static:
-        still = StaticCache(cache)
-        place, mask = next(iter(still.layers(tokens))), still.mask(tokens)
+        place = next(iter(StaticCache([cache], positions - seen).layers(tokens)))
     else:
-        place, mask = next(iter(cache.layers(tokens))), None
+        place = next(iter(cache.layers(tokens)))
     x = torch.randn(1, tokens, config.hidden_size, generator=drawn).to(DEVICE, dtype)
     half = torch.rand(1, tokens, config.head_dim // 2, generator=drawn) * 7
     angles = torch.cat((half, half), dim=-1).to(DEVICE)
-    out = layer(x, position_embeddings=(angles.cos().to(dtype), angles.sin().to(dtype)), cache=place, mask=mask)
-    return [out, cache.keys[0, :, :, : seen + tokens], cache.values[0, :, :, : seen + tokens]]
+    out = layer(x, position_embeddings=(angles.cos().to(dtype), angles.sin().to(dtype)), cache=place)
+    return [out, place.keys[:, :, : seen + tokens], place.values[:, :, : seen + tokens]]
 
 
 @pytest.mark.gpu
@@ -175,10 +174,10 @@ def test_its_modules_are_the_same_but_inside_layers(recorded: list[tuple[Tensor,
 
 def test_batches_run_as_before() -> None:
     model = talker("tiny", "native")
-    together = batch_prompts([a_prompt(model, (5 + row, 9), seed=row) for row in range(2)])
+    prompts = [a_prompt(model, (5 + row, 9), seed=row) for row in range(2)]
     pairs = zip(
-        generate_batch(model, together, 2, SPEECH, ignore_eos=True),
-        generate_batch(fused_copy(model), together, 2, SPEECH, ignore_eos=True),
+        generate(model, prompts, 2, SPEECH, ignore_eos=True),
+        generate(fused_copy(model), prompts, 2, SPEECH, ignore_eos=True),
         strict=True,
     )
     assert all(torch.equal(one, two) for one, two in pairs)

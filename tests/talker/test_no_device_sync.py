@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +12,8 @@ from talker_parity import CONFIG
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from talkerviz.talker import GREEDY, Sampling
-from talkerviz.talker.generation.cuda_graphs import StaticFrame
-from talkerviz.talker.generation.decode_step import SamplingState
+from talkerviz.talker import GREEDY, Prompt, Sampling
+from talkerviz.talker.generation.generate import EagerStep, Row, StaticStep
 from talkerviz.talker.model import moe
 from talkerviz.talker.model.cache import KVCache
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
@@ -25,25 +26,35 @@ DEVICES = [
 ]
 
 
-def made(device: str, dtype: torch.dtype, batch: int, sampling: Sampling) -> StaticFrame:
-    """Return a frame to be captured, of tensors that have no numbers."""
+def static_step(device: str, dtype: torch.dtype, batch: int, sampling: Sampling) -> StaticStep:
+    """Return a frame to be captured, of tensors that have no numbers, for rows that have spoken one frame."""
     torch.set_default_dtype(dtype)
     with torch.device(device):
         talker = TalkerForConditionalGeneration(CONFIG)
         torch.set_default_dtype(torch.float32)
-        # One row is not padded.
-        padding = torch.zeros(batch, dtype=torch.long) if batch > 1 else None
-        cache = KVCache(CONFIG.text, 20, torch.device(device), dtype, batch, padding)
-        cache.length = 11
-        within = KVCache(CONFIG.code_predictor, CONFIG.num_code_groups, torch.device(device), dtype, batch)
-        spoken = torch.zeros(batch, CONFIG.text.vocab_size, dtype=torch.bool)
+        eager = EagerStep(talker, sampling)
+        eager.rows = [row_after_a_frame(talker, 11 + number) for number in range(batch)]
+        step = StaticStep(eager, 9)
         generators: list[Any] = [None] * batch * sampling.do_sample  # torch's own
-        choosing = SamplingState(sampling, torch.zeros(5, dtype=torch.long), spoken, generators)
-        return StaticFrame(talker, cache, within, choosing, torch.zeros(1, batch, 1, dtype=torch.long))
+        step.state = replace(step.state, generators=generators)
+        return step
+
+
+def row_after_a_frame(talker: TalkerForConditionalGeneration, prompt_tokens: int) -> Row:
+    hidden = CONFIG.text.hidden_size
+    weight = talker.codec_head.weight
+    prompt = Prompt(*(weight.new_zeros(1, tokens, hidden) for tokens in (prompt_tokens, 4, 1)))
+    cache = KVCache(CONFIG.text, weight.device, weight.dtype)
+    cache.length = prompt_tokens
+    row = Row(0, prompt, cache, None, torch.zeros(1, CONFIG.text.vocab_size, dtype=torch.bool), frames=1)
+    row.codes = torch.zeros(1, CONFIG.num_code_groups, dtype=torch.long)
+    row.known_embeds = weight.new_zeros(1, CONFIG.num_code_groups - 1, hidden)
+    return row
 
 
 @pytest.fixture(autouse=True)
 def _without_numbers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys.modules["talkerviz.talker.generation.generate"], "capture", lambda *frame: None)
     for kind in (nn.Linear, nn.Embedding):
         monkeypatch.setattr(kind, "reset_parameters", lambda self: None)
     yield
@@ -60,8 +71,8 @@ def test_a_frame_reads_nothing_on_the_host(
     # On a CPU experts are told apart on the host, where nothing has to be waited for.
     monkeypatch.setattr(moe, "_expert_linear", getattr(moe, way))
     with FakeTensorMode(), torch.no_grad():
-        frame = made(device, torch.bfloat16, batch, sampling)
-        frame()
+        frame = static_step(device, torch.bfloat16, batch, sampling)
+        frame.decode()
     assert frame.codes.device.type == device
     assert frame.codes.shape == (batch, 16)
 
@@ -73,4 +84,4 @@ def test_a_look_at_the_numbers_would_be_seen(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(moe, "_expert_linear", looks)
     with FakeTensorMode(), torch.no_grad(), pytest.raises(DataDependentOutputException):
-        made("cpu", torch.float32, 1, GREEDY)()
+        static_step("cpu", torch.float32, 1, GREEDY).decode()

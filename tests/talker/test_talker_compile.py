@@ -64,6 +64,16 @@ def test_no_frame_compiles_again(compiled: Any) -> None:
             generate(compiled, prompt, 9, ignore_eos=True)
 
 
+def test_several_rows_are_not_compiled_for_each_number_of_them(compiled: Any) -> None:
+    model = talker("tiny", "native")
+    prompts = [tiny_prompt(model, None, prompt_tokens=3 + row, text_tokens=9, seed=row) for row in range(4)]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for rows in (2, 4, 3):
+            together = generate(compiled, prompts[:rows], 3, ignore_eos=True)
+            expected = generate(model, prompts[:rows], 3, ignore_eos=True)
+            assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, expected, strict=True))
+
+
 def test_its_modules_are_the_same(compiled: Any) -> None:
     assert [*compiled.state_dict()] == [*talker("tiny", "native").state_dict()]
     prompt = tiny_prompt(compiled, None, prompt_tokens=4, text_tokens=9, seed=0)
@@ -97,7 +107,7 @@ def test_bfloat16_is_as_near_to_float32_as_uncompiled() -> None:
         turned = torch.ones(1, 1, text.head_dim, dtype=dtype), torch.zeros(1, 1, text.head_dim, dtype=dtype)
         with torch.no_grad():
             out = [
-                module(row[None, None].to(dtype), position_embeddings=turned, cache=LayerCache(kept, kept), mask=None)
+                module(row[None, None].to(dtype), position_embeddings=turned, cache=LayerCache(kept, kept))
                 for row in rows
             ]
         return torch.cat(out).float()

@@ -29,8 +29,8 @@ from talkerviz.talker import (
     assemble_prompt,
     build_talker,
     generate,
+    generate_scenario,
     preset,
-    run,
     scenario_inputs,
 )
 from talkerviz.talker.generation.sampling import sample_code, suppressed_codes
@@ -91,7 +91,7 @@ def fill(talker: nn.Module) -> nn.Module:
 
 def codes(data: Any, impl: str, frames: int = 5) -> torch.Tensor:
     config = TalkerConfig.from_dict(data)
-    return run(fill(build_talker(config, impl)), impl, Scenario(frames=frames), config)
+    return generate_scenario(fill(build_talker(config, impl)), impl, Scenario(frames=frames), config)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from talker_parity import recorded_run
 
-from talkerviz.talker import Scenario, build_talker, preset, run
+from talkerviz.talker import Scenario, build_talker, generate_scenario, preset
 
 
 @pytest.mark.parametrize("name", ["tiny", "full"])
@@ -59,7 +59,7 @@ def test_calls_and_numbers_equal_transformers(name: str, seed: int, frames: int)
 def test_greedy_codes_are_equal_and_vary(dtype: torch.dtype, seed: int) -> None:
     scenario, config = Scenario(frames=12, seed=seed), preset("tiny")
     native, transformers = (
-        run(build_talker(config, impl, dtype=dtype, seed=seed), impl, scenario, config)
+        generate_scenario(build_talker(config, impl, dtype=dtype, seed=seed), impl, scenario, config)
         for impl in ("native", "transformers")
     )
     assert native.shape == (12, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 
@@ -20,11 +21,12 @@ def compile_talker(talker: TalkerForConditionalGeneration) -> None:
         ValueError: Inductor finds no C++ compiler, or the talker is fused.
     """
     check_compiler()
-    if "forward" in vars(talker.codec_head):
+    if talker.acceleration.fused:
         raise ValueError("the talker's layers are fused, which makes other kernels of them: compile it or fuse it")
     predictor = talker.code_predictor
     for module in (*talker.model.layers, talker.codec_head, *predictor.model.layers, *predictor.lm_head):
         module.compile()
+    talker.acceleration = replace(talker.acceleration, compiled=True)
 
 
 def check_compiler() -> None:
@@ -44,12 +46,7 @@ def check_compiler() -> None:
 
 def uncompiled(talker: TalkerForConditionalGeneration) -> AbstractContextManager[object]:
     """Run a compiled talker eagerly inside: prompts are read so, as each length would be compiled anew."""
-    if is_compiled(talker):
+    if talker.acceleration.compiled:
         eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
         return eager
     return nullcontext()
-
-
-def is_compiled(talker: TalkerForConditionalGeneration) -> bool:
-    """Return True if any of the talker's modules is compiled."""
-    return any(module._compiled_call_impl is not None for module in talker.modules())

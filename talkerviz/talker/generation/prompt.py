@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from talkerviz.talker.model.config import TalkerConfig
@@ -39,29 +37,25 @@ class ThinkerOutputs:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The talker's input before the first frame. H is its hidden size; the batch B is 1 unless from `batch_prompts`.
+    """The talker's input before the first frame, of one conversation. H is its hidden size.
 
     Attributes:
-        inputs_embeds: embeddings of the first pass [B, P + 9, H].
-        trailing_text: embeddings of the text still to be spoken, one added to each later frame's input [B, T - 3, H].
-        tts_pad: embedding added once the text is used up [B, 1, H].
-        positions: time, height and width of the first pass [3, B, P + 9], frames going on from the largest; None for
+        inputs_embeds: embeddings of the first pass [1, P + 9, H].
+        trailing_text: embeddings of the text still to be spoken, one added to each later frame's input [1, T - 3, H].
+        tts_pad: embedding added once the text is used up [1, 1, H].
+        positions: time, height and width of the first pass [3, 1, P + 9], frames going on from the largest; None for
             consecutive positions.
-        padding: number of padded positions at the start of each row [B]; None for no padding.
     """
 
     inputs_embeds: Tensor
     trailing_text: Tensor
     tts_pad: Tensor
     positions: Tensor | None = None
-    padding: Tensor | None = None
 
     @property
-    def next_position(self) -> Tensor:
-        """Position of the first frame after the prompt, the same on all three axes [1, B or 1, 1]."""
-        if self.positions is None:
-            return torch.full((1, 1, 1), self.inputs_embeds.shape[1], device=self.inputs_embeds.device)
-        return self.positions.amax(dim=(0, 2), keepdim=True) + 1
+    def next_position(self) -> int:
+        """Position of the first frame after the prompt, the same in time, height and width."""
+        return self.inputs_embeds.shape[1] if self.positions is None else int(self.positions.max()) + 1
 
 
 @torch.no_grad()
@@ -109,24 +103,6 @@ def _extend_positions(user: Tensor | None, count: int, device: torch.device) -> 
     user = user.to(device)
     following = user.max() + 1 + torch.arange(count, device=device)
     return torch.cat((user, following.to(user.dtype).expand(3, 1, -1)), dim=2)
-
-
-def batch_prompts(prompts: Sequence[Prompt]) -> Prompt:
-    """Batch prompts of one talker as rows, padded on the left, for `generate_batch`."""
-    lengths = [prompt.inputs_embeds.shape[1] for prompt in prompts]
-    text_lengths = [prompt.trailing_text.shape[1] for prompt in prompts]
-    device = prompts[0].tts_pad.device
-    rows, trailing, positions = [], [], []
-    for prompt, length, text_length in zip(prompts, lengths, text_lengths, strict=True):
-        left = max(lengths) - length
-        rows.append(F.pad(prompt.inputs_embeds, (0, 0, left, 0)))
-        text_padding = prompt.tts_pad.expand(-1, max(text_lengths) - text_length, -1)
-        trailing.append(torch.cat((prompt.trailing_text, text_padding), dim=1))
-        consecutive = torch.arange(length, device=device).expand(3, 1, -1)
-        positions.append(F.pad(consecutive if prompt.positions is None else prompt.positions, (left, 0)))
-    padding = torch.tensor([max(lengths) - length for length in lengths], device=device)
-    tts_pads = torch.cat([prompt.tts_pad for prompt in prompts])
-    return Prompt(torch.cat(rows), torch.cat(trailing), tts_pads, torch.cat(positions, dim=1), padding)
 
 
 def _project_user(talker: Any, thinker: ThinkerOutputs) -> Tensor:

@@ -14,7 +14,7 @@ from talkerviz.talker.generation.transformers_generate import generate_transform
 from talkerviz.talker.model.config import TalkerConfig
 
 
-def run(
+def generate_scenario(
     talker: Any,
     impl: str,
     scenario: Scenario,

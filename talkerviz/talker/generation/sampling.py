@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,11 +79,50 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(unlikely.scatter(1, order, unlikely), -torch.inf)
 
 
+@dataclass(frozen=True)
+class SamplingState:
+    """State of the sampling of several rows.
+
+    Attributes:
+        sampling: sampling of first codes.
+        suppressed: first codes that are never generated, int64 [n].
+        spoken: first codes that each row has generated, bool [B, V]; updated in place if repeats are penalised.
+        generators: a generator for each row, empty for greedy decoding.
+        fused: find the likeliest code in one kernel.
+    """
+
+    sampling: Sampling
+    suppressed: Tensor
+    spoken: Tensor
+    generators: Sequence[torch.Generator]
+    fused: bool = False
+
+
+def sample_first_code(logits: Tensor, state: SamplingState) -> Tensor:
+    """Sample the decoder's code [B, 1] from logits [B, V], and note it as spoken."""
+    has_penalty = state.sampling.repetition_penalty != 1
+    if has_penalty:
+        logits = penalise_repeats(logits.float(), state.spoken, state.sampling.repetition_penalty)
+    logits = logits.index_fill(1, state.suppressed, -torch.inf)
+    code = sample_code(logits, state.sampling, state.generators, fused=state.fused)
+    if has_penalty:
+        state.spoken.scatter_(1, code, True)
+    return code
+
+
+def sample_residual_code(logits: Tensor, state: SamplingState) -> Tensor:
+    """Sample a code of the code predictor [B, 1] from logits [B, V]."""
+    # transformers fixes these for the predictor, whatever the talker samples with.
+    sampling = replace(state.sampling, temperature=1.0, top_k=50, top_p=0.8)
+    return sample_code(logits, sampling, state.generators, fused=state.fused)
+
+
 def sample_code(
     logits: Tensor,
     sampling: Sampling,
     generators: Sequence[torch.Generator],
-    argmax: Callable[[Tensor], Tensor] = argmax,
+    *,
+    fused: bool = False,
 ) -> Tensor:
     """Sample a code [B, 1] from logits [B, V].
 
@@ -91,8 +130,9 @@ def sample_code(
         logits: of the next code.
         sampling: how to sample.
         generators: a generator for each row, if `sampling.do_sample`.
-        argmax: function from [B, V] to the index of the greatest of each row [B, 1].
+        fused: find the likeliest in one kernel.
     """
+    argmax = _argmax(fused)
     if not sampling.do_sample:
         return argmax(logits)
     logits = logits.float()
@@ -109,3 +149,12 @@ def sample_code(
         for row, generator in zip(probabilities, generators, strict=True)
     ]
     return argmax(probabilities / torch.stack(noise))
+
+
+def _argmax(fused: bool) -> Callable[[Tensor], Tensor]:
+    """Return the function from [B, V] to the index of the greatest of each row [B, 1]."""
+    if fused:
+        from talkerviz.talker.kernels.codes import fused_argmax  # imports Triton
+
+        return fused_argmax
+    return argmax

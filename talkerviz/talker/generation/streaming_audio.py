@@ -54,7 +54,7 @@ def stream_codes(
         ValueError: as `stream`, with the first frame.
     """
     prompt = assemble_prompt(talker, config, thinker, config.speaker(speaker))
-    for frame in stream(talker, prompt, frames, sampling):
+    for frame in stream(talker, [prompt], frames, sampling):
         yield frame.codes[0]
 
 

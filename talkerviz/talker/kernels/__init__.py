@@ -11,13 +11,13 @@ of 2.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
-from talkerviz.talker.generation.compile import is_compiled
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
@@ -32,7 +32,7 @@ def fuse_talker(talker: TalkerForConditionalGeneration) -> None:
         ValueError: as `check_kernels`, or the talker is compiled.
     """
     check_kernels(talker.codec_head.weight.device, talker.config)
-    if is_compiled(talker):
+    if talker.acceleration.compiled:
         raise ValueError("the talker's layers are compiled, which makes other kernels of them: compile it or fuse it")
     fuse_modules(talker)
 
@@ -60,7 +60,6 @@ def check_kernels(device: torch.device, config: TalkerConfig) -> None:
 
 def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
     """Do what `fuse_talker` does on any device: on a CPU for Triton's interpreter."""
-    from talkerviz.talker.kernels.codes import fused_argmax
     from talkerviz.talker.kernels.layer import (
         angles_forward,
         embedding_forward,
@@ -80,7 +79,7 @@ def fuse_modules(talker: TalkerForConditionalGeneration) -> None:
         _replace(head, head_forward)
     for embedding in (talker.model.codec_embedding, *predictor.model.codec_embedding):
         _replace(embedding, embedding_forward)
-    talker.argmax = fused_argmax
+    talker.acceleration = replace(talker.acceleration, fused=True)
     like, rotary = talker.codec_head.weight, predictor.model.rotary_emb
     positions = torch.arange(talker.config.num_code_groups, device=like.device)[None]
     angles = rotary(like, positions)

@@ -260,7 +260,6 @@ def add_attention(
     norm: RMSNorm,
     position_embeddings: tuple[Tensor, Tensor],
     cache: LayerCache,
-    mask: Tensor | None,
 ) -> Tensor:
     """Add attention's output to x [1, S, H]."""
     _, key_heads, positions, head_dim = cache.keys.shape
@@ -269,6 +268,7 @@ def add_attention(
     weights = [part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
     projected = project_rows(x, weights, norm)
     static = isinstance(cache, StaticLayerCache)
+    mask = cache.mask if isinstance(cache, StaticLayerCache) else None
     # One split for each 64 positions of the static cache, up to 16.
     splits = min(16, next_power_of_2(-(-positions // 64))) if static else 1
     mixed = x.new_empty(splits, tokens, heads, head_dim, dtype=torch.float32)

@@ -37,15 +37,13 @@ def layer_forward(
     hidden_states: Tensor,
     position_embeddings: tuple[Tensor, Tensor],
     cache: LayerCache,
-    mask: Tensor | None,
 ) -> Tensor:
     """Run a decoder layer."""
     mixture = isinstance(layer.mlp, TalkerTextSparseMoeBlock)
-    several = hidden_states.shape[1] > 1 and (mixture or mask is not None)
-    if several or not _is_fused(hidden_states):
-        return type(layer).forward(layer, hidden_states, position_embeddings, cache, mask)
+    if (hidden_states.shape[1] > 1 and mixture) or not _is_fused(hidden_states):
+        return type(layer).forward(layer, hidden_states, position_embeddings, cache)
     x = hidden_states.contiguous()
-    x = add_attention(x, layer.self_attn, layer.input_layernorm, position_embeddings, cache, mask)
+    x = add_attention(x, layer.self_attn, layer.input_layernorm, position_embeddings, cache)
     if isinstance(layer.mlp, TalkerTextSparseMoeBlock):
         return add_experts(x, layer.mlp, layer.post_attention_layernorm)
     return add_mlp(x, layer.mlp, layer.post_attention_layernorm)

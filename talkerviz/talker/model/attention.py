@@ -6,7 +6,6 @@ Shapes: B rows, S new tokens, P cached and new positions, N query heads, K key-v
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from talkerviz.talker.model.cache import LayerCache
@@ -41,33 +40,15 @@ class TalkerCodePredictorAttention(nn.Module):
         self.q_norm = self.norm(config.head_dim, config.rms_norm_eps)
         self.k_norm = self.norm(config.head_dim, config.rms_norm_eps)
 
-    def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: LayerCache, mask: Tensor | None
-    ) -> Tensor:
-        """Attend from hidden states [B, S, H] to themselves and all tokens in the cache: [B, S, H].
-
-        `mask` [B, 1, S, P] is True for the positions to attend to; None for no padding.
-        """
+    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
+        """Attend from hidden states [B, S, H] to themselves and all tokens in the cache: [B, S, H]."""
         batch, tokens, _ = hidden_states.shape
         heads = (batch, tokens, -1, self.head_dim)
         query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)  # [B, N, S, D]
         key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)  # [B, K, S, D]
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)  # [B, K, S, D]
-        key, value = cache.update(rotate(key, *position_embeddings), value)  # [B, K, P, D]
-        query = rotate(query, *position_embeddings)
-        if tokens == 1 and mask is not None:
-            # The query heads of a group become its tokens, which have the same mask: no attention kernel of a GPU takes
-            # both a mask and groups.
-            query = query.reshape(batch, key.shape[1], -1, self.head_dim)  # [B, K, N / K, D]
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            # One new token attends to all positions; several are always a prompt, before which the cache is empty.
-            is_causal=tokens > 1 and mask is None,
-            attn_mask=mask,
-            enable_gqa=query.shape[1] != key.shape[1],
-        ).reshape(batch, -1, tokens, self.head_dim)  # [B, N, S, D]
+        key, query = rotate(key, *position_embeddings), rotate(query, *position_embeddings)
+        mixed = cache.attend(query, key, value)  # [B, N, S, D]
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
         return out
 

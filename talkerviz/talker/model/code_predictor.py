@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from talkerviz.talker.model.cache import KVCache
 from talkerviz.talker.model.config import CodePredictorConfig
-from talkerviz.talker.model.decoder import ModelOutput, TalkerCodePredictorDecoderLayer, next_positions, run_layers
+from talkerviz.talker.model.decoder import ModelOutput, TalkerCodePredictorDecoderLayer, run_layers
 from talkerviz.talker.model.layers import Linear, RMSNorm
 from talkerviz.talker.model.rope import RotaryEmbedding
 
@@ -30,7 +30,7 @@ class TalkerCodePredictorModel(nn.Module):
 
     def forward(self, *, inputs_embeds: Tensor, cache: KVCache) -> ModelOutput:
         """Compute the hidden states of new tokens [B, S, H], which follow those in the cache."""
-        position_ids = next_positions(inputs_embeds, cache)
+        position_ids = cache.positions(inputs_embeds.shape[1])
         return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, position_ids, cache)
 
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from talkerviz.talker.model.attention import TalkerCodePredictorAttention, ThinkerTextAttention
-from talkerviz.talker.model.cache import KVCache, LayerCache
+from talkerviz.talker.model.cache import Cache, LayerCache
 from talkerviz.talker.model.config import CodePredictorConfig, StackConfig, TextConfig
 from talkerviz.talker.model.layers import RMSNorm, TextRMSNorm, ThinkerTextRMSNorm
 from talkerviz.talker.model.moe import MLP, TalkerTextSparseMoeBlock
@@ -34,15 +33,12 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = norm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = norm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: LayerCache, mask: Tensor | None
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], cache: LayerCache) -> Tensor:
         """Apply the layer to [B, S, H]; write its keys and values to the cache."""
         hidden_states = hidden_states + self.self_attn(
             hidden_states=self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
             cache=cache,
-            mask=mask,
         )
         out: Tensor = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return out
@@ -76,23 +72,16 @@ def run_layers(
     rotary_emb: RotaryEmbedding,
     inputs_embeds: Tensor,
     position_ids: Tensor,
-    cache: KVCache,
+    cache: Cache,
 ) -> ModelOutput:
     """Run a stack on new tokens [B, S, H] and advance its cache by S."""
     position_embeddings = rotary_emb(inputs_embeds, position_ids)  # cos and sin, [B or 1, S, head_dim]
     new = inputs_embeds.shape[1]
-    mask = cache.mask(new)  # [B, 1, S, P]
     hidden_states = inputs_embeds
     for layer, layer_cache in zip(layers, cache.layers(new), strict=True):
-        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=layer_cache, mask=mask)
-    cache.length += new
+        hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=layer_cache)
+    cache.advance(new)
     return ModelOutput(norm(hidden_states))
-
-
-def next_positions(inputs_embeds: Tensor, cache: KVCache) -> Tensor:
-    """Return the positions [1, S] of new tokens [B, S, H], which follow those in the cache."""
-    end = cache.length + inputs_embeds.shape[1]
-    return torch.arange(cache.length, end, device=inputs_embeds.device)[None]
 
 
 class TalkerModel(nn.Module):
@@ -105,12 +94,12 @@ class TalkerModel(nn.Module):
         self.rotary_emb = TalkerRotaryEmbedding(config)
         self.codec_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
 
-    def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> ModelOutput:
+    def forward(self, *, inputs_embeds: Tensor, cache: Cache, position_ids: Tensor | None = None) -> ModelOutput:
         """Compute the hidden states of new tokens [B, S, H], which follow those in the cache.
 
         `position_ids` [3, B, S] are their positions in time, height and width; by default they follow the cache's and
         are the same on the three axes, as of speech and text.
         """
         if position_ids is None:
-            position_ids = next_positions(inputs_embeds, cache).expand(3, 1, -1)
+            position_ids = cache.positions(inputs_embeds.shape[1]).expand(3, -1, -1)
         return run_layers(self.layers, self.norm, self.rotary_emb, inputs_embeds, position_ids, cache)

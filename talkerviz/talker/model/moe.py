@@ -133,7 +133,8 @@ class TalkerTextExperts(nn.Module):
 def _expert_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
     """Multiply row i of x [rows, in] by weight[expert[i]] [out, in], for rows sorted by expert: [rows, out]."""
     if x.device.type == "cpu":
-        # One product per expert with rows: no weight is copied, and the rounding is that of transformers.
+        # One product per expert with rows: no weight is copied. transformers rounds so too with its default experts,
+        # `grouped_mm`; its eager ones add to the sum expert by expert, and round in between.
         numbers, counts = torch.unique_consecutive(expert, return_counts=True)
         parts = torch.split(x, counts.tolist())
         return torch.cat([F.linear(part, weight[e]) for part, e in zip(parts, numbers.tolist(), strict=True)])

@@ -5,15 +5,15 @@ Shapes: B rows, S new tokens, V codes of the decoder's vocabulary, H hidden size
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
 
-from talkerviz.talker.model.cache import KVCache
+from talkerviz.talker.model.cache import Cache
 from talkerviz.talker.model.code_predictor import TalkerCodePredictorModelForConditionalGeneration
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.decoder import TalkerModel
-from talkerviz.talker.model.layers import Linear, activation, argmax
+from talkerviz.talker.model.layers import Linear, activation
 
 
 class TalkerResizeMLP(nn.Module):
@@ -32,6 +32,25 @@ class TalkerResizeMLP(nn.Module):
 
 
 @dataclass(frozen=True)
+class Acceleration:
+    """Ways in which a talker's frames are sped up; none by default.
+
+    Attributes:
+        compiled: the layers are compiled with torch.compile, see `compile_talker`.
+        fused: each layer runs as a few Triton kernels, see `fuse_talker`.
+        graphs: a CUDA graph is replayed for each frame, see `replay_frames`.
+    """
+
+    compiled: bool = False
+    fused: bool = False
+    graphs: bool = False
+
+    def enabled(self) -> list[str]:
+        """Return the names of the enabled fields."""
+        return [field.name for field in fields(self) if getattr(self, field.name)]
+
+
+@dataclass(frozen=True)
 class TalkerOutput:
     """Output of one pass.
 
@@ -45,7 +64,11 @@ class TalkerOutput:
 
 
 class TalkerForConditionalGeneration(nn.Module):
-    """The Qwen3-Omni talker; its `state_dict` has the checkpoint's names without `talker.`."""
+    """The Qwen3-Omni talker; its `state_dict` has the checkpoint's names without `talker.`.
+
+    Attributes:
+        acceleration: how it is sped up, set by the functions that do it.
+    """
 
     def __init__(self, config: TalkerConfig) -> None:
         super().__init__()
@@ -55,11 +78,9 @@ class TalkerForConditionalGeneration(nn.Module):
         self.hidden_projection = TalkerResizeMLP(config)
         self.codec_head = Linear(config.text.hidden_size, config.text.vocab_size)
         self.code_predictor = TalkerCodePredictorModelForConditionalGeneration(config.code_predictor)
-        # Set by generation.cuda_graphs.replay_frames and kernels.fuse_talker.
-        self.use_cuda_graphs = False
-        self.argmax = argmax
+        self.acceleration = Acceleration()
 
-    def forward(self, *, inputs_embeds: Tensor, cache: KVCache, position_ids: Tensor | None = None) -> TalkerOutput:
+    def forward(self, *, inputs_embeds: Tensor, cache: Cache, position_ids: Tensor | None = None) -> TalkerOutput:
         """Run the decoder on new tokens [B, S, H], a prompt or one frame, which follow those in the cache.
 
         `position_ids` [3, B, S] are as in `TalkerModel`.
