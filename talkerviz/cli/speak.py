@@ -37,8 +37,14 @@ from talkerviz.talker.acceleration import Acceleration
 from talkerviz.talker.files.codes_file import read_codes
 from talkerviz.talker.files.wav import open_wav
 from talkerviz.talker.generation.scenario import Scenario
-from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS, SpeechProgress, stream_codes, stream_speech
-from talkerviz.talker.model.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
+from talkerviz.talker.generation.streaming_audio import (
+    AS_TRANSFORMERS,
+    CHUNK_FRAMES,
+    SpeechProgress,
+    stream_codes,
+    stream_speech,
+)
+from talkerviz.talker.model.code2wav_config import SAMPLE_RATE
 from talkerviz.targets import OnFrame, code2wav_config_of, code2wav_of, talker_of
 
 _MAX_FRAMES = 4096  # the limit of transformers' own talker
@@ -120,24 +126,6 @@ def speak(
         int,
         typer.Option(min=1, metavar="N", rich_help_panel=_STREAMING_PANEL, help="Number of frames per chunk of sound."),
     ] = CHUNK_FRAMES,
-    left_context: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            rich_help_panel=_STREAMING_PANEL,
-            help="Number of earlier frames that each chunk is decoded with.",
-        ),
-    ] = LEFT_CONTEXT,
-    seamless: Annotated[
-        bool,
-        typer.Option(
-            "--seamless",
-            metavar="",
-            rich_help_panel=_STREAMING_PANEL,
-            help="Keep the 23 ms between chunks that transformers leaves out.",
-        ),
-    ] = False,
     device: ComputeDevice = "auto",
     dtype: WeightsDtype = None,
     compile_layers: Compile = False,
@@ -152,8 +140,6 @@ def speak(
         raise ValueError("--device meta: it computes no values; use cpu or cuda")
     if preset_name is not None and checkpoint:
         raise ValueError("--preset: --checkpoint says which weights they are; give one of them")
-    if seamless and not left_context:
-        raise ValueError("--seamless: it needs left context; give a --left-context of 1 or more")
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     acceleration = Acceleration(compile_layers, fused, graphs)
     chosen = {**drawn, "repetition_penalty": repetition_penalty}
@@ -198,7 +184,7 @@ def speak(
             elif not codes and not inputs:
                 print_message("the inputs are random: give --inputs from `talkerviz capture`")
             counted = _counted(come, on_frame)
-            stream_speech(code2wav, counted, add, chunk_frames, left_context, seamless=seamless, progress=speech)
+            stream_speech(code2wav, counted, add, chunk_frames, progress=speech)
     except KeyboardInterrupt:
         stopped = True
     except Exception as error:
@@ -210,10 +196,6 @@ def speak(
     terminal = console()
     for line in _summary_lines(speech, output, with_talker=not codes):
         terminal.print(Text(line), soft_wrap=True)
-    left_out = samples_of(codec, speech.frames) - speech.samples if speech.frames else 0
-    if left_out:
-        lost = f"{time_text(left_out / SAMPLE_RATE * 1e9)} are left out between {speech.chunks:,} chunks"
-        terminal.print(Text(f"{lost}, as transformers does; --seamless keeps them", style="dim"), soft_wrap=True)
     if stopped:
         raise typer.Abort(_kept(speech, output))
     if speech.frames == most and not codes:

@@ -9,18 +9,23 @@ from talkerviz.talker.generation.prompt import Prompt, ThinkerOutputs, assemble_
 from talkerviz.talker.generation.runner import run
 from talkerviz.talker.generation.sampling import GREEDY, Sampling
 from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
+from talkerviz.talker.generation.streaming_audio import stream_audio
 from talkerviz.talker.kernels import fuse_talker
-from talkerviz.talker.model.code2wav import code2wav_config, stream_audio
+from talkerviz.talker.model.code2wav import Code2Wav, StreamingCode2Wav
+from talkerviz.talker.model.code2wav_config import Code2WavConfig, code2wav_config
 from talkerviz.talker.model.config import PRESETS, TalkerConfig, default_dtype, preset
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 __all__ = [
     "GREEDY",
     "PRESETS",
+    "Code2Wav",
+    "Code2WavConfig",
     "Frame",
     "Prompt",
     "Sampling",
     "Scenario",
+    "StreamingCode2Wav",
     "TalkerConfig",
     "TalkerForConditionalGeneration",
     "ThinkerOutputs",

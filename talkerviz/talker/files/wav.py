@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from talkerviz.atomic_file import AtomicFile, named_errors
-from talkerviz.talker.model.code2wav import SAMPLE_RATE
+from talkerviz.talker.model.code2wav_config import SAMPLE_RATE
 
 
 @contextmanager
