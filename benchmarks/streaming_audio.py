@@ -182,8 +182,8 @@ def main() -> None:
         "# Streamed audio: latency, cost and fidelity",
         "",
         f"{date.today()}, torch {torch.__version__}, {processor()}, 1 thread. Code2wav as published with random "
-        f"weights in float32, {options.frames} frames of random codes; CPU time, the least of {options.rounds} rounds in mixed "
-        f"order, as others used the machine too. Made by `python benchmarks/streaming_audio.py "
+        f"weights in float32, {options.frames} frames of random codes; CPU time, the least of {options.rounds} rounds "
+        f"in mixed order, as others used the machine too. Made by `python benchmarks/streaming_audio.py "
         f"--frames {options.frames} --rounds {options.rounds} --talker {options.talker}`.",
         "",
         "| " + " | ".join(heads) + " |",

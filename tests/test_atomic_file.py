@@ -15,11 +15,11 @@ import pytest
 import torch
 from full_disk import disk_of
 from sample_trace import sample_trace
+from talkerviz.talker.files.wav import open_wav
 
 from talkerviz.atomic_file import atomic_write, is_special, write_bytes, write_text
 from talkerviz.recorder.instruments.device_peaks import Peaks, save_peaks
 from talkerviz.talker.files.codes_file import write_codes
-from talkerviz.talker.files.wav import open_wav
 
 OLD, NEW = b"what was there", b"what is new" * 1000
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and devices of POSIX")

@@ -18,6 +18,7 @@ import torch
 from command_line import talkerviz
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from talkerviz.talker.files.wav import open_wav
 from tiny_omni import THINKER_WIDTH, save_tiny_omni
 from torch import Tensor
 
@@ -26,7 +27,6 @@ from talkerviz.talker import ThinkerOutputs, assemble_prompt, build_talker, pres
 from talkerviz.talker.files.build import build_code2wav
 from talkerviz.talker.files.codes_file import read_codes, write_codes
 from talkerviz.talker.files.thinker_file import write_inputs
-from talkerviz.talker.files.wav import open_wav
 from talkerviz.talker.generation import streaming_audio as speech_module
 from talkerviz.talker.generation.sampling import Sampling
 from talkerviz.talker.generation.scenario import Scenario
