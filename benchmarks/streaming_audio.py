@@ -1,6 +1,6 @@
 """Latency, cost and fidelity of streamed audio at published sizes: stateful chunks, and chunks with left context.
 
-    OMP_NUM_THREADS=1 python benchmarks/streaming_audio.py [--frames 150] [--rounds 2] [--talker full:bfloat16]
+    OMP_NUM_THREADS=1 python benchmarks/streaming_audio.py [--frames 100] [--rounds 2] [--talker full:bfloat16]
         [-o reports/benchmarks/streaming-audio.md]
 
 Needs 9 GB of free memory, 4 GB with `--talker lite:float32`; takes about fifteen minutes.
@@ -33,7 +33,7 @@ from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
 from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS, CHUNK_FRAMES, chunks_of
 from talkerviz.talker.model.code2wav_config import SAMPLE_RATE
 
-CONTEXTS = ((25, 25), (25, 72), (8, 25), (8, 72))  # frames of a chunk and of its left context
+CONTEXTS = ((25, 25), (25, 72), (8, 25))  # frames of a chunk and of its left context
 CHUNKS = (25, 8, 4, 2, 1)
 
 
@@ -159,7 +159,7 @@ def row_of(way: Decoding, one_pass: Decoding, frames: int, talker: list[float]) 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--frames", type=int, default=150)
+    parser.add_argument("--frames", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--talker", default="full:bfloat16", metavar="PRESET:DTYPE")
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/benchmarks/streaming-audio.md"))
