@@ -66,12 +66,18 @@ def test_what_an_error_cuts_off_is_a_valid_wav(
             raise PermissionError(13, "Permission denied", str(target))
 
         monkeypatch.setattr("talkerviz.atomic_file._create_beside", create_beside)
-    with pytest.raises(error), AudioFile(path, "wav") as audio:
-        raise error
+
+    def speak(*chunks: float) -> None:
+        with AudioFile(path, "wav") as audio:
+            for sample in chunks:
+                audio.add(torch.tensor([sample]))
+            raise error
+
+    with pytest.raises(error):
+        speak()
     assert path.read_bytes() == b"old"
-    with pytest.raises(error), AudioFile(path, "wav") as audio:
-        audio.add(torch.tensor([0.5]))
-        raise error
+    with pytest.raises(error):
+        speak(0.5)
     assert samples_in(path) == [16384]
     assert [file.name for file in tmp_path.iterdir()] == ["speech.wav"]
 
