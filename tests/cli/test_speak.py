@@ -460,7 +460,7 @@ def test_code2wav_of_a_checkpoint_with_codes_of_a_file(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("--device", "meta"), "--device meta: transformers' code2wav reads values"),
+        (("--device", "meta"), "--device meta: only for `trace talker` and `trace model`"),
         (("--inputs", "x"), "--inputs: only for `trace talker`, not for `trace code2wav`"),
         (("--codes", "none.json"), "none.json: no such file"),
         (("--frames", "0"), "frames must be at least 1, not 0"),
