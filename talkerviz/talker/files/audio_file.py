@@ -79,7 +79,7 @@ class AudioFile:
         try:
             # The error that ended the block is the one to report.
             with suppress(OSError) if kind else nullcontext():
-                if self._is_open:
+                if kind is None or self._audio_bytes:
                     self._atomic_file.finish()
         finally:
             self._atomic_file.discard()
@@ -98,12 +98,13 @@ class AudioFile:
             file.write(_wav_header(_UNKNOWN_LENGTH if self._is_stream else 0))
         self._is_open = True
         file.write(audio)
-        self._audio_bytes += len(audio)
+        audio_bytes = self._audio_bytes + len(audio)
         if self._has_header and not self._is_stream:
             file.seek(0)
-            file.write(_wav_header(self._audio_bytes))
+            file.write(_wav_header(audio_bytes))
             file.seek(0, os.SEEK_END)
         file.flush()
+        self._audio_bytes = audio_bytes
 
 
 def _wav_header(audio_bytes: int) -> bytes:
