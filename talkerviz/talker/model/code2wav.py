@@ -27,8 +27,8 @@ from talkerviz.talker.model.rope import RotaryEmbedding, rotate
 class StreamingCode2Wav:
     """Decoder of one stream: any chunks of its codes give the samples of one pass over all of them.
 
-    Sums of other shapes round in other places, so that float32 samples differ by about 1e-6. The memory that a stream
-    takes does not grow.
+    Sums of other shapes round in other places: samples differ by less than 2e-6 in float32, and by noise 32 dB or more
+    below the sound in bfloat16 (found on 250 small random models). The memory that a stream takes does not grow.
 
         decoder = StreamingCode2Wav(code2wav)
         for codes in chunks:
@@ -59,6 +59,8 @@ class StreamingCode2Wav:
         """
         check_codes(codes, self._code2wav.config, self._state.frames)
         device = self._code2wav.code_embedding.weight.device
+        if not len(codes):
+            return torch.empty(0, device=device)
         samples: Tensor = self._code2wav(codes.T[None].to(device), self._state)
         return samples[0, 0].float()
 
