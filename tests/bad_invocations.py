@@ -218,7 +218,7 @@ def _of_speak() -> Iterator[list[str]]:
     for option in ("--temperature", "--top-p", "--repetition-penalty", "--top-k", "--seed"):
         for number in BAD_NUMBERS[:-1] if option != "--seed" else BAD_NUMBERS:
             yield [*speak, "-o", "s.wav", option, number]
-    for option in ("--frames", "--chunk-frames", "--left-context"):
+    for option in ("--frames", "--chunk-frames"):
         for number in BAD_NUMBERS[:-1]:
             yield ["speak", "--preset", "tiny", "-o", "s.wav", option, number]
     for codes in ("missing", "text.txt", "list.json", "large.json", "deep.json", "folder", "empty.parquet"):
@@ -228,7 +228,7 @@ def _of_speak() -> Iterator[list[str]]:
     yield ["speak", "--checkpoint", "missing", "-o", "s.wav"]
     yield ["speak", "--checkpoint", "config", "-o", "s.wav"]
     yield [*speak, "--greedy", "--top-k", "3", "-o", "s.wav"]
-    yield [*speak, "--seamless", "--left-context", "0", "-o", "s.wav"]
+    yield [*speak, "-o", "s.mp3"]
 
 
 def _of_capture() -> Iterator[list[str]]:

@@ -18,16 +18,16 @@ from sample_trace import sample_trace
 
 from talkerviz.atomic_file import atomic_write, is_special, write_bytes, write_text
 from talkerviz.recorder.instruments.device_peaks import Peaks, save_peaks
+from talkerviz.talker.files.audio_file import AudioFile
 from talkerviz.talker.files.codes_file import write_codes
-from talkerviz.talker.files.wav import open_wav
 
 OLD, NEW = b"what was there", b"what is new" * 1000
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, links and devices of POSIX")
 
 
 def write_wav(path: Path) -> None:
-    with open_wav(path) as add:
-        add(torch.zeros(4000))
+    with AudioFile(path, "wav") as audio:
+        audio.add(torch.zeros(4000))
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -222,7 +222,7 @@ def test_a_file_that_is_read_only_stays(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_sound_replaces_the_old_file_once_it_begins(tmp_path: Path) -> None:
     path = tmp_path / "speech.wav"
     path.write_bytes(OLD)
-    with open_wav(path) as add:
+    with AudioFile(path, "wav") as audio:
         assert path.read_bytes() == OLD
-        add(torch.zeros(10))
+        audio.add(torch.zeros(10))
         assert path.stat().st_size == 44 + 20

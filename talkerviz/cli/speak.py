@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 from torch import Tensor
 
+from talkerviz.atomic_file import descriptor_of
 from talkerviz.cli.app import app
 from talkerviz.cli.model_options import (
     INPUT_PANEL,
@@ -29,18 +30,25 @@ from talkerviz.cli.model_options import (
     option_name,
     torch_dtype,
 )
-from talkerviz.cli.output import check_writable, console
+from talkerviz.cli.output import check_no_terminal, check_writable, console
 from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.render.text import factor_text, share_text, time_text
+from talkerviz.talker.files.audio_file import AudioFile, AudioFormat, audio_format_of
 from talkerviz.talker.files.codes_file import read_codes
-from talkerviz.talker.files.wav import open_wav
 from talkerviz.talker.generation.scenario import Scenario
-from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS, SpeechProgress, stream_codes, stream_speech
-from talkerviz.talker.model.code2wav import CHUNK_FRAMES, LEFT_CONTEXT, SAMPLE_RATE, samples_of
+from talkerviz.talker.generation.streaming_audio import (
+    AS_TRANSFORMERS,
+    CHUNK_FRAMES,
+    SpeechProgress,
+    stream_codes,
+    stream_speech,
+)
+from talkerviz.talker.model.code2wav_config import SAMPLE_RATE
 from talkerviz.talker.model.talker import Acceleration
 from talkerviz.targets import OnFrame, code2wav_config_of, code2wav_of, talker_of
 
+_STDOUT = 1  # its descriptor
 _MAX_FRAMES = 4096  # the limit of transformers' own talker
 _SAMPLING_PANEL = "Sampling"
 _STREAMING_PANEL = "Streaming"
@@ -50,7 +58,10 @@ _PRESET_FRAMES = 50  # 4 s; random weights hardly ever come to an end
 @app.command()
 def speak(
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="WAV file to write: 24 kHz, 16 bit, mono.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="File to write: .wav, or .pcm without header; `-` for stdout."
+        ),
     ],
     preset_name: Preset = None,
     checkpoint: Checkpoint = None,
@@ -118,42 +129,32 @@ def speak(
     ] = False,
     chunk_frames: Annotated[
         int,
-        typer.Option(min=1, metavar="N", rich_help_panel=_STREAMING_PANEL, help="Number of frames per chunk of sound."),
+        typer.Option(min=1, metavar="N", rich_help_panel=_STREAMING_PANEL, help="Greatest number of frames per chunk."),
     ] = CHUNK_FRAMES,
-    left_context: Annotated[
-        int,
+    audio_format: Annotated[
+        AudioFormat | None,
         typer.Option(
-            min=0,
-            metavar="N",
-            rich_help_panel=_STREAMING_PANEL,
-            help="Number of earlier frames that each chunk is decoded with.",
-        ),
-    ] = LEFT_CONTEXT,
-    seamless: Annotated[
-        bool,
-        typer.Option(
-            "--seamless",
+            "-f",
+            "--format",
             metavar="",
             rich_help_panel=_STREAMING_PANEL,
-            help="Keep the 23 ms between chunks that transformers leaves out.",
+            help="wav, or pcm without header; by the file's suffix, wav for stdout.",
         ),
-    ] = False,
+    ] = None,
     device: ComputeDevice = "auto",
     dtype: WeightsDtype = None,
     compile_layers: Compile = False,
     fused: Fused = False,
     graphs: Graphs = False,
 ) -> None:
-    """Speak into a WAV file, chunk by chunk while codes are generated, and print latency and speed."""
+    """Speak 24 kHz, 16 bit, mono sound, chunk by chunk while codes are generated, and print latency and speed."""
+    audio_format = audio_format or audio_format_of(output)
     check_writable(output)
-    if str(output) == "-":
-        raise ValueError("-o -: a WAV file begins with its length, which is known last; name a file")
+    check_no_terminal(str(output), "sound")
     if device == "meta":
         raise ValueError("--device meta: it computes no values; use cpu or cuda")
     if preset_name is not None and checkpoint:
         raise ValueError("--preset: --checkpoint says which weights they are; give one of them")
-    if seamless and not left_context:
-        raise ValueError("--seamless: it needs left context; give a --left-context of 1 or more")
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     acceleration = Acceleration(compile_layers, fused, graphs)
     chosen = {**drawn, "repetition_penalty": repetition_penalty}
@@ -192,28 +193,26 @@ def speak(
         code2wav = code2wav_of(source, *weights, seed, on_bytes)
     speech, stopped = SpeechProgress(), False
     try:
-        with open_wav(output) as add, frame_progress(most) as on_frame:
+        with AudioFile(output, audio_format) as audio, frame_progress(most) as on_frame:
             if not checkpoint:
                 print_message("the weights are random: this is noise, not speech; give --checkpoint")
             elif not codes and not inputs:
                 print_message("the inputs are random: give --inputs from `talkerviz capture`")
             counted = _counted(come, on_frame)
-            stream_speech(code2wav, counted, add, chunk_frames, left_context, seamless=seamless, progress=speech)
+            stream_speech(code2wav, counted, audio.add, chunk_frames, progress=speech)
     except KeyboardInterrupt:
         stopped = True
     except Exception as error:
         if isinstance(error, OSError) and error.filename == str(output) and not speech.samples:
             raise
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            raise  # the reader of stdout has enough
         raise ValueError(f"stopped: {_reason(error)}; {_kept(speech, output)}") from error
     if stopped and not speech.samples:
         raise typer.Abort(_kept(speech, output))
-    terminal = console()
+    terminal = console(stderr=_is_stdout(output))
     for line in _summary_lines(speech, output, with_talker=not codes):
         terminal.print(Text(line), soft_wrap=True)
-    left_out = samples_of(codec, speech.frames) - speech.samples if speech.frames else 0
-    if left_out:
-        lost = f"{time_text(left_out / SAMPLE_RATE * 1e9)} are left out between {speech.chunks:,} chunks"
-        terminal.print(Text(f"{lost}, as transformers does; --seamless keeps them", style="dim"), soft_wrap=True)
     if stopped:
         raise typer.Abort(_kept(speech, output))
     if speech.frames == most and not codes:
@@ -233,9 +232,18 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
+def _is_stdout(output: Path) -> bool:
+    return str(output) == "-" or descriptor_of(output) == _STDOUT
+
+
+def _name(output: Path) -> str:
+    return "stdout" if str(output) == "-" else str(output)
+
+
 def _kept(speech: SpeechProgress, output: Path) -> str:
     """Describe what an interrupted run has written."""
-    return f"the sound until then is in {output}" if speech.samples else f"nothing was spoken, {output} is not written"
+    name = _name(output)
+    return f"the sound until then is in {name}" if speech.samples else f"nothing was spoken, {name} is not written"
 
 
 def _counted(frames: Iterator[Tensor], on_frame: OnFrame) -> Iterator[Tensor]:
@@ -247,7 +255,7 @@ def _counted(frames: Iterator[Tensor], on_frame: OnFrame) -> Iterator[Tensor]:
 def _summary_lines(speech: SpeechProgress, output: Path, *, with_talker: bool) -> Iterator[str]:
     """Yield the summary: duration, latency and speed."""
     seconds = speech.samples / SAMPLE_RATE
-    yield f"{seconds:,.2f} s of speech, {speech.frames:,} frames -> {output}"
+    yield f"{seconds:,.2f} s of speech, {speech.frames:,} frames -> {_name(output)}"
     if speech.first_ns is None:
         return
     speed = factor_text(seconds * 1e9 / speech.total_ns)

@@ -233,9 +233,9 @@ def code2wav(
     seed: Seed = 0,
     recording: RecordingOptions,
 ) -> None:
-    """Trace code2wav: it turns codes into sound, a pass per chunk of frames."""
+    """Trace code2wav: it decodes codes to sound, a pass per chunk of frames."""
     if device == "meta":
-        raise ValueError("--device meta: transformers' code2wav reads values, which are not there")
+        raise ValueError("--device meta: only for `trace talker` and `trace model`; use cpu or cuda")
     source = _weights_source(preset_name, checkpoint)
 
     from talkerviz.cli.record_target import record_target

@@ -9,8 +9,10 @@ from talkerviz.talker.generation.prompt import Prompt, ThinkerOutputs, assemble_
 from talkerviz.talker.generation.runner import generate_scenario
 from talkerviz.talker.generation.sampling import GREEDY, Sampling
 from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
+from talkerviz.talker.generation.streaming_audio import stream_audio
 from talkerviz.talker.kernels import fuse_talker
-from talkerviz.talker.model.code2wav import code2wav_config, stream_audio
+from talkerviz.talker.model.code2wav import Code2Wav, StreamingCode2Wav
+from talkerviz.talker.model.code2wav_config import Code2WavConfig, code2wav_config
 from talkerviz.talker.model.config import PRESETS, TalkerConfig, default_dtype, preset
 from talkerviz.talker.model.talker import Acceleration, TalkerForConditionalGeneration
 
@@ -18,10 +20,13 @@ __all__ = [
     "GREEDY",
     "PRESETS",
     "Acceleration",
+    "Code2Wav",
+    "Code2WavConfig",
     "Frame",
     "Prompt",
     "Sampling",
     "Scenario",
+    "StreamingCode2Wav",
     "TalkerConfig",
     "TalkerForConditionalGeneration",
     "ThinkerOutputs",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from talkerviz.talker.files.checkpoint import StoredModule
 from talkerviz.talker.files.weight_loader import OnBytes, read_into
+from talkerviz.talker.model.code2wav import Code2Wav
+from talkerviz.talker.model.code2wav_config import Code2WavConfig
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.rope import RotaryEmbedding
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
@@ -135,9 +136,9 @@ def _draw(weight: Tensor, name: str, seed: int) -> None:
 
 
 def build_code2wav(
-    config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Any:
-    """Build a `Qwen3OmniMoeCode2Wav` with random weights, whose audio is noise; in eval mode, without gradients."""
+    config: Code2WavConfig, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Code2Wav:
+    """Build a code2wav with random weights, whose audio is noise; in eval mode, without gradients."""
     code2wav = _empty_code2wav(config, torch.device(device), dtype)
     fans = {f"{name}.weight": _fan_in(module) for name, module in code2wav.named_modules()}
 
@@ -156,13 +157,13 @@ def build_code2wav(
 
 
 def load_code2wav(
-    config: Any,
+    config: Code2WavConfig,
     stored: StoredModule,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     on_bytes: OnBytes | None = None,
-) -> Any:
-    """Build a `Qwen3OmniMoeCode2Wav` with a checkpoint's weights, in eval mode and without gradients.
+) -> Code2Wav:
+    """Build a code2wav with a checkpoint's weights, in eval mode and without gradients.
 
     Args:
         config: `read_code2wav_config(directory)`.
@@ -179,21 +180,13 @@ def load_code2wav(
     return code2wav
 
 
-def _empty_code2wav(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def _empty_code2wav(config: Code2WavConfig, device: torch.device, dtype: torch.dtype) -> Code2Wav:
     """Build a code2wav whose weights are not initialised."""
-    from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeCode2Wav
-
     with torch.device("meta"):
-        code2wav: Any = Qwen3OmniMoeCode2Wav._from_config(config)
+        code2wav = Code2Wav(config)
     code2wav.to(dtype).to_empty(device=device)
     code2wav.eval().requires_grad_(False)
-    # Buffers are not in the checkpoint; those of the rotary embedding are float32 for any dtype of the weights.
-    offsets = torch.arange(config.num_quantizers) * config.codebook_size
-    code2wav.code_offset = offsets.view(1, -1, 1).to(device)
-    rotary = code2wav.pre_transformer.rotary_emb
-    frequencies, _ = rotary.compute_default_rope_parameters(config, device="cpu")
-    rotary.inv_freq = frequencies.to(device)
-    rotary.original_inv_freq = frequencies.to(device).clone()
+    code2wav.pre_transformer.rotary_emb.reset_buffers(device)
     return code2wav
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from talkerviz.talker.model.code2wav import code2wav_config_from
+from talkerviz.talker.model.code2wav_config import Code2WavConfig, code2wav_config_from
 from talkerviz.talker.model.config import TalkerConfig
 
 MODEL_TYPE = "qwen3_omni_moe"
@@ -110,8 +110,8 @@ def read_talker_config(directory: Path) -> TalkerConfig:
         raise ValueError(f"{directory / 'config.json'}: {error}") from error
 
 
-def read_code2wav_config(directory: Path) -> Any:
-    """Read transformers' config of a checkpoint's code2wav, from key `code2wav_config` of its config.json.
+def read_code2wav_config(directory: Path) -> Code2WavConfig:
+    """Read the config of a checkpoint's code2wav, from key `code2wav_config` of its config.json.
 
     Raises:
         ValueError: as `read_config`, or a key is missing or has a value that cannot be run.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from talkerviz.atomic_file import write_text
 from talkerviz.talker.files.checkpoint import read_json
 from talkerviz.talker.model.code2wav import check_codes
+from talkerviz.talker.model.code2wav_config import Code2WavConfig
 
 
 def write_codes(path: Path, codes: Tensor) -> None:
@@ -19,12 +19,12 @@ def write_codes(path: Path, codes: Tensor) -> None:
     write_text(path, json.dumps(codes.tolist()) + "\n")
 
 
-def read_codes(path: Path, config: Any) -> Tensor:
+def read_codes(path: Path, config: Code2WavConfig) -> Tensor:
     """Read codes [frames, code groups], int64, for a code2wav.
 
     Args:
         path: the file.
-        config: transformers' config of the code2wav.
+        config: config of the code2wav.
 
     Raises:
         ValueError: it is not a codes file, has no frames, or codes that this code2wav does not have.

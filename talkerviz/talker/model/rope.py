@@ -5,13 +5,27 @@ Shapes: B rows, S tokens, D head_dim.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from talkerviz.talker.model.config import StackConfig, TextConfig
+from talkerviz.talker.model.config import TextConfig
 
 
-def rope_frequencies(config: StackConfig, device: torch.device) -> Tensor:
+class RopeConfig(Protocol):
+    """Config of a stack of layers with rotary embeddings."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the frequencies."""
+
+
+def rope_frequencies(config: RopeConfig, device: torch.device) -> Tensor:
     """Return each channel pair's radians per position [D / 2], float32, falling from 1 to about 1 / theta."""
     # Computed on the CPU, so that every device has the same angles.
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
@@ -19,11 +33,11 @@ def rope_frequencies(config: StackConfig, device: torch.device) -> Tensor:
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary embedding of the code predictor: one position per token."""
+    """Rotary embedding of the code predictor and of code2wav: one position per token."""
 
     inv_freq: Tensor
 
-    def __init__(self, config: StackConfig) -> None:
+    def __init__(self, config: RopeConfig) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("inv_freq", None, persistent=False)
