@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,10 +35,10 @@ from talkerviz.cli.streams import print_message
 from talkerviz.progress import byte_progress, frame_progress
 from talkerviz.recorder.instruments.device_benchmark import device_name as hardware_name
 from talkerviz.render.text import factor_text, share_text, time_text
-from talkerviz.talker.generation.load import Load, Request, is_as_alone, left_context_decoder, measure_load
+from talkerviz.talker.generation.load import Load, Request, is_as_alone, measure_load
 from talkerviz.talker.generation.scenario import Scenario, scenario_inputs
-from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS
-from talkerviz.talker.model.code2wav import CHUNK_FRAMES
+from talkerviz.talker.generation.streaming_audio import AS_TRANSFORMERS, CHUNK_FRAMES
+from talkerviz.talker.model.code2wav import StreamingCode2Wav
 from talkerviz.targets import code2wav_of, talker_of
 
 _LOAD_PANEL = "Load"
@@ -153,8 +152,16 @@ def load(
         return Request(thinker, most, lengths.seed)
 
     def measure(asked: list[list[Request]], on_frame: Callable[[int], None]) -> Load:
-        decoder = partial(left_context_decoder, code2wav)
-        return measure_load(talker, voice, decoder, asked, AS_TRANSFORMERS, chunk_frames, interval_ns, on_frame)
+        return measure_load(
+            talker,
+            voice,
+            lambda: StreamingCode2Wav(code2wav).decode,
+            asked,
+            AS_TRANSFORMERS,
+            chunk_frames,
+            interval_ns,
+            on_frame,
+        )
 
     measure([[replace(request(0), frames=3)]], lambda done: None)  # libraries load, memory is found
     loads = []

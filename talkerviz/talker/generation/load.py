@@ -9,7 +9,6 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns, sleep
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from talkerviz.talker.generation.generate import EagerStep, Frame, Row, check_positions, generate
 from talkerviz.talker.generation.prompt import ThinkerOutputs, assemble_prompt
 from talkerviz.talker.generation.sampling import Sampling
-from talkerviz.talker.model.code2wav import LEFT_CONTEXT, decode_chunks
+from talkerviz.talker.model.code2wav_config import SAMPLE_RATE
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 FRAME_NS = 80_000_000
@@ -55,7 +54,7 @@ class Answer:
         prefill_ns: time in the decoder's pass over the prompt.
         first_chunk_ns: time from there to the codes of the first chunk.
         code2wav_ns: time from there to its samples.
-        chunks: for each chunk when its samples were there, and its frames.
+        chunks: for each chunk when its samples were there, ns, and their number.
         codes: codes of each frame [G].
     """
 
@@ -85,10 +84,10 @@ class Answer:
         """Silences of a listener, ns: chunks that come later than the sound before them has been played."""
         stalls = []
         played_ns = self.chunks[0][0]
-        for ready_ns, frames in self.chunks:
+        for ready_ns, samples in self.chunks:
             if ready_ns > played_ns:
                 stalls.append(ready_ns - played_ns)
-            played_ns = max(played_ns, ready_ns) + frames * FRAME_NS
+            played_ns = max(played_ns, ready_ns) + samples * 1_000_000_000 // SAMPLE_RATE
         return stalls
 
 
@@ -253,14 +252,14 @@ class _Server:
     def _decode(self, speech: _Speech) -> None:
         """Decode the codes that a speech has gathered."""
         answer, begin_ns = speech.answer, perf_counter_ns()
-        speech.decode(torch.stack(speech.pending)).cpu()
+        samples = speech.decode(torch.stack(speech.pending)).cpu()
         ready_ns = perf_counter_ns()
         self.code2wav_ns += ready_ns - begin_ns
         if not answer.chunks:
             answer.code2wav_ns = ready_ns - begin_ns
             before_ns = answer.waiting_ns + answer.setup_ns + answer.prefill_ns + answer.code2wav_ns
             answer.first_chunk_ns = ready_ns - answer.arrived_ns - before_ns
-        answer.chunks.append((ready_ns, len(speech.pending)))
+        answer.chunks.append((ready_ns, len(samples)))
         speech.pending = []
         speech.chunk_frames = min(2 * speech.chunk_frames, self.chunk_frames)
 
@@ -277,18 +276,3 @@ def is_as_alone(talker: TalkerForConditionalGeneration, speaker: int, answer: An
     prompt = assemble_prompt(talker, talker.config, request.thinker, speaker)
     [codes] = generate(talker, [prompt], request.frames, sampling, seeds=[request.seed])
     return torch.equal(codes.cpu(), torch.stack(answer.codes))
-
-
-def left_context_decoder(code2wav: Any) -> Decoder:
-    """Make a decoder of one stream, each of whose chunks is decoded with the frames before it."""
-    context = torch.empty(0, code2wav.config.num_quantizers, dtype=torch.long)
-
-    def decode(chunk: Tensor) -> Tensor:
-        nonlocal context
-        window = torch.cat((context, chunk))
-        [samples] = decode_chunks(code2wav, [window], left_context=0)
-        new = samples[len(context) * int(code2wav.total_upsample) :]
-        context = window[-LEFT_CONTEXT:]
-        return new
-
-    return decode
