@@ -212,7 +212,7 @@ def _of_trace() -> Iterator[list[str]]:
 
 def _of_speak() -> Iterator[list[str]]:
     speak = ["speak", "--preset", "tiny", "--frames", "1"]
-    for output in BAD_OUTPUTS:
+    for output in BAD_OUTPUTS[:-1]:
         yield [*speak, "-o", output]
     yield speak
     for option in ("--temperature", "--top-p", "--repetition-penalty", "--top-k", "--seed"):
