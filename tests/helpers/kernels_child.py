@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 from talkerviz.talker import preset
 from talkerviz.talker.kernels import angles, attention, codes, experts, fuse_modules, mlp, rows
 from talkerviz.talker.kernels.launch import WARPS
+from talkerviz.talker.model.attention import additive_mask
 from talkerviz.talker.model.cache import KVCache, StaticCache
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
@@ -69,7 +70,7 @@ def launches() -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     still = StaticCache(cache)
     x = torch.empty(1, 1, text.hidden_size, dtype=dtype, device="meta")
     turns = talker.model.rotary_emb(x, torch.empty(1, 1, 1, dtype=torch.long, device="meta").expand(3, -1, -1))
-    talker.model.layers[0](x, turns, next(iter(still.layers(1))), still.mask(1))
+    talker.model.layers[0](x, turns, next(iter(still.layers(1))), additive_mask(still.mask(1), x.dtype))
     for tokens in (2, 1):
         embeds = torch.empty(1, tokens, predictor.hidden_size, dtype=dtype, device="meta")
         talker.code_predictor(inputs_embeds=embeds, cache=within, group=1)

@@ -23,6 +23,7 @@ from talkerviz.talker import GREEDY, Sampling, batch_prompts, build_talker, gene
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.generation.cuda_graphs import replay_frames
 from talkerviz.talker.kernels import check_kernels, fuse_modules, fuse_talker
+from talkerviz.talker.model.attention import additive_mask
 from talkerviz.talker.model.cache import KVCache, LayerCache, StaticCache
 from talkerviz.talker.model.config import StackConfig
 
@@ -77,7 +78,7 @@ def outputs(
     place: LayerCache
     if static:
         still = StaticCache(cache)
-        place, mask = next(iter(still.layers(tokens))), still.mask(tokens)
+        place, mask = next(iter(still.layers(tokens))), additive_mask(still.mask(tokens), dtype)
     else:
         place, mask = next(iter(cache.layers(tokens))), None
     x = torch.randn(1, tokens, config.hidden_size, generator=drawn).to(DEVICE, dtype)

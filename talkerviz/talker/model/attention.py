@@ -24,6 +24,21 @@ def disable_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+_MASK_ALIGNMENT = 16
+"""Multiple of a mask's row length: memory-efficient attention copies masks whose rows are not aligned, in each layer."""
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores, [B, 1, S, P]: 0 where `visible` is True, elsewhere -inf.
+
+    Attention converts a boolean mask at each call, and all layers of a pass have the same.
+    """
+    positions = visible.shape[-1]
+    rows = (*visible.shape[:-1], -(-positions // _MASK_ALIGNMENT) * _MASK_ALIGNMENT)
+    mask = torch.full(rows, -torch.inf, dtype=dtype, device=visible.device)[..., :positions]
+    return mask.masked_fill_(visible, 0)
+
+
 class TalkerCodePredictorAttention(nn.Module):
     """Causal grouped-query self-attention (Ainslie et al. 2023, arXiv:2305.13245)."""
 
@@ -46,7 +61,7 @@ class TalkerCodePredictorAttention(nn.Module):
     ) -> Tensor:
         """Attend from hidden states [B, S, H] to themselves and all tokens in the cache: [B, S, H].
 
-        `mask` [B, 1, S, P] is True for the positions to attend to; None for no padding.
+        `mask` [B, 1, S, P] is from `additive_mask`; None for no padding.
         """
         batch, tokens, _ = hidden_states.shape
         heads = (batch, tokens, -1, self.head_dim)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from talkerviz.talker.model.attention import TalkerCodePredictorAttention, ThinkerTextAttention
+from talkerviz.talker.model.attention import TalkerCodePredictorAttention, ThinkerTextAttention, additive_mask
 from talkerviz.talker.model.cache import KVCache, LayerCache
 from talkerviz.talker.model.config import CodePredictorConfig, StackConfig, TextConfig
 from talkerviz.talker.model.layers import RMSNorm, TextRMSNorm, ThinkerTextRMSNorm
@@ -81,7 +81,8 @@ def run_layers(
     """Run a stack on new tokens [B, S, H] and advance its cache by S."""
     position_embeddings = rotary_emb(inputs_embeds, position_ids)  # cos and sin, [B or 1, S, head_dim]
     new = inputs_embeds.shape[1]
-    mask = cache.mask(new)  # [B, 1, S, P]
+    visible = cache.mask(new)
+    mask = None if visible is None else additive_mask(visible, inputs_embeds.dtype)  # [B, 1, S, P]
     hidden_states = inputs_embeds
     for layer, layer_cache in zip(layers, cache.layers(new), strict=True):
         hidden_states = layer(hidden_states, position_embeddings=position_embeddings, cache=layer_cache, mask=mask)

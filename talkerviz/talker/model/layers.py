@@ -20,10 +20,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise [..., size]."""
-        x = hidden_states.float()
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-        normed: Tensor = self.weight * x.to(hidden_states.dtype)
-        return normed
+        # The weight is not given to rms_norm, which would apply it before the cast.
+        return self.weight * F.rms_norm(hidden_states, (hidden_states.shape[-1],), None, self.eps)
 
 
 # One norm under the class names of transformers: traces have class names, and both implementations have equal traces.

@@ -5,6 +5,7 @@ Shapes: B rows, S tokens, T = B S, E experts, A experts chosen for a token, I ex
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,7 +76,9 @@ class TalkerTextExperts(nn.Module):
         """Sum the outputs of each token's experts by weight: [T, H] and twice [T, A] to [T, H]."""
         tokens, top_k = top_k_index.shape
         if compiles_one_row(hidden_states):
-            return self._forward_one_token(hidden_states, top_k_index[0], top_k_weights[0])
+            return self._forward_one_row(hidden_states, top_k_index[0], top_k_weights[0])
+        if tokens == 1 and _reads_routing(hidden_states.device):
+            return self._forward_one_token(hidden_states, top_k_index[0].tolist(), top_k_weights[0])
         # One row per pair of a token and an expert, in the order of the experts.
         expert, pair = top_k_index.flatten().sort()  # [T A]
         x = hidden_states[pair // top_k]  # [T A, H]
@@ -86,8 +89,16 @@ class TalkerTextExperts(nn.Module):
         by_token[pair] = x
         return by_token.view(tokens, top_k, -1).sum(dim=1)
 
-    def _forward_one_token(self, x: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
-        """Do what `forward` does for one token, [1, H] and twice [A], without reading the routing on the host."""
+    def _forward_one_token(self, x: Tensor, experts: list[int], weights: Tensor) -> Tensor:
+        """Do what `forward` does for one token [1, H] and its experts' weights [A], without sorting pairs."""
+        gate_up = torch.cat([F.linear(x, self.gate_up_proj[expert]) for expert in experts])  # [A, 2 I]
+        gate, up = gate_up.chunk(2, dim=-1)
+        inner = (self.act_fn(gate) * up).split(1)
+        out = torch.cat([F.linear(x, self.down_proj[expert]) for x, expert in zip(inner, experts, strict=True)])
+        return (out * weights[:, None]).sum(dim=0, keepdim=True)
+
+    def _forward_one_row(self, x: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
+        """Do the same in compiled code, with experts [A] as a tensor that the host does not read."""
         gate, up = times_rows(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
         x = times_rows((self.act_fn(gate) * up)[:, None], self.down_proj[expert])
         return (x * weights[:, None]).sum(dim=0, keepdim=True)
@@ -130,16 +141,20 @@ class TalkerTextExperts(nn.Module):
         unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in views]
 
 
+def _reads_routing(device: torch.device) -> bool:
+    """Return True if the host reads the routing, for which it would have to wait for any device but a CPU."""
+    return device.type == "cpu"
+
+
 def _expert_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
     """Multiply row i of x [rows, in] by weight[expert[i]] [out, in], for rows sorted by expert: [rows, out]."""
-    if x.device.type == "cpu":
+    if _reads_routing(x.device):
         # One product per expert with rows: no weight is copied, and the rounding is that of transformers.
         numbers, counts = torch.unique_consecutive(expert, return_counts=True)
         parts = torch.split(x, counts.tolist())
         return torch.cat([F.linear(part, weight[e]) for part, e in zip(parts, numbers.tolist(), strict=True)])
-    # On other devices the host must not wait for the routing. For few rows the weights are gathered; where nearly every
-    # expert has rows, one grouped kernel reads them in place.
-    if len(x) > len(weight) and _has_grouped_kernel(x):
+    # A grouped kernel reads the weights in place; without one they are gathered.
+    if _has_grouped_kernel(x.device, x.dtype):
         return _grouped_linear(x, weight, expert)
     return _gathered_linear(x, weight, expert)
 
@@ -151,10 +166,11 @@ def _gathered_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
     return torch.cat([torch.bmm(weight[e], rows.unsqueeze(-1)).squeeze(-1) for rows, e in chunks])
 
 
-def _has_grouped_kernel(x: Tensor) -> bool:
+@functools.cache
+def _has_grouped_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     # torch has F.grouped_mm from 2.10 on, with a kernel for Hopper and later.
-    known = hasattr(F, "grouped_mm") and x.is_cuda and x.dtype == torch.bfloat16
-    return known and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    known = hasattr(F, "grouped_mm") and device.type == "cuda" and dtype == torch.bfloat16
+    return known and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _grouped_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
