@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from talkerviz.talker.files.checkpoint import StoredModule
+from talkerviz.talker.files.stored import StoredModule
 from talkerviz.talker.files.weight_loader import OnBytes, read_into
 from talkerviz.talker.model.config import TalkerConfig
 from talkerviz.talker.model.rope import RotaryEmbedding

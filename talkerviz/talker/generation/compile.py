@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
 
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
@@ -22,9 +24,19 @@ def compile_talker(talker: TalkerForConditionalGeneration) -> None:
     check_compiler()
     if "forward" in vars(talker.codec_head):
         raise ValueError("the talker's layers are fused, which makes other kernels of them: compile it or fuse it")
-    predictor = talker.code_predictor
-    for module in (*talker.model.layers, talker.codec_head, *predictor.model.layers, *predictor.lm_head):
+    for module in _compiled_modules(talker):
         module.compile()
+
+
+def decompile_talker(talker: TalkerForConditionalGeneration) -> None:
+    """Undo `compile_talker`."""
+    for module in _compiled_modules(talker):
+        module._compiled_call_impl = None
+
+
+def _compiled_modules(talker: TalkerForConditionalGeneration) -> Iterator[nn.Module]:
+    predictor = talker.code_predictor
+    yield from (*talker.model.layers, talker.codec_head, *predictor.model.layers, *predictor.lm_head)
 
 
 def check_compiler() -> None:

@@ -25,7 +25,7 @@ def disable_cudnn_attention() -> None:
 
 
 _MASK_ALIGNMENT = 16
-"""Multiple of a mask's row length: memory-efficient attention copies masks whose rows are not aligned, in each layer."""
+"""Multiple of a mask's row length: in each layer memory-efficient attention copies a mask whose rows are unaligned."""
 
 
 def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from talkerviz.talker.model.config import TextConfig
-from talkerviz.talker.model.layers import Linear, activation, compiles_one_row, linear, times_rows
+from talkerviz.talker.model.layers import Linear, activation, compiles_one_row, int8_linear, linear, times_rows
 
 
 class MLP(nn.Module):
@@ -62,14 +62,20 @@ class TalkerTextTopKRouter(nn.Module):
 class TalkerTextExperts(nn.Module):
     """All experts of a layer, gated MLPs whose weights are stacked.
 
-    `state_dict` has the published checkpoint's names, `7.gate_proj.weight` and so on, as views.
+    `state_dict` has the published checkpoint's names, `7.gate_proj.weight` and so on, as views. Weights in int8 have
+    scales, `7.gate_proj.weight_scale`; see `quantise_talker`.
     """
+
+    gate_up_proj_scale: Tensor | None  # [E, 2 I]
+    down_proj_scale: Tensor | None  # [E, H]
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))  # [E, 2 I, H]
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))  # [E, H, I]
+        self.register_parameter("gate_up_proj_scale", None)
+        self.register_parameter("down_proj_scale", None)
         self.act_fn = activation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -82,8 +88,8 @@ class TalkerTextExperts(nn.Module):
         # One row per pair of a token and an expert, in the order of the experts.
         expert, pair = top_k_index.flatten().sort()  # [T A]
         x = hidden_states[pair // top_k]  # [T A, H]
-        gate, up = _expert_linear(x, self.gate_up_proj, expert).chunk(2, dim=-1)  # [T A, I]
-        x = _expert_linear(self.act_fn(gate) * up, self.down_proj, expert)  # [T A, H]
+        gate, up = _expert_linear(x, self.gate_up_proj, expert, self.gate_up_proj_scale).chunk(2, dim=-1)  # [T A, I]
+        x = _expert_linear(self.act_fn(gate) * up, self.down_proj, expert, self.down_proj_scale)  # [T A, H]
         x = x * top_k_weights.flatten()[pair, None]
         by_token = torch.empty_like(x)
         by_token[pair] = x
@@ -91,23 +97,32 @@ class TalkerTextExperts(nn.Module):
 
     def _forward_one_token(self, x: Tensor, experts: list[int], weights: Tensor) -> Tensor:
         """Do what `forward` does for one token [1, H] and its experts' weights [A], without sorting pairs."""
-        gate_up = torch.cat([F.linear(x, self.gate_up_proj[expert]) for expert in experts])  # [A, 2 I]
-        gate, up = gate_up.chunk(2, dim=-1)
-        inner = (self.act_fn(gate) * up).split(1)
-        out = torch.cat([F.linear(x, self.down_proj[expert]) for x, expert in zip(inner, experts, strict=True)])
+        gate_up, gate_up_scale = self.gate_up_proj, self.gate_up_proj_scale
+        down, down_scale = self.down_proj, self.down_proj_scale
+        both = torch.cat([_one_linear(x, gate_up, expert, gate_up_scale) for expert in experts])  # [A, 2 I]
+        gate, up = both.chunk(2, dim=-1)
+        rows = (self.act_fn(gate) * up).split(1)
+        out = torch.cat([_one_linear(x, down, expert, down_scale) for x, expert in zip(rows, experts, strict=True)])
         return (out * weights[:, None]).sum(dim=0, keepdim=True)
 
     def _forward_one_row(self, x: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
         """Do the same in compiled code, with experts [A] as a tensor that the host does not read."""
-        gate, up = times_rows(x, self.gate_up_proj[expert]).chunk(2, dim=-1)
-        x = times_rows((self.act_fn(gate) * up)[:, None], self.down_proj[expert])
+        gate_up_scale, down_scale = (
+            scale if scale is None else scale[expert] for scale in (self.gate_up_proj_scale, self.down_proj_scale)
+        )
+        gate, up = times_rows(x, self.gate_up_proj[expert], gate_up_scale).chunk(2, dim=-1)
+        x = times_rows((self.act_fn(gate) * up)[:, None], self.down_proj[expert], down_scale)
         return (x * weights[:, None]).sum(dim=0, keepdim=True)
 
     def _checkpoint_views(self) -> Iterator[tuple[str, Tensor]]:
-        gate, up = self.gate_up_proj.chunk(2, dim=1)
-        for name, weights in (("gate_proj", gate), ("up_proj", up), ("down_proj", self.down_proj)):
-            for number, weight in enumerate(weights):
-                yield f"{number}.{name}.weight", weight
+        stacks = {"weight": (self.gate_up_proj, self.down_proj)}
+        if self.gate_up_proj_scale is not None and self.down_proj_scale is not None:
+            stacks["weight_scale"] = (self.gate_up_proj_scale, self.down_proj_scale)
+        for kind, (gate_up, down) in stacks.items():
+            gate, up = gate_up.chunk(2, dim=1)
+            for name, weights in (("gate_proj", gate), ("up_proj", up), ("down_proj", down)):
+                for number, weight in enumerate(weights):
+                    yield f"{number}.{name}.{kind}", weight
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name, view in self._checkpoint_views():
@@ -146,24 +161,34 @@ def _reads_routing(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _expert_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
-    """Multiply row i of x [rows, in] by weight[expert[i]] [out, in], for rows sorted by expert: [rows, out]."""
+def _one_linear(x: Tensor, weight: Tensor, expert: int, scale: Tensor | None) -> Tensor:
+    """Multiply x [rows, in] by weight[expert] [out, in], which in int8 has scales [experts, out]: [rows, out]."""
+    return F.linear(x, weight[expert]) if scale is None else int8_linear(x, weight[expert], scale[expert])
+
+
+def _expert_linear(x: Tensor, weight: Tensor, expert: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Multiply row i of x [rows, in] by weight[expert[i]] [out, in], for rows sorted by expert: [rows, out].
+
+    An int8 weight has scales [experts, out].
+    """
     if _reads_routing(x.device):
         # One product per expert with rows: no weight is copied, and the rounding is that of transformers.
         numbers, counts = torch.unique_consecutive(expert, return_counts=True)
         parts = torch.split(x, counts.tolist())
-        return torch.cat([F.linear(part, weight[e]) for part, e in zip(parts, numbers.tolist(), strict=True)])
+        pairs = zip(parts, numbers.tolist(), strict=True)
+        return torch.cat([_one_linear(part, weight, number, scale) for part, number in pairs])
     # A grouped kernel reads the weights in place; without one they are gathered.
-    if _has_grouped_kernel(x.device, x.dtype):
+    if scale is None and _has_grouped_kernel(x.device, x.dtype):
         return _grouped_linear(x, weight, expert)
-    return _gathered_linear(x, weight, expert)
+    return _gathered_linear(x, weight, expert, scale)
 
 
-def _gathered_linear(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
+def _gathered_linear(x: Tensor, weight: Tensor, expert: Tensor, scale: Tensor | None = None) -> Tensor:
     """Do what `_expert_linear` does, with a copy of an expert's weight for each row."""
     # In chunks of 128 rows, since each row has a whole weight matrix.
     chunks = zip(torch.split(x, 128), torch.split(expert, 128), strict=True)
-    return torch.cat([torch.bmm(weight[e], rows.unsqueeze(-1)).squeeze(-1) for rows, e in chunks])
+    out = torch.cat([torch.bmm(weight[e].to(x.dtype), rows.unsqueeze(-1)).squeeze(-1) for rows, e in chunks])
+    return out if scale is None else out * scale[expert]
 
 
 @functools.cache
