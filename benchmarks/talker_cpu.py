@@ -249,15 +249,20 @@ def main() -> None:
                 for line in child.stdout:
                     rows.append("| " + " | ".join(json.loads(line)) + " |")
                     print(rows[-1], flush=True)
+            # Written again after each, so that a long run leaves what it has.
+            write_report(options.output, rows, options.frames, options.rounds)
             if child.returncode:
                 sys.exit(f"benchmarks/talker_cpu.py: {kind} on {threads} threads failed")
+
+
+def write_report(output: Path, rows: list[str], frames: int, rounds: int) -> None:
     heads = ["preset", "dtype", "threads", "talker", "ms a frame", "wall", "CPU", "equal codes", "likeliest", "logits"]
     lines = [
         "# Frames of the talker on a CPU",
         "",
         f"{date.today()}, torch {torch.__version__}, {processor()}, {os.cpu_count()} cores. One stream, "
-        f"{options.frames} frames, greedy; a frame's time is the median of a run without its first, and a ratio to "
-        f"transformers' `generate` the median of {options.rounds} rounds in mixed order, with the least and the "
+        f"{frames} frames, greedy; a frame's time is the median of a run without its first, and a ratio to "
+        f"transformers' `generate` the median of {rounds} rounds in mixed order, with the least and the "
         "greatest. All have the same random weights; made by `python benchmarks/talker_cpu.py`.",
         "",
         "| " + " | ".join(heads) + " |",
@@ -272,8 +277,8 @@ def main() -> None:
         f"block of {FP8_BLOCK} x {FP8_BLOCK} weights and are multiplied out when they are loaded, so their frames take "
         "as long as others.",
     ]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
