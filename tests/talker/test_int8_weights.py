@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
 from talkerviz.api import Trace
 from talkerviz.talker import batch_prompts, build_talker, generate, generate_batch
 from talkerviz.talker.generation.compile import compile_talker
-from talkerviz.talker.model.int8 import Int8Linear, quantise, quantise_talker
+from talkerviz.talker.model.int8 import Int8Linear, check_int8_device, quantise, quantise_talker
 from talkerviz.talker.model.layers import Linear, int8_linear
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -112,8 +111,13 @@ def test_names_are_the_checkpoints_own_with_scales_beside_them() -> None:
     assert all(torch.equal(weight, state[name]) for name, weight in other.state_dict().items())
 
 
+def test_other_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="int8 weights are for CPUs, and the talker is on cuda: leave out --weights"):
+        check_int8_device(torch.device("cuda"))
+
+
 def test_compiled_layers_are_refused() -> None:
-    model: Any = copy.copy(build_talker(CONFIG))
+    model: Any = build_talker(CONFIG)
     compile_talker(model)
     with pytest.raises(ValueError, match="compiled or fused: quantise them before"):
         quantise_talker(model)

@@ -82,7 +82,7 @@ class TalkerTextExperts(nn.Module):
         """Sum the outputs of each token's experts by weight: [T, H] and twice [T, A] to [T, H]."""
         tokens, top_k = top_k_index.shape
         if compiles_one_row(hidden_states):
-            return self._forward_one_row(hidden_states, top_k_index[0], top_k_weights[0])
+            return self._forward_compiled(hidden_states, top_k_index[0], top_k_weights[0])
         if tokens == 1 and _reads_routing(hidden_states.device):
             return self._forward_one_token(hidden_states, top_k_index[0].tolist(), top_k_weights[0])
         # One row per pair of a token and an expert, in the order of the experts.
@@ -105,8 +105,8 @@ class TalkerTextExperts(nn.Module):
         out = torch.cat([_one_linear(x, down, expert, down_scale) for x, expert in zip(rows, experts, strict=True)])
         return (out * weights[:, None]).sum(dim=0, keepdim=True)
 
-    def _forward_one_row(self, x: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
-        """Do the same in compiled code, with experts [A] as a tensor that the host does not read."""
+    def _forward_compiled(self, x: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
+        """Do what `_forward_one_token` does in compiled code, with experts [A] that the host does not read."""
         gate_up_scale, down_scale = (
             scale if scale is None else scale[expert] for scale in (self.gate_up_proj_scale, self.down_proj_scale)
         )
