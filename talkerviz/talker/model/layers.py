@@ -58,7 +58,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def compiles_one_row(x: Tensor) -> bool:
     """Return True if torch.compile traces for a CPU and x [..., in] is one row."""
-    return x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() == x.shape[-1]
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == x.shape[-1]
 
 
 def times_rows(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
