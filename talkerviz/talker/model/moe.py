@@ -115,7 +115,7 @@ class TalkerTextExperts(nn.Module):
         return (x * weights[:, None]).sum(dim=0, keepdim=True)
 
     def _checkpoint_views(self) -> Iterator[tuple[str, Tensor]]:
-        stacks = {"weight": (self.gate_up_proj, self.down_proj)}
+        stacks: dict[str, tuple[Tensor, Tensor]] = {"weight": (self.gate_up_proj, self.down_proj)}
         if self.gate_up_proj_scale is not None and self.down_proj_scale is not None:
             stacks["weight_scale"] = (self.gate_up_proj_scale, self.down_proj_scale)
         for kind, (gate_up, down) in stacks.items():
