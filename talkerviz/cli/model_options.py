@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -82,7 +83,15 @@ Compile = Annotated[
         "--compile",
         metavar="",
         rich_help_panel=SPEED_PANEL,
-        help="Compile the talker's layers with torch.compile; the first frames are slow.",
+        help="Compile the talker's layers with torch.compile, if frames are faster then; the first are slow.",
+    ),
+]
+WeightFormat = Annotated[
+    Literal["int8"] | None,
+    typer.Option(
+        "--weights",
+        rich_help_panel=SPEED_PANEL,
+        help="Quantise the weights of the talker's layers; int8 is for CPUs, and fastest with --dtype bfloat16.",
     ),
 ]
 Fused = Annotated[
@@ -115,6 +124,14 @@ def check_positive(value: float | None) -> float | None:
 def option_name(field: str) -> str:
     """Return the command-line spelling of an option's Python name."""
     return "--compile" if field == "compiled" else f"--{field.replace('_', '-')}"
+
+
+def compile_choice(facts: Mapping[str, Any]) -> str | None:
+    """Describe which layers --compile has kept, from a target's facts; None if it was not measured."""
+    if "compiled_speed" not in facts:
+        return None
+    speed = f"a compiled frame is {facts['compiled_speed']:.2f} times as fast as an eager one"
+    return f"--compile: {speed}: {'compiled' if facts['compiled'] else 'eager'} layers are kept"
 
 
 def device_name(device: Device) -> str:

@@ -24,8 +24,10 @@ from talkerviz.cli.model_options import (
     Preset,
     Seed,
     Speaker,
+    WeightFormat,
     WeightsDtype,
     check_positive,
+    compile_choice,
     device_name,
     option_name,
     torch_dtype,
@@ -146,6 +148,7 @@ def speak(
     compile_layers: Compile = False,
     fused: Fused = False,
     graphs: Graphs = False,
+    weight_format: WeightFormat = None,
 ) -> None:
     """Speak 24 kHz, 16 bit, mono sound, chunk by chunk while codes are generated, and print latency and speed."""
     audio_format = audio_format or audio_format_of(output)
@@ -165,6 +168,7 @@ def speak(
                 "speaker": speaker,
                 "greedy": greedy or None,
                 **dict.fromkeys(acceleration.enabled(), True),
+                "weights": weight_format,
                 **chosen,
             },
             "not with --codes, which replaces the talker",
@@ -184,7 +188,10 @@ def speak(
     else:
         scenario = Scenario(speaker=speaker or "ethan", frames=most, seed=seed)
         with byte_progress("talker", True) as on_bytes:
-            loaded = talker_of(source, "native", *weights, scenario, inputs, on_bytes, acceleration)
+            int8 = weight_format == "int8"
+            loaded = talker_of(source, "native", *weights, scenario, inputs, on_bytes, acceleration, int8=int8)
+        if choice := compile_choice(loaded.facts):
+            print_message(choice)
         if loaded.config.num_code_groups != codec.num_quantizers:
             made, taken = loaded.config.num_code_groups, codec.num_quantizers
             raise ValueError(f"{source}: its talker makes {made} codes a frame, and its code2wav takes {taken}")

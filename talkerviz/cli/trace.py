@@ -22,11 +22,14 @@ from talkerviz.cli.model_options import (
     RunDevice,
     Seed,
     Speaker,
+    WeightFormat,
     WeightsDtype,
+    compile_choice,
     device_name,
     option_name,
     torch_dtype,
 )
+from talkerviz.cli.streams import print_message
 from talkerviz.cli.trace_options import OUTPUT_PANEL, RecordingOptions
 
 # click's own class, or the copy of it that newer versions of typer bring.
@@ -149,6 +152,7 @@ def talker(
     compile_layers: Compile = False,
     fused: Fused = False,
     graphs: Graphs = False,
+    weight_format: WeightFormat = None,
     inputs: Inputs = None,
     prompt_tokens: Annotated[
         int | None,
@@ -179,7 +183,7 @@ def talker(
 ) -> None:
     """Trace the talker: it speaks a few frames, greedily."""
     on_meta = device == "meta"
-    native_only = {"compile": compile_layers, "fused": fused, "graphs": graphs}
+    native_only = {"compile": compile_layers, "fused": fused, "graphs": graphs, "weights int8": weight_format}
     if on_meta and impl == "transformers":
         raise ValueError("--device meta: transformers' talker reads values, which are not there; use --impl native")
     if on_meta and codes:
@@ -194,15 +198,23 @@ def talker(
     source = _weights_source(preset_name, checkpoint)
 
     from talkerviz.cli.record_target import record_target
+    from talkerviz.talker.files.weight_loader import OnBytes
     from talkerviz.talker.generation.scenario import Scenario
     from talkerviz.talker.model.talker import Acceleration
-    from talkerviz.targets import talker_of, talker_target
+    from talkerviz.targets import Target, talker_of, talker_target
 
     scenario = Scenario(**given_lengths, speaker=speaker or "ethan", frames=frames, seed=seed)
     faster = Acceleration(compile_layers, fused, graphs)
     weights = device_name(device), torch_dtype(dtype)
+
+    def build(on_bytes: OnBytes) -> Target:
+        loaded = talker_of(source, impl, *weights, scenario, inputs, on_bytes, faster, int8=weight_format == "int8")
+        if choice := compile_choice(loaded.facts):
+            print_message(choice)
+        return talker_target(loaded)
+
     record_target(
-        lambda on_bytes: talker_target(talker_of(source, impl, *weights, scenario, inputs, on_bytes, faster)),
+        build,
         recording,
         on_meta=on_meta,
         # Replayed frames call no module and no operation of torch.

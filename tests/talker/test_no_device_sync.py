@@ -68,8 +68,10 @@ def _without_numbers(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_frame_reads_nothing_on_the_host(
     device: str, way: str, sampling: Sampling, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # On a CPU experts are told apart on the host, where nothing has to be waited for.
-    monkeypatch.setattr(moe, "_expert_linear", getattr(moe, way))
+    # A CPU's own way reads the routing.
+    monkeypatch.setattr(moe, "_reads_routing", lambda device: False)
+    if way == "_grouped_linear":
+        monkeypatch.setattr(moe, "_has_grouped_kernel", lambda device, dtype: True)
     with FakeTensorMode(), torch.no_grad():
         frame = static_step(device, torch.bfloat16, batch, sampling)
         frame.decode()
@@ -78,10 +80,11 @@ def test_a_frame_reads_nothing_on_the_host(
 
 
 def test_a_look_at_the_numbers_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def looks(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
+    def looks(x: Tensor, weight: Tensor, expert: Tensor, scale: Tensor | None) -> Tensor:
         expert.max().item()
         return moe._gathered_linear(x, weight, expert)
 
+    monkeypatch.setattr(moe, "_reads_routing", lambda device: False)
     monkeypatch.setattr(moe, "_expert_linear", looks)
     with FakeTensorMode(), torch.no_grad(), pytest.raises(DataDependentOutputException):
         static_step("cpu", torch.float32, 1, GREEDY).decode()

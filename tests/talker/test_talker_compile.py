@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import talkerviz as tv
 from talkerviz.api import Trace
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import GREEDY, Sampling, build_talker, generate
-from talkerviz.talker.generation.compile import compile_talker
+from talkerviz.talker.generation import compile_choice
+from talkerviz.talker.generation.compile import compile_talker, decompile_talker, is_compiled
+from talkerviz.talker.generation.compile_choice import keep_faster_layers
 from talkerviz.talker.model.cache import LayerCache
 
 Capture = pytest.CaptureFixture[str]
@@ -122,11 +125,13 @@ def test_bfloat16_is_as_near_to_float32_as_uncompiled() -> None:
 
 @pytest.mark.usefixtures("compiled")
 def test_trace_and_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("talkerviz.targets.talker.keep_faster_layers", lambda model, prompt: 2.0)
     kept = tmp_path / "run.parquet"
     asked = ("trace", "--preset", "tiny", "--frames", 3, "--codes")
     assert talkerviz(monkeypatch, *asked, tmp_path / "one.json", "--cost", "--compile", "-o", kept) == 0
     said, warned = capsys.readouterr()
-    assert warned == ""
+    assert warned.count("\n") == 1
+    assert warned.startswith("talkerviz: --compile: ")
     assert "talker.model.layers.0 and 19 more are compiled: what runs inside is one call." in " ".join(said.split())
     assert talkerviz(monkeypatch, *asked, tmp_path / "two.json", "-o", tmp_path / "plain.parquet") == 0
     assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
@@ -144,6 +149,66 @@ def test_trace_and_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert plain.flow is not None
     assert trace.flow.edges.equals(plain.flow.edges)
     assert set(trace.flow.ops["call"]) <= {-1, *trace.calls["call"]}
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, eager_seconds: float) -> tuple[Any, float | None]:
+    """Return a talker after the choice, by a clock on which a compiled frame takes one second."""
+    model = build_talker(CONFIG)
+    compile_talker(model)  # type: ignore[arg-type]
+    calls, now = 0, 0.0
+
+    def clock() -> float:
+        nonlocal calls, now
+        frame, ends = divmod(calls, 2)
+        calls += 1
+        now += ends * (eager_seconds if frame % 2 else 1.0)
+        return now
+
+    monkeypatch.setattr(compile_choice, "perf_counter", clock)
+    prompt = tiny_prompt(model, None, prompt_tokens=4, text_tokens=9, seed=0)
+    return model, keep_faster_layers(model, prompt)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(("eager_seconds", "is_kept"), [(1.5, True), (0.8, False)])
+def test_the_faster_of_compiled_and_eager_is_kept(
+    eager_seconds: float, is_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, speed = choose(monkeypatch, eager_seconds)
+    assert speed == pytest.approx(eager_seconds)
+    assert is_compiled(model) is is_kept
+    prompt = tiny_prompt(model, None, prompt_tokens=4, text_tokens=9, seed=0)
+    expected = generate(talker("tiny", "native"), prompt, 4, ignore_eos=True)
+    assert torch.equal(generate(model, prompt, 4, ignore_eos=True), expected)
+
+
+def test_no_choice_where_the_first_frames_do_not_fit() -> None:
+    model = build_talker(replace(CONFIG, text=replace(CONFIG.text, max_position_embeddings=30)))
+    compile_talker(model)  # type: ignore[arg-type]
+    prompt = tiny_prompt(model, None, prompt_tokens=12, text_tokens=9, seed=0)
+    assert keep_faster_layers(model, prompt) is None  # type: ignore[arg-type]
+    assert is_compiled(model)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(("speed", "is_kept"), [(1.25, True), (0.5, False)])
+def test_the_choice_is_printed_and_in_the_facts(
+    speed: float, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def choice(model: Any, prompt: Any) -> float:
+        if not is_kept:
+            decompile_talker(model)
+        return speed
+
+    monkeypatch.setattr("talkerviz.targets.talker.keep_faster_layers", choice)
+    kept = tmp_path / "run.parquet"
+    assert talkerviz(monkeypatch, "trace", "--preset", "tiny", "--frames", 2, "--compile", "-o", kept) == 0
+    layers = "compiled" if is_kept else "eager"
+    said = f"--compile: a compiled frame is {speed:.2f} times as fast as an eager one: {layers} layers are kept"
+    assert said in " ".join(capsys.readouterr().err.split())
+    facts = Trace.load(kept).facts
+    assert (facts["compiled"], facts["compiled_speed"]) == (is_kept, speed)
+    assert bool(facts.get("one_call")) is is_kept
 
 
 @pytest.mark.parametrize(

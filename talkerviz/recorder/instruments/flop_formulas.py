@@ -181,6 +181,11 @@ def _embedding_bag(
     return indices.numel() * weight.shape[-1] * (1 if weights is None else 2)
 
 
+def _int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> int:
+    """Count a product of x [rows, in] with an int8 weight [out, in] as any other; its scales are not counted."""
+    return 2 * len(x) * weight.numel()
+
+
 RULES: dict[str, Callable[..., int]] = {
     **dict.fromkeys(GROUPED, _grouped_product),
     **dict.fromkeys(EMBEDDING_BAGS, _embedding_bag),
@@ -189,4 +194,5 @@ RULES: dict[str, Callable[..., int]] = {
     "_thnn_fused_lstm_cell": _cell(2),
     "_thnn_fused_gru_cell": _cell(3),
     "_trilinear": _trilinear,
+    "_weight_int8pack_mm": _int8_product,
 }

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from talkerviz.talker.files.checkpoint import StoredModule
+from talkerviz.talker.files.stored import StoredModule
 from talkerviz.talker.files.weight_loader import OnBytes, read_into
 from talkerviz.talker.model.code2wav import Code2Wav
 from talkerviz.talker.model.code2wav_config import Code2WavConfig

@@ -7,79 +7,27 @@ and not by the library, which maps whole files into memory and does not name the
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from talkerviz.talker.files.fp8 import attach_scales, is_scale
+from talkerviz.talker.files.stored import StoredModule, StoredTensor, first_names
 from talkerviz.talker.model.code2wav_config import Code2WavConfig, code2wav_config_from
 from talkerviz.talker.model.config import TalkerConfig
 
 MODEL_TYPE = "qwen3_omni_moe"
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn}
+_SCALE_DTYPES = {**_DTYPES, "F8_E8M0": torch.float8_e8m0fnu}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000  # the library's limit
 _MAX_JSON_BYTES = 1 << 28  # an index of 100,000 tensors has 10 MB
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file.
-
-    Attributes:
-        file: the safetensors file.
-        name: its full name.
-        dtype: its dtype in the file.
-        shape: its shape; the bytes are row-major.
-        offset: position of its first byte in the file.
-    """
-
-    file: Path
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the file, bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class StoredModule:
-    """The tensors of one part of a model.
-
-    Attributes:
-        directory: the checkpoint's folder.
-        prefix: start of their names, such as `talker.`.
-        tensors: the tensors by their names without the prefix.
-    """
-
-    directory: Path
-    prefix: str
-    tensors: Mapping[str, StoredTensor]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the files, bytes."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    @property
-    def file_names(self) -> list[str]:
-        """Names of the files that have the tensors, sorted."""
-        return sorted({tensor.file.name for tensor in self.tensors.values()})
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the tensors; of several, the one that they promote to."""
-        return functools.reduce(torch.promote_types, {tensor.dtype for tensor in self.tensors.values()})
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -131,7 +79,7 @@ def find_module(directory: Path, prefix: str) -> StoredModule:
 
     Raises:
         ValueError: there are none, or a file or tensor is missing, damaged, cut off, or has a dtype other than float32,
-            bfloat16 and float16.
+            bfloat16, float16 and float8_e4m3fn with scales.
     """
     file_of = _find_files(directory, prefix)
     files = sorted(set(file_of.values()))
@@ -147,7 +95,9 @@ def find_module(directory: Path, prefix: str) -> StoredModule:
             raise ValueError(f"{file}: has no {lost}, which by {_INDEX} it has: download both again")
         entries = {name: header.entries[name] for name in names}
         if odd := first_names(
-            f"{name!r} ({entry['dtype']})" for name, entry in entries.items() if entry["dtype"] not in _DTYPES
+            f"{name!r} ({entry['dtype']})"
+            for name, entry in entries.items()
+            if entry["dtype"] not in (_SCALE_DTYPES if is_scale(name) else _DTYPES)
         ):
             raise ValueError(f"{file}: only {', '.join(_DTYPES)} can be loaded, and not {odd}")
         stored = {name: header.tensor(name) for name in names}
@@ -156,7 +106,24 @@ def find_module(directory: Path, prefix: str) -> StoredModule:
         ):
             raise ValueError(f"{file}: ends at byte {header.file_bytes:,}, before {cut} does: download it again")
         tensors |= stored
+    tensors = attach_scales(directory, tensors, _block_size(directory))
     return StoredModule(directory, prefix, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+
+
+def _block_size(directory: Path) -> tuple[int, int] | None:
+    """Return the rows and columns of a block of a quantised weight by config.json; None if it does not say.
+
+    Raises:
+        ValueError: config.json has something else in their place.
+    """
+    file = directory / "config.json"
+    settings = _read_json(file).get("quantization_config") if file.is_file() else None
+    block = settings.get("weight_block_size") if isinstance(settings, Mapping) else None
+    if block is None:
+        return None
+    if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
+        raise ValueError(f"{file}: config key 'quantization_config.weight_block_size' is {block!r}: it has two sizes")
+    return block[0], block[1]
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -196,13 +163,6 @@ def _indexed_files(index: Path) -> dict[str, Path]:
                 "opened"
             )
     return {tensor: index.parent / name for tensor, name in names.items()}
-
-
-def first_names(names: Iterable[str]) -> str:
-    """Join the first three names, and the number of further ones."""
-    listed = list(names)
-    more = f" and {len(listed) - 3:,} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more
 
 
 def _find_files(directory: Path, prefix: str) -> dict[str, Path]:
@@ -266,7 +226,7 @@ class _Header:
 
     def tensor(self, name: str) -> StoredTensor:
         entry = self.entries[name]
-        dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        dtype, shape, (begin, end) = _SCALE_DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(
                 f"{self.file}: its header is damaged: {name!r} has {end - begin:,} bytes, too few or too many for "

@@ -9,7 +9,8 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from talkerviz.talker.files.checkpoint import StoredModule, StoredTensor, first_names
+from talkerviz.talker.files.fp8 import dequantise
+from talkerviz.talker.files.stored import StoredModule, StoredScale, StoredTensor, first_names
 
 OnBytes = Callable[[int, int], None]
 
@@ -23,7 +24,8 @@ def read_into(module: nn.Module, stored: StoredModule, on_bytes: OnBytes | None 
 
     All names and shapes are compared before anything is read. Experts may be stored one by one
     (`experts.7.gate_proj.weight`) or stacked (`experts.gate_up_proj`). A parameter on the CPU that has the dtype of the
-    file is read into its own memory, others through a buffer of 16 MiB. On the meta device nothing is read.
+    file is read into its own memory, others through a buffer of 16 MiB. Weights in 8-bit floats are multiplied by their
+    scales. On the meta device nothing is read.
 
     Args:
         module: module whose parameters have the stored names without the prefix.
@@ -31,7 +33,8 @@ def read_into(module: nn.Module, stored: StoredModule, on_bytes: OnBytes | None 
         on_bytes: progress callback for the bytes read and the bytes in all.
 
     Raises:
-        ValueError: tensors are missing, unexpected or of another shape, or a file has become shorter.
+        ValueError: tensors are missing, unexpected or of another shape, scales are no positive numbers, or a file has
+            become shorter.
     """
     pairs = _pairs(module, stored)
     pairs.sort(key=lambda pair: (pair[0].file, pair[0].offset))
@@ -90,18 +93,57 @@ def _parameters(module: nn.Module, stored: StoredModule) -> Iterator[tuple[str, 
 
 
 def _read(source: FileIO, tensor: StoredTensor, parameter: Tensor) -> Iterator[int]:
-    """Copy a tensor's bytes from its file; yield the size of each chunk."""
+    """Copy a tensor's values from its file; yield the size of each chunk."""
     source.seek(tensor.offset)
+    if tensor.scale is not None:
+        yield from _read_fp8(source, tensor, tensor.scale, parameter)
+        return
     in_place = parameter.device.type == "cpu" and parameter.dtype == tensor.dtype
     for part in torch.split(parameter.view(-1), _CHUNK_BYTES // tensor.dtype.itemsize):
         # Copies to a device are fastest from pinned memory.
         chunk = part if in_place else torch.empty(part.shape, dtype=tensor.dtype, pin_memory=part.is_cuda)
-        room = chunk.view(torch.uint8).numpy().data
-        while room:
-            read = source.readinto(room)
-            if not read:
-                raise ValueError(f"{tensor.file}: ends within {tensor.name!r}: was it written to meanwhile?")
-            room = room[read:]
+        _read_bytes(source, tensor, chunk)
         if not in_place:
             part.copy_(chunk)
         yield chunk.nbytes
+
+
+def _read_fp8(source: FileIO, tensor: StoredTensor, scale: StoredScale, parameter: Tensor) -> Iterator[int]:
+    """Read a weight in 8-bit floats and multiply it by its scales in float32, some rows at a time."""
+    height, width = tensor.shape[-2:]
+    factors = _read_scale(scale.tensor).view(-1, -(-width // scale.columns))  # [all rows of blocks, columns of blocks]
+    one_factor = len(factors) == 1
+    down = -(-height // scale.rows)  # rows of blocks in a matrix
+    for rows in torch.split(torch.arange(parameter.numel() // max(width, 1)), max(1, _CHUNK_BYTES // max(width, 1))):
+        chunk = torch.empty(len(rows), width, dtype=tensor.dtype)
+        _read_bytes(source, tensor, chunk)
+        blocks = torch.zeros_like(rows) if one_factor else rows // height * down + rows % height // scale.rows
+        values = dequantise(chunk, factors[blocks], scale.columns)
+        parameter.view(-1, width)[rows[0] : rows[-1] + 1].copy_(values)
+        yield chunk.nbytes
+
+
+def _read_scale(tensor: StoredTensor) -> Tensor:
+    """Read scales as float32.
+
+    Raises:
+        ValueError: a scale is negative, infinite or not a number.
+    """
+    scale = torch.empty(tensor.shape, dtype=tensor.dtype)
+    with tensor.file.open("rb", buffering=0) as source:
+        source.seek(tensor.offset)
+        _read_bytes(source, tensor, scale)
+    factors = scale.float()
+    if not ((factors >= 0) & (factors < torch.inf)).all():
+        raise ValueError(f"{tensor.file}: {tensor.name!r} has scales that are negative, infinite or not a number")
+    return factors
+
+
+def _read_bytes(source: FileIO, tensor: StoredTensor, chunk: Tensor) -> None:
+    """Fill a contiguous chunk of a tensor from its file."""
+    room = chunk.view(-1).view(torch.uint8).numpy().data
+    while room:
+        read = source.readinto(room)
+        if not read:
+            raise ValueError(f"{tensor.file}: ends within {tensor.name!r}: was it written to meanwhile?")
+        room = room[read:]

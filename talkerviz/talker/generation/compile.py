@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
@@ -23,10 +25,20 @@ def compile_talker(talker: TalkerForConditionalGeneration) -> None:
     check_compiler()
     if talker.acceleration.fused:
         raise ValueError("the talker's layers are fused, which makes other kernels of them: compile it or fuse it")
-    predictor = talker.code_predictor
-    for module in (*talker.model.layers, talker.codec_head, *predictor.model.layers, *predictor.lm_head):
+    for module in _compiled_modules(talker):
         module.compile()
     talker.acceleration = replace(talker.acceleration, compiled=True)
+
+
+def decompile_talker(talker: TalkerForConditionalGeneration) -> None:
+    """Undo `compile_talker`."""
+    for module in _compiled_modules(talker):
+        module._compiled_call_impl = None
+
+
+def _compiled_modules(talker: TalkerForConditionalGeneration) -> Iterator[nn.Module]:
+    predictor = talker.code_predictor
+    yield from (*talker.model.layers, talker.codec_head, *predictor.model.layers, *predictor.lm_head)
 
 
 def check_compiler() -> None:

@@ -144,11 +144,10 @@ def sample_code(
         logits = keep_top_p(logits, sampling.top_p)
     probabilities = logits.softmax(-1)
     # torch.multinomial of one sample does the same, but also checks the probabilities on the host.
-    noise = [
-        torch.empty_like(row).exponential_(generator=generator)
-        for row, generator in zip(probabilities, generators, strict=True)
-    ]
-    return argmax(probabilities / torch.stack(noise))
+    noise = torch.empty_like(probabilities)
+    for row, generator in zip(noise, generators, strict=True):
+        row.exponential_(generator=generator)
+    return argmax(probabilities / noise)
 
 
 def _argmax(fused: bool) -> Callable[[Tensor], Tensor]:

@@ -88,9 +88,10 @@ def attend(
 
     `projected` [TOKENS, HEADS + 2 KEY_HEADS, 2 HALF] are queries, keys and values. The new keys and values are written
     to the cache, [KEY_HEADS, positions, 2 HALF] with `stride` from head to head, from `place` on. `cos` and `sin` are
-    of the new tokens, or of all positions. `mask`, for one token only, covers all positions. Outputs are float32: the
-    weighted sums of values, `mixed` [SPLITS, TOKENS, HEADS, 2 HALF], not yet divided by the sums of weights, `total`
-    [SPLITS, TOKENS, HEADS], and for several SPLITS the greatest scores, `greatest`, of the same shape.
+    of the new tokens, or of all positions. `mask`, for one token only, covers all positions and
+    is 0 for those to attend to. Outputs are float32: the weighted sums of values, `mixed` [SPLITS, TOKENS, HEADS,
+    2 HALF], not yet divided by the sums of weights, `total` [SPLITS, TOKENS, HEADS], and for several SPLITS the
+    greatest scores, `greatest`, of the same shape.
     """
     if PDL:
         gdc_launch_dependents()
@@ -150,7 +151,7 @@ def attend(
     while start < end:
         attended = positions < end
         if MASKED:
-            attended = attended & (tl.load(mask + positions, positions < end, 0) != 0)
+            attended = attended & (tl.load(mask + positions, positions < end, 0.0) == 0)
         both = (
             old_key_first.to(tl.float32) * query_first[None, :] + old_key_second.to(tl.float32) * query_second[None, :]
         )
@@ -182,7 +183,7 @@ def attend(
         )
         seen = (split == 0) & (new <= token)
         if MASKED:
-            seen = seen & (tl.load(mask + place + new) != 0)
+            seen = seen & (tl.load(mask + place + new) == 0)
         score = tl.sum(query_first * new_first + query_second * new_second, axis=0)
         score = tl.where(seen, score * scale, NOTHING)
         new_most = tl.maximum(most, score)

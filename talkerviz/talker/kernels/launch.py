@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from math import gcd
 from typing import Any
 
@@ -31,6 +32,7 @@ def block_rows(*matrices: Tensor, at_once: int | None = None) -> int:
     return min(shared & -shared, 1 << (most.bit_length() - 1))
 
 
+@functools.cache
 def supports_dependent_launch(device: torch.device) -> bool:
     """Return True if a device has programmatic dependent launch."""
     nvidia = device.type == "cuda" and bool(torch.version.cuda)

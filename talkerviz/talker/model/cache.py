@@ -134,6 +134,21 @@ class RowLayerCaches:
         return torch.cat([cache.attend(*row) for cache, *row in new])
 
 
+_MASK_ALIGNMENT = 16
+"""Multiple of a mask's row length: in each layer memory-efficient attention copies a mask whose rows are unaligned."""
+
+
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores, [B, 1, S, P]: 0 where `visible` is True, elsewhere -inf.
+
+    Attention converts a boolean mask at each call, and all layers of a pass have the same.
+    """
+    positions = visible.shape[-1]
+    rows = (*visible.shape[:-1], -(-positions // _MASK_ALIGNMENT) * _MASK_ALIGNMENT)
+    mask = torch.full(rows, -torch.inf, dtype=dtype, device=visible.device)[..., :positions]
+    return mask.masked_fill_(visible, 0)
+
+
 class StaticCache:
     """Caches of several rows at fixed addresses, whose next positions are a tensor: each pass does the same.
 
@@ -166,7 +181,8 @@ class StaticCache:
     def layers(self, new: int) -> Iterator[StaticLayerCache]:
         """Yield each layer's cache of all positions."""
         key_positions = torch.arange(self.keys.shape[3], device=self.position.device)  # [P]
-        mask = (key_positions <= self.position[:, None])[:, None, None]  # [B, 1, 1, P]
+        visible = (key_positions <= self.position[:, None])[:, None, None]  # [B, 1, 1, P]
+        mask = additive_mask(visible, self.keys.dtype)
         for keys, values in zip(self.keys, self.values, strict=True):
             yield StaticLayerCache(keys, values, self.position, mask)
 
@@ -176,7 +192,7 @@ class StaticCache:
 
 
 class StaticLayerCache(LayerCache):
-    """A layer's cache that is written at `position` [B] and read behind `mask` [B, 1, 1, P], True where visible."""
+    """A layer's cache that is written at `position` [B] and read behind `mask` [B, 1, 1, P], of `additive_mask`."""
 
     def __init__(self, keys: Tensor, values: Tensor, position: Tensor, mask: Tensor) -> None:
         super().__init__(keys, values)

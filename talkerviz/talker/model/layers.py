@@ -20,10 +20,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise [..., size]."""
-        x = hidden_states.float()
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-        normed: Tensor = self.weight * x.to(hidden_states.dtype)
-        return normed
+        # The weight is not given to rms_norm, which would apply it before the cast.
+        return self.weight * F.rms_norm(hidden_states, (hidden_states.shape[-1],), None, self.eps)
 
 
 # One norm under the class names of transformers: traces have class names, and both implementations have equal traces.
@@ -60,17 +58,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def compiles_one_row(x: Tensor) -> bool:
     """Return True if torch.compile traces for a CPU and x [..., in] is one row."""
-    return x.device.type == "cpu" and torch.compiler.is_compiling() and x.numel() == x.shape[-1]
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() == x.shape[-1]
 
 
-def times_rows(x: Tensor, weight: Tensor) -> Tensor:
+def times_rows(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
     """Multiply weight [..., out, in] by x [in], or by one x per matrix [matrices, 1, in]: [..., out].
 
-    Sums are in float32, as those of matrix products.
+    An int8 weight has scales [..., out]. Sums are in float32, as those of matrix products.
     """
     # With explicit strides Inductor computes x before the loops over the weights, not again in each of them.
     x = x.as_strided(x.shape, x.stride())
-    return (x.float() * weight.float()).sum(dim=-1).to(x.dtype)
+    out = (x.float() * weight.float()).sum(dim=-1)
+    return (out if scale is None else out * scale.float()).to(x.dtype)
+
+
+_PACKED_COLUMNS = 32
+"""Multiple of a weight's columns for torch's int8 product, which reads past the end of rows of other lengths."""
+
+
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Multiply x [..., in] by an int8 weight [out, in] with scales [out]: [..., out]."""
+    if compiles_one_row(x):
+        return times_rows(x.flatten(), weight, scale).view(*x.shape[:-1], -1)
+    # torch's int8 product of float32 takes five times as long as the product of a converted weight.
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.shape[-1] % _PACKED_COLUMNS == 0:
+        product: Tensor = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), weight, scale)
+        return product.view(*x.shape[:-1], -1)
+    return F.linear(x, weight.to(x.dtype)) * scale
 
 
 def activation(name: str) -> nn.Module:
