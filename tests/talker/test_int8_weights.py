@@ -12,7 +12,7 @@ from command_line import talkerviz
 from talker_parity import CONFIG, SPEECH, talker, tiny_prompt
 
 from talkerviz.api import Trace
-from talkerviz.talker import batch_prompts, build_talker, generate, generate_batch
+from talkerviz.talker import build_talker, generate
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.model.int8 import Int8Linear, check_int8_device, quantise, quantise_talker
 from talkerviz.talker.model.layers import Linear, int8_linear
@@ -79,9 +79,8 @@ def test_codes_are_those_of_the_same_values_in_float32(sampling: str) -> None:
     for prompt in prompts:
         expected = generate(plain, prompt, 8, ignore_eos=True, **options)
         assert torch.equal(generate(ours, prompt, 8, ignore_eos=True, **options), expected)
-    together = batch_prompts(prompts)
-    found = generate_batch(ours, together, 8, ignore_eos=True, **options)
-    assert all(map(torch.equal, found, generate_batch(plain, together, 8, ignore_eos=True, **options)))
+    found = generate(ours, prompts, 8, ignore_eos=True, **options)
+    assert all(map(torch.equal, found, generate(plain, prompts, 8, ignore_eos=True, **options)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
