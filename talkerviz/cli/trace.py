@@ -40,6 +40,9 @@ _TARGETS = "talker, code2wav, a folder with a config.json, or package.module:fun
 Impl = Literal["native", "transformers"]
 """Implementation of the talker."""
 
+FamilyName = Literal["qwen3-omni", "csm", "dia", "moshi", "qwen2.5-omni", "bark"]
+"""Family of the talker; all but the first are transformers' own models."""
+
 
 class _TargetGroup(TyperGroup):
     """Group that takes the talker for a missing target, and short forms of `model DIR` and `call FUNCTION`."""
@@ -139,6 +142,10 @@ app.add_typer(trace_app, name="trace")
 @with_option_groups
 def talker(
     *,
+    family: Annotated[
+        FamilyName,
+        typer.Option(rich_help_panel=MODEL_PANEL, help="Family of talkers; all but qwen3-omni are transformers' own."),
+    ] = "qwen3-omni",
     preset_name: Preset = None,
     checkpoint: Checkpoint = None,
     impl: Annotated[
@@ -165,7 +172,10 @@ def talker(
         ),
     ] = None,
     frames: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=INPUT_PANEL, help="Number of 80 ms frames to speak.")
+        int,
+        typer.Option(
+            metavar="N", rich_help_panel=INPUT_PANEL, help="Number of frames to speak, of 80 ms for qwen3-omni."
+        ),
     ] = 8,
     speaker: Speaker = None,
     seed: Seed = 0,
@@ -178,6 +188,19 @@ def talker(
     ] = None,
 ) -> None:
     """Trace the talker: it speaks a few frames, greedily."""
+    if family != "qwen3-omni":
+        refused = {
+            "--device meta": device == "meta",
+            "--impl": impl != "native",
+            "--compile": compile_layers,
+            "--fused": fused,
+            "--graphs": graphs,
+            "--inputs": inputs is not None,
+            "--speaker": speaker is not None,
+            "--codes": codes is not None,
+        }
+        if options := [option for option, is_given in refused.items() if is_given]:
+            raise ValueError(f"{options[0]}: only for --family qwen3-omni, not {family}; leave it out")
     on_meta = device == "meta"
     native_only = {"compile": compile_layers, "fused": fused, "graphs": graphs}
     if on_meta and impl == "transformers":
@@ -196,11 +219,16 @@ def talker(
     from talkerviz.cli.record_target import record_target
     from talkerviz.talker.acceleration import Acceleration
     from talkerviz.talker.generation.scenario import Scenario
-    from talkerviz.targets import talker_of, talker_target
+    from talkerviz.targets import FAMILIES, Speech, family_target, talker_of, talker_target
 
     scenario = Scenario(**given_lengths, speaker=speaker or "ethan", frames=frames, seed=seed)
-    faster = Acceleration(compile_layers, fused, graphs)
     weights = device_name(device), torch_dtype(dtype)
+    if family != "qwen3-omni":
+        # To other talkers, what the user says and what they speak is one text.
+        speech = Speech(scenario.prompt_tokens + scenario.text_tokens, frames, seed)
+        record_target(lambda on_bytes: family_target(FAMILIES[family], source, *weights, speech), recording)
+        return
+    faster = Acceleration(compile_layers, fused, graphs)
     record_target(
         lambda on_bytes: talker_target(talker_of(source, impl, *weights, scenario, inputs, on_bytes, faster)),
         recording,

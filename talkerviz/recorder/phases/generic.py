@@ -77,7 +77,14 @@ def passes_of(model: nn.Module, root: str) -> Passes:
     uncached = {path for path in generators - stacks - {root} if not _has_stack(path, stacks)}
     paths = [path for path, _ in model.named_modules(prefix=root)]
     inner = {path: outer for outer in codecs | uncached for path in _inside(outer, paths)}
-    return Passes(*map(frozenset, (generators, stacks - encoders, encoders, codecs, uncached)), inner)
+    return Passes(
+        frozenset(generators),
+        frozenset(stacks - encoders),
+        frozenset(encoders),
+        frozenset(codecs),
+        frozenset(uncached),
+        inner,
+    )
 
 
 class PassPhases:

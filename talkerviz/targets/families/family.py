@@ -49,10 +49,10 @@ class Family:
         presets: fields of the config by preset: `tiny`, `lite` and `full`.
         build: builds the model on the default device from a config's fields and a data type.
         speak: generates the frames of a `Speech` and decodes them; returns the sound, [..., samples].
-        passes: paths, below the root, of the modules whose calls are the passes of a frame, with how many calls of
-            each one frame has.
+        passes: calls a frame of the modules that make the passes, by path below the root; a path with one call a frame
+            is that of the model whose passes are the frames.
         codec_path: path, below the root, of what turns codes into sound.
-        model_types: `model_type` of a checkpoint's config that holds the whole model; None if the model is put
+        model_type: `model_type` of a checkpoint's config that holds the whole model; None if the model is put
             together from several checkpoints, which `--checkpoint` does not load.
     """
 
