@@ -135,6 +135,23 @@ def test_a_vocoder_is_known_by_its_name() -> None:
     )
 
 
+def test_a_codec_that_is_called_as_an_encoder_is_one() -> None:
+    class Tower(Codec):
+        def forward(self, sound: Tensor) -> Tensor:
+            return self.first(sound)  # type: ignore[no-any-return]
+
+    model = Speaker(nn.Identity())
+    model.audio_tower = Tower()
+
+    def run() -> None:
+        model.generate(model.audio_tower(PROMPT), 1, at_end=model.audio_tower.decode)
+
+    assert phases(model, run, "audio_tower.first") == [
+        ("audio_tower.first", "encode", None),
+        ("audio_tower.first", "codec", None),
+    ]
+
+
 @every_way
 def test_each_pass_of_a_generator_without_a_cache_is_a_frame_though_its_forward_is_called(any_tap: str) -> None:
     model = Speaker(Codec())

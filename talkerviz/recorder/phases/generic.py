@@ -144,8 +144,9 @@ class PassPhases:
             return Mark("encode")
         outer = self._passes.inner.get(path, path)
         if outer in self._passes.codecs:
-            phase = "encode" if _calling_method("encode", "decode") == "encode" else "codec"
-            return Mark(phase, request=_number(state.request))
+            method = _calling_method("encode", "decode")
+            encodes = method == "encode" or (method is None and _ENCODER.search(outer.rpartition(".")[2]))
+            return Mark("encode" if encodes else "codec", request=_number(state.request))
         is_part = state.owner is not None and outer.startswith(f"{state.owner}.")
         if outer in self._passes.uncached:
             if path != outer and not self._begins_pass(path, outer, state):
