@@ -241,8 +241,8 @@ def page(rows: Mapping[str, Sequence[str]], options: argparse.Namespace) -> str:
         [
             "# Talkers side by side",
             "",
-            f"{date.today()}, torch {torch.__version__}, {device_name('cpu')}, {torch.get_num_threads()} threads. Random weights; made by "
-            "`python benchmarks/talker_families.py`.",
+            f"{date.today()}, torch {torch.__version__}, {device_name('cpu')}, {torch.get_num_threads()} threads. "
+            "Random weights; made by `python benchmarks/talker_families.py`.",
             "",
             "## At published sizes",
             "",
