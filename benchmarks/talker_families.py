@@ -147,7 +147,7 @@ def steady_frame(subject: Subject, talker: tv.Trace, codec: tv.Trace) -> Frame:
         times = of_phase.groupby("run")["host_self_ns"].sum() / passes
         talker_ms += passes_a_frame * float(times.min()) / 1e6
         outermost = of_phase[of_phase["parent"].isna()]
-        flop += passes_a_frame * float(outermost["flops"].sum(min_count=1)) / int(passes.sum())
+        flop += passes_a_frame * outermost["flops"].astype(float).sum(min_count=1) / int(passes.sum())
         for key, number in of_phase.groupby(["path", "positions"], observed=True).size().items():
             counts[key] = counts.get(key, 0) + passes_a_frame * number / int(passes.sum())
     of_codec = codec.calls[codec.calls["path"].astype(str).str.startswith(subject.codec_path)]
