@@ -12,7 +12,7 @@ from talkerviz.trace.runs import end_of_run
 from talkerviz.trace.trace import TraceRecord
 
 FRAME_NS = 80_000_000
-"""Duration of a frame of speech: the codec has 12.5 frames a second."""
+"""Duration of the Qwen3-Omni talker's frame of speech: its codec has 12.5 frames a second."""
 
 _CODES_PER_FRAME = 16
 """Codes of a published talker's frame: its own, and one of each of the code predictor's 15 passes. The fact
@@ -66,8 +66,14 @@ class FrameSummary:
 
 
 def makes_speech(trace: TraceRecord) -> bool:
-    """Return whether the trace is the talker's, with frames of 80 ms of speech."""
+    """Return whether the trace is the Qwen3-Omni talker's, whose phases and frames are those of `TalkerPhases`."""
     return "scenario" in trace.facts
+
+
+def speech_ns(trace: TraceRecord) -> float | None:
+    """Return the nanoseconds of speech in a frame, by the fact `frame_ns`; None for models that make no speech."""
+    frame_ns: float | None = trace.facts.get("frame_ns", FRAME_NS if makes_speech(trace) else None)
+    return frame_ns
 
 
 def _codes_per_frame(trace: TraceRecord) -> int:
@@ -116,9 +122,9 @@ def frame_latencies(trace: TraceRecord) -> pd.DataFrame:
         trace: a trace, or a selection of `Trace.select`.
 
     Returns:
-        A row a frame and run, in order: `run`; `frame`; `latency_ns`; and for speech `real_time_factor`, 80 ms over the
-        latency; `codes_per_second`, codes over the latency; `talker_ns` and `predictor_ns`, the time inside the calls
-        of each part. Unknown values are `<NA>`.
+        A row a frame and run, in order: `run`; `frame`; `latency_ns`; and for speech `real_time_factor`, the duration
+        of a frame of speech over the latency; `codes_per_second`, codes over the latency; `talker_ns` and
+        `predictor_ns`, the time inside the calls of each part. Unknown values are `<NA>`.
     """
     latencies: pd.DataFrame = _frames(trace).drop(columns=["line", "prefill", "start_ns"])
     return latencies
@@ -179,9 +185,10 @@ def _frames(trace: TraceRecord) -> pd.DataFrame:
     end = np.where(followed, next_start, np.where(complete, last, np.nan))
     begun = (groups["part"].first() == _TALKER).to_numpy() if speech else True
     latency = np.where(begun, end - first, np.nan)
-    seconds = np.where(speech, latency / 1e9, np.nan)
+    frame_ns = speech_ns(trace)
+    seconds = latency / 1e9 if frame_ns else np.full_like(latency, np.nan)
     frames["latency_ns"] = pd.array(latency, dtype="Int64")
-    frames["real_time_factor"] = pd.array(FRAME_NS / 1e9 / seconds, dtype="Float64")
+    frames["real_time_factor"] = pd.array((frame_ns or np.nan) / 1e9 / seconds, dtype="Float64")
     frames["codes_per_second"] = pd.array(codes / seconds, dtype="Float64")
     frames["talker_ns"] = pd.array(groups["talker"].sum(min_count=1), dtype="Int64")
     frames["predictor_ns"] = pd.array(groups["predictor"].sum(min_count=1), dtype="Int64")
@@ -221,7 +228,7 @@ def frame_summary(trace: TraceRecord) -> FrameSummary | None:
     mean = float(later.mean()) if len(later) else None
     p50, p95, p99 = np.percentile(later, [50, 95, 99]).tolist() if len(later) else (None, None, None)
     to_first = _times_to_first_frame(trace, frames[waits])
-    speech = makes_speech(trace)
+    frame_ns = speech_ns(trace)
     return FrameSummary(
         runs=frames["run"].nunique(),
         frames=len(frames),
@@ -232,8 +239,8 @@ def frame_summary(trace: TraceRecord) -> FrameSummary | None:
         p99_ns=p99,
         max_ns=float(later.max()) if len(later) else None,
         jitter_ns=float(differences.mean()) if len(differences) else None,
-        real_time_factor=FRAME_NS / mean if mean and speech else None,
-        codes_per_second=_codes_per_frame(trace) * 1e9 / mean if mean and speech else None,
+        real_time_factor=frame_ns / mean if mean and frame_ns else None,
+        codes_per_second=_codes_per_frame(trace) * 1e9 / mean if mean and frame_ns else None,
     )
 
 

@@ -43,6 +43,9 @@ _TARGETS = "talker, code2wav, a folder with a config.json, or package.module:fun
 Impl = Literal["native", "transformers"]
 """Implementation of the talker."""
 
+FamilyName = Literal["qwen3-omni", "csm", "dia", "moshi", "qwen2.5-omni", "bark"]
+"""Family of the talker; all but the first are transformers' own models."""
+
 
 class _TargetGroup(TyperGroup):
     """Group that takes the talker for a missing target, and short forms of `model DIR` and `call FUNCTION`."""
@@ -142,6 +145,10 @@ app.add_typer(trace_app, name="trace")
 @with_option_groups
 def talker(
     *,
+    family: Annotated[
+        FamilyName,
+        typer.Option(rich_help_panel=MODEL_PANEL, help="Family of talkers; all but qwen3-omni are transformers' own."),
+    ] = "qwen3-omni",
     preset_name: Preset = None,
     checkpoint: Checkpoint = None,
     impl: Annotated[
@@ -169,7 +176,10 @@ def talker(
         ),
     ] = None,
     frames: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=INPUT_PANEL, help="Number of 80 ms frames to speak.")
+        int,
+        typer.Option(
+            metavar="N", rich_help_panel=INPUT_PANEL, help="Number of frames to speak, of 80 ms for qwen3-omni."
+        ),
     ] = 8,
     speaker: Speaker = None,
     seed: Seed = 0,
@@ -182,6 +192,20 @@ def talker(
     ] = None,
 ) -> None:
     """Trace the talker: it speaks a few frames, greedily."""
+    if family != "qwen3-omni":
+        refused = {
+            "--device meta": device == "meta",
+            "--impl": impl != "native",
+            "--compile": compile_layers,
+            "--fused": fused,
+            "--graphs": graphs,
+            "--inputs": inputs is not None,
+            "--speaker": speaker is not None,
+            "--codes": codes is not None,
+            "--weights": weight_format is not None,
+        }
+        if options := [option for option, is_given in refused.items() if is_given]:
+            raise ValueError(f"{options[0]}: only for --family qwen3-omni, not {family}; leave it out")
     on_meta = device == "meta"
     native_only = {"compile": compile_layers, "fused": fused, "graphs": graphs, "weights int8": weight_format}
     if on_meta and impl == "transformers":
@@ -201,11 +225,16 @@ def talker(
     from talkerviz.talker.files.weight_loader import OnBytes
     from talkerviz.talker.generation.scenario import Scenario
     from talkerviz.talker.model.talker import Acceleration
-    from talkerviz.targets import Target, talker_of, talker_target
+    from talkerviz.targets import FAMILIES, Speech, Target, family_target, talker_of, talker_target
 
     scenario = Scenario(**given_lengths, speaker=speaker or "ethan", frames=frames, seed=seed)
-    faster = Acceleration(compile_layers, fused, graphs)
     weights = device_name(device), torch_dtype(dtype)
+    if family != "qwen3-omni":
+        # To other talkers, what the user says and what they speak is one text.
+        speech = Speech(scenario.prompt_tokens + scenario.text_tokens, frames, seed)
+        record_target(lambda on_bytes: family_target(FAMILIES[family], source, *weights, speech), recording)
+        return
+    faster = Acceleration(compile_layers, fused, graphs)
 
     def build(on_bytes: OnBytes) -> Target:
         loaded = talker_of(source, impl, *weights, scenario, inputs, on_bytes, faster, int8=weight_format == "int8")

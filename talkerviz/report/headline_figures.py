@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from talkerviz.analysis.frame_latency import FRAME_NS, FrameSummary, frame_summary
+from talkerviz.analysis.frame_latency import FrameSummary, frame_summary
 from talkerviz.analysis.summary import summarise
 from talkerviz.render.text import factor_text, share_text, time_text
 from talkerviz.trace import TraceRecord
@@ -65,8 +65,9 @@ def _frame_numbers(summary: FrameSummary | None) -> list[Number]:
         found.append(Number("frame, p50", time_text(summary.p50_ns), f"of {later:,} frames after the first"))
         jitter = f"jitter {time_text(summary.jitter_ns)}" if summary.jitter_ns is not None else ""
         found.append(Number("frame, p95", time_text(summary.p95_ns), jitter))
-    if summary.real_time_factor is not None:
-        hint = f"{time_text(FRAME_NS)} of speech in {time_text(summary.mean_ns)}"
+    if summary.real_time_factor is not None and summary.mean_ns is not None:
+        speech_ns = round(summary.real_time_factor * summary.mean_ns)
+        hint = f"{time_text(speech_ns)} of speech in {time_text(summary.mean_ns)}"
         found.append(Number("real time", factor_text(summary.real_time_factor), hint))
     return found
 

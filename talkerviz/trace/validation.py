@@ -396,6 +396,7 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
         ),
         _is_size,
     ),
+    "frame_ns": _is_rate,
     "warmup_ns": _list_of(_is_size),
     "cut_short": _list_of(_is_size),
     "run_ends": _list_of(_RUN_END),

@@ -65,6 +65,17 @@ def test_another_number_of_codes() -> None:
     assert (summary.frames, summary.codes_per_second) == (3, pytest.approx(8 * 1e9 / summary.mean_ns))
 
 
+def test_a_frame_of_another_models_speech() -> None:
+    rows = [at(number, 20 * number, 15, "decode" if number else "prefill", number) for number in range(3)]
+    trace = make_trace(rows, root="talker", frame_ns=10 * MS, codes_a_frame=4)
+    found = frame_latencies(trace)
+    assert found["real_time_factor"].tolist()[:2] == pytest.approx([0.5, 0.5])
+    assert found["codes_per_second"].tolist()[:2] == pytest.approx([200, 200])
+    summary = frame_summary(trace)
+    assert summary is not None
+    assert (summary.real_time_factor, summary.codes_per_second) == (pytest.approx(0.5), pytest.approx(200))
+
+
 def test_summary() -> None:
     found = frame_summary(spoken())
     assert found is not None

@@ -6,9 +6,11 @@ import functools
 import inspect
 import itertools
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -20,6 +22,11 @@ from talkerviz.trace.event_log import Mark
 _CACHE = re.compile(r"(?!use_)(past|past_key_values?|layer_past|mems|kv|cache|cache_params|\w+_cache)$")
 _POSITIONS = ("decoder_inputs_embeds", "decoder_input_ids", "inputs_embeds", "input_ids")
 _ENCODER = re.compile(r"(^|_)(encoder|tower|visual|vision_model|audio_model)$")
+# Names of parts that turn codes or spectrograms to sound and have no `encode`.
+_VOCODER = re.compile(r"(^|_)vocoder$|2wav$")
+
+_STACK_FRAMES = 24
+"""Stack frames searched for the method that calls a module: the recorder's, torch's, and those of wrappers."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,18 @@ class Passes:
         generators: modules that have a `generate` method.
         stacks: modules whose `forward` takes a cache and has `use_cache`.
         encoders: modules that run before the generator.
+        codecs: modules between codes and sound, or pictures: those with `encode` and `decode`, and vocoders.
+        uncached: generators whose passes take no cache, such as those that predict all positions at once.
+        inner: modules inside codecs and uncached generators, by path, with the path of the outer one. They are called
+            outside any pass where a method of the outer one, such as `decode`, is called in place of the module.
     """
 
     generators: frozenset[str] = frozenset()
     stacks: frozenset[str] = frozenset()
     encoders: frozenset[str] = frozenset()
+    codecs: frozenset[str] = frozenset()
+    uncached: frozenset[str] = frozenset()
+    inner: Mapping[str, str] = field(default_factory=dict)
 
 
 def passes_of(model: nn.Module, root: str) -> Passes:
@@ -43,12 +57,34 @@ def passes_of(model: nn.Module, root: str) -> Passes:
     takes_cache = {kind: _takes_cache(kind) for kind in {type(module) for _, module in named}}
     generators = {path for path, module in named if callable(getattr(type(module), "generate", None))}
     stacks = {path for path, module in named if takes_cache[type(module)]}
-    encoders: set[str] = set()
-    if generators or stacks:
-        for path, _ in named:
-            if _ENCODER.search(path.rpartition(".")[2]) and path != root and not _is_inside(path, encoders):
-                encoders.add(path)
-    return Passes(frozenset(generators), frozenset(stacks - encoders), frozenset(encoders))
+    if not (generators or stacks):
+        return Passes()
+    encoders, codecs = set[str](), set[str]()
+    for path, module in named:
+        name = path.rpartition(".")[2]
+        if path == root or _is_inside(path, encoders) or _is_inside(path, codecs):
+            continue
+        if path not in generators and (_has_methods(module, "encode", "decode") or _VOCODER.search(name)):
+            codecs.add(path)
+        elif _ENCODER.search(name):
+            encoders.add(path)
+    # A codec may have stacks for streaming; no pass of them is a frame. If it has every stack, it is the model itself.
+    outside = {path for path in stacks if path not in codecs and not _is_inside(path, codecs)}
+    if outside or not stacks:
+        stacks, generators = outside, {path for path in generators if not _is_inside(path, codecs)}
+    else:
+        codecs = set()
+    uncached = {path for path in generators - stacks - {root} if not _has_stack(path, stacks)}
+    paths = [path for path, _ in model.named_modules(prefix=root)]
+    inner = {path: outer for outer in codecs | uncached for path in _inside(outer, paths)}
+    return Passes(
+        frozenset(generators),
+        frozenset(stacks - encoders),
+        frozenset(encoders),
+        frozenset(codecs),
+        frozenset(uncached),
+        inner,
+    )
 
 
 class PassPhases:
@@ -64,8 +100,11 @@ class PassPhases:
     A request begins with each prefill on an empty cache, and with each further turn of a conversation. Its frames are
     the passes on its cache.
 
+    Calls of a codec outside any pass are `encode` inside its `encode`, and `codec` otherwise; they are of no frame.
+
     If several modules generate one after the other, phases have their names, as in `semantic.prefill`; if a module
-    generates between the passes of the module that contains it, its passes are the steps of that module's frame.
+    generates between the passes of the module that contains it, its passes are the steps of that module's frame. A
+    module that generates without a cache has the phase `forward`.
 
     Args:
         root: path of the model.
@@ -78,7 +117,9 @@ class PassPhases:
         self._passes = passes = passes or Passes()
         self.start = Mark("setup" if passes.generators else "forward")
         self._root = root
-        self.landmarks = frozenset({root, *passes.generators, *passes.stacks, *passes.encoders})
+        self.landmarks = frozenset(
+            {root, *passes.generators, *passes.stacks, *passes.encoders, *passes.codecs, *passes.inner}
+        )
         self._state: ContextVar[_State] = ContextVar("pass", default=_NO_PASS)
         self._requests = Requests()
         self._frames, self._request_numbers = itertools.count(), itertools.count()
@@ -101,19 +142,38 @@ class PassPhases:
         state = self._state.get()
         if path in self._passes.encoders:
             return Mark("encode")
-        is_part = state.owner is not None and path.startswith(f"{state.owner}.")
-        kind, request = self._kind(arguments, state.part_request if is_part else state.request)
-        if kind == "forward" and path != self._root:
-            return None  # a part that is called alone, outside any pass
+        outer = self._passes.inner.get(path, path)
+        if outer in self._passes.codecs:
+            method = _calling_method("encode", "decode")
+            encodes = method == "encode" or (method is None and _ENCODER.search(outer.rpartition(".")[2]))
+            return Mark("encode" if encodes else "codec", request=_number(state.request))
+        is_part = state.owner is not None and outer.startswith(f"{state.owner}.")
+        if outer in self._passes.uncached:
+            if path != outer and not self._begins_pass(path, outer, state):
+                return None
+            kind, request = "forward", None
+        else:
+            kind, request = self._kind(arguments, state.part_request if is_part else state.request)
+            if kind == "forward" and path != self._root:
+                return None  # a part that is called alone, outside any pass
+        first = (outer, path)
         if is_part:
-            step = 0 if kind == "prefill" else state.step + 1
-            self._state.set(state._replace(step=step, part_request=request))
-            return Mark(f"{path.rpartition('.')[2]}.{kind}", state.frame, step, request=_number(state.request))
+            step = 0 if kind == "prefill" or state.first[0] == state.owner else state.step + 1
+            self._state.set(state._replace(step=step, part_request=request, first=first))
+            return Mark(f"{outer.rpartition('.')[2]}.{kind}", state.frame, step, request=_number(state.request))
         if request is not None and request.number is None:
             request.number = next(self._request_numbers)
         frame = next(self._frames)
-        self._state.set(_State(path, frame, state.step, request))
-        return Mark(f"{self._prefix(path)}{kind}", frame, request=_number(request))
+        self._state.set(_State(outer, frame, state.step, request, first=first))
+        return Mark(f"{self._prefix(outer)}{kind}", frame, request=_number(request))
+
+    def _begins_pass(self, path: str, outer: str, state: _State) -> bool:
+        """Return whether a part of a generator without a cache begins a pass.
+
+        Some call `self.forward(...)`, so that no call of the module is seen: such a pass begins with its first part.
+        """
+        is_further = state.first[0] == outer and path != state.first[1]
+        return not is_further and _calling_method("forward", "generate") == "forward"
 
     def left(self, path: str) -> Mark | None:
         """Begin nothing: calls between passes belong to the pass before."""
@@ -155,6 +215,7 @@ class _State(NamedTuple):
         step: number of the last step, a part's pass, in the frame.
         request: request of the frame.
         part_request: request of the last step.
+        first: path of the module of the last pass, and of the module whose call began it: the same, or its first part.
     """
 
     owner: str | None = None
@@ -162,6 +223,7 @@ class _State(NamedTuple):
     step: int = 0
     request: Request | None = None
     part_request: Request | None = None
+    first: tuple[str, str] = ("", "")
 
 
 _NO_PASS = _State()
@@ -211,6 +273,35 @@ def _takes_cache(kind: type[nn.Module]) -> bool:
     except Exception:  # a forward that is not Python's; a scripted one raises any exception
         return False
     return "use_cache" in names and any(_CACHE.match(name) for name in names)
+
+
+def _has_methods(module: nn.Module, *names: str) -> bool:
+    return all(callable(getattr(type(module), name, None)) for name in names)
+
+
+def _calling_method(*names: str) -> str | None:
+    """Return which of these methods, or of their helpers such as `_encode_frame`, is the innermost on the stack."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_STACK_FRAMES):
+        if frame is None:
+            break
+        method = frame.f_code.co_name.lstrip("_")
+        for name in names:
+            if method == name or method.startswith(f"{name}_"):
+                return name
+        frame = frame.f_back
+    return None
+
+
+def _has_stack(path: str, stacks: Iterable[str]) -> bool:
+    # Attention modules in a list of layers take caches as well.
+    below = (stack.removeprefix(path).split(".") for stack in _inside(path, stacks))
+    return any(not any(map(str.isdigit, names)) for names in below)
+
+
+def _inside(path: str, others: Iterable[str]) -> Iterator[str]:
+    """Yield the paths that are below a path."""
+    return (other for other in others if other.startswith(f"{path}."))
 
 
 def _in_list(path: str) -> bool:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from talkerviz.analysis.frame_latency import FRAME_NS, FrameSummary, makes_speech
+from talkerviz.analysis.frame_latency import FrameSummary, speech_ns
 from talkerviz.render.escape import one_line
 from talkerviz.render.notes import notes_on
 from talkerviz.report.headline_figures import Figures
@@ -114,4 +114,5 @@ def _marks(trace: TraceRecord, summary: FrameSummary | None) -> list[dict[str, A
     marks = []
     if summary is not None and summary.p50_ns is not None:
         marks.append({"name": "latency p50", "value": round(summary.p50_ns)})
-    return [*marks, {"name": "real time", "value": FRAME_NS}] if makes_speech(trace) else marks
+    frame_ns = speech_ns(trace)
+    return [*marks, {"name": "real time", "value": frame_ns}] if frame_ns else marks
