@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any
 
-from talkerviz.recorder.instruments.cuda_clock import Cuda
+from talkerviz.recorder.instruments.device_runtime import DeviceRuntime
 
 
 @dataclass
@@ -36,8 +36,8 @@ class FakeEvent:
     passed: int | None = None  # host nanoseconds at which the device passes it
     device: FakeDevice | None = None
 
-    def record(self) -> None:
-        device = self.machine.devices[self.machine.current]
+    def record(self, stream: int | None = None) -> None:
+        device = self.machine.devices[self.machine.current if stream is None else stream]
         self.device = device
         if device.capturing is not None:
             if not self.external:
@@ -68,13 +68,14 @@ class FakeMachine:
     waits_allowed: bool = True
     external: bool = True
 
-    def runtime(self) -> Cuda:
-        return Cuda(
+    def runtime(self, ring: int = 64) -> DeviceRuntime:
+        return DeviceRuntime(
             event=self.event,
-            device=lambda: self.current,
-            capturing=lambda: self.devices[self.current].capturing is not None,
+            stream_of=lambda device: device,  # one stream a device
+            current=lambda: self.current,
             synchronize=self.synchronize,
-            select=self.select,
+            capturing=lambda: self.devices[self.current].capturing is not None,
+            ring=ring,
         )
 
     def event(self, external: bool) -> FakeEvent:

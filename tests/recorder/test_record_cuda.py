@@ -19,8 +19,8 @@ from torch import nn
 import talkerviz as tv
 from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.instruments.base import Instrument, RunContext
-from talkerviz.recorder.instruments.cuda_clock import CudaClock, device_columns
 from talkerviz.recorder.instruments.cuda_graph_clock import CudaGraphClock
+from talkerviz.recorder.instruments.device_clock import DeviceClock, device_columns
 from talkerviz.recorder.instruments.kernel_time import busy_until_edges
 from talkerviz.recorder.instruments.memory import DeviceMemory, _range_max
 from talkerviz.recorder.instruments.registry import CLOCKS, MEASURES, Kind
@@ -51,8 +51,8 @@ def record(
     """Record with the made-up device's clock."""
 
     def make(run: RunContext) -> list[Instrument]:
-        cuda_clock = CudaClock(replace(run, devices=devices), machine.runtime())
-        return [cuda_clock, CudaGraphClock(run, cuda_clock, owner=FakeGraph)]
+        device_clock = DeviceClock(replace(run, devices=devices), machine.runtime(), budget=0)
+        return [device_clock, CudaGraphClock(run, device_clock, owner=FakeGraph)]
 
     monkeypatch.setitem(CLOCKS, "cuda", Kind(make))
     with tv.recording(model, clock="cuda", **how) as rec:
