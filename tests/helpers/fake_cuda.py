@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import Any
 
+import pytest
+import torch
+from torch import nn
+
+import talkerviz as tv
+from talkerviz.recorder.instruments.base import Instrument, RunContext
+from talkerviz.recorder.instruments.cuda_graph_clock import CudaGraphClock
+from talkerviz.recorder.instruments.device_clock import DeviceClock
+
 from talkerviz.recorder.instruments.device_runtime import DeviceRuntime
+from talkerviz.recorder.instruments.registry import CLOCKS, Kind
+
+MS = 1_000_000  # nanoseconds
 
 
 @dataclass
@@ -117,3 +130,49 @@ class FakeGraph:
                 device.busy_until += step
             else:
                 step.passed = device.busy_until
+
+
+class Works(nn.Module):
+    def __init__(self, machine: FakeMachine, ns: int, *inner: nn.Module, device: int = 0) -> None:
+        super().__init__()
+        self.machine, self.ns, self.device = machine, ns, device
+        self.inner = nn.ModuleList(inner)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.machine.select(self.device):
+            for module in self.inner:
+                x = module(x)
+            self.machine.devices[self.device].work(self.ns)
+        return x
+
+
+def record(
+    monkeypatch: pytest.MonkeyPatch, machine: FakeMachine, model: nn.Module, run: Any, devices: Any = (0,), budget: float = 0, **how: Any
+) -> Any:
+    """Record with the made-up device's clock; `budget` is that of the clock, 0 for the time of every call."""
+
+    def make(run: RunContext) -> list[Instrument]:
+        device_clock = DeviceClock(replace(run, devices=devices), machine.runtime(), budget)
+        return [device_clock, CudaGraphClock(run, device_clock, owner=FakeGraph)]
+
+    monkeypatch.setitem(CLOCKS, "cuda", Kind(make))
+    with tv.recording(model, clock="cuda", **how) as rec:
+        machine.waits_allowed = False
+        run()
+        machine.waits_allowed = True
+    return rec.trace
+
+
+def captured(machine: FakeMachine, model: nn.Module, replays: int, wait: bool) -> Any:
+    graph, x = FakeGraph(machine), torch.zeros(1)
+
+    def run() -> None:
+        graph.capture_begin()
+        model(x)
+        graph.capture_end()
+        for _ in range(replays):
+            graph.replay()
+            if wait:  # as reading a result does
+                time.sleep(0.02)
+
+    return run
