@@ -20,7 +20,7 @@ _READS_PER_STAMP = 2  # more than the one event that a stamp takes, so that none
 _KEPT_WAITING = 128  # latest events, which the device has likely not passed yet
 _SKIPPED_READS = 16  # stamps without a try to read, after one that found nothing passed
 _MORE_EVENTS = 64  # events made at once when none is free
-_MEASURED_FRAMES = 3  # whole frames before `every` is chosen; the first are slow
+_MEASURED_FRAMES = 3  # frames, after the first, by which `every` is chosen
 _MIN_STAMP_SHARE = 0.01  # of a frame's time, for stamps, if the recorder alone takes the whole budget
 
 
@@ -36,11 +36,10 @@ class _Thread:
 
 
 @dataclass
-class _Frame:
-    number: int = -1
-    began_ns: int = 0
-    recorder_ns: int = 0
-    spent_ns: int = 0
+class _FrameCost:
+    plain_ns: int = 0  # time without the recorder
+    recorder_ns: int = 0  # time of the recorder, the stamps included; while the frame lasts, that before it
+    spent_ns: int = 0  # time of the stamps
     stamps: int = 0
     of_level: list[int] = field(default_factory=lambda: [0, 0])
 
@@ -55,7 +54,7 @@ class PythonDeviceStamps:
         current: returns the index of the current device.
         capturing: returns whether the current stream captures a graph; None if none can.
         on_capture: called with (thread, stamp) for a stamp on a stream that captures.
-        module_devices: device of each module by number, as int16: an index, or one of the constants in the place of one.
+        module_devices: device of each module by number, as int16: an index or a constant in the place of one.
         ring: number of events that are made beforehand on each device.
         budget: share of a frame's time for the recorder; 0 to stamp every call.
 
@@ -84,7 +83,8 @@ class PythonDeviceStamps:
         self._threads: dict[int, _Thread] = {}
         self._captures = 0
         self._every, self._levels = (0 if budget > 0 else 1), 2
-        self._frame, self._measured = _Frame(), 0
+        self._frame_number, self._frame_began_ns = -1, 0
+        self._frame, self._measured = _FrameCost(), list[_FrameCost]()
         self.fault = ""
 
     def stamp_call(
@@ -104,7 +104,7 @@ class PythonDeviceStamps:
         of_thread = self._thread(thread)
         chooses = self._every == 0 and thread == 0
         if entry:
-            if chooses and frame != self._frame.number:
+            if chooses and frame != self._frame_number:
                 self._begin_frame(frame, recorder_ns)
             of_thread.open[depth] = self._device_of(depth, module, tensor_device, frame)
         began = perf_counter_ns()
@@ -197,20 +197,22 @@ class PythonDeviceStamps:
                 self._free[device].append(event)
 
     def _begin_frame(self, number: int, recorder_ns: int) -> None:
-        now, before = perf_counter_ns(), self._frame
-        if before.number >= 0 and number == before.number + 1:
-            self._measured += 1
-            if self._measured >= _MEASURED_FRAMES:
-                self._choose(now - before.began_ns, recorder_ns - before.recorder_ns)
-        self._frame = _Frame(number, now, recorder_ns)
+        now, ended = perf_counter_ns(), self._frame
+        if self._frame_number > 0 and number == self._frame_number + 1 and ended.stamps:  # the first frame is slow
+            ended.recorder_ns = recorder_ns - ended.recorder_ns
+            ended.plain_ns = now - self._frame_began_ns - ended.recorder_ns
+            if ended.plain_ns > 0:
+                self._measured.append(ended)
+            if len(self._measured) == _MEASURED_FRAMES:
+                # The fastest: another process may have held up the others.
+                self._choose(min(self._measured, key=lambda frame: frame.plain_ns))
+        self._frame_number, self._frame_began_ns = number, now
+        self._frame = _FrameCost(recorder_ns=recorder_ns)
 
-    def _choose(self, frame_ns: int, recorder_ns: int) -> None:
-        """Choose `every` and `levels` after a frame all of whose calls were stamped."""
-        frame, plain = self._frame, frame_ns - recorder_ns
-        if plain <= 0 or not frame.stamps:
-            return
-        every_call = frame.spent_ns / plain
-        left = max(_MIN_STAMP_SHARE, self._budget - (recorder_ns / plain - every_call))
+    def _choose(self, frame: _FrameCost) -> None:
+        """Choose `every` and `levels` from a frame all of whose calls were stamped."""
+        every_call = frame.spent_ns / frame.plain_ns
+        left = max(_MIN_STAMP_SHARE, self._budget - (frame.recorder_ns / frame.plain_ns - every_call))
         if every_call <= left:
             self._every = 1
             return
@@ -260,7 +262,7 @@ class PythonDeviceStamps:
     def time_of(self, device: int, event: Any) -> int:
         """Return the time of an event on the device's line in nanoseconds."""
         anchor, anchor_ns = self._anchors[device]
-        return anchor_ns + round(anchor.elapsed_time(event) * 1e6)
+        return anchor_ns + int(round(anchor.elapsed_time(event) * 1e6))
 
     def forget_device(self, module: int) -> None:
         """Take the device of a module's calls from their tensors from here on."""

@@ -23,8 +23,9 @@ def join(trace: RecordT, other: TraceRecord) -> RecordT:
     """Add the measurements of another run to a trace: FLOP, bytes, kernel time, memory, flow and facts.
 
     If the other run adds only the flow, its tensors may have other shapes. Calls that the other run did not watch stay
-    without: those of threads other than the one that began to record. Calls of a CUDA graph's replays get those of the
-    calls that were captured. Of several runs in the trace the first gets the flow; the other measurements go to each run with the same calls and tensors.
+    without: those of threads other than the one that began to record. Calls of a CUDA graph's replays get the
+    measurements of the calls that were captured. Of several runs in the trace the first gets the flow; the other
+    measurements go to each run with the same calls and tensors.
 
     A compiled or fused module is one call in the trace and may have child calls in the other run; the one call gets
     their measurements.
@@ -91,7 +92,7 @@ def _with_replays(calls: pd.DataFrame, eager: pd.Series, measured: pd.Series) ->
     wanted = replayed[alike].assign(number=number, row=replayed.index).merge(counts, on=alike)
     wanted["number"] %= wanted["count"]
     found = wanted.merge(values, on=[*alike, "number"])
-    complete = measured.copy()
+    complete: pd.Series = measured.copy()
     complete[found["row"]] = found["value"].array
     return complete
 

@@ -17,7 +17,6 @@ import talkerviz as tv
 from talkerviz.recorder.instruments.base import Instrument, RunContext
 from talkerviz.recorder.instruments.cuda_graph_clock import CudaGraphClock
 from talkerviz.recorder.instruments.device_clock import DeviceClock
-
 from talkerviz.recorder.instruments.device_runtime import DeviceRuntime
 from talkerviz.recorder.instruments.registry import CLOCKS, Kind
 
@@ -49,8 +48,8 @@ class FakeEvent:
     passed: int | None = None  # host nanoseconds at which the device passes it
     device: FakeDevice | None = None
 
-    def record(self, stream: int | None = None) -> None:
-        device = self.machine.devices[self.machine.current if stream is None else stream]
+    def record(self, stream: tuple[int, int] | None = None) -> None:
+        device = self.machine.devices[self.machine.current if stream is None else stream[0]]
         self.device = device
         if device.capturing is not None:
             if not self.external:
@@ -77,6 +76,7 @@ class FakeEvent:
 class FakeMachine:
     devices: list[FakeDevice] = field(default_factory=lambda: [FakeDevice()])
     current: int = 0
+    stream: int = 0  # streams of a device do their work in one order
     made: int = 0
     waits_allowed: bool = True
     external: bool = True
@@ -84,7 +84,7 @@ class FakeMachine:
     def runtime(self, ring: int = 64) -> DeviceRuntime:
         return DeviceRuntime(
             event=self.event,
-            stream_of=lambda device: device,  # one stream a device
+            stream_of=lambda device: (device, self.stream),
             current=lambda: self.current,
             synchronize=self.synchronize,
             capturing=lambda: self.devices[self.current].capturing is not None,
@@ -147,7 +147,13 @@ class Works(nn.Module):
 
 
 def record(
-    monkeypatch: pytest.MonkeyPatch, machine: FakeMachine, model: nn.Module, run: Any, devices: Any = (0,), budget: float = 0, **how: Any
+    monkeypatch: pytest.MonkeyPatch,
+    machine: FakeMachine,
+    model: nn.Module,
+    run: Any,
+    devices: Any = (0,),
+    budget: float = 0,
+    **how: Any,
 ) -> Any:
     """Record with the made-up device's clock; `budget` is that of the clock, 0 for the time of every call."""
 

@@ -26,6 +26,7 @@ from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import build_talker, generate
 from talkerviz.talker.generation.cuda_graphs import WARM_UPS, StaticFrame
 
+
 @pytest.mark.parametrize("drift", [1.0, 1.001])
 def test_device_times(monkeypatch: pytest.MonkeyPatch, drift: float) -> None:
     machine = FakeMachine([FakeDevice(drift)])

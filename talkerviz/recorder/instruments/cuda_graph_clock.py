@@ -150,9 +150,7 @@ class CudaGraphClock(Instrument):
         self._clock.begin_line(device)
         before, after = (capture.spare.pop() if capture.spare else runtime.event(False) for _ in range(2))
         stamps = self._clock.stamps.count(thread)
-        begun = _Replay(
-            capture.replays, self._run.mark_number(), thread, stamps, device, stream, before, after
-        )
+        begun = _Replay(capture.replays, self._run.mark_number(), thread, stamps, device, stream, before, after)
         before.record()
         return begun
 
@@ -220,7 +218,7 @@ class CudaGraphClock(Instrument):
         self,
         whole: pd.DataFrame,
         calls: pd.DataFrame,
-        rows: Sequence[int],
+        rows: list[int],
         event_of: Mapping[int, Sequence[int]],
         capture: _Capture,
         replay: _Replay,
@@ -260,7 +258,7 @@ class CudaGraphClock(Instrument):
         local = again.assign(parent=pd.array([None if one is None else one - number for one in inner], dtype="Int64"))
         times = device_columns(local, begin + base, end - begin, np.ones(len(rows), dtype=bool))
         parents = [caller if parent is None else parent for parent in inner]
-        return again.assign(
+        replayed: pd.DataFrame = again.assign(
             call=list(new_number.values()),
             parent=pd.array(parents, dtype="Int64"),
             depth=depth,
@@ -272,6 +270,7 @@ class CudaGraphClock(Instrument):
             error=None,
             **times,
         )
+        return replayed
 
 
 def _events_by_row(capture: _Capture, row_of: Mapping[tuple[int, int], int]) -> dict[int, list[int]]:

@@ -194,7 +194,7 @@ class DeviceClock(Instrument):
             differs[rows] = (devices[first] == SEVERAL_DEVICES) | (devices[first] != devices[last])
         known = (begin != NO_TIME) & (end != NO_TIME) & ~differs
         start = begin - self._run.origin_ns - edges["paused"].to_numpy()
-        columns = device_columns(calls, start, end - begin - pause, known)
+        columns = device_columns(calls, start, np.maximum(end - begin - pause, 0), known)
         skipped = device == SKIPPED
         callers = calls["parent"][skipped | differs].dropna().unique().astype(np.int64)
         columns["device_self_ns"][callers] = pd.NA  # what the calls inside took is not known

@@ -101,7 +101,7 @@ def native_functions(library: Path, prefix: str) -> dict[str, int] | None:
     """
     try:
         loaded = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-        found = {name: ctypes.cast(loaded[f"{prefix}{symbol}"], ctypes.c_void_p).value for name, symbol in _FUNCTIONS.items()}
+        found = {name: ctypes.cast(loaded[prefix + symbol], ctypes.c_void_p) for name, symbol in _FUNCTIONS.items()}
     except (OSError, AttributeError):
         return None
-    return {name: address for name, address in found.items() if address}
+    return {name: function.value or 0 for name, function in found.items()}

@@ -10,7 +10,7 @@
 #define KEPT_WAITING 128             /* latest events, which the device has likely not passed yet */
 #define SKIPPED_READS 16             /* stamps without a try to read, after one that found nothing passed */
 #define MORE_EVENTS 64               /* events made at once when none is free */
-#define MEASURED_FRAMES 3            /* whole frames before `every` is chosen; the first are slow */
+#define MEASURED_FRAMES 3            /* frames, after the first, by which `every` is chosen */
 #define MIN_STAMP_SHARE 0.01         /* of a frame's time, for stamps, if the tap alone takes the whole budget */
 
 enum { NO_TIME = -1 };
@@ -62,6 +62,13 @@ typedef struct {
   int device; /* that of the latest stamp */
 } Thread;
 
+typedef struct {
+  int64_t plain_ns;    /* time without the recorder */
+  int64_t recorder_ns; /* time of the recorder, the stamps included; while the frame lasts, that before it */
+  int64_t spent_ns;    /* time of the stamps */
+  int64_t stamps, of_level[2];
+} FrameCost;
+
 struct DeviceStamps {
   PyObject_HEAD Runtime runtime;
   int native;           /* whether events are handles of `runtime` */
@@ -84,9 +91,9 @@ struct DeviceStamps {
   double budget; /* share of a frame's time for the recorder; 0 to stamp every call */
   int64_t every; /* 0 until it is chosen */
   int levels;
-  int64_t frame, frame_began, frame_recorder_ns, spent_ns;
-  int64_t stamps, stamps_of_level[2];
-  int measured;
+  int64_t frame, frame_began;
+  FrameCost current_frame, fastest_frame;
+  int measured; /* frames */
 };
 
 /* ---- Events. Functions return 0, or -1 after an exception or a fault; `note_exception` tells them apart. */
@@ -370,19 +377,17 @@ static int record_stamp(DeviceStamps *self, Thread *thread, Py_ssize_t number, i
 
 /* ---- Choice of calls. */
 
-/* Chooses `every` and `levels` after a frame all of whose calls were stamped. */
-static void choose(DeviceStamps *self, int64_t frame_ns, int64_t recorder_ns) {
-  double plain = (double)(frame_ns - recorder_ns);
-  if (plain <= 0 || self->stamps == 0) return;
-  double each = (double)self->spent_ns / (double)self->stamps, all = (double)self->spent_ns / plain;
-  double left = self->budget - ((double)recorder_ns / plain - all);
+/* Chooses `every` and `levels` from a frame all of whose calls were stamped. */
+static void choose(DeviceStamps *self, const FrameCost *frame) {
+  double plain = (double)frame->plain_ns, all = (double)frame->spent_ns / plain;
+  double left = self->budget - ((double)frame->recorder_ns / plain - all);
   if (left < MIN_STAMP_SHARE) left = MIN_STAMP_SHARE;
   if (all <= left) {
     self->every = 1;
     return;
   }
-  double first = (double)self->stamps_of_level[0] * each / plain;
-  double second = first + (double)self->stamps_of_level[1] * each / plain;
+  double first = all * (double)frame->of_level[0] / (double)frame->stamps;
+  double second = first + all * (double)frame->of_level[1] / (double)frame->stamps;
   self->levels = second <= left / 2 ? 2 : 1;
   double always = self->levels == 2 ? second : first;
   double others = left - always < left / 4 ? left / 4 : left - always;
@@ -392,12 +397,18 @@ static void choose(DeviceStamps *self, int64_t frame_ns, int64_t recorder_ns) {
 
 static void begin_frame(DeviceStamps *self, const StampedCall *call) {
   int64_t now = clock_ns();
-  if (self->frame >= 0 && call->frame == self->frame + 1 && ++self->measured >= MEASURED_FRAMES)
-    choose(self, now - self->frame_began, call->recorder_ns - self->frame_recorder_ns);
+  FrameCost *ended = &self->current_frame;
+  if (self->frame > 0 && call->frame == self->frame + 1 && ended->stamps > 0) { /* the first frame is slow */
+    ended->recorder_ns = call->recorder_ns - ended->recorder_ns;
+    ended->plain_ns = now - self->frame_began - ended->recorder_ns;
+    /* The fastest: another process may have held up the others. */
+    if (ended->plain_ns > 0 && (self->measured == 0 || ended->plain_ns < self->fastest_frame.plain_ns))
+      self->fastest_frame = *ended;
+    if (ended->plain_ns > 0 && ++self->measured == MEASURED_FRAMES) choose(self, &self->fastest_frame);
+  }
   self->frame = call->frame;
   self->frame_began = now;
-  self->frame_recorder_ns = call->recorder_ns;
-  self->spent_ns = self->stamps = self->stamps_of_level[0] = self->stamps_of_level[1] = 0;
+  self->current_frame = (FrameCost){.recorder_ns = call->recorder_ns};
 }
 
 static int is_stamped(const DeviceStamps *self, const StampedCall *call) {
@@ -453,9 +464,9 @@ int device_stamp(DeviceStamps *self, Py_ssize_t number, int entry, const Stamped
   if (!chooses) return go_on(self, stamp_on(self, thread, number, device));
   int64_t began = clock_ns();
   int failed = stamp_on(self, thread, number, device);
-  self->spent_ns += clock_ns() - began;
-  self->stamps++;
-  if (call->depth < 2) self->stamps_of_level[call->depth]++;
+  self->current_frame.spent_ns += clock_ns() - began;
+  self->current_frame.stamps++;
+  if (call->depth < 2) self->current_frame.of_level[call->depth]++;
   return go_on(self, failed);
 }
 
