@@ -262,7 +262,8 @@ class PythonDeviceStamps:
     def time_of(self, device: int, event: Any) -> int:
         """Return the time of an event on the device's line in nanoseconds."""
         anchor, anchor_ns = self._anchors[device]
-        return anchor_ns + int(round(anchor.elapsed_time(event) * 1e6))
+        milliseconds: float = anchor.elapsed_time(event)
+        return anchor_ns + round(milliseconds * 1e6)
 
     def forget_device(self, module: int) -> None:
         """Take the device of a module's calls from their tensors from here on."""

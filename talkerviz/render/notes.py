@@ -81,13 +81,14 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
     if sampling := facts.get("device_sampling"):
         notes.append(
             f"Device times of all calls are of one frame in {sampling['every']:,}, {len(sampling['frames']):,} in all,"
-            f" and in other frames of the outer {format_count(sampling['levels'], 'level')} alone; sums of the others are"
-            " estimates. `--clock cuda-all` times every call and costs more."
+            f" and in other frames of the outer {format_count(sampling['levels'], 'level')} alone; sums of the others"
+            " are estimates. `--clock cuda-all` times every call and costs more."
         )
     if several := facts.get("several_devices"):
         more = f" and {several['calls'] - 1:,} more" if several["calls"] > 1 else ""
         notes.append(
-            f"No device time for a call of {several['modules'][0]}{more}: its weights begin and end on different devices."
+            f"No device time for a call of {several['modules'][0]}{more}: its weights begin and end on different"
+            " devices."
         )
     if facts.get("device_untimed"):
         notes.append(f"No device times: {facts['device_untimed']}")

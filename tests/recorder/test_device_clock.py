@@ -1,4 +1,4 @@
-"""Device clock on made-up devices: stamps in C and in Python, threads, pauses, several devices, sampled frames, graphs."""
+"""Device clock on made-up devices: stamps in C and in Python, threads, pauses, devices, sampled frames, graphs."""
 
 from __future__ import annotations
 

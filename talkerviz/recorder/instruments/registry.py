@@ -50,8 +50,10 @@ CLOCKS: dict[str, Kind] = {
     "device-all": Kind(_device_clock(0), "any"),
     "none": Kind(lambda run: ()),
 }
-"""Clocks by name: `cpu` and `none` need no instrument, since the log takes host times itself. `cuda` is `device` on CUDA
-or ROCm. Those that end in `-all` stamp every call, the others as many as cost little."""
+"""Clocks by name: `cpu` and `none` need no instrument, since the log takes host times itself.
+
+`cuda` is `device` on CUDA or ROCm. Those that end in `-all` stamp every call, the others as many as cost little.
+"""
 
 MEASURES: dict[str, Kind] = {
     "cost": Kind(lambda run: [FlopCounter(run)]),
