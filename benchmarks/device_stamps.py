@@ -54,7 +54,7 @@ def native_runtime(library: Path) -> DeviceRuntime:
     loaded = ctypes.CDLL(str(library))
     # As torch._C._cuda_getCurrentRawStream, this is one function in C: the default stream.
     return DeviceRuntime(
-        lambda external: None, int().__mul__, int, loaded.synchronize, functions=native_functions(library, "cuda")
+        lambda external: None, (0).__mul__, int, loaded.synchronize, functions=native_functions(library, "cuda")
     )
 
 

@@ -50,6 +50,14 @@ class DeviceRuntime:
     ring: int = 512
 
 
+def accelerator_name(device: torch.device) -> str | None:
+    """Return the name of an accelerator as its driver reports it; None if torch cannot ask."""
+    try:
+        return str(torch.get_device_module(device.type).get_device_name(device.index or 0))
+    except (AttributeError, RuntimeError, AssertionError):  # backends differ in what they have
+        return None
+
+
 def runtime_of(device_type: str) -> DeviceRuntime:
     """Return the runtime of an accelerator by torch's name for it, such as `cuda` (also of ROCm), `xpu` or `mps`."""
     return _cuda_runtime() if device_type == "cuda" else _torch_runtime(device_type)

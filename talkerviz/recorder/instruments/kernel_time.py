@@ -21,6 +21,12 @@ from torch.profiler import ProfilerActivity, profile
 from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext, Undo
 
 _ANNOTATION = "talkerviz edge"
+_ACTIVITIES = {
+    "cuda": ProfilerActivity.CUDA,
+    "xpu": ProfilerActivity.XPU,
+    "mtia": ProfilerActivity.MTIA,
+    "hpu": ProfilerActivity.HPU,
+}
 
 
 class KernelTime(Instrument):
@@ -28,7 +34,11 @@ class KernelTime(Instrument):
 
     def __init__(self, run: RunContext) -> None:
         self._thread = run.thread
-        self._profile = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+        self._device_type = run.device_type
+        activity = _ACTIVITIES.get(run.device_type, ProfilerActivity.PrivateUse1)
+        if activity not in torch.profiler.supported_activities():
+            raise ValueError(f"'busy': torch's profiler sees no kernels of {run.device_type} here")
+        self._profile = profile(activities=[ProfilerActivity.CPU, activity])
 
     def attach(self, undo: Undo) -> None:
         """Start the profiler."""
@@ -43,10 +53,13 @@ class KernelTime(Instrument):
 
     def stop(self) -> None:
         """Stop the profiler and read its events."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         self._profile.stop()
-        self._until = busy_until_edges(chrome_trace_of(self._profile))
+        trace = chrome_trace_of(self._profile)
+        if not any(event.get("cat") in RUN_ON_DEVICE for event in trace["traceEvents"]):
+            raise RuntimeError(f"torch's profiler saw no kernel of {self._device_type}")
+        self._until = busy_until_edges(trace)
 
     def finish(self, calls: pd.DataFrame, edges: pd.DataFrame) -> Readings:
         """Return for each call the summed run times of the kernels launched in it."""
@@ -89,7 +102,7 @@ def busy_until_edges(chrome_trace: Mapping[str, Any]) -> np.ndarray:
     return until[before].astype(np.int64)
 
 
-LAUNCHES = ("cuda_runtime", "cuda_driver")
+LAUNCHES = tuple(f"{name}_{layer}" for name in ("cuda", "xpu", "privateuse1") for layer in ("runtime", "driver"))
 """Categories of the host's requests to a device; the kernel or copy that one starts has the same `correlation`."""
 
 RUN_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
