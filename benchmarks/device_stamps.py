@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python benchmarks/device_stamps.py
 
-Needs a C compiler and no GPU. A call of a recorded module is timed with `--clock cpu` and with each kind of device stamp,
-in turns; a stamp is half of the difference, and includes reading its event and using it again. On a device the runtime's
-own record, query and elapsed time come on top: benchmarks/device_events.py measures them.
+Needs a C compiler and no GPU. A call of a recorded module is timed with `--clock cpu` and with each kind of device
+stamp, in turns; a stamp is half of the difference, and includes reading its event and using it again. On a device the
+runtime's own record, query and elapsed time come on top: benchmarks/device_events.py measures them.
 """
 
 from __future__ import annotations
