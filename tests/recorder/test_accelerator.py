@@ -19,15 +19,17 @@ COMPILER = shutil.which("c++") or shutil.which("g++")
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What `accelerator_child.py` saw on the accelerator of `made_up_accelerator.cpp`."""
+    """Build the accelerator of `made_up_accelerator.cpp`, and return what `accelerator_child.py` saw on it."""
     if COMPILER is None or sys.platform != "linux":
         pytest.skip("no C++ compiler to build the made-up accelerator")
     folder, torch_folder = tmp_path_factory.mktemp("accelerator"), Path(torch.__file__).parent
     library = folder / "libmadeup.so"
     include = [f"-I{torch_folder / 'include' / part}" for part in ("", "torch/csrc/api/include")]
     built = subprocess.run(
-        [COMPILER, "-O0", "-std=c++20", "-fPIC", "-shared", *include, HELPERS / "made_up_accelerator.cpp"]
-        + ["-o", library, f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu"],
+        [
+            *(COMPILER, "-O0", "-std=c++20", "-fPIC", "-shared", *include, HELPERS / "made_up_accelerator.cpp"),
+            *("-o", library, f"-L{torch_folder / 'lib'}", "-lc10", "-ltorch_cpu"),
+        ],
         capture_output=True,
         text=True,
     )

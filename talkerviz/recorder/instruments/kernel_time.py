@@ -36,7 +36,7 @@ class KernelTime(Instrument):
         self._thread = run.thread
         self._device_type = run.device_type
         activity = _ACTIVITIES.get(run.device_type, ProfilerActivity.PrivateUse1)
-        if activity not in torch.profiler.supported_activities():
+        if activity not in torch.profiler.supported_activities():  # type: ignore[no-untyped-call]
             raise ValueError(f"'busy': torch's profiler sees no kernels of {run.device_type} here")
         self._profile = profile(activities=[ProfilerActivity.CPU, activity])
 
