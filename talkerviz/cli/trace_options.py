@@ -72,8 +72,8 @@ class RecordingOptions:
         Clock,
         typer.Option(
             rich_help_panel=MEASURES_PANEL,
-            help="Clock that times calls; auto is cuda or device (any accelerator) where the model is on one, -all stamps"
-            " every call there and costs more, none records shapes only.",
+            help="Clock that times calls; auto is cuda or device (any accelerator) where the model is on one, -all"
+            " stamps every call there and costs more, none records shapes only.",
         ),
     ] = "auto"
     flow: Annotated[
