@@ -15,8 +15,8 @@ from talkerviz.trace.trace import RecordT, TraceRecord
 
 _SAME_CALLS = ("path", "depth")
 _SAME_TENSORS = ("inputs", "outputs")
-# Of a captured call these are those of its replays. Its kernels did not run, so it has no kernel time.
-_OF_CAPTURED = ("flops", "bytes_read", "bytes_written", "memory_peak_bytes", "memory_delta_bytes")
+# Of a captured call these are those of its replays.
+_OF_CAPTURED = ("busy_ns", "flops", "bytes_read", "bytes_written", "memory_peak_bytes", "memory_delta_bytes")
 
 
 def join(trace: RecordT, other: TraceRecord) -> RecordT:
@@ -67,7 +67,7 @@ def join(trace: RecordT, other: TraceRecord) -> RecordT:
     }
     for name in _OF_CAPTURED:
         if name in measured:
-            measured[name] = _with_replays(trace.calls, eager, measured[name])
+            measured[name] = _with_replays(trace.calls, eager, measured[name].rename(name))
     flow = trace.flow
     if other.flow is not None:
         seen = select_flow(other.flow, watched, visible, None, None)
@@ -94,6 +94,8 @@ def _with_replays(calls: pd.DataFrame, eager: pd.Series, measured: pd.Series) ->
     found = wanted.merge(values, on=[*alike, "number"])
     complete: pd.Series = measured.copy()
     complete[found["row"]] = found["value"].array
+    if measured.name == "busy_ns":
+        complete[captured.index] = pd.NA  # its kernels did not run
     return complete
 
 

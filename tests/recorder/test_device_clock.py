@@ -6,9 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fake_cuda import MS, FakeDevice, FakeGraph, FakeMachine, Works, record
@@ -384,3 +386,6 @@ def test_replayed_calls_have_the_costs_of_the_captured_ones(monkeypatch: pytest.
     joined = join(timed, costs)
     assert joined.calls["flops"].tolist() == [128, 64, 64] * 4
     assert joined.calls["bytes_read"].notna().all()
+    # Kernels of captured calls run in the replays, and only there.
+    busy = replace(costs, calls=costs.calls.assign(busy_ns=pd.array([30, 10, 20, 33, 11, 22], dtype="Int64")))
+    assert join(timed, busy).calls["busy_ns"].fillna(-1).tolist() == [30, 10, 20, -1, -1, -1, *[33, 11, 22] * 2]
