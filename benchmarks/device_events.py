@@ -52,7 +52,7 @@ def event_costs() -> dict[str, float]:
         stream_of=runtime.stream_of,
         current=runtime.current,
         capturing=runtime.capturing,
-        on_capture=lambda thread, stamp: None,
+        on_capture=lambda thread, stamp, depth: None,
         module_devices=b"\0\0",  # module 0 is on device 0
         ring=runtime.ring,
         budget=0.0,

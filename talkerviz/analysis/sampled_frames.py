@@ -9,12 +9,17 @@ from talkerviz.trace import TraceRecord
 
 
 def in_whole_frames(trace: TraceRecord) -> np.ndarray:
-    """Return a mask of the calls that are in no frame, or in a frame whose calls all have device times."""
-    sampling = trace.facts.get("device_sampling")
-    frame = trace.calls["frame"]
-    if sampling is None:
-        return np.ones(len(frame), dtype=bool)
-    return (frame.isna() | frame.isin(sampling["frames"])).to_numpy()
+    """Return a mask of the calls that are in no frame, or in a frame whose calls all have device times.
+
+    Calls of modules that never have one are left out of account.
+    """
+    calls = trace.calls
+    if not {"device_sampling", "graph_replays_whole"} & {*trace.facts}:
+        return np.ones(len(calls), dtype=bool)
+    timed = calls["device_ns"].notna()
+    lacks = ~timed & timed.groupby(calls["path"], observed=True).transform("max")
+    in_cut_frame = lacks.groupby([calls["run"], calls["rank"], calls["frame"]]).transform("max")
+    return ~in_cut_frame.fillna(False).to_numpy(dtype=bool)
 
 
 def estimated_totals(trace: TraceRecord, codes: np.ndarray, outer: np.ndarray) -> pd.api.extensions.ExtensionArray:
@@ -28,8 +33,11 @@ def estimated_totals(trace: TraceRecord, codes: np.ndarray, outer: np.ndarray) -
         codes: number of each call's group.
         outer: mask of the outermost calls.
     """
-    framed = trace.calls["frame"].notna().to_numpy()[outer]
-    device = trace.calls["device_ns"].to_numpy(dtype=float, na_value=np.nan)[outer]
+    calls = trace.calls
+    framed = calls["frame"].notna().to_numpy()[outer]
+    # What was captured into a CUDA graph took no time on the device.
+    captured = calls["device_ns"].isna() & (calls["phase"] == "capture")
+    device = calls["device_ns"].mask(captured, 0).to_numpy(dtype=float, na_value=np.nan)[outer]
     group, seen, count = codes[outer], in_whole_frames(trace)[outer], int(codes.max(initial=-1)) + 1
 
     def sums(mask: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -53,7 +53,7 @@ class PythonDeviceStamps:
         stream_of: returns the current stream of a device.
         current: returns the index of the current device.
         capturing: returns whether the current stream captures a graph; None if none can.
-        on_capture: called with (thread, stamp) for a stamp on a stream that captures.
+        on_capture: called with (thread, stamp, depth) for a stamp on a stream that captures.
         module_devices: device of each module by number, as int16: an index or a constant in the place of one.
         ring: number of events that are made beforehand on each device.
         budget: share of a frame's time for the recorder; 0 to stamp every call.
@@ -69,7 +69,7 @@ class PythonDeviceStamps:
         stream_of: Callable[[int], Any],
         current: Callable[[], int],
         capturing: Callable[[], bool] | None,
-        on_capture: Callable[[int, int], None],
+        on_capture: Callable[[int, int, int], None],
         module_devices: bytes,
         ring: int,
         budget: float,
@@ -108,7 +108,7 @@ class PythonDeviceStamps:
                 self._begin_frame(frame, recorder_ns)
             of_thread.open[depth] = self._device_of(depth, module, tensor_device, frame)
         began = perf_counter_ns()
-        self._stamp_on(of_thread, thread, of_thread.open.get(depth, SKIPPED))
+        self._stamp_on(of_thread, thread, of_thread.open.get(depth, SKIPPED), depth)
         if chooses:
             self._frame.spent_ns += perf_counter_ns() - began
             self._frame.stamps += 1
@@ -117,7 +117,7 @@ class PythonDeviceStamps:
 
     def stamp(self, thread: int) -> None:
         """Stamp on the current device."""
-        self._stamp_on(self._thread(thread), thread, self._current())
+        self._stamp_on(self._thread(thread), thread, self._current(), 0)
 
     def pause(self, thread: int, begins: bool) -> None:
         """Stamp the begin or end of a pause of the recorder inside calls."""
@@ -126,7 +126,7 @@ class PythonDeviceStamps:
             of_thread.pauses.extend((len(of_thread.times), NO_TIME, NO_TIME))
         if of_thread.pauses and not self.fault:
             target = len(of_thread.pauses) - (2 if begins else 1)
-            self._guarded(lambda: self._record(of_thread, thread, of_thread.pauses, target, of_thread.device))
+            self._guarded(lambda: self._record(of_thread, thread, of_thread.pauses, target, of_thread.device, 0))
 
     def _thread(self, number: int) -> _Thread:
         return self._threads.get(number) or self._threads.setdefault(number, _Thread())
@@ -137,13 +137,13 @@ class PythonDeviceStamps:
         except Exception as error:
             self.fault = self.fault or str(error)
 
-    def _stamp_on(self, thread: _Thread, number: int, device: int) -> None:
+    def _stamp_on(self, thread: _Thread, number: int, device: int, depth: int) -> None:
         thread.times.append(NO_TIME)
         thread.devices.append(device)
         if device < 0 or self.fault:
             return
         thread.device = device
-        self._guarded(lambda: self._record(thread, number, thread.times, len(thread.times) - 1, device))
+        self._guarded(lambda: self._record(thread, number, thread.times, len(thread.times) - 1, device, depth))
         if len(thread.waiting) <= _KEPT_WAITING or self._captures:
             return
         if thread.reads_to_skip:
@@ -151,13 +151,13 @@ class PythonDeviceStamps:
         else:
             self._guarded(lambda: self._read(thread, _READS_PER_STAMP, lambda event: bool(event.query())))
 
-    def _record(self, thread: _Thread, number: int, times: array[int], target: int, device: int) -> None:
+    def _record(self, thread: _Thread, number: int, times: array[int], target: int, device: int, depth: int) -> None:
         if device < 0:
             return
         stream = self._stream_of(device)
         if self._capturing is not None and self._capturing():
             if times is thread.times:
-                self._on_capture(number, target)
+                self._on_capture(number, target, depth)
             return
         self.begin_line(device, stream)
         event = self._take_event(device, stream)

@@ -69,6 +69,11 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
         notes.append(f"{paths[0]}{others} {why}: what runs inside is one call.")
     if facts.get("graph_replays"):
         notes.append(f"{facts['graph_replays']:,} replays of CUDA graphs: each began when the one before was over.")
+    if facts.get("graph_replays_whole"):
+        notes.append(
+            f"All calls of {facts['graph_replays_whole']:,} of these replays have times, and of the others the outer"
+            " ones; sums of the rest are estimates. `--clock cuda-all` times every call and costs more."
+        )
     if facts.get("graph_replays_unread"):
         replays = format_count(facts["graph_replays_unread"], "replay")
         notes.append(f"{replays} of CUDA graphs in no row: another graph was captured before they could be read.")

@@ -40,8 +40,9 @@ def join(trace: RecordT, other: TraceRecord) -> RecordT:
     Raises:
         ValueError: the other run did not make the same calls with the same tensors as the first.
     """
-    # Calls of a CUDA graph's replays have device times only; the other run did not see its own replays.
-    eager = trace.calls["host_ns"].notna() | trace.calls["device_ns"].isna()
+    # Calls of a CUDA graph's replays have no host times; the other run did not see its own replays.
+    on_host = trace.calls["host_ns"].notna()
+    eager = on_host if on_host.any() else ~on_host
     # Only the thread that began to record was watched; the interleaving of other threads' calls is chance.
     comparable = (eager & (trace.calls["thread"] == 0)).to_numpy()
     watched = other.calls[other.calls["thread"] == 0]

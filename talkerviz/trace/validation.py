@@ -392,7 +392,13 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
         (
             *("repeat", "mean_of_runs", "own_cost_ns", "host_peak_bytes", "weights_bytes", "parameters"),
             *("graph_replays", "unwatched_calls", "joined_modules", "calls_of_other_threads"),
-            *("processes_begun", "codes_a_frame", "graph_replays_unread", "graph_stream_changes"),
+            *(
+                "processes_begun",
+                "codes_a_frame",
+                "graph_replays_unread",
+                "graph_replays_whole",
+                "graph_stream_changes",
+            ),
         ),
         _is_size,
     ),

@@ -137,7 +137,7 @@ def test_threads_stamp_at_once(stamps_class: Any, monkeypatch: pytest.MonkeyPatc
     runtime = machine.runtime(ring=8)
     stamps = stamps_class(
         None, lambda: runtime.event(False), runtime.stream_of, runtime.current, runtime.capturing,
-        lambda thread, stamp: None, b"", 8, 0.0,
+        lambda *_: None, b"", 8, 0.0,
     )  # fmt: skip
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -389,3 +389,31 @@ def test_replayed_calls_have_the_costs_of_the_captured_ones(monkeypatch: pytest.
     # Kernels of captured calls run in the replays, and only there.
     busy = replace(costs, calls=costs.calls.assign(busy_ns=pd.array([30, 10, 20, 33, 11, 22], dtype="Int64")))
     assert join(timed, busy).calls["busy_ns"].fillna(-1).tolist() == [30, 10, 20, -1, -1, -1, *[33, 11, 22] * 2]
+
+
+def test_all_calls_of_some_replays_and_the_outer_ones_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = FakeMachine()
+    model, graph, x = Deep(machine, 12), FakeGraph(machine), torch.zeros(1)
+
+    def run() -> None:
+        graph.capture_begin()
+        model(x)
+        graph.capture_end()
+        for _ in range(20):
+            graph.replay()
+
+    trace = record(monkeypatch, machine, model, run, budget=1e-6)
+    calls = trace.calls[trace.calls["phase"] != "capture"]
+    assert trace.facts["graph_replays"] == 20
+    assert 2 < trace.facts["graph_replays_whole"] < 20
+    assert len(calls) == 20 * 15
+    assert calls[calls["depth"] < 2]["device_ns"].notna().all()
+    timed = calls[calls["depth"] == 3].groupby("frame")["device_ns"].count()
+    assert set(timed) == {0, 12}
+    assert (timed == 12).sum() == trace.facts["graph_replays_whole"]
+    # Each call stands behind the one that made it.
+    paths = calls["path"].tolist()
+    assert paths == paths[:15] * 20
+    table = trace.table("module").set_index("module")
+    assert table["device_ns"]["model.body.0.0"] == pytest.approx(20 * 1000, rel=0.1)
+    assert any("of these replays" in note for note in notes_on(trace))

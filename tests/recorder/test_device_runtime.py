@@ -141,7 +141,9 @@ def test_a_stream_that_captures_gets_no_plain_event(monkeypatch: pytest.MonkeyPa
     runtime.streams[0] = stream = runtime.library.make_stream(0)
     model = Works(runtime, 1 * MS)
     captured = []
-    monkeypatch.setattr(DeviceClock, "_stamp_capture", lambda clock, thread, stamp: captured.append((thread, stamp)))
+    monkeypatch.setattr(
+        DeviceClock, "_stamp_capture", lambda clock, thread, stamp, depth: captured.append((thread, stamp))
+    )
 
     def run() -> None:
         model(torch.zeros(1))

@@ -10,9 +10,11 @@ phase that they were captured in, a frame further each time.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,10 @@ from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext
 from talkerviz.recorder.instruments.device_clock import DeviceClock, device_columns
 from talkerviz.recorder.method_patch import patch_method
 from talkerviz.trace.calls_table import calls_frame
+
+_OUTER_LEVELS = 2  # of calls that are timed in every replay
+_MEASURED_REPLAYS = 3  # by which the others to read whole are chosen
+_NO_TIME = -1
 
 
 @dataclass
@@ -35,8 +41,10 @@ class _Replay:
     stream: Any
     before: Any  # an event just before the replay
     after: Any  # an event just after the replay
+    begun_ns: int  # by the host's clock
     start_ns: int = 0  # on the device's line
-    times: np.ndarray | None = None  # nanoseconds from the replay's start to each captured event
+    # Nanoseconds from the replay's start to each captured event; `_NO_TIME` for those that were not read.
+    times: np.ndarray | None = None
 
 
 @dataclass
@@ -45,6 +53,7 @@ class _Capture:
     thread: int
     stamps: list[int]  # index of the stamp that left each event
     events: list[Any]
+    outer: np.ndarray  # indices of the events of the outermost calls
     mark: int  # number of the mark at the capture
     replays: int = 0
     pending: _Replay | None = None  # the last replay, until its events are read
@@ -68,6 +77,9 @@ class CudaGraphClock(Instrument):
         self._latest: dict[int, _Capture] = {}  # by `id` of the graph, which may be captured again
         self._replays: list[tuple[_Capture, _Replay]] = []
         self._open_captures = 0
+        self._costs: list[tuple[int, int]] = []  # nanoseconds to read all events of a replay, and from it to the next
+        self._every = 0 if clock.budget > 0 else 1  # of so many replays one is read whole; 0 until it is chosen
+        self._whole = 0  # replays that were
         self._unread = 0  # replays whose events the next one passed before they could be read
         self._on_other_streams = 0  # replays on another stream than the one before
         self._lock = threading.RLock()
@@ -105,8 +117,10 @@ class CudaGraphClock(Instrument):
             finally:
                 self._hold(-1)
             if captured:
-                stamps, events = [stamp for stamp, _ in captured], [event for _, event in captured]
-                capture = _Capture(graph, thread, stamps, events, self._run.mark_number())
+                stamps, events, depth = zip(*captured, strict=True)
+                outer = np.flatnonzero(np.array(depth) < min(depth) + _OUTER_LEVELS)
+                mark = self._run.mark_number()
+                capture = _Capture(graph, thread, list(stamps), list(events), outer, mark)
                 self._captures.append(capture)
                 self._latest[id(graph)] = capture
             return result
@@ -150,7 +164,9 @@ class CudaGraphClock(Instrument):
         self._clock.begin_line(device)
         before, after = (capture.spare.pop() if capture.spare else runtime.event(False) for _ in range(2))
         stamps = self._clock.stamps.count(thread)
-        begun = _Replay(capture.replays, self._run.mark_number(), thread, stamps, device, stream, before, after)
+        begun = _Replay(
+            capture.replays, self._run.mark_number(), thread, stamps, device, stream, before, after, perf_counter_ns()
+        )
         before.record()
         return begun
 
@@ -159,10 +175,24 @@ class CudaGraphClock(Instrument):
         if replay is None:
             return
         replay.after.synchronize()
-        replay.times = np.array([round(replay.before.elapsed_time(event) * 1e6) for event in capture.events])
+        whole = self._every <= 1 or replay.number % self._every == 0
+        self._whole += whole
+        began = perf_counter_ns()
+        replay.times = np.full(len(capture.events), _NO_TIME)
+        for index in range(len(capture.events)) if whole else capture.outer:
+            replay.times[index] = round(replay.before.elapsed_time(capture.events[index]) * 1e6)
+        if not self._every:
+            self._choose(perf_counter_ns() - began, began - replay.begun_ns)
         replay.start_ns = self._clock.stamps.time_of(replay.device, replay.before)
         capture.spare += [replay.before, replay.after]
         self._replays.append((capture, replay))
+
+    def _choose(self, reading_ns: int, replay_ns: int) -> None:
+        """Choose after some replays how many of them are read whole, from the time that this took."""
+        self._costs.append((reading_ns, replay_ns))
+        if len(self._costs) == _MEASURED_REPLAYS:
+            reading, replay = (min(column) for column in zip(*self._costs, strict=True))
+            self._every = max(1, math.ceil(reading / (self._clock.budget * max(replay, 1))))
 
     def stop(self) -> None:
         """Read the last replay of each capture, if the clock could be read."""
@@ -175,6 +205,8 @@ class CudaGraphClock(Instrument):
         if not self._captures or not self._clock.aligned:
             return Readings()
         facts = {"graph_replays": len(self._replays)}
+        if self._whole < len(self._replays):
+            facts["graph_replays_whole"] = self._whole
         if self._unread:
             facts["graph_replays_unread"] = self._unread
         if self._on_other_streams:
@@ -206,11 +238,16 @@ class CudaGraphClock(Instrument):
                 continue
             caller = _open_call(edges, replay.thread, replay.stamps)
             again = self._replayed(whole, calls, rows, events_of[id(capture)], capture, replay, number, caller)
+            # Calls without a time come behind the call that they are in.
+            order: Any = again["device_start_ns"].ffill()
             if caller is not None:
                 inside[caller] += int(again["device_ns"][again["parent"] == caller].sum())
-            added.append(again)
+                # Where the host made the replay: the device may run it after later calls have begun.
+                order = _latest_start(calls, edges, replay.thread, replay.stamps)
+            added.append(again.assign(order=order))
             number += len(rows)
-        whole = whole.assign(device_self_ns=whole["device_self_ns"] - inside)
+        order = whole["host_start_ns"].fillna(whole["device_start_ns"])
+        whole = whole.assign(device_self_ns=whole["device_self_ns"] - inside, order=order)
         parts = [part.astype({"phase": object, "path": object, "class": object}) for part in (whole, *added)]
         return _renumbered(pd.concat(parts))
 
@@ -256,7 +293,10 @@ class CudaGraphClock(Instrument):
         begin, end = (replay.times[[event_of[row][at] for row in rows]] for at in range(2))
         base = self._clock.on_host(replay.device, replay.start_ns) - self._run.origin_ns
         local = again.assign(parent=pd.array([None if one is None else one - number for one in inner], dtype="Int64"))
-        times = device_columns(local, begin + base, end - begin, np.ones(len(rows), dtype=bool))
+        known = (begin != _NO_TIME) & (end != _NO_TIME)
+        times = device_columns(local, begin + base, end - begin, known)
+        callers = local["parent"][~known].dropna().unique().astype(np.int64)
+        times["device_self_ns"][callers] = pd.NA  # what the calls inside took is not known
         parents = [caller if parent is None else parent for parent in inner]
         replayed: pd.DataFrame = again.assign(
             call=list(new_number.values()),
@@ -290,15 +330,15 @@ def _open_call(edges: pd.DataFrame, thread: int, stamps: int) -> int | None:
     return int(rows[edges["begin"].to_numpy()[rows].argmax()]) if len(rows) else None
 
 
+def _latest_start(calls: pd.DataFrame, edges: pd.DataFrame, thread: int, stamps: int) -> float:
+    """Return the host start of the latest call that a thread had begun before a number of its stamps."""
+    begun = (edges["thread"] == thread) & (edges["begin"] < stamps)
+    return float(calls["host_start_ns"].to_numpy(dtype=float, na_value=-np.inf)[begun.to_numpy()].max())
+
+
 def _renumbered(whole: pd.DataFrame) -> pd.DataFrame:
-    """Return calls in the order in which they began, each after the call that made it, and numbered so."""
-    start = whole["host_start_ns"].fillna(whole["device_start_ns"]).to_numpy(dtype=float, na_value=np.inf)
-    parent = whole["parent"].to_numpy(dtype=np.int64, na_value=-1)
-    row_of = pd.Series(np.arange(len(whole)), index=whole["call"].to_numpy())
-    # The two clocks agree to microseconds only.
-    made = parent >= 0
-    start[made] = np.maximum(start[made], start[row_of[parent[made]].to_numpy()])
-    whole = whole.iloc[np.lexsort((whole["call"], start))]
+    """Return calls in the order of the column `order`, which goes, and numbered so."""
+    whole = whole.iloc[np.lexsort((whole["call"], whole.pop("order").to_numpy(dtype=float, na_value=np.inf)))]
     number = pd.Series(range(len(whole)), index=whole["call"].to_numpy())
     parents = whole["parent"].map(number).astype("Int64")
     return calls_frame(whole.assign(call=range(len(whole)), parent=parents).reset_index(drop=True))

@@ -83,7 +83,9 @@ class DeviceClock(Instrument):
 
     Attributes:
         runtime: the accelerator's runtime.
-        captured: stamp and event of each event in the graph that a thread captures, which a replay passes, by thread.
+        captured: stamp, event and depth of each event in the graph that a thread captures, which a replay passes, by
+            thread.
+        budget: share of a frame's time that recording may take.
         aligned: whether the run is over and device times are aligned with the host's clock.
         stamps: the stamps of the run.
     """
@@ -92,7 +94,8 @@ class DeviceClock(Instrument):
 
     def __init__(self, run: RunContext, runtime: DeviceRuntime, budget: float = SAMPLED_BUDGET) -> None:
         self.runtime = runtime
-        self.captured: dict[int, list[tuple[int, Any]]] = {}
+        self.captured: dict[int, list[tuple[int, Any, int]]] = {}
+        self.budget = budget
         self.aligned = False
         self._run = run
         self._lines: dict[int, DeviceLine] = {}
@@ -141,7 +144,7 @@ class DeviceClock(Instrument):
             if recorded is module:
                 self.stamps.forget_device(number)
 
-    def _stamp_capture(self, thread: int, stamp: int) -> None:
+    def _stamp_capture(self, thread: int, stamp: int, depth: int) -> None:
         if self._capture_fault is not None:
             return
         try:
@@ -150,7 +153,7 @@ class DeviceClock(Instrument):
         except (RuntimeError, TypeError) as error:
             self._capture_fault = _one_line(error)
             return
-        self.captured.setdefault(thread, []).append((stamp, event))
+        self.captured.setdefault(thread, []).append((stamp, event, depth))
 
     def begin_line(self, device: int) -> None:
         """Begin the time line of a device that no weight is on, if it has none; only its end is aligned."""

@@ -76,7 +76,7 @@ struct DeviceStamps {
   PyObject *stream_of;  /* (device) -> address of its current stream, or a stream object */
   PyObject *current;    /* () -> index of the current device */
   PyObject *capturing;  /* () -> whether the current stream captures a graph; None if none can; unused if native */
-  PyObject *on_capture; /* (thread, stamp): called for a stamp on a stream that captures */
+  PyObject *on_capture; /* (thread, stamp, depth): called for a stamp on a stream that captures */
   PyObject *record_name, *query_name, *elapsed_name;
   int16_t *module_devices; /* device of each module by number, NO_DEVICE or SEVERAL_DEVICES */
   Py_ssize_t module_count;
@@ -339,7 +339,7 @@ static int read_passed(DeviceStamps *self, Thread *thread, Py_ssize_t limit, int
 }
 
 /* Records an event for a target on a device; the capture of a graph gets it through `on_capture`. */
-static int record_stamp(DeviceStamps *self, Thread *thread, Py_ssize_t number, int64_t target, int device) {
+static int record_stamp(DeviceStamps *self, Thread *thread, Py_ssize_t number, int64_t target, int device, int depth) {
   PyObject *index = PyLong_FromLong(device);
   PyObject *stream = index == NULL ? NULL : PyObject_CallOneArg(self->stream_of, index);
   Py_XDECREF(index);
@@ -361,7 +361,7 @@ static int record_stamp(DeviceStamps *self, Thread *thread, Py_ssize_t number, i
     failed = -1;
   } else if (captures) {
     if (target >= 0) {
-      PyObject *answer = PyObject_CallFunction(self->on_capture, "nL", number, (long long)target);
+      PyObject *answer = PyObject_CallFunction(self->on_capture, "nLi", number, (long long)target, depth);
       failed = answer == NULL ? -1 : 0;
       Py_XDECREF(answer);
     }
@@ -427,11 +427,11 @@ static int device_of(DeviceStamps *self, const StampedCall *call) {
   return device;
 }
 
-static int stamp_on(DeviceStamps *self, Thread *thread, Py_ssize_t number, int device) {
+static int stamp_on(DeviceStamps *self, Thread *thread, Py_ssize_t number, int device, int depth) {
   Py_ssize_t stamp = add_stamp(thread, device);
   if (stamp < 0 || device < 0 || self->fault[0] != '\0') return 0;
   thread->device = device;
-  if (record_stamp(self, thread, number, stamp, device) < 0) return -1;
+  if (record_stamp(self, thread, number, stamp, device, depth) < 0) return -1;
   if (thread->count <= KEPT_WAITING || self->captures) return 0;
   if (thread->reads_to_skip > 0) {
     thread->reads_to_skip--;
@@ -461,9 +461,9 @@ int device_stamp(DeviceStamps *self, Py_ssize_t number, int entry, const Stamped
   } else {
     device = thread->open[call->depth];
   }
-  if (!chooses) return go_on(self, stamp_on(self, thread, number, device));
+  if (!chooses) return go_on(self, stamp_on(self, thread, number, device, call->depth));
   int64_t began = clock_ns();
-  int failed = stamp_on(self, thread, number, device);
+  int failed = stamp_on(self, thread, number, device, call->depth);
   self->current_frame.spent_ns += clock_ns() - began;
   self->current_frame.stamps++;
   if (call->depth < 2) self->current_frame.of_level[call->depth]++;
@@ -486,7 +486,7 @@ int device_pause(DeviceStamps *self, Py_ssize_t number, int begins) {
   /* Nothing runs between the two events but what was launched before: in that time the device waited. */
   if (thread->pause_count == 0) return 0;
   int64_t target = -1 - 2 * (int64_t)(thread->pause_count - 1) - !begins;
-  return go_on(self, record_stamp(self, thread, number, target, thread->device));
+  return go_on(self, record_stamp(self, thread, number, target, thread->device, 0));
 }
 
 /* ---- The Python type. */
@@ -518,7 +518,7 @@ static PyObject *stamps_stamp(DeviceStamps *self, PyObject *args) {
   int device = current == NULL ? NO_DEVICE : (int)PyLong_AsLong(current);
   Py_XDECREF(current);
   if (PyErr_Occurred() || thread == NULL) return none_or_null(self, -1);
-  return none_or_null(self, stamp_on(self, thread, number, device));
+  return none_or_null(self, stamp_on(self, thread, number, device, 0));
 }
 
 static PyObject *stamps_pause(DeviceStamps *self, PyObject *args) {
