@@ -58,6 +58,9 @@ class _Capture:
     replays: int = 0
     pending: _Replay | None = None  # the last replay, until its events are read
     spare: list[Any] = field(default_factory=list)  # events of replays that are read
+    costs: list[tuple[int, int]] = field(default_factory=list)  # ns to read all events of a replay, and until then
+    every: int = 0  # of so many replays one is read whole; 0 until it is chosen
+    lock: threading.RLock = field(default_factory=threading.RLock)  # an event has the time of the latest replay alone
 
 
 class CudaGraphClock(Instrument):
@@ -77,12 +80,9 @@ class CudaGraphClock(Instrument):
         self._latest: dict[int, _Capture] = {}  # by `id` of the graph, which may be captured again
         self._replays: list[tuple[_Capture, _Replay]] = []
         self._open_captures = 0
-        self._costs: list[tuple[int, int]] = []  # nanoseconds to read all events of a replay, and from it to the next
-        self._every = 0 if clock.budget > 0 else 1  # of so many replays one is read whole; 0 until it is chosen
         self._whole = 0  # replays that were
         self._unread = 0  # replays whose events the next one passed before they could be read
         self._on_other_streams = 0  # replays on another stream than the one before
-        self._lock = threading.RLock()
 
     def attach(self, undo: Undo) -> None:
         """Patch the methods of graphs that capture and replay."""
@@ -132,7 +132,7 @@ class CudaGraphClock(Instrument):
             capture = self._latest.get(id(graph))
             if capture is None or self._clock.device_stamps is None:
                 return original(graph)
-            with self._lock:  # an event has the time of the latest replay alone
+            with capture.lock:
                 begun = self._guarded(lambda: self._begin(capture))
                 result = original(graph)
                 if begun is not None:
@@ -175,24 +175,24 @@ class CudaGraphClock(Instrument):
         if replay is None:
             return
         replay.after.synchronize()
-        whole = self._every <= 1 or replay.number % self._every == 0
+        whole = not self._clock.budget or capture.every <= 1 or replay.number % capture.every == 0
         self._whole += whole
         began = perf_counter_ns()
         replay.times = np.full(len(capture.events), _NO_TIME)
         for index in range(len(capture.events)) if whole else capture.outer:
             replay.times[index] = round(replay.before.elapsed_time(capture.events[index]) * 1e6)
-        if not self._every:
-            self._choose(perf_counter_ns() - began, began - replay.begun_ns)
+        if self._clock.budget and not capture.every:
+            self._choose(capture, perf_counter_ns() - began, began - replay.begun_ns)
         replay.start_ns = self._clock.stamps.time_of(replay.device, replay.before)
         capture.spare += [replay.before, replay.after]
         self._replays.append((capture, replay))
 
-    def _choose(self, reading_ns: int, replay_ns: int) -> None:
+    def _choose(self, capture: _Capture, reading_ns: int, replay_ns: int) -> None:
         """Choose after some replays how many of them are read whole, from the time that this took."""
-        self._costs.append((reading_ns, replay_ns))
-        if len(self._costs) == _MEASURED_REPLAYS:
-            reading, replay = (min(column) for column in zip(*self._costs, strict=True))
-            self._every = max(1, math.ceil(reading / (self._clock.budget * max(replay, 1))))
+        capture.costs.append((reading_ns, replay_ns))
+        if len(capture.costs) == _MEASURED_REPLAYS:
+            reading, replay = (min(column) for column in zip(*capture.costs, strict=True))
+            capture.every = max(1, math.ceil(reading / (self._clock.budget * max(replay, 1))))
 
     def stop(self) -> None:
         """Read the last replay of each capture, if the clock could be read."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from talkerviz.recorder.tap import Tap
+
 _FUNCTIONS = {
     "create": "EventCreateWithFlags",
     "record": "EventRecord",
@@ -79,10 +81,11 @@ def _cuda_runtime() -> DeviceRuntime:
         # Not every torch has external events; only captures need them.
         return make(enable_timing=True, external=True) if external else make(enable_timing=True)
 
-    functions = native_functions(*_cuda_library()) if sys.platform == "linux" else None
+    # Events of `torch.cuda.Event` take streams of its own kind, which are made in Python.
+    functions = native_functions(*_cuda_library()) if sys.platform == "linux" and Tap is not None else None
     return DeviceRuntime(
         event=event,
-        stream_of=torch._C._accelerator_getStream if functions is None else torch._C._cuda_getCurrentRawStream,
+        stream_of=torch.cuda.current_stream if functions is None else torch._C._cuda_getCurrentRawStream,
         current=torch._C._cuda_getDevice,
         synchronize=lambda device: torch.cuda.synchronize(device),
         capturing=torch._C._cuda_isCurrentStreamCapturing,
