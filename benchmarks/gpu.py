@@ -1,6 +1,6 @@
 """Recording overhead and frame profile of the talker on a CUDA device.
 
-    PYTHONPATH=. python benchmarks/gpu.py [--presets lite full] [--repeats 7] [-o reports/h200]
+    PYTHONPATH=. python benchmarks/gpu.py [--presets lite full] [--repeats 7] [--overhead-only] [-o reports/h200]
 
 Writes `overhead.md` and, for each preset, `PRESET.md` and `PRESET.parquet` into the folder.
 """
@@ -35,7 +35,7 @@ from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.talker.model.config import default_dtype, preset
 from talkerviz.trace.join import join
 
-SCENARIO = Scenario(frames=8)
+SCENARIO = Scenario(frames=16)  # the first four tell the device clock which of the others to stamp whole
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -57,7 +57,7 @@ def overhead(model: torch.nn.Module, work: Callable[[], object], repeats: int) -
     """Return each clock's median seconds, and median ratio to the untraced runs before and after."""
     times: dict[str, list[tuple[float, float]]] = {}
     order = random.Random(0)
-    clocks = ["untraced", "none", "cpu", "cuda"]
+    clocks = ["untraced", "none", "cpu", "cuda", "cuda-all"]
     for _ in range(repeats):
         order.shuffle(clocks)
         for clock in clocks:
@@ -74,7 +74,7 @@ def record(model: torch.nn.Module, work: Callable[[], object], name: str) -> tv.
     peaks = published_peaks(torch.cuda.get_device_name())
     limits = run_peaks(peaks, dtype, torch.backends.cuda.matmul.allow_tf32) if peaks else {}
     facts = {"preset": name, "impl": "native", "peaks": limits}
-    trace = tv.record(model, work, "talker", TalkerPhases, "cuda", facts)
+    trace = tv.record(model, work, "talker", TalkerPhases, "cuda-all", facts)
     for measure in MEASURES:
         other = tv.record(model, work, "talker", TalkerPhases, "none", measure=measure)
         trace = join(trace, other)
@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--presets", nargs="+", default=["lite", "full"])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--overhead-only", action="store_true", help="write no traces")
     parser.add_argument("-o", "--output", type=Path, default=Path("reports/h200"))
     options = parser.parse_args()
     need_cuda()
@@ -128,7 +129,9 @@ def main() -> None:
         for clock, (time, ratio) in overhead(talker, work, options.repeats).items():
             rows.append(f"| {name} | {clock} | {time / SCENARIO.frames * 1e3:.2f} | {ratio:.3f} |")
         (options.output / "overhead.md").write_text(costs(head, rows), encoding="utf-8")  # whatever comes of the rest
-        print(rows[-1], flush=True)
+        print("\n".join(rows), flush=True)
+        if options.overhead_only:
+            continue
         trace = record(talker, work, name)
         trace.save(options.output / f"{name}.parquet")
         notes = "\n".join(f"- {note}" for note in notes_on(trace.facts))

@@ -331,7 +331,9 @@ def recording(
         phases: function that takes the root's name and returns the rule that divides a run into phases and frames, such
             as the class `TalkerPhases`. By default each forward pass is a frame; its phase is `prefill` or `decode` by
             positions and KV cache, or `forward` without a cache: see `PassPhases`.
-        clock: `cpu` for host times in nanoseconds, `cuda` for device times as well, `none` for shapes alone.
+        clock: `cpu` for host times in nanoseconds; `cuda`, or `device` on any accelerator, for device times as well: of
+            all calls in some frames and of the outer ones in all; `cuda-all` and `device-all` for those of every call;
+            `none` for shapes alone.
         facts: facts about the run to store, JSON values; versions, device and threads are stored anyway.
         include: record only modules whose path matches one of these shell patterns; `*` matches dots.
         exclude: skip modules whose path matches one of these.

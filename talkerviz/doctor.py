@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from talkerviz.recorder.instruments.device_peaks import published_peaks
+from talkerviz.recorder.instruments.device_runtime import accelerator_name
 from talkerviz.recorder.tap import HOOKS_COST, Tap, why_not
 from talkerviz.render.text import amount_text
 from talkerviz.talker.generation.compile import check_compiler
@@ -28,17 +29,21 @@ def diagnose() -> list[tuple[str, str]]:
         ("transformers", _version("transformers")),
         ("recorder", _recorder()),
     ]
-    if not torch.cuda.is_available():
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
         results.append(("GPU", "none visible to torch"))
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        name = torch.cuda.get_device_name(number)
+    for number in range(torch.accelerator.device_count() if accelerator is not None else 0):
+        assert accelerator is not None
+        name = accelerator_name(torch.device(accelerator.type, number)) or f"{accelerator.type}:{number}"
         peaks = published_peaks(name)
         limits = "no published peaks; measure them with doctor --measure"
         if peaks:
             rate, bandwidth = amount_text(peaks.flops["bfloat16"]), amount_text(peaks.bandwidth)
             limits = f"{rate}FLOP/s in bfloat16, {bandwidth}B/s ({peaks.source})"
-        memory = torch.cuda.get_device_properties(number).total_memory
-        results.append((f"GPU {number}", f"{name}, {amount_text(memory)}B, {limits}"))
+        memory = ""
+        with suppress(AttributeError, RuntimeError):  # not every backend tells
+            memory = f"{amount_text(torch.get_device_module().get_device_properties(number).total_memory)}B, "
+        results.append((f"GPU {number}", f"{name}, {memory}{limits}"))
     results.append(("faster with", ", ".join(_accelerations()) or "nothing"))
     dot = shutil.which("dot")
     results.append(

@@ -71,11 +71,14 @@ def pytest_sessionstart() -> None:
 def any_tap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have recordings see calls in the way that `taps.every_way` names."""
     from talkerviz.recorder import recording as recorder
+    from talkerviz.recorder.instruments import device_clock
+    from talkerviz.recorder.python_device_stamps import PythonDeviceStamps
 
     way = "tap" if request.param == "tap" else "hooks"
     monkeypatch.setattr(recorder, "choose_way", lambda via: way)
     if request.param == "python":
         monkeypatch.setattr(recorder, "Tap", None)
+        monkeypatch.setattr(device_clock, "DeviceStamps", PythonDeviceStamps)
     return str(request.param)
 
 

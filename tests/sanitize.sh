@@ -90,7 +90,8 @@ else
   if [ $# = 0 ]; then
     # Whatever exercises the tap, except what takes long: compiled regions, killed processes, random models and Ctrl-C at
     # each moment of a call. Variants that go through Python alone are left out. Nothing is known not to run under ASan.
-    for name in tap_fuzz contexts tensor_signatures record record_calls record_values record_several record_failures; do
+    for name in tap_fuzz contexts tensor_signatures record record_calls record_values record_several record_failures \
+      device_clock device_runtime; do
       set -- "$@" "$root/tests/recorder/test_$name.py"
     done
     # After a crash xdist may wait for its new workers for ever.

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from talkerviz.analysis.confidence import CONFIDENCE, certain_of, chance_of_equal, ratio_interval
+from talkerviz.analysis.sampled_frames import in_whole_frames
 from talkerviz.trace.align import align, common_classes, is_same_class, rename_paths
 from talkerviz.trace.call_tree import outermost
 from talkerviz.trace.labels import call_shapes, first_and_others, layer_patterns
@@ -229,7 +230,10 @@ def last_common_frame(before: TraceRecord, after: TraceRecord) -> int:
 
 def _rows_of(trace: TraceRecord, by: str, clock: str, last_frame: int, names: Mapping[str, str]) -> dict[_Key, _Row]:
     runs = whole_runs(trace)
-    calls = trace.calls[trace.calls["run"].isin(runs)].reset_index(drop=True)
+    timed = trace.calls["run"].isin(runs)
+    if clock == "device":
+        timed &= in_whole_frames(trace)
+    calls = trace.calls[timed].reset_index(drop=True)
     frame = calls["frame"].to_numpy(dtype=np.int64, na_value=-1)
     # In the order of the run: calls are in it, so frames are numbered as they come.
     place = pd.factorize(calls["run"].to_numpy(np.int64) * (int(frame.max(initial=0)) + 2) + frame + 1)[0]

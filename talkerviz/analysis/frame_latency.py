@@ -94,11 +94,17 @@ def call_parts(trace: TraceRecord) -> pd.Series:
 
 
 def call_times(calls: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return each call's start and duration in nanoseconds: device times where measured, else host times."""
+    """Return each call's start and duration in nanoseconds: device times where measured, else host times.
+
+    In a frame that has device times, calls without have no times at all: the host may be far ahead of the device.
+    """
+    on_device = calls["device_ns"].notna()
+    frame_on_device = on_device.groupby([calls["run"], calls["frame"]]).transform("max").fillna(False).astype(bool)
+    left_out = (frame_on_device & ~on_device).to_numpy()
 
     def either(device: str, host: str) -> np.ndarray:
         values: np.ndarray = calls[device].fillna(calls[host]).to_numpy(float, na_value=np.nan)
-        return values
+        return np.where(left_out, np.nan, values)
 
     return either("device_start_ns", "host_start_ns"), either("device_ns", "host_ns")
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from talkerviz.analysis.frame_latency import call_parts, frame_latencies
 from talkerviz.analysis.roofline import roofline
+from talkerviz.analysis.sampled_frames import estimated_totals
 from talkerviz.trace.call_tree import outermost
 from talkerviz.trace.labels import call_shapes, with_others
 from talkerviz.trace.trace import TraceRecord
@@ -88,7 +89,7 @@ def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -
         summary[name] = pd.array(values.round() if timed else [pd.NA] * len(names), dtype="Int64")
     share = times["self_ns"] / whole if timed and whole else [pd.NA] * len(names)
     summary["share"] = pd.array(share, dtype="Float64")
-    summary["device_ns"] = _total(calls["device_ns"], codes, outer)
+    summary["device_ns"] = estimated_totals(trace, codes, outer)
     summary["busy_ns"] = _total(calls["busy_ns"], codes, outer)
     summary["flops"] = _total(calls["flops"], codes, outer)
     summary["bytes"] = _total(calls["bytes_read"] + calls["bytes_written"], codes, outer)

@@ -17,7 +17,7 @@ INPUT_PANEL = "Input and generation"
 SPEED_PANEL = "Acceleration"
 
 
-Device = Literal["auto", "cpu", "cuda", "meta"]
+Device = Literal["auto", "cpu", "cuda", "xpu", "mps", "npu", "hpu", "meta"]
 """Device that a model runs on."""
 
 
@@ -47,12 +47,14 @@ RunDevice = Annotated[
     typer.Option(
         "--device",
         rich_help_panel=MODEL_PANEL,
-        help="Device to run on; auto is CUDA if available, meta computes shapes only.",
+        help="Device to run on; auto is the accelerator that torch finds, meta computes shapes only.",
     ),
 ]
 ComputeDevice = Annotated[
     Device,
-    typer.Option("--device", rich_help_panel=MODEL_PANEL, help="Device to run on; auto is CUDA if available."),
+    typer.Option(
+        "--device", rich_help_panel=MODEL_PANEL, help="Device to run on; auto is the accelerator that torch finds."
+    ),
 ]
 WeightsDtype = Annotated[
     Dtype | None,
@@ -138,10 +140,11 @@ def device_name(device: Device) -> str:
     """Return torch's name of a device, with `auto` resolved."""
     import torch
 
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no CUDA device; use --device cpu")
+        return "cpu" if accelerator is None else accelerator.type
+    if device not in ("cpu", "meta") and (accelerator is None or accelerator.type != device):
+        raise ValueError(f"--device {device}: torch sees no {device.upper()} device; use --device cpu")
     return device
 
 

@@ -72,8 +72,8 @@ def record_target(
     check_no_terminal(output, "a trace")
     peaks = load_peaks(options.peaks) if options.peaks else None
     for name in ("busy", "memory"):
-        if getattr(options, name) and not torch.cuda.is_available():
-            raise ValueError(f"--{name}: torch sees no CUDA device; leave it out")
+        if getattr(options, name) and not torch.accelerator.is_available():
+            raise ValueError(f"--{name}: torch sees no CUDA device or other accelerator; leave it out")
     _check_via(options.via)
     with byte_progress("weights", prints) as on_bytes:
         target = build(on_bytes)

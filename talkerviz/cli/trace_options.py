@@ -18,7 +18,7 @@ Via = Literal["auto", "tap", "hooks"]
 """Way in which module calls are intercepted."""
 
 
-Clock = Literal["auto", "cpu", "cuda", "none"]
+Clock = Literal["auto", "cpu", "cuda", "cuda-all", "device", "device-all", "none"]
 """Clock that times each call."""
 
 
@@ -72,7 +72,8 @@ class RecordingOptions:
         Clock,
         typer.Option(
             rich_help_panel=MEASURES_PANEL,
-            help="Clock that times calls; auto is cuda for a model on CUDA, none records shapes only.",
+            help="Clock that times calls; auto is cuda or device (any accelerator) where the model is on one, -all"
+            " stamps every call there and costs more, none records shapes only.",
         ),
     ] = "auto"
     flow: Annotated[
@@ -96,7 +97,7 @@ class RecordingOptions:
             "--memory",
             metavar="",
             rich_help_panel=MEASURES_PANEL,
-            help="Measure CUDA memory per call, in an extra run.",
+            help="Measure device memory per call, in an extra run.",
         ),
     ] = False
     busy: Annotated[
@@ -105,7 +106,7 @@ class RecordingOptions:
             "--busy",
             metavar="",
             rich_help_panel=MEASURES_PANEL,
-            help="Measure CUDA kernel time per call, in an extra run.",
+            help="Measure kernel time per call on the device, in an extra run.",
         ),
     ] = False
     nvtx: Annotated[

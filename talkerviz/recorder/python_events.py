@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from talkerviz.recorder.tensor_signatures import Describer, TensorKinds
 from talkerviz.trace.event_log import GARBAGE, MARK, NAMED, PAUSE, REQUEST, RUN, WIDTH
@@ -90,12 +91,22 @@ class _Log:
     placed: Any = None
     named: int = -1
     passes_deep: int = 0
+    depth: int = 0
     excluded: bool = False
     taken: int = 0
 
     def push(self, what: int, tensors: int, time: int, value: int) -> None:
         # `what` and `tensors` are 32 bits each, packed as in the native tap's events.
         self.events.extend((what & 0xFFFFFFFF | tensors << 32, time, value))
+
+
+def _tensor_device(values: tuple[Any, ...]) -> int:
+    """Return the index of the device of the first tensor on an accelerator; -1 for none."""
+    with torch._C.DisableTorchFunctionSubclass():
+        for value in values:
+            if isinstance(value, Tensor) and value.device.type not in ("cpu", "meta"):
+                return value.device.index or 0
+    return -1
 
 
 class PythonEvents:
@@ -111,6 +122,7 @@ class PythonEvents:
         frame: int,
         timed: bool,
         limit: int,
+        device_stamps: Any,
     ) -> None:
         self._describer = Describer(names, kinds)
         self._entered, self._left, self._failed = callbacks.entered, callbacks.left, callbacks.failed
@@ -123,6 +135,7 @@ class PythonEvents:
         self._names_phases, self._first_named, self._follows_contexts = False, -1, False
         self._named_where: Callable[[], int] = lambda: self._phase.get()
         self._limit = limit
+        self._device_stamps = device_stamps
         self._now = perf_counter_ns if timed else lambda: -1
         self._watched: dict[int, _Watched] = {}
         self._logs: list[_Log] = []
@@ -160,6 +173,7 @@ class PythonEvents:
             self.mark(self._frame_phase, self._frame, -1, -1)
         elif watched.landmark == RULE_LANDMARK or (watched.landmark == PASS_LANDMARK and outermost):
             self._entered(module, args, kwargs)
+        log.depth += 1
         if watched.number < 0:
             return
         if self._follows_contexts and (placed := self._placed.get(None)) is not log.placed:
@@ -171,6 +185,9 @@ class PythonEvents:
         inputs = self._describer.of_inputs(args, kwargs, watched.layer)
         if self._stamp is not None:
             self._stamp(True)
+        if self._device_stamps is not None:
+            device, frame = _tensor_device((*args, *kwargs.values())), log.mark[1]
+            self._stamp_device(log, True, watched.number, device, frame)
         time = self._now()
         own = time - entered - (log.garbage_ns - garbage)
         log.push(watched.number, inputs, time, own)
@@ -189,12 +206,12 @@ class PythonEvents:
         if log is None:
             return
         garbage, position, taken = log.garbage_ns, len(log.events), log.taken
+        log.depth -= 1
         outputs = 0
         if watched.number >= 0:
             # The end is logged first: the recorder's work from here on is no part of the call.
             log.push(-1 - watched.number, 0, time, 0)
-            if self._stamp is not None:
-                self._stamp(False)
+            self._stamp_end(log, watched.number)
             outputs = self._describer.of_output(output, watched.layer)
         self._leave_landmark(log, watched, module)
         own = self._now() - time - (log.garbage_ns - garbage)
@@ -210,12 +227,23 @@ class PythonEvents:
         watched, log = self._watched_and_log(module)
         if log is None:
             return
+        log.depth -= 1
         if watched.number >= 0:
-            if self._stamp is not None:
-                self._stamp(False)
+            self._stamp_end(log, watched.number)
             log.push(-1 - watched.number, self._failed(error), time, 0)
         self._leave_landmark(log, watched, module)
         self._flush_if_due(log)
+
+    def _stamp_end(self, log: _Log, number: int) -> None:
+        if self._device_stamps is not None:
+            self._stamp_device(log, False, number)
+        if self._stamp is not None:
+            self._stamp(False)
+
+    def _stamp_device(self, log: _Log, entry: bool, module: int, device: int = -1, frame: int = -1) -> None:
+        # Its depth is that of the call: `begin` and `end` count it differently.
+        depth = log.depth - 1 if entry else log.depth
+        self._device_stamps.stamp_call(log.number, entry, depth, module, device, frame, log.own_ns)
 
     def _leave_landmark(self, log: _Log, watched: _Watched, module: nn.Module) -> None:
         self._passes -= watched.landmark != NO_LANDMARK
@@ -259,7 +287,12 @@ class PythonEvents:
         now = perf_counter_ns()
         if len(log.events) >= self._limit * WIDTH or now - log.flushed_ns >= _FLUSH_NS:
             log.flushed_ns, garbage = now, log.garbage_ns
-            if not self._full() and self._now() >= 0:
+            if self._device_stamps is not None:
+                self._device_stamps.pause(log.number, True)
+            accounted = self._full()
+            if self._device_stamps is not None:
+                self._device_stamps.pause(log.number, False)
+            if not accounted and self._now() >= 0:
                 took = perf_counter_ns() - now - (log.garbage_ns - garbage)
                 log.own_ns += took
                 log.push(PAUSE, 0, 0, took)

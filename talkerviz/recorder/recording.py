@@ -29,7 +29,7 @@ from talkerviz.recorder.instruments.base import (
     collective_stamps,
     implementations,
 )
-from talkerviz.recorder.instruments.registry import cuda_devices, make_instruments
+from talkerviz.recorder.instruments.registry import make_instruments, model_devices
 from talkerviz.recorder.method_patch import patch_method
 from talkerviz.recorder.module_tree import check_model, select_modules
 from talkerviz.recorder.module_watch import ModuleWatch
@@ -93,10 +93,13 @@ class Recording(Generic[RecordT]):
         self._ended = False
         self._events: Any = None
         self._collectives: CollectiveLog | None = None
+        device_type, devices = model_devices(model)
         run = RunContext(
             model=model,
             paths=self._modules.recorded_paths(),
-            devices=cuda_devices(model),
+            modules=tuple(self._modules.modules.values()),
+            device_type=device_type,
+            devices=devices,
             origin_ns=self._origin_ns,
             timed=self._timed,
             start=self._marker.start,
@@ -268,6 +271,9 @@ class Recording(Generic[RecordT]):
             frame=self._marker.phase_number("forward"),
             timed=self._timed,
             limit=_BATCH,
+            device_stamps=next(
+                (each.device_stamps for each in self._instruments if each.device_stamps is not None), None
+            ),
         )
         self._thread()  # this thread is number 0, whichever calls first
         self._marker.attach(self._events)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from talkerviz.recorder.dataflow.offloaded_weights import parameter_devices
+from talkerviz.recorder.instruments.device_runtime import accelerator_name
 from talkerviz.recorder.instruments.memory import peak_bytes
 from talkerviz.recorder.module_tree import one_call_regions
 from talkerviz.version import __version__
@@ -101,6 +102,6 @@ def facts_at_start(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
         device = next(parameter_devices(model))
         facts["device"] = str(device)
         facts["dtype"] = str(first.dtype).removeprefix("torch.")
-        if device.type == "cuda":
-            facts["gpu"] = torch.cuda.get_device_name(device)
+        if device.type not in ("cpu", "meta") and (gpu := accelerator_name(device)) is not None:
+            facts["gpu"] = gpu
     return facts

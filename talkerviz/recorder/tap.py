@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from talkerviz.recorder.python_device_stamps import PythonDeviceStamps
 from talkerviz.recorder.python_events import Callbacks, Contexts, PythonEvents
 from talkerviz.recorder.tensor_signatures import TensorKinds, kind_of, unpack
 
@@ -29,10 +30,12 @@ WAYS = ("auto", "tap", "hooks")
 HOOKS_COST = "10 to 25 µs a call, where the tap takes 1 to 7"  # measured by benchmarks/overhead.py
 
 try:
-    Tap: Any = importlib.import_module("talkerviz.recorder._tap").Tap
+    _native = importlib.import_module("talkerviz.recorder._tap")
+    Tap: Any = _native.Tap
+    DeviceStamps: Any = _native.DeviceStamps
     why_not = ""
 except ImportError as error:
-    Tap, why_not = None, str(error)
+    Tap, DeviceStamps, why_not = None, PythonDeviceStamps, str(error)
 
 
 def choose_way(via: str) -> str:
@@ -67,6 +70,7 @@ def make_events(
     frame: int = 0,
     timed: bool = True,
     limit: int = 1 << 15,
+    device_stamps: Any = None,
 ) -> Any:
     """Create the log of call events, native or in Python.
 
@@ -81,9 +85,17 @@ def make_events(
         frame: number of the phase of frames that the log counts itself, at modules of `FRAME_LANDMARK`.
         timed: whether events hold times, in nanoseconds; -1 otherwise.
         limit: number of events after which `full` is called.
+        device_stamps: the `DeviceStamps` that stamp calls on their device; None for no stamps.
     """
     functions = {name: function and not_compiled(function) for name, function in vars(callbacks).items()}
-    common: dict[str, Any] = {"names": names, "start": start, "frame": frame, "timed": timed, "limit": limit}
+    common: dict[str, Any] = {
+        "names": names,
+        "start": start,
+        "frame": frame,
+        "timed": timed,
+        "limit": limit,
+        "device_stamps": device_stamps,
+    }
     if native is None:
         return PythonEvents(kinds=kinds, callbacks=Callbacks(**functions), contexts=contexts, **common)
     return native(

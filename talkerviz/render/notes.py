@@ -9,6 +9,7 @@ from talkerviz.analysis.frame_latency import FrameSummary
 from talkerviz.analysis.idle_time import idle_time
 from talkerviz.render.text import factor_text, size_text, time_text
 from talkerviz.trace import TraceRecord
+from talkerviz.trace.event_log import DEVICE_CLOCKS
 from talkerviz.trace.labels import format_count
 
 _MIN_OUTSIDE_SHARE = 0.05  # of the time since the first call; less is not worth a line
@@ -53,7 +54,7 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
         cost = time_text(facts["own_cost_ns"])
         notes.append(
             f"Recording took {cost} a call, in no call's time."
-            if not {"processes", "process"} & {*facts} and facts.get("clock") != "cuda"
+            if not {"processes", "process"} & {*facts} and facts.get("clock") not in DEVICE_CLOCKS
             else f"Recording took {cost} a call, in its caller's self time: others went on, or waited, meanwhile."
         )
     notes += _on_missing_calls(facts)
@@ -68,6 +69,34 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
         notes.append(f"{paths[0]}{others} {why}: what runs inside is one call.")
     if facts.get("graph_replays"):
         notes.append(f"{facts['graph_replays']:,} replays of CUDA graphs: each began when the one before was over.")
+    if facts.get("graph_replays_whole"):
+        notes.append(
+            f"All calls of {facts['graph_replays_whole']:,} of these replays have times, and of the others the outer"
+            " ones; sums of the rest are estimates. `--clock cuda-all` times every call and costs more."
+        )
+    if facts.get("graph_replays_unread"):
+        replays = format_count(facts["graph_replays_unread"], "replay")
+        notes.append(f"{replays} of CUDA graphs in no row: another graph was captured before they could be read.")
+    if facts.get("graph_stream_changes"):
+        changes = format_count(facts["graph_stream_changes"], "replay")
+        notes.append(
+            f"{changes} of a CUDA graph on another stream than its replay before: they took turns, which they need not"
+            " unless they are recorded."
+        )
+    if sampling := facts.get("device_sampling"):
+        notes.append(
+            f"Device times of all calls are of one frame in {sampling['every']:,}, {len(sampling['frames']):,} in all,"
+            f" and in other frames of the outer {format_count(sampling['levels'], 'level')} alone; sums of the others"
+            " are estimates. `--clock cuda-all` times every call and costs more."
+        )
+    if several := facts.get("several_devices"):
+        more = f" and {several['calls'] - 1:,} more" if several["calls"] > 1 else ""
+        notes.append(
+            f"No device time for a call of {several['modules'][0]}{more}: its weights begin and end on different"
+            " devices."
+        )
+    if facts.get("device_untimed"):
+        notes.append(f"No device times: {facts['device_untimed']}")
     if facts.get("graphs_untimed"):
         notes.append(f"Calls inside CUDA graphs have no times here: {facts['graphs_untimed']}")
     if facts.get("unmeasured"):

@@ -52,6 +52,8 @@ SPECIAL_CALLS = (*COLLECTIVES, *MESSAGES, "barrier", "wait", "recorder")
 """
 FIRST_SPECIAL_CALL = 1 << 29
 NO_TENSORS = 0  # number of the empty tensor list
+DEVICE_CLOCKS = ("cuda", "cuda-all", "device", "device-all")
+"""Clocks with device times. A device goes on while the recorder works, as other ranks do."""
 UNFINISHED = "unfinished"  # error of a call that was open when the process was killed
 
 _EVENT = np.dtype([("what", "<i4"), ("tensors", "<i4"), ("time", "<i8"), ("value", "<i8")])
@@ -369,7 +371,7 @@ def _steps(log: Log, thread: int, collections: list[Rows]) -> Iterator[tuple[Row
     """
     state = _NOTHING_OPEN
     # Other ranks and a device go on while the recorder works, so its overhead stays on a time line shared with them.
-    counts_own = "process" not in log.facts and log.facts.get("clock") != "cuda"
+    counts_own = "process" not in log.facts and log.facts.get("clock") not in DEVICE_CLOCKS
     for what, tensors, time, value in log.batches(thread):
         rows, late, closed, garbage, state = _step(state, what, tensors, time, value, log.origin_ns, counts_own)
         rows["thread"] = np.full(len(rows["call"]), thread)

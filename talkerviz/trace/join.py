@@ -15,14 +15,17 @@ from talkerviz.trace.trace import RecordT, TraceRecord
 
 _SAME_CALLS = ("path", "depth")
 _SAME_TENSORS = ("inputs", "outputs")
+# Of a captured call these are those of its replays.
+_OF_CAPTURED = ("busy_ns", "flops", "bytes_read", "bytes_written", "memory_peak_bytes", "memory_delta_bytes")
 
 
 def join(trace: RecordT, other: TraceRecord) -> RecordT:
     """Add the measurements of another run to a trace: FLOP, bytes, kernel time, memory, flow and facts.
 
     If the other run adds only the flow, its tensors may have other shapes. Calls that the other run did not watch stay
-    without: those of a CUDA graph's replays, and those of threads other than the one that began to record. Of several
-    runs in the trace the first gets the flow; the other measurements go to each run with the same calls and tensors.
+    without: those of threads other than the one that began to record. Calls of a CUDA graph's replays get the
+    measurements of the calls that were captured. Of several runs in the trace the first gets the flow; the other
+    measurements go to each run with the same calls and tensors.
 
     A compiled or fused module is one call in the trace and may have child calls in the other run; the one call gets
     their measurements.
@@ -37,8 +40,9 @@ def join(trace: RecordT, other: TraceRecord) -> RecordT:
     Raises:
         ValueError: the other run did not make the same calls with the same tensors as the first.
     """
-    # Calls of a CUDA graph's replays have device times only; the other run did not see its own replays.
-    eager = trace.calls["host_ns"].notna() | trace.calls["device_ns"].isna()
+    # Calls of a CUDA graph's replays have no host times; the other run did not see its own replays.
+    on_host = trace.calls["host_ns"].notna()
+    eager = on_host if on_host.any() else ~on_host
     # Only the thread that began to record was watched; the interleaving of other threads' calls is chance.
     comparable = (eager & (trace.calls["thread"] == 0)).to_numpy()
     watched = other.calls[other.calls["thread"] == 0]
@@ -62,12 +66,38 @@ def join(trace: RecordT, other: TraceRecord) -> RecordT:
         name: pd.Series(pd.concat([second[name]] * copies).array, index=rows).reindex(trace.calls.index)
         for name in columns
     }
+    for name in _OF_CAPTURED:
+        if name in measured:
+            measured[name] = _with_replays(trace.calls, eager, measured[name].rename(name))
     flow = trace.flow
     if other.flow is not None:
         seen = select_flow(other.flow, watched, visible, None, None)
         flow = renumber_calls(seen, second["call"], first["call"])
     new = {name: fact for name, fact in other.facts.items() if name != "run_ends"}  # times of the other run
     return replace(trace, calls=trace.calls.assign(**measured), facts={**new, **trace.facts}, flow=flow)
+
+
+def _with_replays(calls: pd.DataFrame, eager: pd.Series, measured: pd.Series) -> pd.Series:
+    """Return a measured column in which calls of CUDA graphs' replays have the values of the captured calls.
+
+    A graph makes the same calls in the same order each time, so of calls that are alike the first replayed one is the
+    first that was captured, and so on, and around again.
+    """
+    alike = ["path", "inputs", "outputs"]
+    captured, replayed = calls[calls["phase"] == "capture"], calls[~eager]
+    if captured.empty or replayed.empty:
+        return measured
+    values = captured[alike].assign(number=captured.groupby(alike, observed=True).cumcount(), value=measured)
+    counts = captured.groupby(alike, observed=True).size().rename("count").reset_index()
+    number = replayed.groupby(alike, observed=True).cumcount()
+    wanted = replayed[alike].assign(number=number, row=replayed.index).merge(counts, on=alike)
+    wanted["number"] %= wanted["count"]
+    found = wanted.merge(values, on=[*alike, "number"])
+    complete: pd.Series = measured.copy()
+    complete[found["row"]] = found["value"].array
+    if measured.name == "busy_ns":
+        complete[captured.index] = pd.NA  # its kernels did not run
+    return complete
 
 
 def _difference(

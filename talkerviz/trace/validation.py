@@ -35,7 +35,7 @@ _NON_NEGATIVE = (
     *("flops", "bytes_read", "bytes_written", "memory_peak_bytes"),
 )
 _ANY_SIGN = ("host_self_ns", "device_start_ns", "device_self_ns", "memory_delta_bytes")
-_TOGETHER = (("host_start_ns", "host_ns", "host_self_ns"), ("device_start_ns", "device_ns", "device_self_ns"))
+_TOGETHER = (("host_start_ns", "host_ns", "host_self_ns"), ("device_start_ns", "device_ns"))
 """Groups of columns that are missing in the same rows."""
 _NUMBERED = ("frame", "step", "request", "collective")
 
@@ -387,12 +387,18 @@ _RUN_END = _or_null(_with({"frame": _or_null(_is_size), "ns": _is_ns}))
 _FACTS: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("root", "model", "device", "dtype", "gpu", "clock", "via"), _is_text),
     "date": _is_date,
-    **dict.fromkeys(("graphs_untimed", "unmeasured", "weights_note"), _is_text),
+    **dict.fromkeys(("graphs_untimed", "device_untimed", "unmeasured", "weights_note"), _is_text),
     **dict.fromkeys(
         (
             *("repeat", "mean_of_runs", "own_cost_ns", "host_peak_bytes", "weights_bytes", "parameters"),
             *("graph_replays", "unwatched_calls", "joined_modules", "calls_of_other_threads"),
-            *("processes_begun", "codes_a_frame"),
+            *(
+                "processes_begun",
+                "codes_a_frame",
+                "graph_replays_unread",
+                "graph_replays_whole",
+                "graph_stream_changes",
+            ),
         ),
         _is_size,
     ),
@@ -403,6 +409,8 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
     "one_call": _dict_of(_is_text),
     "unknown_operators": _dict_of(_is_size),
     "unknown_operators_in": _dict_of(_list_of(_is_text)),
+    "device_sampling": _with({"every": _is_size, "levels": _is_size, "frames": _list_of(_is_size)}),
+    "several_devices": _with({"calls": _is_size, "modules": lambda value: _list_of(_is_text)(value) and bool(value)}),
     "strange_calls": _with({"calls": _is_size, "classes": _list_of(_is_text)}),
     "peaks": lambda value: value == {} or _PEAKS(value),
     "process": _PROCESS,

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import Any
 
-from talkerviz.recorder.instruments.cuda_clock import Cuda
+import pytest
+import torch
+from torch import nn
+
+import talkerviz as tv
+from talkerviz.recorder.instruments.base import Instrument, RunContext
+from talkerviz.recorder.instruments.cuda_graph_clock import CudaGraphClock
+from talkerviz.recorder.instruments.device_clock import DeviceClock
+from talkerviz.recorder.instruments.device_runtime import DeviceRuntime
+from talkerviz.recorder.instruments.registry import CLOCKS, Kind
+
+MS = 1_000_000  # nanoseconds
 
 
 @dataclass
@@ -36,8 +48,8 @@ class FakeEvent:
     passed: int | None = None  # host nanoseconds at which the device passes it
     device: FakeDevice | None = None
 
-    def record(self) -> None:
-        device = self.machine.devices[self.machine.current]
+    def record(self, stream: tuple[int, int] | None = None) -> None:
+        device = self.machine.devices[self.machine.current if stream is None else stream[0]]
         self.device = device
         if device.capturing is not None:
             if not self.external:
@@ -64,17 +76,19 @@ class FakeEvent:
 class FakeMachine:
     devices: list[FakeDevice] = field(default_factory=lambda: [FakeDevice()])
     current: int = 0
+    stream: int = 0  # streams of a device do their work in one order
     made: int = 0
     waits_allowed: bool = True
     external: bool = True
 
-    def runtime(self) -> Cuda:
-        return Cuda(
+    def runtime(self, ring: int = 64) -> DeviceRuntime:
+        return DeviceRuntime(
             event=self.event,
-            device=lambda: self.current,
-            capturing=lambda: self.devices[self.current].capturing is not None,
+            stream_of=lambda device: (device, self.stream),
+            current=lambda: self.current,
             synchronize=self.synchronize,
-            select=self.select,
+            capturing=lambda: self.devices[self.current].capturing is not None,
+            ring=ring,
         )
 
     def event(self, external: bool) -> FakeEvent:
@@ -116,3 +130,55 @@ class FakeGraph:
                 device.busy_until += step
             else:
                 step.passed = device.busy_until
+
+
+class Works(nn.Module):
+    def __init__(self, machine: FakeMachine, ns: int, *inner: nn.Module, device: int = 0) -> None:
+        super().__init__()
+        self.machine, self.ns, self.device = machine, ns, device
+        self.inner = nn.ModuleList(inner)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.machine.select(self.device):
+            for module in self.inner:
+                x = module(x)
+            self.machine.devices[self.device].work(self.ns)
+        return x
+
+
+def record(
+    monkeypatch: pytest.MonkeyPatch,
+    machine: FakeMachine,
+    model: nn.Module,
+    run: Any,
+    devices: Any = (0,),
+    budget: float = 0,
+    **how: Any,
+) -> Any:
+    """Record with the made-up device's clock; `budget` is that of the clock, 0 for the time of every call."""
+
+    def make(run: RunContext) -> list[Instrument]:
+        device_clock = DeviceClock(replace(run, devices=devices), machine.runtime(), budget)
+        return [device_clock, CudaGraphClock(run, device_clock, owner=FakeGraph)]
+
+    monkeypatch.setitem(CLOCKS, "cuda", Kind(make))
+    with tv.recording(model, clock="cuda", **how) as rec:
+        machine.waits_allowed = False
+        run()
+        machine.waits_allowed = True
+    return rec.trace
+
+
+def captured(machine: FakeMachine, model: nn.Module, replays: int, wait: bool) -> Any:
+    graph, x = FakeGraph(machine), torch.zeros(1)
+
+    def run() -> None:
+        graph.capture_begin()
+        model(x)
+        graph.capture_end()
+        for _ in range(replays):
+            graph.replay()
+            if wait:  # as reading a result does
+                time.sleep(0.02)
+
+    return run

@@ -13,54 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_cuda import FakeDevice, FakeGraph, FakeMachine
+from fake_cuda import MS, FakeDevice, FakeGraph, FakeMachine, Works, captured, record
 from talker_parity import CONFIG, tiny_prompt
 from torch import nn
 
 import talkerviz as tv
 from talkerviz.recorder import recording as recorder
-from talkerviz.recorder.instruments.base import Instrument, RunContext
-from talkerviz.recorder.instruments.cuda_clock import CudaClock, device_columns
-from talkerviz.recorder.instruments.cuda_graph_clock import CudaGraphClock
+from talkerviz.recorder.instruments.device_clock import device_columns
 from talkerviz.recorder.instruments.kernel_time import busy_until_edges
 from talkerviz.recorder.instruments.memory import DeviceMemory, _range_max
-from talkerviz.recorder.instruments.registry import CLOCKS, MEASURES, Kind
+from talkerviz.recorder.instruments.registry import MEASURES, Kind
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import Acceleration, build_talker, generate
 from talkerviz.talker.generation.cuda_graphs import WARM_UPS
-
-MS = 1_000_000
-
-
-class Works(nn.Module):
-    def __init__(self, machine: FakeMachine, ns: int, *inner: nn.Module, device: int = 0) -> None:
-        super().__init__()
-        self.machine, self.ns, self.device = machine, ns, device
-        self.inner = nn.ModuleList(inner)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with self.machine.select(self.device):
-            for module in self.inner:
-                x = module(x)
-            self.machine.devices[self.device].work(self.ns)
-        return x
-
-
-def record(
-    monkeypatch: pytest.MonkeyPatch, machine: FakeMachine, model: nn.Module, run: Any, devices: Any = (0,), **how: Any
-) -> Any:
-    """Record with the made-up device's clock."""
-
-    def make(run: RunContext) -> list[Instrument]:
-        cuda_clock = CudaClock(replace(run, devices=devices), machine.runtime())
-        return [cuda_clock, CudaGraphClock(run, cuda_clock, owner=FakeGraph)]
-
-    monkeypatch.setitem(CLOCKS, "cuda", Kind(make))
-    with tv.recording(model, clock="cuda", **how) as rec:
-        machine.waits_allowed = False
-        run()
-        machine.waits_allowed = True
-    return rec.trace
 
 
 @pytest.mark.parametrize("drift", [1.0, 1.001])
@@ -129,21 +94,6 @@ def test_a_device_that_was_not_expected(monkeypatch: pytest.MonkeyPatch) -> None
     # Its clock is 5 s off.
     assert 3 * MS <= calls["device_ns"][1] < 2_000 * MS
     assert abs(calls["device_start_ns"][1] - calls["host_start_ns"][1]) < 2_000 * MS
-
-
-def captured(machine: FakeMachine, model: nn.Module, replays: int, wait: bool) -> Any:
-    graph, x = FakeGraph(machine), torch.zeros(1)
-
-    def run() -> None:
-        graph.capture_begin()
-        model(x)
-        graph.capture_end()
-        for _ in range(replays):
-            graph.replay()
-            if wait:  # as reading a result does
-                time.sleep(0.02)
-
-    return run
 
 
 def test_replays_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,14 +92,14 @@ def test_values_and_codes_are_those_of_transformers(tmp_path: Path) -> None:
         quantization_config=FineGrainedFP8Config(dequantize=True, weight_block_size=(BLOCK, BLOCK)),
     )
     config, scenario = read_talker_config(directory), Scenario(prompt_tokens=7, text_tokens=9, frames=8)
-    expected = run(theirs.talker.eval(), "transformers", scenario, config)
+    expected = generate_scenario(theirs.talker.eval(), "transformers", scenario, config)
     for impl in ("native", "transformers"):
         ours = load(directory, impl)
         known = dict(theirs.talker.named_parameters())
         for name, weight in ours.named_parameters():
             assert weight.dtype == torch.bfloat16
             assert torch.equal(weight, known[name]), name
-        assert torch.equal(run(ours, impl, scenario, config), expected)
+        assert torch.equal(generate_scenario(ours, impl, scenario, config), expected)
 
 
 @pytest.mark.parametrize("suffix", ["_scale_inv", "_scale"])

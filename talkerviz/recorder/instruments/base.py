@@ -22,7 +22,9 @@ class RunContext:
     Attributes:
         model: the recorded model.
         paths: path of each recorded module, by its `id`.
-        devices: indices of the CUDA devices that hold the model's parameters.
+        modules: modules by their number in events; those that join later are not among them.
+        device_type: torch's name of the accelerator that holds the model's parameters, such as `cuda`; empty for none.
+        devices: indices of its devices that do.
         origin_ns: host time that counts as 0.
         timed: whether events hold times.
         start: the mark that the recording begins with.
@@ -34,6 +36,8 @@ class RunContext:
 
     model: nn.Module
     paths: Mapping[int, str]
+    modules: Sequence[nn.Module]
+    device_type: str
     devices: tuple[int, ...]
     origin_ns: int
     timed: bool
@@ -69,9 +73,11 @@ class Instrument:
     Attributes:
         inside_tap: whether `attach` comes before the tap patches `nn.Module.__call__`, so that a patch of this
             instrument runs inside the recorded call and not around it.
+        device_stamps: stamps on a device that the log of calls takes itself, of type `DeviceStamps`; None for none.
     """
 
     inside_tap: ClassVar[bool] = False
+    device_stamps: Any = None
 
     def attach(self, undo: Undo) -> None:
         """Begin to measure, on the thread that the recording begins on.
@@ -122,7 +128,11 @@ def implementations(instruments: Iterable[Instrument], method: str) -> list[Call
 
 def collective_stamps(instruments: Iterable[Instrument]) -> list[Callable[[bool], None]]:
     """Return the functions that sample collectives, of the instruments that sample at all."""
-    return [each.stamp_collective for each in instruments if type(each).stamp is not Instrument.stamp]
+    return [
+        each.stamp_collective
+        for each in instruments
+        if type(each).stamp is not Instrument.stamp or type(each).stamp_collective is not Instrument.stamp_collective
+    ]
 
 
 def apply_readings(

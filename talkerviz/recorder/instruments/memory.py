@@ -12,11 +12,20 @@ import torch
 from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext, Undo
 
 
-def _read_and_reset(device: int) -> tuple[int, int]:
-    """Return the bytes allocated now, and their peak since the last call of this function."""
-    counted = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]
-    torch.cuda.reset_peak_memory_stats(device)
-    return counted["current"], counted["peak"]
+def _reader(device_type: str) -> Callable[[int], tuple[int, int]]:
+    """Return a function of a device that returns the bytes allocated now, and their peak since its last call."""
+
+    def read_cuda(device: int) -> tuple[int, int]:
+        counted = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]
+        torch.cuda.reset_peak_memory_stats(device)
+        return counted["current"], counted["peak"]
+
+    def read_any(device: int) -> tuple[int, int]:
+        counted = torch.accelerator.memory_stats(device)
+        torch.accelerator.reset_peak_memory_stats(device)
+        return counted["allocated_bytes.all.current"], counted["allocated_bytes.all.peak"]
+
+    return read_cuda if device_type == "cuda" else read_any
 
 
 class DeviceMemory(Instrument):
@@ -26,20 +35,25 @@ class DeviceMemory(Instrument):
 
     Args:
         run: the recording.
-        read_and_reset: reads a device's counters.
+        read_and_reset: reads a device's counters; by default those of torch's allocator.
     """
 
-    def __init__(self, run: RunContext, read_and_reset: Callable[[int], tuple[int, int]] = _read_and_reset) -> None:
+    def __init__(self, run: RunContext, read_and_reset: Callable[[int], tuple[int, int]] | None = None) -> None:
         self._thread = run.thread
         self._device = run.devices[0]
-        self._read = read_and_reset
+        self._read = read_and_reset or _reader(run.device_type)
+        self._device_type = run.device_type
         self._current: list[int] = []  # bytes at each stamp
         self._peak: list[int] = []  # bytes since the stamp before
 
     def attach(self, undo: Undo) -> None:
         """Forget the peak of what ran before."""
         self._own_thread = self._thread()
-        self._read(self._device)
+        try:
+            self._read(self._device)
+        except (AttributeError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"'memory': torch does not count the memory of {self._device_type} ({reason})") from error
 
     def stamp(self, entry: bool) -> None:
         """Read the counters."""

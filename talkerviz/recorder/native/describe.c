@@ -90,6 +90,7 @@ static int add_tensor(Describer *d, PyObject *tensor, int plain, Row *row) {
       at[2] = seen.ndim;
       memcpy(at + 3, seen.shape, (size_t)seen.ndim * sizeof(int64_t));
       row->length += 3 + seen.ndim;
+      if (row->device < 0 && seen.device_type != DL_CPU && seen.device_type != DL_PINNED) row->device = seen.device_id;
       d->refused = 0;
       return 0;
     }
@@ -390,6 +391,7 @@ static void begin_row(Row *row, int64_t what, int layer) {
   row->in_use = 1;
   row->length = row->full = row->depth = 0;
   row->looks = MAX_LOOKS;
+  row->device = -1;
   row->layer = layer;
   add(row, what);
 }

@@ -46,6 +46,8 @@ enum {
 
 /* ---- DLPack 1.x's description of a tensor (dmlc/dlpack, dlpack.h): a stable interface that torch has since 2.10. */
 
+enum { DL_CPU = 1, DL_PINNED = 3 }; /* `device_type` of memory of the host */
+
 typedef struct {
   void *data;
   int32_t device_type, device_id;
@@ -107,6 +109,7 @@ typedef struct {
   int length;
   int full;  /* whether the description did not fit and is cut off */
   int looks; /* values that may still be visited */
+  int device; /* index of the device of the first tensor on an accelerator; -1 for none */
   int layer;
   int depth;
   const void *above[MAX_NESTING + 1]; /* containers around the current value, to detect cycles */

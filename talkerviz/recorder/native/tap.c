@@ -2,13 +2,14 @@
 
    It is written against the interpreter's C API, because the replacement must be a vectorcall that binds as a method: a
    call then costs one more C function and no Python object. Cython, nanobind and PyO3 all create a tuple and a dict of
-   the arguments. Three rules keep the four files of this folder safe: every object in use while Python code may run is
+   the arguments. Three rules keep the files of this folder safe: every object in use while Python code may run is
    owned (Py_INCREF), exceptions of the recorder's own are cleared (`must_go_on`), and nothing is kept alive after
    `close`. test_tap_fuzz.py checks them under AddressSanitizer.
 
    Without a C compiler, python_events.py does the same through forward hooks. */
 
 #include "describe.h"
+#include "device_stamps.h"
 
 #include <stddef.h>
 #include <string.h>
@@ -64,6 +65,7 @@ typedef struct {
   Event *events;
   Py_ssize_t used, room;
   uint64_t thread;    /* serial number of the thread */
+  Py_ssize_t number;  /* of the log */
   int64_t flushed_ns; /* time of the last write to disk */
   int64_t garbage_ns; /* time in garbage collections so far */
   int64_t own_ns, usual_ns, calls, passed_by; /* the last: calls that were not recorded on this thread */
@@ -78,6 +80,7 @@ typedef struct {
 typedef struct {
   PyObject_HEAD vectorcallfunc vectorcall;
   PyObject *below, *entered, *left, *failed, *joins, *full, *stranger, *stamp, *phase, *placed, *moved, *here;
+  PyObject *device_stamps; /* of type DeviceStamps; None for none */
   Describer describer;
   PyObject *named_where; /* () -> the phase that the code around a call has named; NULL to read it from the context */
   int timed, names_phases, follows_contexts;
@@ -101,6 +104,7 @@ static THREAD_LOCAL struct {
   Log *log;
 } this_thread;
 static uint64_t taps_made, threads_met;
+static PyTypeObject *stamps_type;
 
 /* ---- Logs. */
 
@@ -157,6 +161,7 @@ static Log *log_of_thread(Tap *tap) {
     log->flushed_ns = clock_ns();
     log->named = log->mark.request = -1;
     log->excluded = joins == EXCLUDED;
+    log->number = tap->log_count;
     tap->logs[tap->log_count++] = log;
     /* A thread that runs beside a pass is a part of it, as the threads of DataParallel are. */
     Mark mark = joins == JOINS_OTHERS || tap->passes > 0 ? tap->mark : tap->start;
@@ -165,6 +170,11 @@ static Log *log_of_thread(Tap *tap) {
   this_thread.tap = tap->name;
   this_thread.log = log;
   return log;
+}
+
+/* Tells the device clock that the recorder holds up the calls that are open, from here or until here. */
+static int pause_device(Tap *tap, Log *log, int begins) {
+  return tap->device_stamps == Py_None ? 0 : device_pause((DeviceStamps *)tap->device_stamps, log->number, begins);
 }
 
 /* Writes the thread's events to disk if their number or the time since the last write is due. */
@@ -177,10 +187,11 @@ static int flush_if_due(Tap *tap, Log *log, int64_t time) {
     if (time - log->flushed_ns < FLUSH_NS) return 0;
   }
   int64_t began = log->flushed_ns = clock_ns(), garbage = log->garbage_ns;
+  if (pause_device(tap, log, 1) < 0) return -1;
   PyObject *answer = PyObject_CallNoArgs(tap->full);
   int accounted = answer == Py_True;
   Py_XDECREF(answer);
-  if (must_go_on()) return -1;
+  if (must_go_on() || pause_device(tap, log, 0) < 0) return -1;
   int64_t took = clock_ns() - began - (log->garbage_ns - garbage);
   if (accounted || !tap->timed) return 0;
   log->own_ns += took;
@@ -201,6 +212,13 @@ static int stamp(Tap *tap, PyObject *beginning) {
   PyObject *answer = PyObject_CallOneArg(tap->stamp, beginning);
   Py_XDECREF(answer);
   return must_go_on() ? -1 : 0;
+}
+
+/* Stamps a call on its device, next to its work. */
+static int stamp_device(Tap *tap, Log *log, int entry, int32_t module) {
+  if (tap->device_stamps == Py_None) return 0;
+  StampedCall call = {log->depth, module, log->row.device, (log->mark.place >> 24) - 1, log->own_ns};
+  return device_stamp((DeviceStamps *)tap->device_stamps, log->number, entry, &call);
 }
 
 /* Logs the phase that the code around a call has named, read from the context of its task or thread, if it changed. */
@@ -270,7 +288,7 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
     if (tap->follows_contexts && follow_context(tap, log) < 0) return -1;
     if (tap->names_phases && push_named(tap, log) < 0) return -1;
     int64_t inputs = describe_inputs(&tap->describer, &log->row, args, count, names, keywords, watched->layer);
-    if (inputs < 0 || stamp(tap, Py_True) < 0) return -1;
+    if (inputs < 0 || stamp(tap, Py_True) < 0 || stamp_device(tap, log, 1, watched->number) < 0) return -1;
     /* The device's and the host's begin are taken here, last: time from here on is the call's own. */
     int64_t time = now_ns(tap), own = time - entered - (log->garbage_ns - garbage);
     if (push(log, watched->number, (int32_t)inputs, time, own) < 0) return -1;
@@ -280,6 +298,7 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
       /* Ctrl-C: the call is not made, but its begin is logged, so its end must be too. */
       PyObject *type, *value, *traceback;
       PyErr_Fetch(&type, &value, &traceback);
+      if (stamp_device(tap, log, 0, watched->number) < 0) PyErr_Clear();
       push(log, -1 - watched->number, NO_TENSORS, now_ns(tap), 0);
       PyErr_Restore(type, value, traceback);
       return -1;
@@ -311,7 +330,7 @@ static int end_call(Tap *tap, Log *log, const Watched *watched, PyObject *module
     if (push(log, -1 - watched->number, NO_TENSORS, time, 0) < 0) return -1;
     Py_ssize_t place = log->used - 1;
     int64_t taken = log->taken;
-    failed = stamp(tap, Py_False);
+    failed = stamp_device(tap, log, 0, watched->number) < 0 || stamp(tap, Py_False) < 0;
     int64_t outputs = failed ? -1 : describe_output(&tap->describer, &log->row, output, watched->layer);
     failed = outputs < 0; /* Ctrl-C, most likely; the call's end is logged all the same */
     if (!failed) failed = leave_landmark(tap, log, watched, module);
@@ -339,7 +358,7 @@ static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
   if (watched->number >= 0) {
     PyObject *held[3] = {NULL, NULL, NULL};
     if (stopped) PyErr_Fetch(&held[0], &held[1], &held[2]);
-    int stopped_again = stamp(tap, Py_False) < 0;
+    int stopped_again = stamp_device(tap, log, 0, watched->number) < 0 || stamp(tap, Py_False) < 0;
     if (stopped) PyErr_Restore(held[0], held[1], held[2]);
     stopped |= stopped_again;
     if (push(log, -1 - watched->number, (int32_t)error, time, 0) < 0 && !stopped) PyErr_Clear();
@@ -628,7 +647,7 @@ static PyObject *tap_close(Tap *tap, PyObject *Py_UNUSED(ignored)) {
 static PyObject **callables(Tap *tap, int at) {
   PyObject **all[] = {&tap->below, &tap->entered,  &tap->left,  &tap->failed, &tap->joins,
                       &tap->full,  &tap->stranger, &tap->stamp, &tap->phase,  &tap->placed,
-                      &tap->moved, &tap->here};
+                      &tap->moved, &tap->here,     &tap->device_stamps};
   return at < (int)(sizeof(all) / sizeof(*all)) ? all[at] : NULL;
 }
 
@@ -667,17 +686,21 @@ static void tap_dealloc(Tap *tap) {
 static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   static char *names[] = {"tensor", "parameter", "kind_of", "unpack",   "tensor_row", "tensor_kind", "names",
                           "below",  "entered",   "left",    "failed",   "joins",      "full",        "stranger",
-                          "stamp",  "phase",     "placed",  "moved",    "here",       "start",       "frame",
-                          "timed",  "limit",     NULL};
-  PyObject *tensor, *parameter, *described[5], *given[12];
+                          "stamp",  "phase",     "placed",  "moved",    "here",       "device_stamps",
+                          "start",  "frame",     "timed",   "limit",    NULL};
+  PyObject *tensor, *parameter, *described[5], *given[13];
   int start, frame, timed;
   Py_ssize_t limit;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!OOOOO!OOOOOOOOOOOOiipn", names, &PyType_Type, &tensor,
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!OOOOO!OOOOOOOOOOOOOiipn", names, &PyType_Type, &tensor,
                                    &PyType_Type, &parameter, &described[0], &described[1], &described[2],
                                    &described[3], &PyDict_Type, &described[4], &given[0], &given[1], &given[2],
                                    &given[3], &given[4], &given[5], &given[6], &given[7], &given[8], &given[9],
-                                   &given[10], &given[11], &start, &frame, &timed, &limit))
+                                   &given[10], &given[11], &given[12], &start, &frame, &timed, &limit))
     return NULL;
+  if (given[12] != Py_None && Py_TYPE(given[12]) != stamps_type) {
+    PyErr_SetString(PyExc_TypeError, "device_stamps must be a DeviceStamps of this module");
+    return NULL;
+  }
   Tap *tap = (Tap *)type->tp_alloc(type, 0);
   if (tap == NULL) return NULL;
   tap->name = ++taps_made;
@@ -771,7 +794,8 @@ static int prepare(PyObject *module) {
   if (type == NULL) return -1;
   int failed = PyModule_AddObjectRef(module, "Tap", type);
   Py_DECREF(type);
-  return failed;
+  if (failed == 0) stamps_type = device_stamps_type(module);
+  return failed || stamps_type == NULL ? -1 : 0;
 }
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)prepare}, {0, NULL}};

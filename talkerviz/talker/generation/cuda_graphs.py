@@ -61,8 +61,10 @@ def capture(
     for generator, generator_state in zip(generators, generator_states, strict=True):
         generator.set_state(generator_state)
     graph = torch.cuda.CUDAGraph()
-    for generator in generators:
-        graph.register_generator_state(generator)
+    # From 2.14 on a capture registers the generators that it meets, and this method warns.
+    if torch.__version__ < (2, 14):  # type: ignore[operator]
+        for generator in generators:
+            graph.register_generator_state(generator)
     with torch.cuda.graph(graph):
         decode()
     return graph
