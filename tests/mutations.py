@@ -35,7 +35,7 @@ import talkerviz as tv
 from talkerviz.trace.event_blocks import block, read_blocks
 from talkerviz.trace.join import join
 
-recorder = sys.modules["talkerviz.recorder.recording"]  # its package has a function of this name
+recorder = import_module("talkerviz.recorder.recording")  # its package has a function of this name
 
 NUMBERS = (0, -1, 1, 2, 7, 1 << 20, 1 << 31, (1 << 31) - 1, 1 << 40, 1 << 61, (1 << 63) - 1, -(1 << 63))
 VALUES: tuple[Any, ...] = (

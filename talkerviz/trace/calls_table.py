@@ -32,9 +32,9 @@ def calls_frame(columns: Mapping[str, Any] | pd.DataFrame) -> pd.DataFrame:
         frame[name] = _sorted_categories(frame[name])
     numbers = dict.fromkeys(("depth", "thread", "run", "rank"), "int32")
     types = {**dict.fromkeys(NULLABLE, "Int64"), **numbers, "call": "int64", "error": "string"}
-    # A column takes as long to convert to the type that it has.
-    dtypes = dict(frame.dtypes)
-    typed: pd.DataFrame = frame.astype({name: kind for name, kind in types.items() if dtypes[name] != kind})
+    # A column takes as long to convert to the type that it has. By name, since pandas' `str` equals "string".
+    has = {name: dtype.name for name, dtype in frame.dtypes.items()}
+    typed: pd.DataFrame = frame.astype({name: kind for name, kind in types.items() if has[name] != kind})
     return typed
 
 

@@ -288,7 +288,7 @@ def check_tensors(lists: Iterable[Tensors]) -> None:
     if (
         set(map(type, chain(names, dtypes, devices))) == {str}
         and set(map(type, chain(sizes, copies))) == {int}
-        and -1 <= min(sizes, default=0)
+        and min(sizes, default=0) >= -1
         and max(sizes, default=0) < 1 << 63
         and 0 <= min(copies) <= max(copies) < _MAX_SIZE
     ):
