@@ -5,28 +5,30 @@ traces of several ranks, `diff` compares two traces, and `explore` opens one in 
 adds `%%talkertrace`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from talkerviz.api import Trace, diff, record, recording
 from talkerviz.notebook import explore
 from talkerviz.notebook import load_ipython_extension as load_ipython_extension
 from talkerviz.trace.join import join
-from talkerviz.trace.merge import merge
 from talkerviz.version import __version__
 
 if TYPE_CHECKING:
     from talkerviz.recorder.recording import Recording
+    from talkerviz.trace.merge import merge
 
 __all__ = ["Recording", "Trace", "__version__", "diff", "explore", "join", "merge", "record", "recording"]
 
 
-def __getattr__(name: str) -> Any:
-    # Importing the recorder imports torch, which takes seconds; reading a trace does not need it.
-    if name != "Recording":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from talkerviz.recorder.recording import Recording
+# Importing the recorder imports torch, which takes seconds; reading a trace needs neither.
+_AT_FIRST_USE = {"Recording": "talkerviz.recorder.recording", "merge": "talkerviz.trace.merge"}
 
-    return Recording
+
+def __getattr__(name: str) -> Any:
+    if name not in _AT_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_AT_FIRST_USE[name]), name)
 
 
 def __dir__() -> list[str]:

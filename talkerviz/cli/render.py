@@ -20,7 +20,6 @@ from talkerviz.cli.output import (
     write,
 )
 from talkerviz.cli.streams import print_message
-from talkerviz.render.charts.mermaid import over_github_limits
 from talkerviz.render.options import RenderOptions, option_flag
 from talkerviz.render.registry import BINARY, DRAWN, check_options, render, render_graph, select
 from talkerviz.render.viewers.common import TENSORBOARD_SUFFIX
@@ -58,8 +57,11 @@ def render_command(
         _write_pages(trace, options, fmt, Path(output))
         return
     drawn = write(output, lambda: render(trace, fmt, options))
-    if fmt == "mermaid" and (note := over_github_limits(drawn.decode())):
-        print_message(f"{output}: {note}")
+    if fmt == "mermaid":
+        from talkerviz.render.charts.mermaid import over_github_limits
+
+        if note := over_github_limits(drawn.decode()):
+            print_message(f"{output}: {note}")
     if fmt == "tensorboard" and output != "-" and not output.endswith(TENSORBOARD_SUFFIX):
         print_message(f"{output}: TensorBoard finds only files that end in {TENSORBOARD_SUFFIX}")
 

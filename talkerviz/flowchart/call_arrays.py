@@ -263,10 +263,14 @@ def _names(calls: pd.DataFrame, ops: pd.DataFrame | None, parent: np.ndarray) ->
     call_names = np.array(of_pair, dtype=np.int64)[which.reshape(-1)] if n else np.empty(0, dtype=np.int64)
     if ops is None:
         return call_names, list(numbers)
-    kinds = ops["kind"].astype(str) + " " + ops["name"].astype(str)
-    codes, texts = pd.factorize(kinds)
+    kind, name = ops["kind"].cat, ops["name"].cat
+    codes, pairs = pd.factorize(kind.codes.to_numpy(np.int64) * len(name.categories) + name.codes.to_numpy())
     # The leading space separates operations' names from modules'.
-    shift = np.array([numbers.setdefault(f" {text}", len(numbers)) for text in texts], dtype=np.int64)
+    texts = [
+        f" {kind.categories[pair // len(name.categories)]} {name.categories[pair % len(name.categories)]}"
+        for pair in pairs.tolist()
+    ]
+    shift = np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
     return np.concatenate([call_names, shift[codes]]), list(numbers)
 
 

@@ -41,8 +41,8 @@ from talkerviz.recorder.scope import RecordingScope
 from talkerviz.recorder.tap import Tap, choose_way, make_events, not_compiled
 from talkerviz.recorder.tensor_signatures import TensorKinds
 from talkerviz.recorder.trace_output import TraceOutput
-from talkerviz.trace.calls_table import log_edges, log_frame
 from talkerviz.trace.event_log import Log, Names, read_log
+from talkerviz.trace.log_tables import log_edges, log_frame
 from talkerviz.trace.parquet import check_name, write_log
 from talkerviz.trace.trace import RecordT, TraceRecord
 from talkerviz.trace.validation import check_given_facts

@@ -13,7 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from talkerviz.render.charts.graphviz import RenderError, lay_out
-from talkerviz.render.charts.mermaid import over_github_limits
 from talkerviz.render.options import OPTIONS, Naming, RenderOptions, given_options, option_name
 from talkerviz.render.viewers.common import TENSORBOARD_SUFFIX
 from talkerviz.trace import TraceRecord
@@ -224,6 +223,7 @@ def render_graph(graph: Graph, fmt: str) -> bytes:
 def mermaid_for_github(prepared: Prepared, view: View) -> str:
     """Draw a nested Mermaid chart, with fewer boxes if GitHub would not draw it otherwise."""
     from talkerviz.flowchart.builder import draw_prepared
+    from talkerviz.render.charts.mermaid import over_github_limits
 
     while True:
         graph = draw_prepared(prepared, view).graph

@@ -171,7 +171,8 @@ class Flow:
     def tensor_lists(self) -> list[Tensors]:
         """Return the distinct tensor lists of the operations."""
         ops = self._kept[0]
-        return list({id(tensors): tensors for name in ("inputs", "outputs") for tensors in ops[name]}.values())
+        both = [*ops["inputs"].to_numpy().tolist(), *ops["outputs"].to_numpy().tolist()]
+        return list(dict(zip(map(id, both), both, strict=True)).values())
 
 
 def _are_tensors(rows: object) -> bool:

@@ -70,8 +70,10 @@ def shapes_text(inputs: Tensors, outputs: Tensors, more: bool = False) -> str:
 
 def _first_shape(tensors: Tensors, more: bool) -> str:
     first = tensors[0].shape_text if tensors else ""
+    if not more:
+        return first
     others = sum(tensor.copies for tensor in tensors) - 1
-    return f"{first} +{others:,}" if more and others > 0 else first
+    return f"{first} +{others:,}" if others > 0 else first
 
 
 def call_shapes(calls: pd.DataFrame, more: bool = False) -> np.ndarray:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from talkerviz.atomic_file import atomic_write
-from talkerviz.trace.calls_table import NULLABLE, calls_frame, collections_frame, lists_array, log_tables
-from talkerviz.trace.event_log import Log, Rows
+from talkerviz.trace.calls_table import NULLABLE, calls_frame, collections_frame, lists_array
 from talkerviz.trace.flow import Flow
 from talkerviz.trace.schema import CALLS, NAME, ModuleInfo, Tensors
 from talkerviz.trace.validation import (
@@ -30,6 +29,9 @@ from talkerviz.trace.validation import (
     numbered_tensors,
     parse_json,
 )
+
+if TYPE_CHECKING:
+    from talkerviz.trace.event_log import Log, Rows
 
 FORMAT = "2"
 _ROWS_PER_GROUP = 1 << 16  # some tens of MB in memory while a row group is written
@@ -84,6 +86,8 @@ def write_trace(
 
 def write_log(target: Path, log: Log, modules: tuple[ModuleInfo, ...], facts: Mapping[str, Any]) -> None:
     """Write a log as a trace atomically, some thousands of calls at a time."""
+    from talkerviz.trace.log_tables import log_tables  # a finished trace is read without it
+
     garbage: list[Rows] = []
     with _writer(target, modules, facts, None) as write:
         for table, lists in log_tables(log, garbage):

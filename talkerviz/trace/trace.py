@@ -13,9 +13,8 @@ import pandas as pd
 from typing_extensions import Self, TypeVar
 
 from talkerviz.trace.call_tree import parent_rows
-from talkerviz.trace.calls_table import collections_frame, log_frame
+from talkerviz.trace.calls_table import collections_frame
 from talkerviz.trace.event_blocks import MAGIC
-from talkerviz.trace.event_log import Log, read_log
 from talkerviz.trace.flow import Flow, flow_between, flow_inside, select_flow
 from talkerviz.trace.labels import format_count
 from talkerviz.trace.parquet import check_name, read_trace, write_trace
@@ -203,7 +202,7 @@ class TraceRecord:
             if head == b"PAR1":
                 return cls(*read_trace(path))
             if head == MAGIC:
-                return cls._from_log(read_log(path))
+                return cls._read_log(path)
         except DamagedError as error:
             raise TraceError(f"{path} is damaged: {error}") from error
         except ValueError as error:
@@ -214,7 +213,11 @@ class TraceRecord:
         )
 
     @classmethod
-    def _from_log(cls, log: Log) -> Self:
+    def _read_log(cls, path: Path) -> Self:
+        from talkerviz.trace.event_log import read_log
+        from talkerviz.trace.log_tables import log_frame
+
+        log = read_log(path)
         facts = {**log.facts, "unfinished": True}
         try:
             check_facts(facts)

@@ -24,6 +24,7 @@ MAX_DEPTH = 4096
 """Deepest call that is read: tables take time by depth, and Python's own limit allows about 300 nested modules."""
 MAX_NUMBER = 1 << 40
 """Largest call, frame, step, run, rank or collective number; keeps arithmetic on them within int64."""
+_MAX_SIZE = 1 << 62  # of a tensor's copies, a parameter's elements and the like
 _MAX_SUM = float(1 << 62)  # of a column; two such sums still fit an int64
 _MAX_JSON_DEPTH = 64  # facts of users nest; Python's parser raises at about 1,000
 # Bounds of a flow expanded to all frames, so that a small hostile file cannot fill memory.
@@ -176,13 +177,16 @@ def _check_nesting(value: Any, name: str) -> None:
         depth += 1
         if depth > _MAX_JSON_DEPTH:
             raise DamagedError(f"{name} are nested too deeply")
-        inner: list[Any] = []
-        for container in level:
-            if isinstance(container, dict):
-                inner += [item for item in container.values() if isinstance(item, (dict, list))]
-            elif isinstance(container, list):
-                inner += [item for item in container if isinstance(item, (dict, list))]
-        level = inner
+        level = [
+            inner
+            for container in level
+            if type(container) in _CONTAINERS
+            for inner in (container.values() if type(container) is dict else container)
+            if type(inner) in _CONTAINERS
+        ]
+
+
+_CONTAINERS = (dict, list)  # of parsed JSON
 
 
 def _check_calls(calls: pd.DataFrame) -> None:
@@ -275,7 +279,21 @@ def check_tensors(lists: Iterable[Tensors]) -> None:
     Raises:
         DamagedError: a name, shape, dtype, device or number of copies is impossible.
     """
-    for tensor in chain.from_iterable(lists):
+    tensors = list(chain.from_iterable(lists))
+    if not tensors:
+        return
+    # All at once: a long run has some thousands of lists.
+    names, shapes, dtypes, devices, copies = zip(*tensors, strict=True)
+    sizes = list(chain.from_iterable(shapes))
+    if (
+        set(map(type, chain(names, dtypes, devices))) == {str}
+        and set(map(type, chain(sizes, copies))) == {int}
+        and min(sizes, default=0) >= -1
+        and max(sizes, default=0) < 1 << 63
+        and 0 <= min(copies) <= max(copies) < _MAX_SIZE
+    ):
+        return
+    for tensor in tensors:
         if not (
             all(isinstance(text, str) for text in (tensor.name, tensor.dtype, tensor.device))
             and all(_is_int(size) and -1 <= size < 1 << 63 for size in tensor.shape)
@@ -324,7 +342,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return _is_int(value) and 0 <= value < 1 << 62
+    return _is_int(value) and 0 <= value < _MAX_SIZE
 
 
 def _is_ns(value: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 import talkerviz as tv
 from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.phases.talker import TalkerPhases
-from talkerviz.trace.calls_table import log_tables
+from talkerviz.trace.log_tables import log_tables
 
 
 class Nested(nn.Module):

@@ -19,10 +19,10 @@ from talkerviz.talker import (
     Scenario,
     build_talker,
     find_module,
+    generate_scenario,
     load_talker,
     preset,
     read_talker_config,
-    run,
 )
 
 FP8 = torch.float8_e4m3fn
