@@ -325,11 +325,11 @@ DAMAGE: dict[str, tuple[Callable[[Small], object], str]] = {
     ),
     "whole numbers": (
         lambda small: small.replace("talker.a.weight", torch.zeros(3, 2, dtype=torch.int8)),
-        r"model-2-of-3\.safetensors: only F32, BF16, F16 can be loaded, and not 'talker\.a\.weight' \(I8\)",
+        r"model-2-of-3\.safetensors: only F32, BF16, F16, F8_E4M3 can be loaded, and not 'talker\.a\.weight' \(I8\)",
     ),
     "float8": (
         lambda small: small.replace("talker.a.weight", torch.zeros(3, 2).to(torch.float8_e4m3fn)),
-        r"only F32, BF16, F16 can be loaded, and not 'talker\.a\.weight' \(F8_E4M3\)",
+        r"'talker\.a\.weight' is in 8-bit floats and has no 'talker\.a\.weight_scale_inv'",
     ),
     "none of the part": (lambda small: small.list({"thinker.x": small.one.name}), r"has no tensors 'talker\.\*'"),
     "no index": (
