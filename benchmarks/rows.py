@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/rows.py [--rows 1 2 4 8] [--rounds 5] [-o reports/benchmarks/rows.md]
 
-The talker has the widths of `full`, and fewer layers, so that it fits beside other programs. Times are CPU time, and the
-numbers of rows take turns, so that a loaded machine changes all of them alike.
+The talker has the widths of `full`, and fewer layers, so that it fits beside other programs. Times are CPU time, and
+the numbers of rows take turns, so that a loaded machine changes all of them alike.
 """
 
 from __future__ import annotations
