@@ -32,7 +32,7 @@ import torch
 from interleaved import processor
 from torch import Tensor, nn
 
-from talkerviz.talker import build_talker, preset, run
+from talkerviz.talker import build_talker, generate_scenario, preset
 from talkerviz.talker.generation.compile import compile_talker
 from talkerviz.talker.generation.scenario import Scenario
 from talkerviz.talker.model.config import TalkerConfig
@@ -101,7 +101,7 @@ def time_once(way: Way, scenario: Scenario, config: TalkerConfig) -> None:
         cpu.append(process_time())
 
     gc.collect()
-    way.codes = run(way.talker, way.impl, scenario, config, on_frame)
+    way.codes = generate_scenario(way.talker, way.impl, scenario, config, on_frame)
     for times, medians in ((wall, way.wall), (cpu, way.cpu)):
         # Compilation ends with the third frame.
         medians.append(statistics.median(later - before for before, later in pairwise(times)))
@@ -160,7 +160,7 @@ def parity(talker: Any, original: list[Tensor], scenario: Scenario, config: Talk
         return wanted
 
     with on_logits(talker, see):
-        run(talker, "native", scenario, config)
+        generate_scenario(talker, "native", scenario, config)
     return parity
 
 
@@ -201,7 +201,7 @@ def measure(kind: str, frames: int, rounds: int) -> Iterator[list[str]]:
     theirs, ours = ways[THEIRS], ways[OURS]
     original: list[Tensor] = []
     with on_logits(ours.talker, lambda logits: original.append(logits.clone())):
-        run(ours.talker, "native", scenario, config)
+        generate_scenario(ours.talker, "native", scenario, config)
     for each, way in ways.items():
         cells = [f"`{name}`", dtype, str(torch.get_num_threads()), each, f"{statistics.median(way.wall) * 1e3:,.0f}"]
         for slow, fast in ((theirs.wall, way.wall), (theirs.cpu, way.cpu)):
@@ -213,7 +213,10 @@ def measure(kind: str, frames: int, rounds: int) -> Iterator[list[str]]:
         found = parity(way.talker, original, scenario, config)
         yield [*cells, *parity_cells(way.codes, theirs.codes, found)]
     round_to_fp8(ours.talker)
-    codes, found = run(ours.talker, "native", scenario, config), parity(ours.talker, original, scenario, config)
+    codes, found = (
+        generate_scenario(ours.talker, "native", scenario, config),
+        parity(ours.talker, original, scenario, config),
+    )
     head = [f"`{name}`", dtype, str(torch.get_num_threads()), "native, fp8 checkpoint", "", "as native", "as native"]
     yield [*head, *parity_cells(codes, theirs.codes, found)]
 
