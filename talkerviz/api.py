@@ -306,7 +306,7 @@ def diff(
 
 
 def recording(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module] | None = None,
     name: str = "model",
     phases: Callable[[str], PhaseRule] | None = None,
     clock: str = "cpu",
@@ -325,8 +325,9 @@ def recording(
     The model is unchanged afterwards. `trace` holds the calls up to the end of the block, also after an exception.
 
     Args:
-        model: any module.
-        name: name of the root in the trace; every module path begins with it.
+        model: any module; or several by name, each with phases and frames of its own; or None to record every model
+            that is called, with the name of the variable or attribute that holds it.
+        name: name of a single model in the trace; every module path begins with it.
         phases: function that takes the root's name and returns the rule that divides a run into phases and frames, such
             as the class `TalkerPhases`. By default each forward pass is a frame; its phase is `prefill` or `decode` by
             positions and KV cache, or `forward` without a cache: see `PassPhases`.
@@ -381,7 +382,7 @@ def recording(
 
 
 def record(  # noqa: D417, the other arguments are those of `recording`
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module],
     run: Callable[[], object] | Tensor | tuple[Any, ...] | Mapping[str, Any],
     name: str = "model",
     phases: Callable[[str], PhaseRule] | None = None,
@@ -401,9 +402,9 @@ def record(  # noqa: D417, the other arguments are those of `recording`
     """Run a model and record every call of its modules; `recording` describes the other arguments.
 
     Args:
-        model: any module.
-        run: inputs of the model: a tensor, a tuple of arguments, or a mapping of arguments by name; or a function that
-            runs it, such as `lambda: model(x)`.
+        model: any module, or several by name: `{"unet": unet, "vae": vae}`.
+        run: inputs of a single model: a tensor, a tuple of arguments, or a mapping of arguments by name; or a function
+            that runs it, such as `lambda: model(x)`.
         measure: quantities to measure besides times, see `recording`: one, or several such as `("flow", "cost")`. Each
             takes one more run, which is joined to the trace of the timed runs. If that run fails or makes other calls,
             there is a RuntimeWarning, and the trace has the times alone. With `clock="none"`, which takes no times, the
@@ -419,6 +420,8 @@ def record(  # noqa: D417, the other arguments are those of `recording`
     from talkerviz.recorder.record import record
 
     if isinstance(run, (Tensor, tuple, Mapping)):
+        if isinstance(model, Mapping):
+            raise ValueError("run: inputs are those of a single model; pass a function that runs them all")
         run = partial(_call, model, run)
     elif not callable(run):
         raise ValueError(

@@ -29,12 +29,13 @@ from talkerviz.recorder.instruments.base import (
     collective_stamps,
     implementations,
 )
-from talkerviz.recorder.instruments.registry import cuda_devices, make_instruments
+from talkerviz.recorder.instruments.registry import all_cuda_devices, cuda_devices, make_instruments
 from talkerviz.recorder.method_patch import patch_method
-from talkerviz.recorder.module_tree import check_model, select_modules
+from talkerviz.recorder.module_tree import check_model, roots_of, select_modules
 from talkerviz.recorder.module_watch import ModuleWatch
 from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.phases.marking import PhaseMarker
+from talkerviz.recorder.phases.several_roots import RootPhases
 from talkerviz.recorder.python_events import Callbacks, Contexts
 from talkerviz.recorder.run_facts import RunFacts, facts_at_start
 from talkerviz.recorder.scope import RecordingScope
@@ -61,8 +62,9 @@ class Recording(Generic[RecordT]):
 
     def __init__(
         self,
-        model: nn.Module,
+        roots: Mapping[str, nn.Module],
         name: str,
+        finds: bool,
         phases: Callable[[str], PhaseRule] | None,
         clock: str,
         facts: Mapping[str, Any],
@@ -80,10 +82,22 @@ class Recording(Generic[RecordT]):
         self._names = Names()
         self._parts: dict[str, int] = {}
         self._tokens: list[tuple[ContextVar[Any], Token[Any]]] = []
-        self._modules = ModuleWatch(model, name, selects, self._names.joined)
+        self._modules = ModuleWatch(roots, selects, self._names.joined, finds)
+        self._several = RootPhases(names_alone=not finds) if phases is None and (finds or len(roots) != 1) else None
+        if self._several is not None:
+            for root_name, root in roots.items():
+                self._several.add(root_name, root)
         self._marker = PhaseMarker(
-            self._modules.modules, name, phases, self._modules.paths, self._names.phases, self._tokens, not nvtx
+            self._modules.modules,
+            name,
+            phases,
+            self._several,
+            self._modules.paths,
+            self._names.phases,
+            self._tokens,
+            not nvtx,
         )
+        model = next(iter(roots.values())) if len(roots) == 1 else nn.ModuleList(roots.values())
         self._scope = RecordingScope(only is not None, self._tokens)
         self._lock = threading.RLock()
         self._reported_fault = False
@@ -96,7 +110,7 @@ class Recording(Generic[RecordT]):
         run = RunContext(
             model=model,
             paths=self._modules.recorded_paths(),
-            devices=cuda_devices(model),
+            devices=all_cuda_devices() if finds and clock == "cuda" else cuda_devices(model),
             origin_ns=self._origin_ns,
             timed=self._timed,
             start=self._marker.start,
@@ -131,6 +145,11 @@ class Recording(Generic[RecordT]):
     def lost(self) -> str | None:
         """Reason for which calls are missing, such as a full disk; None if the record is whole."""
         return self._output.lost
+
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """Classes of models that were called and not recorded, by name, where models are found in the run."""
+        return self._modules.passed_over
 
     @cached_property
     def trace(self) -> RecordT:
@@ -212,6 +231,8 @@ class Recording(Generic[RecordT]):
             )
             self._undo.append(hooks.remove)
             self._modules.add_hooks(hooks)
+            if self._modules.finds:
+                self._modules.find_with_hooks(self._guarded, self._undo)
         patch_method(BaseProcess, "start", self._scope.wrap_process_start, self._undo)
         self._undo.append(self._reset_contexts)
         registered = self._guarded(self._modules.on_registration)
@@ -268,6 +289,7 @@ class Recording(Generic[RecordT]):
             frame=self._marker.phase_number("forward"),
             timed=self._timed,
             limit=_BATCH,
+            roots=self._modules.finds,
         )
         self._thread()  # this thread is number 0, whichever calls first
         self._marker.attach(self._events)
@@ -359,7 +381,10 @@ class Recording(Generic[RecordT]):
                 written = self._output.close()
             if self.lost is None:
                 # Classes and sizes of modules are those at the end.
-                self._log = replace(read_log(written), modules=self._modules.infos)
+                log = read_log(written)
+                if self._several is not None:
+                    log = self._several.final_log(log)
+                self._log = replace(log, modules=self._modules.infos)
                 if self.file is not None:
                     self._save(self.file)
         except Exception as error:
@@ -381,7 +406,9 @@ class Recording(Generic[RecordT]):
             self._facts.add(calls_of_other_threads=of_other_threads)
         if self._scope.processes:
             self._facts.add(processes_begun=self._scope.processes)
-        if not calls and not raised and not of_other_threads:
+        if self._modules.finds:
+            self._facts.add(**self._modules.found_facts(self._several.main_root() if self._several else None))
+        elif not calls and not raised and not of_other_threads:
             why = "it was not called, or in a function that is compiled as a whole"
             message = f"no call of {self._name!r} ({self._facts.values.get('model')}) was recorded: {why}"
             warnings.warn(message, RuntimeWarning, stacklevel=5)
@@ -398,7 +425,7 @@ class Recording(Generic[RecordT]):
 
 @contextmanager
 def recording(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module] | None = None,
     name: str = "model",
     phases: Callable[[str], PhaseRule] | None = None,
     clock: str = "cpu",
@@ -417,7 +444,10 @@ def recording(
 
     Beside its arguments this has `trace_class`, the class of `Recording.trace`.
     """
-    check_model(model)
+    if model is not None:
+        check_model(model)
+    if phases is not None and not isinstance(model, nn.Module):
+        raise ValueError("phases: only for a single model; each of several has phases of its own")
     if file is not None:
         check_name(Path(file))
     if only not in (None, "here"):
@@ -426,16 +456,20 @@ def recording(
     way = choose_way(via)
     if nvtx and way == "hooks":
         raise ValueError("nvtx: ranges stand around `nn.Module.__call__`, and hooks run inside it; use via 'tap'")
-    selects = select_modules(model, name, include, exclude, depth)
+    roots = roots_of(model, name)
+    name = next(iter(roots), name)
+    selects = select_modules(roots, include, exclude, depth)
     process = this_process()
     start_facts = {
-        **facts_at_start(model, name, clock),
+        **facts_at_start(roots, name, clock),
         "via": way,
         **({} if process is None else {"process": process_facts(process, clock != "none")}),
         **(facts or {}),
     }
     path = None if file is None else file_of_rank(Path(file), process)
-    rec = Recording(model, name, phases, clock, start_facts, selects, path, measure, nvtx, way, only, trace_class)
+    rec = Recording(
+        roots, name, model is None, phases, clock, start_facts, selects, path, measure, nvtx, way, only, trace_class
+    )
     raised = True
     try:
         rec._attach()

@@ -67,6 +67,7 @@ def make_events(
     frame: int = 0,
     timed: bool = True,
     limit: int = 1 << 15,
+    roots: bool = False,
 ) -> Any:
     """Create the log of call events, native or in Python.
 
@@ -81,6 +82,7 @@ def make_events(
         frame: number of the phase of frames that the log counts itself, at modules of `FRAME_LANDMARK`.
         timed: whether events hold times, in nanoseconds; -1 otherwise.
         limit: number of events after which `full` is called.
+        roots: whether to call `stranger` with each unwatched module that is called outside any other.
     """
     functions = {name: function and not_compiled(function) for name, function in vars(callbacks).items()}
     common: dict[str, Any] = {"names": names, "start": start, "frame": frame, "timed": timed, "limit": limit}
@@ -96,6 +98,7 @@ def make_events(
         below=original,
         **functions,
         **vars(contexts),
+        roots=roots,
         **common,
     )
 

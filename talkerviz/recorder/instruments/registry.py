@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from talkerviz.recorder.dataflow.offloaded_weights import parameter_devices
@@ -62,6 +63,11 @@ def clock_for(model: nn.Module) -> str:
 def cuda_devices(model: nn.Module) -> tuple[int, ...]:
     """Return the indices of the CUDA devices that hold a model's parameters, or that they are moved to."""
     return tuple(sorted({device.index or 0 for device in parameter_devices(model) if device.type == "cuda"}))
+
+
+def all_cuda_devices() -> tuple[int, ...]:
+    """Return the indices of the CUDA devices that torch sees."""
+    return tuple(range(torch.cuda.device_count()))
 
 
 def check_measure(measure: str, devices: Sequence[int]) -> None:

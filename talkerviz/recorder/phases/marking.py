@@ -12,6 +12,7 @@ from torch import nn
 
 from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.phases.generic import PassPhases, passes_of
+from talkerviz.recorder.phases.several_roots import RootPhases
 from talkerviz.recorder.phases.user_defined import NO_PHASE, PhaseBlocks
 from talkerviz.recorder.python_events import FRAME_LANDMARK, NO_LANDMARK, PASS_LANDMARK, RULE_LANDMARK
 from talkerviz.recorder.tap import not_compiled
@@ -25,6 +26,7 @@ class PhaseMarker:
         modules: every module by path.
         root: path of the model.
         make_rule: makes the rule of a run from `root`; None for the generic rule.
+        several: rule of several models, which more may join; None for a single one.
         paths: path of each recorded module, by its `id`; the recording adds modules to it.
         phases: names of phases by number; new ones are appended.
         tokens: context variables set on the thread that begins the recording, to be reset; appended to.
@@ -43,18 +45,25 @@ class PhaseMarker:
         modules: Mapping[str, nn.Module],
         root: str,
         make_rule: Callable[[str], PhaseRule] | None,
+        several: RootPhases | None,
         paths: Mapping[int, str],
         phases: list[str],
         tokens: list[tuple[ContextVar[Any], Token[Any]]],
         may_count_frames: bool,
     ) -> None:
-        model = modules[root]
-        passes = None if make_rule else passes_of(model, root)
-        self._make_rule = make_rule or (lambda root: PassPhases(root, passes))
+        self._several = several
+        self._counts_frames = False
+        if several is not None:
+            self._make_rule: Callable[[str], PhaseRule] = lambda root: several.again()
+        elif make_rule is not None:
+            self._make_rule = make_rule
+        else:
+            passes = passes_of(modules[root], root)
+            self._make_rule = lambda root: PassPhases(root, passes)
+            # If each pass is a frame and nothing else decides phases, the log counts frames without calling Python.
+            self._counts_frames = may_count_frames and PassPhases(root, passes).is_plain(modules[root])
         self._root = root
-        self._rule = self._make_rule(root)
-        # If each pass is a frame and nothing else decides phases, the log counts frames without calling Python.
-        self._counts_frames = may_count_frames and make_rule is None and PassPhases(root, passes).is_plain(model)
+        self._rule: PhaseRule = several or self._make_rule(root)
         self._paths = paths
         # Names of positional arguments, by `id` of a landmark.
         self._arguments = {
@@ -109,6 +118,19 @@ class PhaseMarker:
         if self._counts_frames:
             return FRAME_LANDMARK
         return PASS_LANDMARK if self._rule.outermost else RULE_LANDMARK
+
+    def add_root(self, path: str, tree: Mapping[str, nn.Module]) -> None:
+        """Take calls of a further model for passes.
+
+        Args:
+            path: its path.
+            tree: its modules by path.
+        """
+        for rule in {id(rule): rule for rule in (self._several, self._rule)}.values():
+            if isinstance(rule, RootPhases):
+                rule.add(path, tree[path])
+        landmarks = self._rule.landmarks
+        self._arguments |= {id(part): _argument_names(part) for name, part in tree.items() if name in landmarks}
 
     def add_compiled(self, module: nn.Module, original: nn.Module) -> None:
         """Take calls of a compiled module for calls of the module that it was compiled from."""

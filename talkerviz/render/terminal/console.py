@@ -23,8 +23,8 @@ class _TextConsole(Console):
     the terminal.
     """
 
-    def __init__(self, width: int | None = None) -> None:
-        super().__init__(width=width)
+    def __init__(self, width: int | None = None, stderr: bool = False) -> None:
+        super().__init__(width=width, stderr=stderr)
         self.push_render_hook(_Visible())
 
     def on_broken_pipe(self) -> None:
@@ -45,11 +45,15 @@ class _Escaped:
             yield Segment(text if control else visible(text), style, control)
 
 
-def console() -> Console:
-    """Return a console that prints to stdout, or to the cell of a notebook."""
-    terminal = _TextConsole()
+def console(stderr: bool = False) -> Console:
+    """Return a console that prints to stdout, or to the cell of a notebook.
+
+    Args:
+        stderr: print to stderr.
+    """
+    terminal = _TextConsole(stderr=stderr)
     sized = terminal.is_terminal or terminal.is_jupyter or "COLUMNS" in os.environ
-    return terminal if sized else _TextConsole(width=_FILE_COLUMNS)
+    return terminal if sized else _TextConsole(width=_FILE_COLUMNS, stderr=stderr)
 
 
 def plain_table(title: str | None = None, caption: str | None = None) -> Table:
