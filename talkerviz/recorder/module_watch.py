@@ -185,6 +185,16 @@ class ModuleWatch:
         self.paths.pop(identity, None)
         self._events.unwatch(identity)
 
+    def add_row(self, path: str) -> int:
+        """Return the number of rows of something that is no module, such as an optimizer."""
+        with self._lock:
+            info = ModuleInfo(path, path.partition(".")[0], 0, 0)
+            number = len(self.infos)
+            self.infos += (info,)
+            self._joined.append(info)
+            self._numbered.append((path, lambda: None))
+            return number
+
     def find(self, module: nn.Module) -> None:
         """Watch a module that the program calls outside any other, with all that it contains.
 

@@ -221,9 +221,9 @@ class PythonEvents:
         if watched.number >= 0:
             if self._stamp is not None:
                 self._stamp(False)
+            log.push(-1 - watched.number, self._failed(error), time, 0)
             if self._edge is not None:
                 self._edge(-1 - watched.number)
-            log.push(-1 - watched.number, self._failed(error), time, 0)
         self._leave_landmark(log, watched, module)
         self._flush_if_due(log)
 

@@ -42,6 +42,7 @@ from talkerviz.recorder.scope import RecordingScope
 from talkerviz.recorder.tap import Tap, choose_way, make_events, not_compiled
 from talkerviz.recorder.tensor_signatures import TensorKinds
 from talkerviz.recorder.trace_output import TraceOutput
+from talkerviz.recorder.training_steps import TrainingSteps
 from talkerviz.trace.calls_table import log_edges, log_frame
 from talkerviz.trace.event_log import Log, Names, read_log
 from talkerviz.trace.parquet import check_name, write_log
@@ -98,6 +99,12 @@ class Recording(Generic[RecordT]):
             not nvtx,
         )
         model = next(iter(roots.values())) if len(roots) == 1 else nn.ModuleList(roots.values())
+        self._steps: TrainingSteps | None = None
+        if self._several is not None and clock != "none":
+            self._steps = TrainingSteps(
+                self._modules.add_row, self._marker.set_mark, lambda: self._marker.last_frame, self._guarded
+            )
+            self._marker.on_pass = self._steps.on_pass
         self._scope = RecordingScope(only is not None, self._tokens)
         self._lock = threading.RLock()
         self._reported_fault = False
@@ -246,6 +253,8 @@ class Recording(Generic[RecordT]):
                 self._events, self._stamp_collective, self._error_number, self._names.peers, self._timed
             )
             watch_collectives(self._collectives, self._undo)
+        if self._steps is not None:
+            self._steps.attach(self._events, self._stamp_collective, bool(self._collective_stamps), self._undo)
         self._attach_instruments(inside_tap=False)
         self._scope.attach(self._events, self._undo)
 
@@ -283,6 +292,7 @@ class Recording(Generic[RecordT]):
                 stranger=self._guarded(self._modules.on_unwatched),
                 moved=self._guarded(self._marker.moved),
                 stamp=self._guarded(stamp) if self._stamps else None,
+                edge=self._guarded(self._steps.edge) if self._steps else None,
             ),
             Contexts(self._marker.blocks.of_context, self._marker.placed, self._scope.here),
             start=self._marker.phase_number(self._marker.start.phase),
@@ -383,7 +393,7 @@ class Recording(Generic[RecordT]):
                 # Classes and sizes of modules are those at the end.
                 log = read_log(written)
                 if self._several is not None:
-                    log = self._several.final_log(log)
+                    log = self._several.final_log(log, self._steps is not None and self._steps.began)
                 self._log = replace(log, modules=self._modules.infos)
                 if self.file is not None:
                     self._save(self.file)

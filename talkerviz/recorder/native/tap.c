@@ -349,10 +349,11 @@ static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
   if (watched->number >= 0) {
     PyObject *held[3] = {NULL, NULL, NULL};
     if (stopped) PyErr_Fetch(&held[0], &held[1], &held[2]);
-    int stopped_again = (stamp(tap, Py_False) | tell_edge(tap, -1 - watched->number)) < 0;
+    int stopped_again = stamp(tap, Py_False) < 0;
+    if (push(log, -1 - watched->number, (int32_t)error, time, 0) < 0 && !stopped_again) PyErr_Clear();
+    stopped_again |= !stopped_again && tell_edge(tap, -1 - watched->number) < 0;
     if (stopped) PyErr_Restore(held[0], held[1], held[2]);
     stopped |= stopped_again;
-    if (push(log, -1 - watched->number, (int32_t)error, time, 0) < 0 && !stopped) PyErr_Clear();
   }
   if (!stopped) stopped = leave_landmark(tap, log, watched, module) < 0 || flush_if_due(tap, log, time) < 0;
   else close_landmark(tap, log, watched);

@@ -38,6 +38,7 @@ class PhaseMarker:
         marks: marks by number, see `current_number`.
         listeners: functions called with the new mark, on the thread that enters it.
         last_frame: the highest frame of this run; None if there is none.
+        on_pass: called with the module of each pass; returns whether it has set the mark.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class PhaseMarker:
         self.marks: list[Mark] = []
         self.listeners: list[Callable[[Mark], None]] = []
         self.last_frame: int | None = None
+        self.on_pass: Callable[[nn.Module], bool] = lambda module: False
 
     @property
     def start(self) -> Mark:
@@ -141,7 +143,7 @@ class PhaseMarker:
     def entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Log the mark that begins with a landmark's call."""
         names = self._arguments.get(id(module))
-        if names is None or self._closed:
+        if names is None or self._closed or self.on_pass(module):
             return
         if args:
             named = {names[index] if index < len(names) else str(index): value for index, value in enumerate(args)}
@@ -162,6 +164,11 @@ class PhaseMarker:
         """
         if not self._closed:
             self._log_mark(self._rule.start if mark is None or mark.run != self._run else mark)
+
+    def set_mark(self, mark: Mark) -> None:
+        """Log a mark that no rule has set."""
+        if not self._closed:
+            self._set_mark(mark)
 
     def _set_mark(self, mark: Mark | None) -> None:
         if mark is None:
