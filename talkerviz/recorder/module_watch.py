@@ -70,6 +70,7 @@ class ModuleWatch:
         self.finds, self.found, self.passed_over = finds, dict[str, str](), dict[str, str]()
         # Of modules that were found: the last number of each path, and the class of each number.
         self._number_of, self._class_of = dict[str, int](), dict[int, str]()
+        self._rows: dict[str, int] = {}  # of what is no module, by path
         self._selects = selects
         self._joined = joined
         self._unwatched: Counter[str] = Counter()  # classes of modules called inside watched calls
@@ -165,8 +166,8 @@ class ModuleWatch:
             unwatched_calls: number of calls of modules that are not watched, inside those that are.
         """
         facts: dict[str, Any] = {}
-        if self._joined and not self.finds:
-            facts["joined_modules"] = len(self._joined)
+        if (joined := len(self._joined) - len(self._rows)) and not self.finds:
+            facts["joined_modules"] = joined
         if unwatched_calls:
             classes = [name for name, _ in self._unwatched.most_common(_MAX_CLASSES)]
             facts["strange_calls"] = {"calls": unwatched_calls, "classes": classes}
@@ -185,14 +186,24 @@ class ModuleWatch:
         self.paths.pop(identity, None)
         self._events.unwatch(identity)
 
+    def follow_marks(self, landmarks: frozenset[str]) -> None:
+        """Have the marker told of each pass of these modules, whose frames the log has counted until now."""
+        layers = layers_of(dict(self.modules.items())) if landmarks else {}
+        for number, (path, module_of) in enumerate(list(self._numbered)):
+            if path in landmarks and (module := module_of()) is not None:
+                self._watch(module, path, number, layers[path])
+
     def add_row(self, path: str) -> int:
         """Return the number of rows of something that is no module, such as an optimizer."""
         with self._lock:
+            if path in self._rows:
+                return self._rows[path]
             info = ModuleInfo(path, path.partition(".")[0], 0, 0)
             number = len(self.infos)
             self.infos += (info,)
             self._joined.append(info)
             self._numbered.append((path, lambda: None))
+            self._rows[path] = number
             return number
 
     def find(self, module: nn.Module) -> None:

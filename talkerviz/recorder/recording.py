@@ -44,7 +44,7 @@ from talkerviz.recorder.tensor_signatures import TensorKinds
 from talkerviz.recorder.trace_output import TraceOutput
 from talkerviz.recorder.training_steps import TrainingSteps
 from talkerviz.trace.calls_table import log_edges, log_frame
-from talkerviz.trace.event_log import Log, Names, read_log
+from talkerviz.trace.event_log import NAMED, NO_TENSORS, Log, Names, read_log
 from talkerviz.trace.parquet import check_name, write_log
 from talkerviz.trace.trace import RecordT, TraceRecord
 from talkerviz.trace.validation import check_given_facts
@@ -112,6 +112,7 @@ class Recording(Generic[RecordT]):
         self._undo: list[Callable[[], None]] = []
         self._running: list[Instrument] = []
         self._ended = False
+        self._phase_rows = 0
         self._events: Any = None
         self._collectives: CollectiveLog | None = None
         run = RunContext(
@@ -192,9 +193,10 @@ class Recording(Generic[RecordT]):
     def phase(self, name: str) -> Iterator[None]:
         """Give this phase to calls that begin inside: `with rec.phase("warmup"): ...`, or decorate a function with it.
 
-        Frames and steps stay as they are. Of nested phases the innermost counts. An asyncio task has its own phase, as
-        has a generator; a thread that sets none has that of the thread that began the recording. Once the recording has
-        ended it does nothing, so that a decorated function can still be called.
+        Frames and steps stay as they are. A block without calls is a row of its name. Of nested phases the innermost
+        counts. An asyncio task has its own phase, as has a generator; a thread that sets none has that of the thread
+        that began the recording. Once the recording has ended it does nothing, so that a decorated function can still
+        be called.
 
         Args:
             name: name of the phase.
@@ -204,8 +206,43 @@ class Recording(Generic[RecordT]):
         """
         if not name.strip() or not name.isprintable():
             raise ValueError(f"phase {name!r}: give it a name that can be printed, such as 'warmup'")
-        with self._marker.blocks.block(self._marker.phase_number(name)):
+        number = self._marker.phase_number(name)
+        began, before = perf_counter_ns(), self._rows_so_far()
+        with self._marker.blocks.block(number):
             yield
+        if not self._ended and self._rows_so_far() == before:
+            self._guarded(self._log_phase)(name, number, began)
+
+    def _rows_so_far(self) -> int:
+        return 0 if self._ended else int(self._events.totals()[0]) + self._phase_rows
+
+    def _log_phase(self, name: str, number: int, began_ns: int) -> None:
+        """Log a named phase in which nothing was called as a row."""
+        self._phase_rows += 1
+        row = self._modules.add_row(name)
+        *_, named = self._events.latest()
+        self._events.put(NAMED, number, self._stamped_now(), 0)
+        for event, time_ns in ((row, began_ns), (-1 - row, perf_counter_ns())):
+            self._stamp_collective(event >= 0)
+            self._events.put(event, NO_TENSORS, time_ns if self._timed else -1, 0)
+        self._events.put(NAMED, named, self._stamped_now(), 0)
+
+    def _stamped_now(self) -> int:
+        return perf_counter_ns() if self._timed else -1
+
+    @contextmanager
+    def frame(self) -> Iterator[int]:
+        """Make the block a frame: its calls have the next frame's number, whichever models are called.
+
+        From the first such block on, calls outside of them belong to no frame. The number is what the block is given:
+        `with rec.frame() as number`.
+        """
+        if self._ended:
+            yield -1
+            return
+        self._modules.follow_marks(self._marker.end_counting())
+        with self._marker.user_frame() as number:
+            yield number
 
     def _measured(self, log: Log) -> RecordT:
         calls, collections = log_frame(log)
@@ -393,7 +430,9 @@ class Recording(Generic[RecordT]):
                 # Classes and sizes of modules are those at the end.
                 log = read_log(written)
                 if self._several is not None:
-                    log = self._several.final_log(log, self._steps is not None and self._steps.began)
+                    log = self._several.final_log(
+                        log, self._steps is not None and self._steps.began, self._marker.has_user_frames
+                    )
                 self._log = replace(log, modules=self._modules.infos)
                 if self.file is not None:
                     self._save(self.file)

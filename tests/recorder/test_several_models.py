@@ -172,3 +172,42 @@ def test_wrong_models(model: Any, message: str) -> None:
 def test_inputs_are_those_of_a_single_model() -> None:
     with pytest.raises(ValueError, match="run: inputs are those of a single model"):
         tv.record({"a": nn.ReLU(), "b": nn.ReLU()}, X)
+
+
+@every_way
+@pytest.mark.parametrize("several", [False, True])
+def test_frames_and_phases_that_the_program_names(any_tap: str, several: bool) -> None:
+    net, vocoder = nn.Linear(4, 4), nn.Linear(4, 4)
+    models = {"net": net, "vocoder": vocoder}
+    with tv.recording(models if several else net, "net", file=None) as rec:
+        net(X)
+        for expected in (1, 2):
+            with rec.frame() as number:
+                assert number == expected
+                with rec.phase("data"):
+                    pass
+                net(X)
+                net(X)
+                vocoder(X)
+        net(X)
+    phase = "net.forward" if several else "forward"
+    of_frame = [("data", "data"), ("net", phase), ("net", phase), *([("vocoder", "vocoder.forward")] * several)]
+    assert rows(rec.trace) == [
+        ("net", phase, 0),
+        *[(path, name, frame) for frame in (1, 2) for path, name in of_frame],
+        ("net", phase, None),
+    ]
+    assert "joined_modules" not in rec.trace.facts
+
+
+def test_a_phase_without_calls_is_a_row_and_one_with_calls_is_none(tmp_path: Any) -> None:
+    net = nn.Linear(4, 4)
+    with tv.recording(net, file=tmp_path / "a.parquet") as rec:
+        with rec.phase("load"), rec.phase("read"):
+            pass
+        with rec.phase("use"):
+            net(X)
+        with rec.phase("load"):
+            pass
+    assert rows(rec.trace) == [("read", "read", None), ("model", "use", 0), ("load", "load", 0)]
+    assert tv.Trace.load(tmp_path / "a.parquet") == rec.trace

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -120,6 +121,21 @@ def test_phases_and_frames_of_a_loop(any_tap: str) -> None:
     of_step = top[top["frame"] == 1]
     assert of_step["path"][of_step["phase"] != "other"].tolist() == ["DataLoader", "net", "backward", "AdamW"]
     assert sorted(top["frame"].dropna().unique()) == [0, 1, 2, 3]  # the last is what follows the last update
+    # A loader that has no more batches is asked as well.
+    assert top["path"][top["path"] != "other"].iloc[-1] == "DataLoader"
+
+
+@every_way
+def test_phases_add_up_to_the_time_of_the_loop(any_tap: str) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    optimizer = adamw(net)
+    with tv.recording() as rec:
+        for x, _ in loader():
+            net(x).sum().backward()
+            time.sleep(0.02)  # a part of the loop that dwarfs the recorder's own time
+            optimizer.step()
+    calls = rec.trace.calls
+    top = calls[calls["depth"] == 0]
     ends = (top["host_start_ns"] + top["host_ns"]).to_numpy()
     gaps = top["host_start_ns"].to_numpy()[1:] - ends[:-1]
     assert gaps.sum() < 0.05 * (ends[-1] - top["host_start_ns"].iloc[0])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -38,6 +39,7 @@ class PhaseMarker:
         marks: marks by number, see `current_number`.
         listeners: functions called with the new mark, on the thread that enters it.
         last_frame: the highest frame of this run; None if there is none.
+        has_user_frames: whether the user named frames in the run.
         on_pass: called with the module of each pass; returns whether it has set the mark.
     """
 
@@ -80,6 +82,8 @@ class PhaseMarker:
         self._lock = threading.RLock()
         self._events: Any = None
         self._closed = False
+        self.has_user_frames = False
+        self._user_frame: ContextVar[int | None] = ContextVar("frame", default=None)
         self.blocks = PhaseBlocks(self._block_changed)
         self.placed: ContextVar[Mark | None] = ContextVar("placed", default=None)
         self.marks: list[Mark] = []
@@ -165,6 +169,31 @@ class PhaseMarker:
         if not self._closed:
             self._log_mark(self._rule.start if mark is None or mark.run != self._run else mark)
 
+    def end_counting(self) -> frozenset[str]:
+        """Stop having the log count frames by itself, and return the landmarks that it counted at."""
+        if not self._counts_frames:
+            return frozenset()
+        frames = self._events.frames()
+        self._counts_frames, self.last_frame = False, frames - 1 if frames else None
+        return self._rule.landmarks
+
+    @contextmanager
+    def user_frame(self) -> Iterator[int]:
+        """Give calls inside the next frame, whatever the rule says, and yield its number."""
+        frame = 0 if self.last_frame is None else self.last_frame + 1
+        self.last_frame, self.has_user_frames = frame, True
+        token = self._user_frame.set(frame)
+        before = self.current()
+        self.set_mark(before)
+        try:
+            yield frame
+        finally:
+            try:
+                self._user_frame.reset(token)
+            except ValueError:  # it ends in another context
+                self._user_frame.set(None)
+            self.set_mark(before)
+
     def set_mark(self, mark: Mark) -> None:
         """Log a mark that no rule has set."""
         if not self._closed:
@@ -173,6 +202,10 @@ class PhaseMarker:
     def _set_mark(self, mark: Mark | None) -> None:
         if mark is None:
             return
+        if (frame := self._user_frame.get()) is not None:
+            mark = mark._replace(frame=frame)
+        elif self.has_user_frames:
+            mark = mark._replace(frame=None)
         if mark.frame is not None:
             self.last_frame = max(mark.frame, self.last_frame or 0)
         if self.placed.get() is not getattr(self._of_thread, "mark", None):

@@ -78,7 +78,7 @@ class RootPhases:
         """Return the path of the model with the most passes; of several the first. None if there is no pass."""
         return next((path for path, _ in self.passes.most_common(1)), None)
 
-    def final_log(self, log: Log, trains: bool) -> Log:
+    def final_log(self, log: Log, trains: bool, keeps_frames: bool) -> Log:
         """Return the log with final phases and frames.
 
         A single model's phases go without its name. Of several, those with fewer passes than another have no frames:
@@ -87,6 +87,7 @@ class RootPhases:
         Args:
             log: the log of the run.
             trains: whether it is of a training loop, whose frames are its steps: all models have their part in each.
+            keeps_frames: whether frames are the user's.
         """
         most = max(self.passes.values(), default=0)
         alone = self.main_root() if len(self.passes) == 1 and not self._names_alone else None
@@ -94,7 +95,7 @@ class RootPhases:
         numbers, has_frames = [], []
         for name in log.names.phases:
             root = next((path for path in self._rules if name.startswith(f"{path}.")), None)
-            has_frames.append(trains or root is None or self.passes[root] == most)
+            has_frames.append(trains or keeps_frames or root is None or self.passes[root] == most)
             short = name.removeprefix(f"{root if trains else alone}.")
             numbers.append(final.setdefault(short, len(final)))
         names = replace(log.names, phases=list(final))
