@@ -381,6 +381,57 @@ def recording(
     )
 
 
+def flight_recorder(
+    model: nn.Module | Mapping[str, nn.Module] | None = None,
+    *,
+    deadline_ms: float | None = None,
+    slower_than: float | None = None,
+    keep: int = 3,
+    file: str | Path = "run.parquet",
+    name: str = "model",
+    facts: Mapping[str, Any] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    via: str = "auto",
+) -> AbstractContextManager[Recording[Trace]]:
+    """Record all the time, keep the last frames in memory, and write a file for each frame that was late.
+
+    A frame lasts until the next one begins, or to the end of its `with rec.frame()` block. Its file,
+    `run.late412.parquet` for frame 412 of `run.parquet`, has the frames around it as well, and the fact `late`. A line
+    in the log `talkerviz` names the module that took most time more than in the other frames. `Recording.late` lists these frames, and
+    `Recording.trace` has the last ones. Frames that run while a file is written are not judged.
+
+    Args:
+        model: see `recording`.
+        deadline_ms: latency in milliseconds above which a frame is late.
+        slower_than: multiple of the running median latency above which a frame is late.
+        keep: number of frames kept before and after a late one.
+        file: path that the files of late frames are named by.
+        name: see `recording`; so `facts`, `include`, `exclude` and `via`.
+        facts: facts about the run to store.
+        include: record only modules whose path matches one of these shell patterns.
+        exclude: skip modules whose path matches one of these.
+        via: interception of calls.
+
+    Raises:
+        ValueError: neither a deadline nor a multiple, or one that is not above 0, or below 1 for the multiple; a
+            negative `keep`; as `recording`.
+    """
+    from talkerviz.recorder.flight_recorder import deadline_of
+    from talkerviz.recorder.recording import recording
+
+    return recording(
+        model,
+        name=name,
+        facts=facts,
+        include=include,
+        exclude=exclude,
+        via=via,
+        trace_class=Trace,
+        deadline=deadline_of(deadline_ms, slower_than, keep, Path(file)),
+    )
+
+
 def record(  # noqa: D417, the other arguments are those of `recording`
     model: nn.Module | Mapping[str, nn.Module],
     run: Callable[[], object] | Tensor | tuple[Any, ...] | Mapping[str, Any],

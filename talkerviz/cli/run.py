@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import warnings
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +75,14 @@ def run(
             help="Intercept calls at nn.Module.__call__ (tap) or with forward hooks; auto is tap.",
         ),
     ] = "auto",
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            rich_help_panel=OUTPUT_PANEL,
+            help="Keep the last frames alone, and a file for each frame that takes longer, such as 80ms.",
+        ),
+    ] = None,
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", rich_help_panel=OUTPUT_PANEL, help="Trace file to write.")
     ] = "run.parquet",
@@ -95,7 +105,8 @@ def run(
 
     check_writable(output)
     check_name(Path(output))
-    recorder = _Recorder(to_run, Path(output).absolute(), output, model or [], via)
+    limit = None if deadline is None else _milliseconds(deadline)
+    recorder = _Recorder(to_run, Path(output).absolute(), output, model or [], via, limit)
     when_imported("torch", recorder.start)
     pid = os.getpid()
     code = run_program(to_run)
@@ -105,10 +116,25 @@ def run(
     raise SystemExit(code)
 
 
+def _milliseconds(text: str) -> float:
+    """Parse a time such as `80ms` or `0.5s`."""
+    match = re.fullmatch(r"([0-9.]+) *(ms|s)", text)
+    try:
+        number = float(match[1]) * {"ms": 1, "s": 1_000}[match[2]] if match else 0.0
+    except ValueError:
+        number = 0.0
+    if number <= 0:
+        raise ValueError(f"--deadline {text!r}: not a time; write it as 80ms or 0.5s")
+    return number
+
+
 class _Recorder:
     """Recording of a program, from its import of torch to its end."""
 
-    def __init__(self, program: Program, file: Path, shown: str, models: list[str], via: str) -> None:
+    def __init__(
+        self, program: Program, file: Path, shown: str, models: list[str], via: str, deadline_ms: float | None
+    ) -> None:
+        self._deadline_ms = deadline_ms
         self._program, self._file, self._shown, self._models, self._via = program, file, shown, models, via
         self._command = shlex.join(["talkerviz", *sys.argv[1:]])
         self._context: AbstractContextManager[Recording[Trace]] | None = None
@@ -116,12 +142,15 @@ class _Recorder:
 
     def start(self) -> None:
         """Begin to record. A failure is a message: the program runs on."""
-        from talkerviz.api import recording
+        from talkerviz.api import flight_recorder, recording
 
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("default")
-                context = recording(
+                begin: Any = recording
+                if self._deadline_ms is not None:
+                    begin = partial(flight_recorder, deadline_ms=self._deadline_ms)
+                context = begin(
                     name=self._program.name,
                     include=[pattern for name in self._models for pattern in (name, f"{name}.*")],
                     facts={"command": self._command},
@@ -148,8 +177,8 @@ class _Recorder:
             return _EXIT_BAD_INPUT
         trace = self._recording.trace
         if trace.calls.empty:
-            assert self._recording.file is not None
-            self._recording.file.unlink(missing_ok=True)
+            if self._recording.file is not None:
+                self._recording.file.unlink(missing_ok=True)
             print_message(self._why_empty())
             return _EXIT_BAD_INPUT
         self._summarise(trace)
@@ -173,6 +202,11 @@ class _Recorder:
         terminal = console(stderr=True)
         print_summary(terminal, trace)
         calls = format_count(len(trace.calls), "call")
-        assert self._recording.file is not None
+        if self._recording.file is None:  # the last frames alone are in memory
+            trace.save(self._file)
+            late = format_count(len(self._recording.late), "frame")
+            terminal.print(f"{late} later than {self._deadline_ms:g} ms", highlight=False, soft_wrap=True)
+            terminal.print(f"the last {calls} -> {self._shown}", highlight=False, soft_wrap=True)
+            return
         file = Path(self._shown).with_name(self._recording.file.name)  # each rank has a file of its own
         terminal.print(f"{calls} -> {file}", highlight=False, soft_wrap=True)

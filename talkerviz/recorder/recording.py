@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from talkerviz.recorder.distributed.collective_log import CollectiveLog
 from talkerviz.recorder.distributed.collectives import watch_collectives
 from talkerviz.recorder.distributed.process import file_of_rank, process_facts, this_process
+from talkerviz.recorder.flight_recorder import Deadline, FlightRecorder
 from talkerviz.recorder.forward_hooks import ForwardHooks
 from talkerviz.recorder.garbage_collections import GarbageCollectionTimer
 from talkerviz.recorder.instruments.base import (
@@ -45,6 +46,7 @@ from talkerviz.recorder.trace_output import TraceOutput
 from talkerviz.recorder.training_steps import TrainingSteps
 from talkerviz.trace.calls_table import log_edges, log_frame
 from talkerviz.trace.event_log import NAMED, NO_TENSORS, Log, Names, read_log
+from talkerviz.trace.late_frames import LateFrame
 from talkerviz.trace.parquet import check_name, write_log
 from talkerviz.trace.trace import RecordT, TraceRecord
 from talkerviz.trace.validation import check_given_facts
@@ -76,6 +78,7 @@ class Recording(Generic[RecordT]):
         way: str,
         only: str | None,
         trace_class: type[RecordT],
+        deadline: Deadline | None,
     ) -> None:
         self._trace_class = trace_class
         self._name, self._way = name, way
@@ -96,7 +99,7 @@ class Recording(Generic[RecordT]):
             self._modules.paths,
             self._names.phases,
             self._tokens,
-            not nvtx,
+            not nvtx and deadline is None,
         )
         model = next(iter(roots.values())) if len(roots) == 1 else nn.ModuleList(roots.values())
         self._steps: TrainingSteps | None = None
@@ -134,7 +137,8 @@ class Recording(Generic[RecordT]):
         self._on_write = implementations(self._instruments, "on_write")
         self._facts = RunFacts(facts, self._timed)
         self._facts.add_process_start(self._origin_ns)
-        self._output = TraceOutput(
+        self._flight = None if deadline is None else self._flight_recorder(deadline)
+        self._output: TraceOutput | FlightRecorder = self._flight or TraceOutput(
             path,
             self._names,
             self._parts,
@@ -143,6 +147,24 @@ class Recording(Generic[RecordT]):
             self._origin_ns,
             self._timed,
         )
+
+    def _flight_recorder(self, deadline: Deadline) -> FlightRecorder:
+        flight = FlightRecorder(
+            deadline,
+            self._names,
+            self._parts,
+            self._modules.infos,
+            lambda: self._facts.values,
+            self._origin_ns,
+            self._final_log,
+        )
+        self._marker.listeners.append(lambda mark: flight.on_mark(mark, self._marker.phase_number(mark.phase)))
+        return flight
+
+    @property
+    def late(self) -> list[LateFrame]:
+        """Frames that missed their deadline so far, of a flight recorder."""
+        return [] if self._flight is None else list(self._flight.late)
 
     @property
     def file(self) -> Path | None:
@@ -340,6 +362,8 @@ class Recording(Generic[RecordT]):
         )
         self._thread()  # this thread is number 0, whichever calls first
         self._marker.attach(self._events)
+        if self._flight is not None:
+            self._flight.attach(self._events)
         self._modules.attach(self._events, self._marker, implementations(self._instruments, "on_replica"))
 
     # While the run goes on. A fault of the recorder is a warning and an empty cell, never an exception in the run.
@@ -428,12 +452,7 @@ class Recording(Generic[RecordT]):
                 written = self._output.close()
             if self.lost is None:
                 # Classes and sizes of modules are those at the end.
-                log = read_log(written)
-                if self._several is not None:
-                    log = self._several.final_log(
-                        log, self._steps is not None and self._steps.began, self._marker.has_user_frames
-                    )
-                self._log = replace(log, modules=self._modules.infos)
+                self._log = replace(self._final_log(read_log(written)), modules=self._modules.infos)
                 if self.file is not None:
                     self._save(self.file)
         except Exception as error:
@@ -442,6 +461,12 @@ class Recording(Generic[RecordT]):
             self._output.release()
             self._modules.release()
         self._output.settle()
+
+    def _final_log(self, log: Log) -> Log:
+        if self._several is None:
+            return log
+        trains = self._steps is not None and self._steps.began
+        return self._several.final_log(log, trains, self._marker.has_user_frames)
 
     def _add_facts_at_end(self, raised: bool) -> None:
         self._modules.close()
@@ -488,10 +513,12 @@ def recording(
     via: str = "auto",
     only: str | None = None,
     trace_class: type[RecordT] = TraceRecord,  # type: ignore[assignment]
+    deadline: Deadline | None = None,
 ) -> Iterator[Recording[RecordT]]:
     """Record every call of the model's modules made inside the `with` block: see `talkerviz.recording`.
 
-    Beside its arguments this has `trace_class`, the class of `Recording.trace`.
+    Beside its arguments this has `trace_class`, the class of `Recording.trace`, and `deadline`, with which the last
+    frames alone are kept, and files of late ones.
     """
     if model is not None:
         check_model(model)
@@ -517,7 +544,20 @@ def recording(
     }
     path = None if file is None else file_of_rank(Path(file), process)
     rec = Recording(
-        roots, name, model is None, phases, clock, start_facts, selects, path, measure, nvtx, way, only, trace_class
+        roots,
+        name,
+        model is None,
+        phases,
+        clock,
+        start_facts,
+        selects,
+        path,
+        measure,
+        nvtx,
+        way,
+        only,
+        trace_class,
+        deadline,
     )
     raised = True
     try:
