@@ -1,8 +1,8 @@
 """Tracer for speech talkers and any torch model: every module call, timed, in charts and tables.
 
-`record` and `recording` make a `Trace` of a model's run, `flight_recorder` keeps the frames that were late, `join` combines
-the measures of several runs and `merge` the traces of several ranks, `diff` compares two traces, and `explore` opens one
-in a notebook, where `%load_ext talkerviz` adds `%%talkertrace`.
+`record` and `recording` make a `Trace` of a model's run, `flight_recorder` keeps the frames that were late, `join`
+combines the measures of several runs and `merge` the traces of several ranks, `diff` compares two traces, and `explore`
+opens one in a notebook, where `%load_ext talkerviz` adds `%%talkertrace`.
 """
 
 from typing import TYPE_CHECKING, Any

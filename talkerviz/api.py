@@ -398,8 +398,8 @@ def flight_recorder(
 
     A frame lasts until the next one begins, or to the end of its `with rec.frame()` block. Its file,
     `run.late412.parquet` for frame 412 of `run.parquet`, has the frames around it as well, and the fact `late`. A line
-    in the log `talkerviz` names the module that took most time more than in the other frames. `Recording.late` lists these frames, and
-    `Recording.trace` has the last ones. Frames that run while a file is written are not judged.
+    in the log `talkerviz` names the module that took most time more than in the other frames. `Recording.late` lists
+    these frames, and `Recording.trace` has the last ones. Frames that run while a file is written are not judged.
 
     Args:
         model: see `recording`.

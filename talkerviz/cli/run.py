@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from talkerviz.api import Trace
     from talkerviz.recorder.recording import Recording
 
+_logger = logging.getLogger("talkerviz")
 _EXIT_BAD_INPUT = 2
 _MAX_NAMES = 8  # models named in an error message
 
@@ -128,13 +130,21 @@ def _milliseconds(text: str) -> float:
     return number
 
 
+class _Lines(logging.Handler):
+    """Handler that prints lines about late frames on stderr, whatever the program's own logging does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        print_message(record.getMessage())
+
+
 class _Recorder:
     """Recording of a program, from its import of torch to its end."""
 
     def __init__(
         self, program: Program, file: Path, shown: str, models: list[str], via: str, deadline_ms: float | None
     ) -> None:
-        self._deadline_ms = deadline_ms
+        self._deadline_ms, self._lines = deadline_ms, _Lines()
         self._program, self._file, self._shown, self._models, self._via = program, file, shown, models, via
         self._command = shlex.join(["talkerviz", *sys.argv[1:]])
         self._context: AbstractContextManager[Recording[Trace]] | None = None
@@ -149,6 +159,8 @@ class _Recorder:
                 warnings.simplefilter("default")
                 begin: Any = recording
                 if self._deadline_ms is not None:
+                    _logger.addHandler(self._lines)
+                    _logger.propagate = False
                     begin = partial(flight_recorder, deadline_ms=self._deadline_ms)
                 context = begin(
                     name=self._program.name,
@@ -171,6 +183,8 @@ class _Recorder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._context.__exit__(None, None, None)
+        _logger.removeHandler(self._lines)
+        _logger.propagate = True
         if self._recording.lost:
             kept = f"what was recorded until then is in {self._recording.file}"
             print_message(f"{self._shown}: {self._recording.lost}; {kept}")
