@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Capture, talkerviz
+from repo_paths import ROOT
 
 from talkerviz.api import Trace
 
@@ -141,3 +142,26 @@ def test_threads_of_the_program_are_waited_for(program: Path, monkeypatch: pytes
     )
     assert talkerviz(monkeypatch, "run", program) == 0
     assert Trace.load("run.parquet").calls["path"].tolist() == ["net"]
+
+
+def test_the_example_of_a_training_loop(program: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    assert talkerviz(monkeypatch, "run", ROOT / "examples" / "training_program.py") == 0
+    assert capfd.readouterr().out.endswith("of 128 right\n")
+    calls = Trace.load("run.parquet").calls
+    assert set(calls["phase"]) == {"data", "forward", "backward", "optimizer", "other", "validation"}
+    assert {"AdamW", "AdamW.body", "AdamW.head"} <= set(calls["path"])
+    assert calls["frame"][calls["path"] == "AdamW"].tolist() == list(range(8))
+
+
+def test_the_example_of_a_pipeline(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert talkerviz(monkeypatch, "run", ROOT / "examples" / "pipeline_program.py", "--steps", 5) == 0
+    calls = Trace.load("run.parquet").calls
+    top = calls[calls["depth"] == 0]
+    assert top["path"].tolist() == ["text_encoder", *["denoiser"] * 5, "decoder"]
+    assert top["frame"].fillna(-1).tolist() == [-1, 0, 1, 2, 3, 4, -1]
+
+
+def test_the_example_of_a_deadline(program: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
+    assert talkerviz(monkeypatch, "run", "--deadline", "200ms", ROOT / "examples" / "deadline_program.py") == 0
+    assert talkerviz(monkeypatch, "show", "--late", "run.parquet") == 0
+    assert "frame 40 took" in capfd.readouterr().out
