@@ -1,14 +1,14 @@
 """Tracer for speech talkers and any torch model: every module call, timed, in charts and tables.
 
-`record` and `recording` make a `Trace` of a model's run, `join` combines the measures of several runs and `merge` the
-traces of several ranks, `diff` compares two traces, and `explore` opens one in a notebook, where `%load_ext talkerviz`
-adds `%%talkertrace`.
+`record` and `recording` make a `Trace` of a model's run, `flight_recorder` keeps the frames that were late, `join`
+combines the measures of several runs and `merge` the traces of several ranks, `diff` compares two traces, and `explore`
+opens one in a notebook, where `%load_ext talkerviz` adds `%%talkertrace`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from talkerviz.api import Trace, diff, record, recording
+from talkerviz.api import Trace, diff, flight_recorder, record, recording
 from talkerviz.notebook import explore
 from talkerviz.notebook import load_ipython_extension as load_ipython_extension
 from talkerviz.trace.join import join
@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from talkerviz.recorder.recording import Recording
     from talkerviz.trace.merge import merge
 
-__all__ = ["Recording", "Trace", "__version__", "diff", "explore", "join", "merge", "record", "recording"]
+__all__ = [
+    "Recording",
+    "Trace",
+    "__version__",
+    "diff",
+    "explore",
+    "flight_recorder",
+    "join",
+    "merge",
+    "record",
+    "recording",
+]
 
 
 # Importing the recorder imports torch, which takes seconds; reading a trace needs neither.

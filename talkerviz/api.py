@@ -307,7 +307,7 @@ def diff(
 
 
 def recording(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module] | None = None,
     name: str = "model",
     phases: Callable[[str], PhaseRule] | None = None,
     clock: str = "cpu",
@@ -326,8 +326,9 @@ def recording(
     The model is unchanged afterwards. `trace` holds the calls up to the end of the block, also after an exception.
 
     Args:
-        model: any module.
-        name: name of the root in the trace; every module path begins with it.
+        model: any module; or several by name, each with phases and frames of its own; or None to record every model
+            that is called, with the name of the variable or attribute that holds it.
+        name: name of a single model in the trace; every module path begins with it.
         phases: function that takes the root's name and returns the rule that divides a run into phases and frames, such
             as the class `TalkerPhases`. By default each forward pass is a frame; its phase is `prefill` or `decode` by
             positions and KV cache, or `forward` without a cache: see `PassPhases`.
@@ -383,8 +384,59 @@ def recording(
     )
 
 
+def flight_recorder(
+    model: nn.Module | Mapping[str, nn.Module] | None = None,
+    *,
+    deadline_ms: float | None = None,
+    slower_than: float | None = None,
+    keep: int = 3,
+    file: str | Path = "run.parquet",
+    name: str = "model",
+    facts: Mapping[str, Any] | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    via: str = "auto",
+) -> AbstractContextManager[Recording[Trace]]:
+    """Record all the time, keep the last frames in memory, and write a file for each frame that was late.
+
+    A frame lasts until the next one begins, or to the end of its `with rec.frame()` block. Its file,
+    `run.late412.parquet` for frame 412 of `run.parquet`, has the frames around it as well, and the fact `late`. A line
+    in the log `talkerviz` names the module that took most time more than in the other frames. `Recording.late` lists
+    these frames, and `Recording.trace` has the last ones. Frames that run while a file is written are not judged.
+
+    Args:
+        model: see `recording`.
+        deadline_ms: latency in milliseconds above which a frame is late.
+        slower_than: multiple of the running median latency above which a frame is late.
+        keep: number of frames kept before and after a late one.
+        file: path that the files of late frames are named by.
+        name: see `recording`; so `facts`, `include`, `exclude` and `via`.
+        facts: facts about the run to store.
+        include: record only modules whose path matches one of these shell patterns.
+        exclude: skip modules whose path matches one of these.
+        via: interception of calls.
+
+    Raises:
+        ValueError: neither a deadline nor a multiple, or one that is not above 0, or below 1 for the multiple; a
+            negative `keep`; as `recording`.
+    """
+    from talkerviz.recorder.flight_recorder import deadline_of
+    from talkerviz.recorder.recording import recording
+
+    return recording(
+        model,
+        name=name,
+        facts=facts,
+        include=include,
+        exclude=exclude,
+        via=via,
+        trace_class=Trace,
+        deadline=deadline_of(deadline_ms, slower_than, keep, Path(file)),
+    )
+
+
 def record(  # noqa: D417, the other arguments are those of `recording`
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module],
     run: Callable[[], object] | Tensor | tuple[Any, ...] | Mapping[str, Any],
     name: str = "model",
     phases: Callable[[str], PhaseRule] | None = None,
@@ -404,9 +456,9 @@ def record(  # noqa: D417, the other arguments are those of `recording`
     """Run a model and record every call of its modules; `recording` describes the other arguments.
 
     Args:
-        model: any module.
-        run: inputs of the model: a tensor, a tuple of arguments, or a mapping of arguments by name; or a function that
-            runs it, such as `lambda: model(x)`.
+        model: any module, or several by name: `{"unet": unet, "vae": vae}`.
+        run: inputs of a single model: a tensor, a tuple of arguments, or a mapping of arguments by name; or a function
+            that runs it, such as `lambda: model(x)`.
         measure: quantities to measure besides times, see `recording`: one, or several such as `("flow", "cost")`. Each
             takes one more run, which is joined to the trace of the timed runs. If that run fails or makes other calls,
             there is a RuntimeWarning, and the trace has the times alone. With `clock="none"`, which takes no times, the
@@ -422,6 +474,8 @@ def record(  # noqa: D417, the other arguments are those of `recording`
     from talkerviz.recorder.record import record
 
     if isinstance(run, (Tensor, tuple, Mapping)):
+        if isinstance(model, Mapping):
+            raise ValueError("run: inputs are those of a single model; pass a function that runs them all")
         run = partial(_call, model, run)
     elif not callable(run):
         raise ValueError(

@@ -17,6 +17,7 @@ from talkerviz.version import __version__
 
 __all__ = ["main"]
 
+_RUN = "run"
 _EXIT_INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 _COMPLETE = f"_{PROGRAM.upper()}_COMPLETE"
 # The line to complete, in the variables of bash and of the other shells.
@@ -26,11 +27,12 @@ _COMPLETED_LINE = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 # tenth of its time are collections. This many objects take about 100 MB.
 _OBJECTS_PER_COLLECTION = 1_000_000
 # Commands that run a user's model, in which garbage is collected as anywhere else.
-_RUN_MODELS = ("trace", "capture", "speak", "doctor")
+_RUN_MODELS = ("trace", "capture", "speak", "load", "doctor")
 
 # The module and the summary of each command, in the order of their use. The full help is in the modules, some of which
 # import much: seconds that nobody should wait for a list.
 COMMANDS = {
+    "run": ("run", "Run any program, and record the models that it calls."),
     "trace": ("trace", "Run a model and record every module call."),
     "capture": ("capture", "Run a thinker and save its outputs for the talker."),
     "speak": ("speak", "Speak into a WAV file and measure latency and speed."),
@@ -49,14 +51,16 @@ COMMANDS = {
 
 def _app_for(name: str) -> typer.Typer:
     """Return the application with one command, or one that only lists all."""
-    if name in COMMANDS:
+    if name == _RUN:
+        app: typer.Typer = import_module("talkerviz.cli.run").app
+    elif name in COMMANDS:
         if name not in _RUN_MODELS:
             gc.set_threshold(_OBJECTS_PER_COLLECTION)
         import pyarrow
 
         # Arrow's own pool keeps what it has freed: 50 MiB of the peak where a model lies beside a trace.
         pyarrow.set_memory_pool(pyarrow.system_memory_pool())
-        app: typer.Typer = import_module(f"talkerviz.cli.{COMMANDS[name][0]}").app
+        app = import_module(f"talkerviz.cli.{COMMANDS[name][0]}").app
     else:
         app = new_app(summary="Run a speech talker, or any torch model, and see every module call.")
         for command, (_, summary) in COMMANDS.items():
@@ -75,7 +79,8 @@ def _root(
 
 def main() -> None:
     """Run the command line; anything the user can mend is one line on stderr and exit code 2."""
-    prepare_streams()
+    if sys.argv[1:2] != [_RUN]:  # the streams of a program that is run are its own
+        prepare_streams()
     sys.exit(_exit_code(sys.argv[1:] or ["--help"]))
 
 

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from rich.console import Console
+
+from talkerviz.analysis.run_stats import run_stats
+from talkerviz.analysis.summary import summarise
 from talkerviz.atomic_file import descriptor_of, is_special, named_errors, write_bytes, write_text
 from talkerviz.cli.streams import stdout_is_closed
 from talkerviz.render.charts.graphviz import LayoutError
@@ -16,6 +20,27 @@ from talkerviz.render.escape import visible
 from talkerviz.render.terminal.console import console as console
 from talkerviz.render.terminal.printing import print_headline as print_headline
 from talkerviz.render.terminal.printing import print_notes as print_notes
+from talkerviz.render.terminal.summary_table import render_table
+from talkerviz.trace import TraceRecord
+
+_SUMMARY_ROWS = 10  # of each table
+
+
+def print_summary(to: Console, trace: TraceRecord, runs: int = 1) -> None:
+    """Print a trace's time by phase, class and module.
+
+    Args:
+        to: console.
+        trace: a trace with calls.
+        runs: number of runs in it; their spread is printed if there are several.
+    """
+    for by in ("phase", "class", "module"):
+        to.print(render_table(summarise(trace, by), by, _SUMMARY_ROWS, to.width))
+    if runs > 1:
+        over = run_stats(trace, "phase")
+        to.print(render_table(over, "phase", _SUMMARY_ROWS, to.width, f"Time by phase over {runs} runs"))
+    print_headline(to, trace)
+    print_notes(to, trace)
 
 
 def check_writable(*outputs: str | Path | None) -> None:

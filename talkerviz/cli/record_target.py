@@ -15,11 +15,9 @@ import torch
 import typer
 from torch import nn
 
-from talkerviz.analysis.run_stats import run_stats
-from talkerviz.analysis.summary import summarise
 from talkerviz.api import Trace, recording
 from talkerviz.atomic_file import descriptor_of, is_special
-from talkerviz.cli.output import check_no_terminal, check_writable, console, print_headline, print_notes
+from talkerviz.cli.output import check_no_terminal, check_writable, console, print_summary
 from talkerviz.cli.streams import print_message
 from talkerviz.cli.trace_options import Clock, RecordingOptions, Via
 from talkerviz.progress import byte_progress, frame_progress
@@ -28,7 +26,6 @@ from talkerviz.recorder.instruments.device_peaks import Peaks, load_peaks, publi
 from talkerviz.recorder.instruments.registry import clock_for
 from talkerviz.recorder.record import measure_again
 from talkerviz.recorder.tap import choose_way
-from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.talker.files.codes_file import write_codes
 from talkerviz.talker.files.weight_loader import OnBytes
 from talkerviz.targets import Target
@@ -152,7 +149,7 @@ def record_target(
             print_message(f"{what} -> {where}")  # stdout holds the trace
         return
     if len(trace.calls):
-        _print_summary(trace, options.repeat)
+        print_summary(console(), trace, options.repeat)
     terminal = console()
     for what, where in written.items():
         terminal.print(f"{what} -> {where}", highlight=False, soft_wrap=True)
@@ -182,18 +179,6 @@ def _with_measure(trace: Trace, measure: str, target: Target, record: Callable[.
         without = ", and --no-flow saves the run" if measure == "flow" else ""
         print_message(f"--{measure}: {reason}; what it measured is left out{without}")
         return trace
-
-
-def _print_summary(trace: Trace, runs: int) -> None:
-    """Print the time by phase, class and module."""
-    terminal = console()
-    for by in ("phase", "class", "module"):
-        terminal.print(render_table(summarise(trace, by), by, 10, terminal.width))
-    if runs > 1:
-        over = run_stats(trace, "phase")
-        terminal.print(render_table(over, "phase", 10, terminal.width, f"Time by phase over {runs} runs"))
-    print_headline(terminal, trace)
-    print_notes(terminal, trace)
 
 
 def _warm_up(target: Target, frames: int | None) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,9 +11,11 @@ import typer
 from talkerviz.api import Trace
 from talkerviz.cli.app import app
 from talkerviz.cli.options import TracePath, with_render_options
+from talkerviz.render.escape import visible
 from talkerviz.render.options import RenderOptions, option_flag
 from talkerviz.render.terminal.console import console
 from talkerviz.render.terminal.printing import check_show_options, print_ranks, print_table, print_tree
+from talkerviz.trace.late_frames import late_frame_of
 
 
 @app.command()
@@ -22,17 +26,33 @@ def show(
     runs: Annotated[
         bool, typer.Option("--runs", help="Differences between the runs of `trace --repeat`, instead of sums.")
     ] = False,
+    late: Annotated[
+        bool, typer.Option("--late", help="Frames that missed the deadline of `run --deadline`, a line each.")
+    ] = False,
     ranks: Annotated[
         bool, typer.Option("--ranks", help="Waits of the ranks of a merged trace for each other, instead of times.")
     ] = False,
 ) -> None:
     """Print a latency table."""
     check_show_options(options, runs, ranks, option_flag)
+    if late:
+        _print_late(path)
+        return
     trace = Trace.load(path)
     if ranks:
         print_ranks(console(), trace, options)
     else:
         print_table(console(), trace, options, runs)
+
+
+def _print_late(path: Path) -> None:
+    """Print a line for each late frame with a file beside a trace, in their order."""
+    files = path.parent.glob(f"{glob.escape(path.stem)}.late*{path.suffix}")
+    late = sorted(late_frame_of(Trace.load(file), file) for file in files)
+    if not late:
+        raise ValueError(f"{path}: no late frames beside it; record them with `talkerviz run --deadline 80ms`")
+    for frame in late:
+        print(visible(frame.line))
 
 
 @app.command()

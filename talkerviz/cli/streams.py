@@ -42,6 +42,8 @@ def print_message(text: str) -> None:
     """Print a line on stderr; ignore failures, as on a full disk, which must not end a run."""
     from talkerviz.render.escape import visible
 
+    if sys.stderr is None:  # `print` would print to stdout
+        return
     with suppress(OSError, ValueError):
         print(f"talkerviz: {visible(' '.join(text.split()))}", file=sys.stderr, flush=True)
 

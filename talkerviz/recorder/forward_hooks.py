@@ -58,6 +58,10 @@ class ForwardHooks:
             self._handles.pop().remove()
         self._allow_frames(-self._frames)  # also those of calls that go on, or that Ctrl-C ended
 
+    def inside(self) -> bool:
+        """Return whether this thread is inside a call with these hooks."""
+        return bool(getattr(self._of_thread, "handled", None))
+
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Log the begin of a module's call."""
         handled = getattr(self._of_thread, "handled", None)

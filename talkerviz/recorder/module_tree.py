@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,14 +13,39 @@ from talkerviz.trace.schema import ModuleInfo
 
 
 def check_model(model: object) -> None:
-    """Raise ValueError for anything but a module."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"the model must be a torch.nn.Module, not a {type(model).__name__}{if_several(model)}")
+    """Raise ValueError for anything but a module, or several by name."""
+    if isinstance(model, Mapping):
+        if not model:
+            raise ValueError("the mapping of models is empty; name at least one model")
+        for name, part in model.items():
+            if not (isinstance(name, str) and name.isprintable() and name.strip()) or "." in name:
+                raise ValueError(
+                    f"model name {name!r}: give it a name without dots that can be printed, such as 'unet'"
+                )
+            if not isinstance(part, nn.Module):
+                raise ValueError(f"model {name!r} must be a torch.nn.Module, not a {type(part).__name__}")
+    elif not isinstance(model, nn.Module):
+        several = "; several models go into a dict, by name" if isinstance(model, list | tuple) else ""
+        raise ValueError(f"the model must be a torch.nn.Module, not a {type(model).__name__}{several}")
 
 
 def if_several(roots: object) -> str:
-    """Return the end of an error message for a list or tuple of models; empty for any other object."""
+    """Return the end of an error message for a list or tuple of models of a target; empty for any other object."""
     return "; several roots go into a torch.nn.ModuleList" if isinstance(roots, list | tuple) else ""
+
+
+def roots_of(model: nn.Module | Mapping[str, nn.Module] | None, name: str) -> dict[str, nn.Module]:
+    """Return the models to record by name; none if they are to be found in the run."""
+    if model is None:
+        return {}
+    return dict(model) if isinstance(model, Mapping) else {name: model}
+
+
+def named_modules(roots: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module of several models with its first path."""
+    known: set[nn.Module] = set()
+    for name, model in roots.items():
+        yield from model.named_modules(known, name)
 
 
 def tree_of(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], tuple[ModuleInfo, ...]]:
@@ -64,28 +89,39 @@ def _sized_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def select_modules(
-    model: nn.Module, name: str, include: Sequence[str], exclude: Sequence[str], depth: int | None
+    roots: Mapping[str, nn.Module], include: Sequence[str], exclude: Sequence[str], depth: int | None
 ) -> Callable[[str], bool]:
     """Return a predicate of the paths to record; see `recording` for the arguments.
+
+    Args:
+        roots: the models by name; if there are none yet, no pattern is checked.
+        include: patterns of paths to record; all if empty.
+        exclude: patterns of paths to leave out.
+        depth: maximum levels below a root.
 
     Raises:
         ValueError: a pattern matches no module, or no module is left to record.
     """
-    paths = [path for path, _ in model.named_modules(prefix=name)]
-    for pattern in (*include, *exclude):
+    paths = [path for path, _ in named_modules(roots)]
+    if not paths and depth is not None:
+        raise ValueError("depth: only for models that are given, since paths of others begin at any level")
+    name = next(iter(roots), "")
+    for pattern in (*include, *exclude) if paths else ():
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise ValueError(
                 f"no module matches {pattern!r}: paths begin with {name!r}, such as {paths[len(paths) // 2]!r}"
             )
 
+    levels = name.count(".")
+
     def is_chosen(path: str) -> bool:
         return (
             (not include or any(fnmatchcase(path, pattern) for pattern in include))
             and not any(fnmatchcase(path, pattern) for pattern in exclude)
-            and (depth is None or path.count(".") - name.count(".") <= depth)
+            and (depth is None or path.count(".") <= levels + depth)
         )
 
-    if not any(map(is_chosen, paths)):
+    if paths and not any(map(is_chosen, paths)):
         raise ValueError("no module is left to record: widen --include, narrow --exclude or give a greater --depth")
     return is_chosen
 
@@ -116,10 +152,10 @@ def layers_of(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     return layers
 
 
-def one_call_regions(model: nn.Module, name: str) -> dict[str, str]:
+def one_call_regions(roots: Mapping[str, nn.Module]) -> dict[str, str]:
     """Return the paths of modules without Python calls inside, and the reason: `compiled` or `scripted`."""
     regions: dict[str, str] = {}
-    for path, module in model.named_modules(prefix=name):
+    for path, module in named_modules(roots):
         if any(path.startswith(f"{outer}.") for outer in regions):
             continue
         if isinstance(module, torch.jit.ScriptModule):

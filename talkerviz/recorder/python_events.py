@@ -44,6 +44,8 @@ class Callbacks:
         moved: called with the value of `Contexts.placed` before a call whose context differs from that of the thread's
             previous call, once contexts are followed.
         stamp: called with (whether the call begins) just outside the begin and end times of a call; None for no-op.
+        edge: called with the module's number before a call's begin is logged, and with -1 minus the number after its
+            end; None for no-op.
     """
 
     entered: Callable[..., None] = lambda module, args, kwargs: None
@@ -54,6 +56,7 @@ class Callbacks:
     stranger: Callable[[nn.Module, bool], None] = lambda module, inside: None
     moved: Callable[[Any], None] = lambda placed: None
     stamp: Callable[[bool], None] | None = None
+    edge: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ class PythonEvents:
         self._describer = Describer(names, kinds)
         self._entered, self._left, self._failed = callbacks.entered, callbacks.left, callbacks.failed
         self._joins, self._full, self._stamp = callbacks.joins, callbacks.full, callbacks.stamp
+        self._edge = callbacks.edge
         self._moved = callbacks.moved
         self._phase, self._placed, self._here = contexts.phase, contexts.placed, contexts.here
         self._frame_phase, self._frame, self._run = frame, -1, 0
@@ -183,6 +187,8 @@ class PythonEvents:
             log.named = named
             log.push(NAMED, named, self._now(), 0)
         inputs = self._describer.of_inputs(args, kwargs, watched.layer)
+        if self._edge is not None:
+            self._edge(watched.number)
         if self._stamp is not None:
             self._stamp(True)
         if self._device_stamps is not None:
@@ -212,6 +218,8 @@ class PythonEvents:
             # The end is logged first: the recorder's work from here on is no part of the call.
             log.push(-1 - watched.number, 0, time, 0)
             self._stamp_end(log, watched.number)
+            if self._edge is not None:
+                self._edge(-1 - watched.number)
             outputs = self._describer.of_output(output, watched.layer)
         self._leave_landmark(log, watched, module)
         own = self._now() - time - (log.garbage_ns - garbage)
@@ -231,6 +239,8 @@ class PythonEvents:
         if watched.number >= 0:
             self._stamp_end(log, watched.number)
             log.push(-1 - watched.number, self._failed(error), time, 0)
+            if self._edge is not None:
+                self._edge(-1 - watched.number)
         self._leave_landmark(log, watched, module)
         self._flush_if_due(log)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from talkerviz.recorder.dataflow.followed_frames import following_changes_of
 from talkerviz.recorder.instruments.registry import check_measure, model_devices
-from talkerviz.recorder.module_tree import check_model
+from talkerviz.recorder.module_tree import check_model, roots_of
 from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.recording import Recording, recording
 from talkerviz.trace.join import join
@@ -23,7 +23,7 @@ from talkerviz.trace.trace import RecordT, TraceRecord
 
 
 def record(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module],
     run: Callable[[], object],
     name: str = "model",
     phases: Callable[[str], PhaseRule] | None = None,
@@ -50,7 +50,7 @@ def record(
             raise ValueError(f"{option} must be at least {minimum}, not {number}")
     measures = () if measure is None else (measure,) if isinstance(measure, str) else tuple(measure)
     for measure_name in measures:
-        check_measure(measure_name, *model_devices(model))
+        check_measure(measure_name, *model_devices(nn.ModuleList(roots_of(model, name).values())))
     first = measures[0] if measures and clock == "none" else None  # a run without times can be slowed down
     run_facts = dict(facts or {})
     if repeat > 1:

@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from talkerviz.recorder.distributed.collective_log import CollectiveLog
 from talkerviz.recorder.distributed.collectives import watch_collectives
 from talkerviz.recorder.distributed.process import file_of_rank, process_facts, this_process
+from talkerviz.recorder.flight_recorder import Deadline, FlightRecorder
 from talkerviz.recorder.forward_hooks import ForwardHooks
 from talkerviz.recorder.garbage_collections import GarbageCollectionTimer
 from talkerviz.recorder.instruments.base import (
@@ -29,19 +30,22 @@ from talkerviz.recorder.instruments.base import (
     collective_stamps,
     implementations,
 )
-from talkerviz.recorder.instruments.registry import make_instruments, model_devices
+from talkerviz.recorder.instruments.registry import all_devices, make_instruments, model_devices
 from talkerviz.recorder.method_patch import patch_method
-from talkerviz.recorder.module_tree import check_model, select_modules
+from talkerviz.recorder.module_tree import check_model, roots_of, select_modules
 from talkerviz.recorder.module_watch import ModuleWatch
 from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.phases.marking import PhaseMarker
+from talkerviz.recorder.phases.several_roots import RootPhases
 from talkerviz.recorder.python_events import Callbacks, Contexts
 from talkerviz.recorder.run_facts import RunFacts, facts_at_start
 from talkerviz.recorder.scope import RecordingScope
 from talkerviz.recorder.tap import Tap, choose_way, make_events, not_compiled
 from talkerviz.recorder.tensor_signatures import TensorKinds
 from talkerviz.recorder.trace_output import TraceOutput
-from talkerviz.trace.event_log import Log, Names, read_log
+from talkerviz.recorder.training_steps import TrainingSteps
+from talkerviz.trace.event_log import NAMED, NO_TENSORS, Log, Names, read_log
+from talkerviz.trace.late_frames import LateFrame
 from talkerviz.trace.log_tables import log_edges, log_frame
 from talkerviz.trace.parquet import check_name, write_log
 from talkerviz.trace.trace import RecordT, TraceRecord
@@ -61,8 +65,9 @@ class Recording(Generic[RecordT]):
 
     def __init__(
         self,
-        model: nn.Module,
+        roots: Mapping[str, nn.Module],
         name: str,
+        finds: bool,
         phases: Callable[[str], PhaseRule] | None,
         clock: str,
         facts: Mapping[str, Any],
@@ -73,6 +78,7 @@ class Recording(Generic[RecordT]):
         way: str,
         only: str | None,
         trace_class: type[RecordT],
+        deadline: Deadline | None,
     ) -> None:
         self._trace_class = trace_class
         self._name, self._way = name, way
@@ -80,10 +86,28 @@ class Recording(Generic[RecordT]):
         self._names = Names()
         self._parts: dict[str, int] = {}
         self._tokens: list[tuple[ContextVar[Any], Token[Any]]] = []
-        self._modules = ModuleWatch(model, name, selects, self._names.joined)
+        self._modules = ModuleWatch(roots, selects, self._names.joined, finds)
+        self._several = RootPhases(names_alone=not finds) if phases is None and (finds or len(roots) != 1) else None
+        if self._several is not None:
+            for root_name, root in roots.items():
+                self._several.add(root_name, root)
         self._marker = PhaseMarker(
-            self._modules.modules, name, phases, self._modules.paths, self._names.phases, self._tokens, not nvtx
+            self._modules.modules,
+            name,
+            phases,
+            self._several,
+            self._modules.paths,
+            self._names.phases,
+            self._tokens,
+            not nvtx and deadline is None,
         )
+        model = next(iter(roots.values())) if len(roots) == 1 else nn.ModuleList(roots.values())
+        self._steps: TrainingSteps | None = None
+        if self._several is not None and clock != "none":
+            self._steps = TrainingSteps(
+                self._modules.add_row, self._marker.set_mark, lambda: self._marker.last_frame, self._guarded
+            )
+            self._marker.on_pass = self._steps.on_pass
         self._scope = RecordingScope(only is not None, self._tokens)
         self._lock = threading.RLock()
         self._reported_fault = False
@@ -91,9 +115,11 @@ class Recording(Generic[RecordT]):
         self._undo: list[Callable[[], None]] = []
         self._running: list[Instrument] = []
         self._ended = False
+        self._phase_rows = 0
         self._events: Any = None
         self._collectives: CollectiveLog | None = None
-        device_type, devices = model_devices(model)
+        # Models that are yet to be found may be on any device.
+        device_type, devices = all_devices() if finds and clock not in ("cpu", "none") else model_devices(model)
         run = RunContext(
             model=model,
             paths=self._modules.recorded_paths(),
@@ -115,7 +141,8 @@ class Recording(Generic[RecordT]):
         self._on_write = implementations(self._instruments, "on_write")
         self._facts = RunFacts(facts, self._timed)
         self._facts.add_process_start(self._origin_ns)
-        self._output = TraceOutput(
+        self._flight = None if deadline is None else self._flight_recorder(deadline)
+        self._output: TraceOutput | FlightRecorder = self._flight or TraceOutput(
             path,
             self._names,
             self._parts,
@@ -124,6 +151,24 @@ class Recording(Generic[RecordT]):
             self._origin_ns,
             self._timed,
         )
+
+    def _flight_recorder(self, deadline: Deadline) -> FlightRecorder:
+        flight = FlightRecorder(
+            deadline,
+            self._names,
+            self._parts,
+            self._modules.infos,
+            lambda: self._facts.values,
+            self._origin_ns,
+            self._final_log,
+        )
+        self._marker.listeners.append(lambda mark: flight.on_mark(mark, self._marker.phase_number(mark.phase)))
+        return flight
+
+    @property
+    def late(self) -> list[LateFrame]:
+        """Frames that missed their deadline so far, of a flight recorder."""
+        return [] if self._flight is None else list(self._flight.late)
 
     @property
     def file(self) -> Path | None:
@@ -134,6 +179,11 @@ class Recording(Generic[RecordT]):
     def lost(self) -> str | None:
         """Reason for which calls are missing, such as a full disk; None if the record is whole."""
         return self._output.lost
+
+    @property
+    def passed_over(self) -> dict[str, str]:
+        """Classes of models that were called and not recorded, by name, where models are found in the run."""
+        return self._modules.passed_over
 
     @cached_property
     def trace(self) -> RecordT:
@@ -169,9 +219,10 @@ class Recording(Generic[RecordT]):
     def phase(self, name: str) -> Iterator[None]:
         """Give this phase to calls that begin inside: `with rec.phase("warmup"): ...`, or decorate a function with it.
 
-        Frames and steps stay as they are. Of nested phases the innermost counts. An asyncio task has its own phase, as
-        has a generator; a thread that sets none has that of the thread that began the recording. Once the recording has
-        ended it does nothing, so that a decorated function can still be called.
+        Frames and steps stay as they are. A block without calls is a row of its name. Of nested phases the innermost
+        counts. An asyncio task has its own phase, as has a generator; a thread that sets none has that of the thread
+        that began the recording. Once the recording has ended it does nothing, so that a decorated function can still
+        be called.
 
         Args:
             name: name of the phase.
@@ -181,8 +232,43 @@ class Recording(Generic[RecordT]):
         """
         if not name.strip() or not name.isprintable():
             raise ValueError(f"phase {name!r}: give it a name that can be printed, such as 'warmup'")
-        with self._marker.blocks.block(self._marker.phase_number(name)):
+        number = self._marker.phase_number(name)
+        began, before = perf_counter_ns(), self._rows_so_far()
+        with self._marker.blocks.block(number):
             yield
+        if not self._ended and self._rows_so_far() == before:
+            self._guarded(self._log_phase)(name, number, began)
+
+    def _rows_so_far(self) -> int:
+        return 0 if self._ended else int(self._events.totals()[0]) + self._phase_rows
+
+    def _log_phase(self, name: str, number: int, began_ns: int) -> None:
+        """Log a named phase in which nothing was called as a row."""
+        self._phase_rows += 1
+        row = self._modules.add_row(name)
+        *_, named = self._events.latest()
+        self._events.put(NAMED, number, self._stamped_now(), 0)
+        for event, time_ns in ((row, began_ns), (-1 - row, perf_counter_ns())):
+            self._stamp_collective(event >= 0)
+            self._events.put(event, NO_TENSORS, time_ns if self._timed else -1, 0)
+        self._events.put(NAMED, named, self._stamped_now(), 0)
+
+    def _stamped_now(self) -> int:
+        return perf_counter_ns() if self._timed else -1
+
+    @contextmanager
+    def frame(self) -> Iterator[int]:
+        """Make the block a frame: its calls have the next frame's number, whichever models are called.
+
+        From the first such block on, calls outside of them belong to no frame. The number is what the block is given:
+        `with rec.frame() as number`.
+        """
+        if self._ended:
+            yield -1
+            return
+        self._modules.follow_marks(self._marker.end_counting())
+        with self._marker.user_frame() as number:
+            yield number
 
     def _measured(self, log: Log) -> RecordT:
         calls, collections = log_frame(log)
@@ -215,6 +301,8 @@ class Recording(Generic[RecordT]):
             )
             self._undo.append(hooks.remove)
             self._modules.add_hooks(hooks)
+            if self._modules.finds:
+                self._modules.find_with_hooks(self._guarded, self._undo)
         patch_method(BaseProcess, "start", self._scope.wrap_process_start, self._undo)
         self._undo.append(self._reset_contexts)
         registered = self._guarded(self._modules.on_registration)
@@ -228,6 +316,8 @@ class Recording(Generic[RecordT]):
                 self._events, self._stamp_collective, self._error_number, self._names.peers, self._timed
             )
             watch_collectives(self._collectives, self._undo)
+        if self._steps is not None:
+            self._steps.attach(self._events, self._stamp_collective, bool(self._collective_stamps), self._undo)
         self._attach_instruments(inside_tap=False)
         self._scope.attach(self._events, self._undo)
 
@@ -265,6 +355,7 @@ class Recording(Generic[RecordT]):
                 stranger=self._guarded(self._modules.on_unwatched),
                 moved=self._guarded(self._marker.moved),
                 stamp=self._guarded(stamp) if self._stamps else None,
+                edge=self._guarded(self._steps.edge) if self._steps else None,
             ),
             Contexts(self._marker.blocks.of_context, self._marker.placed, self._scope.here),
             start=self._marker.phase_number(self._marker.start.phase),
@@ -274,9 +365,12 @@ class Recording(Generic[RecordT]):
             device_stamps=next(
                 (each.device_stamps for each in self._instruments if each.device_stamps is not None), None
             ),
+            roots=self._modules.finds,
         )
         self._thread()  # this thread is number 0, whichever calls first
         self._marker.attach(self._events)
+        if self._flight is not None:
+            self._flight.attach(self._events)
         self._modules.attach(self._events, self._marker, implementations(self._instruments, "on_replica"))
 
     # While the run goes on. A fault of the recorder is a warning and an empty cell, never an exception in the run.
@@ -365,7 +459,7 @@ class Recording(Generic[RecordT]):
                 written = self._output.close()
             if self.lost is None:
                 # Classes and sizes of modules are those at the end.
-                self._log = replace(read_log(written), modules=self._modules.infos)
+                self._log = replace(self._final_log(read_log(written)), modules=self._modules.infos)
                 if self.file is not None:
                     self._save(self.file)
         except Exception as error:
@@ -374,6 +468,12 @@ class Recording(Generic[RecordT]):
             self._output.release()
             self._modules.release()
         self._output.settle()
+
+    def _final_log(self, log: Log) -> Log:
+        if self._several is None:
+            return log
+        trains = self._steps is not None and self._steps.began
+        return self._several.final_log(log, trains, self._marker.has_user_frames)
 
     def _add_facts_at_end(self, raised: bool) -> None:
         self._modules.close()
@@ -387,7 +487,9 @@ class Recording(Generic[RecordT]):
             self._facts.add(calls_of_other_threads=of_other_threads)
         if self._scope.processes:
             self._facts.add(processes_begun=self._scope.processes)
-        if not calls and not raised and not of_other_threads:
+        if self._modules.finds:
+            self._facts.add(**self._modules.found_facts(self._several.main_root() if self._several else None))
+        elif not calls and not raised and not of_other_threads:
             why = "it was not called, or in a function that is compiled as a whole"
             message = f"no call of {self._name!r} ({self._facts.values.get('model')}) was recorded: {why}"
             warnings.warn(message, RuntimeWarning, stacklevel=5)
@@ -404,7 +506,7 @@ class Recording(Generic[RecordT]):
 
 @contextmanager
 def recording(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module] | None = None,
     name: str = "model",
     phases: Callable[[str], PhaseRule] | None = None,
     clock: str = "cpu",
@@ -418,12 +520,17 @@ def recording(
     via: str = "auto",
     only: str | None = None,
     trace_class: type[RecordT] = TraceRecord,  # type: ignore[assignment]
+    deadline: Deadline | None = None,
 ) -> Iterator[Recording[RecordT]]:
     """Record every call of the model's modules made inside the `with` block: see `talkerviz.recording`.
 
-    Beside its arguments this has `trace_class`, the class of `Recording.trace`.
+    Beside its arguments this has `trace_class`, the class of `Recording.trace`, and `deadline`, with which the last
+    frames alone are kept, and files of late ones.
     """
-    check_model(model)
+    if model is not None:
+        check_model(model)
+    if phases is not None and not isinstance(model, nn.Module):
+        raise ValueError("phases: only for a single model; each of several has phases of its own")
     if file is not None:
         check_name(Path(file))
     if only not in (None, "here"):
@@ -432,16 +539,33 @@ def recording(
     way = choose_way(via)
     if nvtx and way == "hooks":
         raise ValueError("nvtx: ranges stand around `nn.Module.__call__`, and hooks run inside it; use via 'tap'")
-    selects = select_modules(model, name, include, exclude, depth)
+    roots = roots_of(model, name)
+    name = next(iter(roots), name)
+    selects = select_modules(roots, include, exclude, depth)
     process = this_process()
     start_facts = {
-        **facts_at_start(model, name, clock),
+        **facts_at_start(roots, name, clock),
         "via": way,
         **({} if process is None else {"process": process_facts(process, clock != "none")}),
         **(facts or {}),
     }
     path = None if file is None else file_of_rank(Path(file), process)
-    rec = Recording(model, name, phases, clock, start_facts, selects, path, measure, nvtx, way, only, trace_class)
+    rec = Recording(
+        roots,
+        name,
+        model is None,
+        phases,
+        clock,
+        start_facts,
+        selects,
+        path,
+        measure,
+        nvtx,
+        way,
+        only,
+        trace_class,
+        deadline,
+    )
     raised = True
     try:
         rec._attach()

@@ -73,33 +73,46 @@ class RunFacts:
             self.add(own_cost_ns=max(1, round(own_ns / calls)))
 
 
-def facts_at_start(model: nn.Module, name: str, clock: str) -> dict[str, Any]:
-    """Return facts of the machine and the model.
+def facts_at_start(roots: Mapping[str, nn.Module], name: str, clock: str) -> dict[str, Any]:
+    """Return facts of the machine and the models.
 
     Args:
-        model: the model.
-        name: its path.
+        roots: the models by path.
+        name: path of the first.
         clock: the clock of the recording.
     """
-    parameters = [parameter for parameter in model.parameters() if not is_lazy(parameter)]
-    facts: dict[str, Any] = {
+    return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "talkerviz": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "clock": clock,
+        **model_facts(roots, name),
+    }
+
+
+def model_facts(roots: Mapping[str, nn.Module], name: str) -> dict[str, Any]:
+    """Return facts of the models.
+
+    Args:
+        roots: the models by path.
+        name: path of the first.
+    """
+    every = {id(parameter): parameter for model in roots.values() for parameter in model.parameters()}
+    parameters = [parameter for parameter in every.values() if not is_lazy(parameter)]
+    facts: dict[str, Any] = {
         "root": name,
-        "model": type(model).__name__,
+        "model": ", ".join(type(model).__name__ for model in roots.values()),
         "parameters": sum(parameter.numel() for parameter in parameters),
         "weights_bytes": sum(parameter.nbytes for parameter in parameters),
-        "clock": clock,
     }
-    if regions := one_call_regions(model, name):
+    if regions := one_call_regions(roots):
         facts["one_call"] = regions
-    first = next(model.parameters(), None)
+    first = next(iter(every.values()), None)
     if first is not None:
-        device = next(parameter_devices(model))
+        device = next(device for model in roots.values() for device in parameter_devices(model))
         facts["device"] = str(device)
         facts["dtype"] = str(first.dtype).removeprefix("torch.")
         if device.type not in ("cpu", "meta") and (gpu := accelerator_name(device)) is not None:

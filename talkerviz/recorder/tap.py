@@ -71,6 +71,7 @@ def make_events(
     timed: bool = True,
     limit: int = 1 << 15,
     device_stamps: Any = None,
+    roots: bool = False,
 ) -> Any:
     """Create the log of call events, native or in Python.
 
@@ -86,6 +87,7 @@ def make_events(
         timed: whether events hold times, in nanoseconds; -1 otherwise.
         limit: number of events after which `full` is called.
         device_stamps: the `DeviceStamps` that stamp calls on their device; None for no stamps.
+        roots: whether to call `stranger` with each unwatched module that is called outside any other.
     """
     functions = {name: function and not_compiled(function) for name, function in vars(callbacks).items()}
     common: dict[str, Any] = {
@@ -108,6 +110,7 @@ def make_events(
         below=original,
         **functions,
         **vars(contexts),
+        roots=roots,
         **common,
     )
 

@@ -97,6 +97,18 @@ NAMES = ("parts", "kinds", "phases", "errors", "peers", "joined")
 """Names of the lists in `Names`."""
 
 
+class FinalPhases(NamedTuple):
+    """Phases that are known only at the end of a run, by their numbers in events.
+
+    Attributes:
+        numbers: number of the phase in `Names.phases`.
+        has_frames: whether calls of the phase belong to frames.
+    """
+
+    numbers: tuple[int, ...]
+    has_frames: tuple[bool, ...]
+
+
 @dataclass(frozen=True)
 class Log:
     """A log whose name tables have been read; events are read on demand.
@@ -111,6 +123,7 @@ class Log:
         tensors: tensor lists.
         threads: thread numbers, ascending.
         size: size of the source when it was read, in bytes.
+        final_phases: other numbers of phases than those in events; None for the same.
     """
 
     source: Path | bytes
@@ -122,6 +135,7 @@ class Log:
     tensors: TensorLists
     threads: tuple[int, ...]
     size: int
+    final_phases: FinalPhases | None = None
 
     def batches(self, thread: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """Yield a thread's events a batch at a time, as columns: kind, tensors, time, value."""
@@ -355,6 +369,10 @@ def _thread_rows(log: Log, thread: int, collections: list[Rows]) -> Iterator[Row
         end, inside = rows.pop("end"), rows.pop("inside")
         rows["host_ns"] = end - rows["host_start_ns"]
         rows["host_self_ns"] = rows["host_ns"] - inside
+        if log.final_phases is not None:
+            frameless = ~np.array(log.final_phases.has_frames, dtype=bool)[rows["phase"]]
+            rows["frame"][frameless] = rows["step"][frameless] = -1
+            rows["phase"] = np.array(log.final_phases.numbers, dtype=np.int64)[rows["phase"]]
         if not log.timed:
             for name in ("host_start_ns", "host_ns", "host_self_ns"):
                 rows[name][:] = -1

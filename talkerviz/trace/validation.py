@@ -431,6 +431,9 @@ _FACTS: Mapping[str, Callable[[Any], bool]] = {
     "several_devices": _with({"calls": _is_size, "modules": lambda value: _list_of(_is_text)(value) and bool(value)}),
     "strange_calls": _with({"calls": _is_size, "classes": _list_of(_is_text)}),
     "peaks": lambda value: value == {} or _PEAKS(value),
+    "late": _with(
+        {**dict.fromkeys(("frame", "latency_ns", "limit_ns", "module_ns", "usual_ns"), _is_ns), "module": _is_text}
+    ),
     "process": _PROCESS,
     "processes": lambda value: _list_of(_MERGED_PROCESS)(value) and bool(value),
     "clocks": _with(

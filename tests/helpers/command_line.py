@@ -13,6 +13,9 @@ Capture = pytest.CaptureFixture[str]
 
 def talkerviz(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
     monkeypatch.setattr(sys, "argv", ["talkerviz", *map(str, args)])
+    # A program that `run` runs has these to itself, and leaves them so.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     with pytest.raises(SystemExit) as stop:
         main()
     code = stop.value.code

@@ -116,7 +116,7 @@ def test_measures_of_a_run_on_another_thread(measure: Any) -> None:
     [
         (
             {"model": [nn.ReLU()]},
-            "the model must be a torch.nn.Module, not a list; several roots go into",
+            "the model must be a torch.nn.Module, not a list; several models go into a dict",
         ),
         ({"model": "relu"}, "the model must be a torch.nn.Module, not a str$"),
         ({"run": 3}, "run: neither inputs nor a function, but of type int; pass a tensor"),

@@ -28,8 +28,8 @@ def net() -> nn.Sequential:
 
 
 def seen(trace: tv.Trace) -> list[tuple[str, str, int | None, int]]:
-    """Path, phase, frame and run of each call."""
-    calls = trace.calls
+    """Path, phase, frame and run of each call of a module; phases without calls are rows as well."""
+    calls = trace.calls[trace.calls["path"].astype(str) != trace.calls["phase"].astype(str)]
     frames = [None if frame < 0 else frame for frame in calls["frame"].fillna(-1)]
     return list(zip(calls["path"], calls["phase"], frames, calls["run"], strict=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from talkerviz.recorder.dataflow.offloaded_weights import parameter_devices
@@ -88,6 +89,14 @@ def _check_device(name: str, kind: Kind, device_type: str) -> None:
         raise ValueError(f"{name} needs a model on a CUDA device")
     if kind.device == "any" and not device_type:
         raise ValueError(f"{name} needs a model on a CUDA device or another accelerator")
+
+
+def all_devices() -> tuple[str, tuple[int, ...]]:
+    """Return the accelerator that torch sees, as `model_devices` does, with all of its devices."""
+    if not torch.accelerator.is_available():
+        return "", ()
+    device = torch.accelerator.current_accelerator()
+    return (device.type if device else ""), tuple(range(torch.accelerator.device_count()))
 
 
 def check_measure(measure: str, device_type: str, devices: Sequence[int]) -> None:

@@ -79,11 +79,12 @@ typedef struct {
 
 typedef struct {
   PyObject_HEAD vectorcallfunc vectorcall;
-  PyObject *below, *entered, *left, *failed, *joins, *full, *stranger, *stamp, *phase, *placed, *moved, *here;
+  PyObject *below, *entered, *left, *failed, *joins, *full, *stranger, *stamp, *edge, *phase, *placed, *moved, *here;
   PyObject *device_stamps; /* of type DeviceStamps; None for none */
   Describer describer;
   PyObject *named_where; /* () -> the phase that the code around a call has named; NULL to read it from the context */
   int timed, names_phases, follows_contexts;
+  int finds_roots; /* whether each unwatched module that is called outside any other is shown to `stranger` */
   Py_ssize_t limit;
   PointerTable watched; /* module -> a packed `Watched` */
   PyObject *modules;    /* list of modules kept alive, so that no other gets the address of one */
@@ -221,6 +222,15 @@ static int stamp_device(Tap *tap, Log *log, int entry, int32_t module) {
   return device_stamp((DeviceStamps *)tap->device_stamps, log->number, entry, &call);
 }
 
+/* Tells of a call's begin by the module's number, or of its end by -1 minus the number. */
+static int tell_edge(Tap *tap, int32_t number) {
+  if (tap->edge == Py_None) return 0;
+  PyObject *value = PyLong_FromLong(number);
+  if (value != NULL) Py_XDECREF(PyObject_CallOneArg(tap->edge, value));
+  Py_XDECREF(value);
+  return must_go_on() ? -1 : 0;
+}
+
 /* Logs the phase that the code around a call has named, read from the context of its task or thread, if it changed. */
 static int push_named(Tap *tap, Log *log) {
   PyObject *value = NULL;
@@ -288,7 +298,8 @@ static int begin_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
     if (tap->follows_contexts && follow_context(tap, log) < 0) return -1;
     if (tap->names_phases && push_named(tap, log) < 0) return -1;
     int64_t inputs = describe_inputs(&tap->describer, &log->row, args, count, names, keywords, watched->layer);
-    if (inputs < 0 || stamp(tap, Py_True) < 0 || stamp_device(tap, log, 1, watched->number) < 0) return -1;
+    if (inputs < 0 || tell_edge(tap, watched->number) < 0) return -1;
+    if (stamp(tap, Py_True) < 0 || stamp_device(tap, log, 1, watched->number) < 0) return -1;
     /* The device's and the host's begin are taken here, last: time from here on is the call's own. */
     int64_t time = now_ns(tap), own = time - entered - (log->garbage_ns - garbage);
     if (push(log, watched->number, (int32_t)inputs, time, own) < 0) return -1;
@@ -331,6 +342,7 @@ static int end_call(Tap *tap, Log *log, const Watched *watched, PyObject *module
     Py_ssize_t place = log->used - 1;
     int64_t taken = log->taken;
     failed = stamp_device(tap, log, 0, watched->number) < 0 || stamp(tap, Py_False) < 0;
+    failed = failed || tell_edge(tap, -1 - watched->number) < 0;
     int64_t outputs = failed ? -1 : describe_output(&tap->describer, &log->row, output, watched->layer);
     failed = outputs < 0; /* Ctrl-C, most likely; the call's end is logged all the same */
     if (!failed) failed = leave_landmark(tap, log, watched, module);
@@ -359,9 +371,10 @@ static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
     PyObject *held[3] = {NULL, NULL, NULL};
     if (stopped) PyErr_Fetch(&held[0], &held[1], &held[2]);
     int stopped_again = stamp_device(tap, log, 0, watched->number) < 0 || stamp(tap, Py_False) < 0;
+    if (push(log, -1 - watched->number, (int32_t)error, time, 0) < 0 && !stopped_again) PyErr_Clear();
+    stopped_again |= !stopped_again && tell_edge(tap, -1 - watched->number) < 0;
     if (stopped) PyErr_Restore(held[0], held[1], held[2]);
     stopped |= stopped_again;
-    if (push(log, -1 - watched->number, (int32_t)error, time, 0) < 0 && !stopped) PyErr_Clear();
   }
   if (!stopped) stopped = leave_landmark(tap, log, watched, module) < 0 || flush_if_due(tap, log, time) < 0;
   else close_landmark(tap, log, watched);
@@ -378,8 +391,9 @@ static void fail_call(Tap *tap, Log *log, const Watched *watched, PyObject *modu
 static int meet_stranger(Tap *tap, PyObject *module) {
   int compiled = strcmp(Py_TYPE(module)->tp_name, "OptimizedModule") == 0;
   int inside = this_thread.tap == tap->name && this_thread.log->depth > 0, failed = 0;
-  if (tap->strangers_asked < MOST_STRANGERS || compiled) {
-    tap->strangers_asked++;
+  int root = tap->finds_roots && !inside;
+  if (tap->strangers_asked < MOST_STRANGERS || compiled || root) {
+    tap->strangers_asked += !root;
     Py_XDECREF(PyObject_CallFunctionObjArgs(tap->stranger, module, inside ? Py_True : Py_False, NULL));
     failed = must_go_on();
   }
@@ -394,7 +408,7 @@ static PyObject *tap_call(PyObject *self, PyObject *const *args, size_t nargsf, 
   Py_ssize_t count = PyVectorcall_NARGS(nargsf);
   int64_t packed = count ? pointer_get(&tap->watched, args[0]) : -1;
   if (packed < 0) {
-    if (count && tap->watched.slots != NULL && meet_stranger(tap, args[0]) < 0) return NULL;
+    if (count && (tap->watched.slots != NULL || tap->finds_roots) && meet_stranger(tap, args[0]) < 0) return NULL;
     packed = count ? pointer_get(&tap->watched, args[0]) : -1; /* `stranger` may have watched it */
     if (packed < 0) return PyObject_Vectorcall(tap->below, args, nargsf, names);
   }
@@ -638,6 +652,7 @@ static PyObject *tap_own_ns(Tap *tap, PyObject *Py_UNUSED(ignored)) {
 /* Stops watching, and keeps no module alive. Calls may still be inside, so logs and callables stay. */
 static PyObject *tap_close(Tap *tap, PyObject *Py_UNUSED(ignored)) {
   pointer_clear(&tap->watched);
+  tap->finds_roots = 0;
   if (tap->modules != NULL) PyList_SetSlice(tap->modules, 0, PyList_GET_SIZE(tap->modules), NULL);
   Py_RETURN_NONE;
 }
@@ -646,8 +661,8 @@ static PyObject *tap_close(Tap *tap, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject **callables(Tap *tap, int at) {
   PyObject **all[] = {&tap->below, &tap->entered,  &tap->left,  &tap->failed, &tap->joins,
-                      &tap->full,  &tap->stranger, &tap->stamp, &tap->phase,  &tap->placed,
-                      &tap->moved, &tap->here,     &tap->device_stamps};
+                      &tap->full,  &tap->stranger, &tap->stamp, &tap->edge,   &tap->phase,
+                      &tap->placed, &tap->moved,   &tap->here,  &tap->device_stamps};
   return at < (int)(sizeof(all) / sizeof(*all)) ? all[at] : NULL;
 }
 
@@ -686,18 +701,19 @@ static void tap_dealloc(Tap *tap) {
 static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   static char *names[] = {"tensor", "parameter", "kind_of", "unpack",   "tensor_row", "tensor_kind", "names",
                           "below",  "entered",   "left",    "failed",   "joins",      "full",        "stranger",
-                          "stamp",  "phase",     "placed",  "moved",    "here",       "device_stamps",
-                          "start",  "frame",     "timed",   "limit",    NULL};
-  PyObject *tensor, *parameter, *described[5], *given[13];
-  int start, frame, timed;
+                          "stamp",  "edge",      "phase",   "placed",   "moved",      "here",        "device_stamps",
+                          "start",  "frame",     "timed",   "roots",    "limit",      NULL};
+  PyObject *tensor, *parameter, *described[5], *given[14];
+  int start, frame, timed, finds_roots;
   Py_ssize_t limit;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!OOOOO!OOOOOOOOOOOOOiipn", names, &PyType_Type, &tensor,
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!OOOOO!OOOOOOOOOOOOOOiippn", names, &PyType_Type, &tensor,
                                    &PyType_Type, &parameter, &described[0], &described[1], &described[2],
                                    &described[3], &PyDict_Type, &described[4], &given[0], &given[1], &given[2],
                                    &given[3], &given[4], &given[5], &given[6], &given[7], &given[8], &given[9],
-                                   &given[10], &given[11], &given[12], &start, &frame, &timed, &limit))
+                                   &given[10], &given[11], &given[12], &given[13], &start, &frame, &timed,
+                                   &finds_roots, &limit))
     return NULL;
-  if (given[12] != Py_None && Py_TYPE(given[12]) != stamps_type) {
+  if (given[13] != Py_None && Py_TYPE(given[13]) != stamps_type) {
     PyErr_SetString(PyExc_TypeError, "device_stamps must be a DeviceStamps of this module");
     return NULL;
   }
@@ -719,6 +735,7 @@ static PyObject *tap_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
   tap->frame = -1;
   tap->first_named = -1;
   tap->timed = timed;
+  tap->finds_roots = finds_roots;
   tap->limit = limit;
   tap->modules = PyList_New(0);
   if (tap->modules == NULL || describer_init(describer) < 0) {

@@ -109,12 +109,15 @@ class PassPhases:
     Args:
         root: path of the model.
         passes: the modules whose calls may be passes; by default the root alone.
+
+    Attributes:
+        passes: the modules whose calls may be passes.
     """
 
     outermost = True
 
     def __init__(self, root: str, passes: Passes | None = None) -> None:
-        self._passes = passes = passes or Passes()
+        self.passes = passes = passes or Passes()
         self.start = Mark("setup" if passes.generators else "forward")
         self._root = root
         self.landmarks = frozenset(
@@ -126,7 +129,7 @@ class PassPhases:
 
     def is_plain(self, model: nn.Module) -> bool:
         """Return whether each pass is `forward` whatever its arguments: no part of the model takes a cache."""
-        if self.landmarks != {self._root} or self._passes.generators:
+        if self.landmarks != {self._root} or self.passes.generators:
             return False
         try:
             parameters = inspect.signature(type(model).forward).parameters.values()
@@ -140,15 +143,15 @@ class PassPhases:
     def entered(self, path: str, arguments: Mapping[str, Any]) -> Mark | None:
         """Begin a pass."""
         state = self._state.get()
-        if path in self._passes.encoders:
+        if path in self.passes.encoders:
             return Mark("encode")
-        outer = self._passes.inner.get(path, path)
-        if outer in self._passes.codecs:
+        outer = self.passes.inner.get(path, path)
+        if outer in self.passes.codecs:
             method = _calling_method("encode", "decode")
             encodes = method == "encode" or (method is None and _ENCODER.search(outer.rpartition(".")[2]))
             return Mark("encode" if encodes else "codec", request=_number(state.request))
         is_part = state.owner is not None and outer.startswith(f"{state.owner}.")
-        if outer in self._passes.uncached:
+        if outer in self.passes.uncached:
             if path != outer and not self._begins_pass(path, outer, state):
                 return None
             kind, request = "forward", None
@@ -199,7 +202,7 @@ class PassPhases:
 
     def _prefix(self, path: str) -> str:
         """Return the name of the part of the root that a pass is in, with a dot; empty if only one part generates."""
-        parts = {self._part(generator) for generator in self._passes.generators if generator != self._root}
+        parts = {self._part(generator) for generator in self.passes.generators if generator != self._root}
         return f"{self._part(path)}." if path != self._root and len(parts) > 1 else ""
 
     def _part(self, path: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from talkerviz.recorder.phases import PhaseRule
 from talkerviz.recorder.phases.generic import PassPhases, passes_of
+from talkerviz.recorder.phases.several_roots import RootPhases
 from talkerviz.recorder.phases.user_defined import NO_PHASE, PhaseBlocks
 from talkerviz.recorder.python_events import FRAME_LANDMARK, NO_LANDMARK, PASS_LANDMARK, RULE_LANDMARK
 from talkerviz.recorder.tap import not_compiled
@@ -25,6 +27,7 @@ class PhaseMarker:
         modules: every module by path.
         root: path of the model.
         make_rule: makes the rule of a run from `root`; None for the generic rule.
+        several: rule of several models, which more may join; None for a single one.
         paths: path of each recorded module, by its `id`; the recording adds modules to it.
         phases: names of phases by number; new ones are appended.
         tokens: context variables set on the thread that begins the recording, to be reset; appended to.
@@ -36,6 +39,8 @@ class PhaseMarker:
         marks: marks by number, see `current_number`.
         listeners: functions called with the new mark, on the thread that enters it.
         last_frame: the highest frame of this run; None if there is none.
+        has_user_frames: whether the user named frames in the run.
+        on_pass: called with the module of each pass; returns whether it has set the mark.
     """
 
     def __init__(
@@ -43,18 +48,25 @@ class PhaseMarker:
         modules: Mapping[str, nn.Module],
         root: str,
         make_rule: Callable[[str], PhaseRule] | None,
+        several: RootPhases | None,
         paths: Mapping[int, str],
         phases: list[str],
         tokens: list[tuple[ContextVar[Any], Token[Any]]],
         may_count_frames: bool,
     ) -> None:
-        model = modules[root]
-        passes = None if make_rule else passes_of(model, root)
-        self._make_rule = make_rule or (lambda root: PassPhases(root, passes))
+        self._several = several
+        self._counts_frames = False
+        if several is not None:
+            self._make_rule: Callable[[str], PhaseRule] = lambda root: several.again()
+        elif make_rule is not None:
+            self._make_rule = make_rule
+        else:
+            passes = passes_of(modules[root], root)
+            self._make_rule = lambda root: PassPhases(root, passes)
+            # If each pass is a frame and nothing else decides phases, the log counts frames without calling Python.
+            self._counts_frames = may_count_frames and PassPhases(root, passes).is_plain(modules[root])
         self._root = root
-        self._rule = self._make_rule(root)
-        # If each pass is a frame and nothing else decides phases, the log counts frames without calling Python.
-        self._counts_frames = may_count_frames and make_rule is None and PassPhases(root, passes).is_plain(model)
+        self._rule: PhaseRule = several or self._make_rule(root)
         self._paths = paths
         # Names of positional arguments, by `id` of a landmark.
         self._arguments = {
@@ -70,11 +82,14 @@ class PhaseMarker:
         self._lock = threading.RLock()
         self._events: Any = None
         self._closed = False
+        self.has_user_frames = False
+        self._user_frame: ContextVar[int | None] = ContextVar("frame", default=None)
         self.blocks = PhaseBlocks(self._block_changed)
         self.placed: ContextVar[Mark | None] = ContextVar("placed", default=None)
         self.marks: list[Mark] = []
         self.listeners: list[Callable[[Mark], None]] = []
         self.last_frame: int | None = None
+        self.on_pass: Callable[[nn.Module], bool] = lambda module: False
 
     @property
     def start(self) -> Mark:
@@ -110,6 +125,19 @@ class PhaseMarker:
             return FRAME_LANDMARK
         return PASS_LANDMARK if self._rule.outermost else RULE_LANDMARK
 
+    def add_root(self, path: str, tree: Mapping[str, nn.Module]) -> None:
+        """Take calls of a further model for passes.
+
+        Args:
+            path: its path.
+            tree: its modules by path.
+        """
+        for rule in {id(rule): rule for rule in (self._several, self._rule)}.values():
+            if isinstance(rule, RootPhases):
+                rule.add(path, tree[path])
+        landmarks = self._rule.landmarks
+        self._arguments |= {id(part): _argument_names(part) for name, part in tree.items() if name in landmarks}
+
     def add_compiled(self, module: nn.Module, original: nn.Module) -> None:
         """Take calls of a compiled module for calls of the module that it was compiled from."""
         self._arguments[id(module)] = _argument_names(original)
@@ -119,7 +147,7 @@ class PhaseMarker:
     def entered(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Log the mark that begins with a landmark's call."""
         names = self._arguments.get(id(module))
-        if names is None or self._closed:
+        if names is None or self._closed or self.on_pass(module):
             return
         if args:
             named = {names[index] if index < len(names) else str(index): value for index, value in enumerate(args)}
@@ -141,9 +169,43 @@ class PhaseMarker:
         if not self._closed:
             self._log_mark(self._rule.start if mark is None or mark.run != self._run else mark)
 
+    def end_counting(self) -> frozenset[str]:
+        """Stop having the log count frames by itself, and return the landmarks that it counted at."""
+        if not self._counts_frames:
+            return frozenset()
+        frames = self._events.frames()
+        self._counts_frames, self.last_frame = False, frames - 1 if frames else None
+        return self._rule.landmarks
+
+    @contextmanager
+    def user_frame(self) -> Iterator[int]:
+        """Give calls inside the next frame, whatever the rule says, and yield its number."""
+        frame = 0 if self.last_frame is None else self.last_frame + 1
+        self.last_frame, self.has_user_frames = frame, True
+        token = self._user_frame.set(frame)
+        before = self.current()
+        self.set_mark(before)
+        try:
+            yield frame
+        finally:
+            try:
+                self._user_frame.reset(token)
+            except ValueError:  # it ends in another context
+                self._user_frame.set(None)
+            self.set_mark(before)
+
+    def set_mark(self, mark: Mark) -> None:
+        """Log a mark that no rule has set."""
+        if not self._closed:
+            self._set_mark(mark)
+
     def _set_mark(self, mark: Mark | None) -> None:
         if mark is None:
             return
+        if (frame := self._user_frame.get()) is not None:
+            mark = mark._replace(frame=frame)
+        elif self.has_user_frames:
+            mark = mark._replace(frame=None)
         if mark.frame is not None:
             self.last_frame = max(mark.frame, self.last_frame or 0)
         if self.placed.get() is not getattr(self._of_thread, "mark", None):
