@@ -50,7 +50,9 @@ def render_table(
     shown = summary if top is None else summary.head(top)
     left_out = len(summary) - len(shown)
     more = f"{left_out:,} more rows: --top {len(summary)}" if left_out else None
-    table = plain_table(title or f"Time by {by}", more)
+    every = summary.attrs.get("device_every", 1)
+    sampled = f"; device time from one frame in {every:,}" if every > 1 else ""
+    table = plain_table(f"{title or f'Time by {by}'}{sampled}", more)
     columns = {name: [_cell(name, value) for value in shown[name]] for name in shown_columns(summary, by)}
     widths = {name: _room(name, cells) for name, cells in columns.items()}
     unneeded = _OPTIONAL_SIDE_COLUMNS if any(map(_side, columns)) else _OPTIONAL_COLUMNS
