@@ -61,7 +61,7 @@ class TalkerTrace:
             run: function that runs the model.
             warmup: number of unrecorded warm-up runs.
             repeat: number of recorded runs.
-            clock: clock, as in `recording`; None is `cuda` for a model on CUDA, else `cpu`.
+            clock: clock, as in `recording`; None is `cuda` or `device` for a model on an accelerator, else `cpu`.
             name: name of the root module.
             include: patterns of module paths to record; empty for all.
             exclude: patterns of module paths not to record.

@@ -50,8 +50,9 @@ def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -
         - `shapes`, the commonest shapes and the number of others; of a single call also the number of further tensors,
           `1x20x1024 +2 → 1x20x2048`.
 
-        Unmeasured values are `<NA>`, as is the frame of calls outside of frames. By module and class, Python's garbage
-        collections have a row if they took at least 1 % of the time and 1 ms.
+        If the clock stamped all calls of one frame in N alone, `attrs["device_every"]` is N and `device_ns` an
+        estimate. Unmeasured values are `<NA>`, as is the frame of calls outside of frames. By module and class,
+        Python's garbage collections have a row if they took at least 1 % of the time and 1 ms.
 
     Raises:
         ValueError: an unknown `by`, or as `sort_rows`.
@@ -107,7 +108,10 @@ def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -
     summary["shapes"] = _commonest_shapes(calls, codes, len(names), more=by == "call")
     if by in ("module", "class") and timed:
         summary = _with_collections(summary, trace, by)
-    return _sorted(summary, by, sort, timed)
+    ordered = _sorted(summary, by, sort, timed)
+    if sampling := trace.facts.get("device_sampling"):
+        ordered.attrs["device_every"] = sampling["every"]
+    return ordered
 
 
 def _with_collections(summary: pd.DataFrame, trace: TraceRecord, by: str) -> pd.DataFrame:

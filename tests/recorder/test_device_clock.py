@@ -18,12 +18,14 @@ from taps import every_way
 from torch import nn
 
 import talkerviz as tv
+from talkerviz.analysis.summary import summarise
 from talkerviz.recorder import recording as recorder
 from talkerviz.recorder.instruments import device_clock
 from talkerviz.recorder.instruments.registry import CLOCKS
 from talkerviz.recorder.python_device_stamps import NO_DEVICE, NO_TIME, SEVERAL_DEVICES, PythonDeviceStamps
 from talkerviz.recorder.tap import DeviceStamps
 from talkerviz.render.notes import notes_on
+from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.trace.event_log import DEVICE_CLOCKS
 from talkerviz.trace.join import join
 
@@ -242,6 +244,9 @@ def test_sums_over_sampled_frames_are_estimates_of_all(monkeypatch: pytest.Monke
     table = trace.table("module").set_index("module")
     mean = inner[inner["frame"].isin(trace.facts["device_sampling"]["frames"])]["device_ns"].mean()
     assert table["device_ns"]["model.body.0.0"] == pytest.approx(60 * mean, rel=0.01)
+    every = trace.facts["device_sampling"]["every"]
+    shown = render_table(summarise(trace, "module"), "module")
+    assert shown.title == f"Time by module; device time from one frame in {every:,}"
     assert table["device_ns"]["model"] == trace.calls[trace.calls["depth"] == 0]["device_ns"].sum()
     frames = trace.table("frame")
     top = trace.calls[trace.calls["depth"] == 0]

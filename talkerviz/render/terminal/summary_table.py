@@ -54,6 +54,8 @@ def render_table(
     shown = summary if top is None else summary.head(top)
     left_out = len(summary) - len(shown)
     more = f"{left_out:,} more rows: --top {len(summary)}" if left_out else None
+    every = summary.attrs.get("device_every", 1)
+    sampled = f"; device time from one frame in {every:,}" if every > 1 else ""
     columns = {name: _cells(name, shown[name]) for name in shown_columns(summary, by)}
     widths = {name: _room(name, cells) for name, cells in columns.items()}
     unneeded = _OPTIONAL_SIDE_COLUMNS if any(map(_side, columns)) else _OPTIONAL_COLUMNS
@@ -62,7 +64,7 @@ def render_table(
     columns = {name: columns[name] for name in names}
     unfolded = _unfolded_widths(columns) if len(shown) else {}
     fits = bool(unfolded) and sum(unfolded.values()) + COLUMN_GAP * len(names) <= width
-    table = plain_table(title or f"Time by {by}", None if fits else more)
+    table = plain_table(f"{title or f'Time by {by}'}{sampled}", None if fits else more)
     for name in names:
         table.add_column(
             _heading(name),
