@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import warnings
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -195,7 +195,8 @@ class _Recorder:
                 self._recording.file.unlink(missing_ok=True)
             print_message(self._why_empty())
             return _EXIT_BAD_INPUT
-        self._summarise(trace)
+        with suppress(BrokenPipeError):  # nobody reads stderr: the exit code is the program's all the same
+            self._summarise(trace)
         return 0
 
     def _why_empty(self) -> str:

@@ -342,25 +342,26 @@ class TrainingSteps:
         The engine runs nodes in the order of their sequence numbers, the last operation first. A hook before a node
         sees its gradients and returns none, so it changes nothing.
         """
-        nodes: dict[Any, int] = {}
+        call_of, chain_of = self._calls.call_of, self._calls.chain
+        seen: set[Any] = set()
+        nodes: list[tuple[int, Any]] = []
         waiting = [node for output in outputs if (node := getattr(output, "grad_fn", None)) is not None]
         while waiting:
             node = waiting.pop()
-            if node in nodes:
+            if node in seen:
                 continue
-            nodes[node] = sequence = node._sequence_nr()
+            seen.add(node)
+            sequence = node._sequence_nr()
             if sequence < _ACCUMULATE_GRAD:
+                nodes.append((sequence, node))
                 waiting += [inner for inner, _ in node.next_functions if inner is not None]
-        hooks = []
-        last = -1
-        base = len(self._open) + 1
-        for node, sequence in sorted(nodes.items(), key=lambda item: -item[1]):
-            if sequence >= _ACCUMULATE_GRAD:
-                continue
-            call = self._calls.call_of(sequence)
+        nodes.sort(key=_by_sequence, reverse=True)
+        hooks, last, base = [], -1, len(self._open) + 1
+        enter = self._guarded(self._enter)
+        for sequence, node in nodes:
+            call = call_of(sequence)
             if call != last:
-                enter = self._guarded(self._enter)
-                hooks.append(node.register_prehook(_Before(enter, self._calls.chain(call), base)))
+                hooks.append(node.register_prehook(_Before(enter, chain_of(call), base)))
                 last = call
         return hooks
 
@@ -392,11 +393,10 @@ class TrainingSteps:
 
     def _shared(self, chain: list[int], base: int) -> int:
         """Return how many of these modules are open already, from the outermost on."""
-        open_now = self._open[base:]
-        return next(
-            (level for level, (mine, other) in enumerate(zip(open_now, chain, strict=False)) if mine != other),
-            min(len(open_now), len(chain)),
-        )
+        same, most = 0, min(len(self._open) - base, len(chain))
+        while same < most and self._open[base + same] == chain[same]:
+            same += 1
+        return same
 
     # Optimizers.
 
@@ -463,6 +463,10 @@ class TrainingSteps:
         began = perf_counter_ns()
         index = next(index for index, other in enumerate(optimizer.param_groups) if other is group)
         self._begin(self._row(f"{name}.{group.get('name', f'group_{index}')}"), began)
+
+
+def _by_sequence(entry: tuple[int, Any]) -> int:
+    return entry[0]
 
 
 class _Before:

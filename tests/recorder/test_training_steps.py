@@ -76,9 +76,10 @@ def adamw(net: nn.Module, **options: Any) -> torch.optim.Optimizer:
 
 
 def double_gradients(net: nn.Module) -> None:
-    """Register the hooks of a user, which change gradients."""
-    net.head.register_full_backward_hook(lambda module, before, after: tuple(g and g for g in ()) or None)  # type: ignore[union-attr]
-    net.head.weight.register_hook(lambda gradient: gradient * 2)  # type: ignore[union-attr]
+    """Register hooks of a user: one of a module, and one that changes a gradient."""
+    head = net.get_submodule("head")
+    head.register_full_backward_hook(lambda module, before, after: None)
+    head.get_parameter("weight").register_hook(lambda gradient: gradient * 2)
 
 
 @every_way
