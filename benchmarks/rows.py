@@ -49,7 +49,7 @@ def speaking(talker: TalkerForConditionalGeneration, rows: int) -> EagerStep:
         scenario = Scenario(prompt_tokens=11 + number % 5, text_tokens=20 + number % 3, seed=number)
         thinker = scenario_inputs(scenario, config, "cpu", weight.dtype)
         prompt = assemble_prompt(talker, config, thinker, config.speaker(scenario.speaker))
-        joining.append(step.new_row(number, prompt, seed=0))
+        joining.append(step.new_row(number, prompt, seed=0, frames=40))
     step.join(joining)
     step()
     return step
