@@ -49,7 +49,7 @@ def speaking(talker: TalkerForConditionalGeneration, rows: int) -> EagerStep:
         scenario = Scenario(prompt_tokens=11 + number % 5, text_tokens=20 + number % 3, seed=number)
         thinker = scenario_inputs(scenario, config, "cpu", weight.dtype)
         prompt = assemble_prompt(talker, config, thinker, config.speaker(scenario.speaker))
-        joining.append(step.new_row(number, prompt, seed=0))
+        joining.append(step.new_row(number, prompt, seed=0, frames=40))
     step.join(joining)
     step()
     return step
@@ -85,8 +85,8 @@ def main() -> None:
         "# Several rows at once on a CPU",
         "",
         f"{date.today()}, torch {torch.__version__}, {device_name('cpu')}, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{torch.get_num_threads()} threads. Widths of `full`, {LAYERS[0]} + {LAYERS[1]} layers, greedy; CPU time of a "
-        f"frame of all rows, the median of {options.rounds} rounds. Made by `python benchmarks/rows.py`.",
+        f"{torch.get_num_threads()} thread(s). Widths of `full`, {LAYERS[0]} + {LAYERS[1]} layers, greedy; CPU time "
+        f"of a frame of all rows, the median of {options.rounds} rounds. Made by `python benchmarks/rows.py`.",
         "",
         "| dtype | rows | ms a frame of all | frames a second, of one row's |",
         "| --- | ---: | ---: | ---: |",

@@ -178,7 +178,7 @@ def load(
         terminal.print(_rich_table(rows))
     if output:
         kind = str(weight.dtype).removeprefix("torch.")
-        where = f"{hardware_name(weights[0])}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        where = f"{hardware_name(weights[0])}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
         heading = f"{source}, {kind}, {where}; {requests} answers a stream of at most {frames} frames."
         write_text(output, _markdown(heading, tables))
         print_written(output)

@@ -26,7 +26,7 @@ from talkerviz.talker.generation.sampling import (
     sample_residual_code,
     suppressed_codes,
 )
-from talkerviz.talker.model.cache import Cache, KVCache, RowCaches, StaticCache
+from talkerviz.talker.model.cache import FIRST_POSITIONS, Cache, KVCache, RowCaches, StaticCache
 from talkerviz.talker.model.talker import TalkerForConditionalGeneration
 
 
@@ -133,7 +133,8 @@ def stream(
     eager = EagerStep(talker, sampling, ignore_eos=ignore_eos)
     step: Callable[[], Frame] = eager
     rows = [
-        eager.new_row(number, prompt, seed) for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        eager.new_row(number, prompt, seed, frames)
+        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
     frame = eager.join(rows)
     for done in range(1, frames + 1):
@@ -205,10 +206,13 @@ class EagerStep:
         self.rows: list[Row] = []
         self.predictor_cache = new_predictor_cache(talker, 1)
 
-    def new_row(self, number: int, prompt: Prompt, seed: int) -> Row:
+    def new_row(self, number: int, prompt: Prompt, seed: int, frames: int) -> Row:
         """Make the row of a prompt, with a generator of its own, so that it samples what it samples alone."""
         config, weight = self.talker.config, self.talker.codec_head.weight
-        cache = KVCache(config.text, weight.device, weight.dtype)
+        # Compiled code would be compiled again for the strides of a cache that has grown.
+        most = prompt.inputs_embeds.shape[1] + frames
+        positions = most if self.talker.acceleration.compiled else min(most, FIRST_POSITIONS)
+        cache = KVCache(config.text, weight.device, weight.dtype, positions=positions)
         generator = torch.Generator(weight.device).manual_seed(seed) if self.sampling.do_sample else None
         spoken = torch.zeros(1, config.text.vocab_size, dtype=torch.bool, device=weight.device)
         return Row(number, prompt, cache, generator, spoken)

@@ -220,7 +220,7 @@ class _Server:
         answer.waiting_ns = begin_ns - answer.arrived_ns
         prompt = assemble_prompt(self.talker, self.talker.config, request.thinker, self.speaker)
         check_positions(self.talker, [prompt], request.frames)
-        row = self.step.new_row(number, prompt, request.seed)
+        row = self.step.new_row(number, prompt, request.seed, request.frames)
         setup_ns = self._now()
         hidden, first_code = self.step.prefill([row])
         prefill_ns = self._now()

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from talkerviz.talker.model.config import StackConfig
 
+FIRST_POSITIONS = 64
+"""Positions of a new cache, 5 s of speech; a full cache doubles, so each position is copied about once."""
+
 
 class LayerCache:
     """Keys and values of a layer [B, K, P, D], whose last positions are reserved for the new tokens."""
@@ -57,7 +60,7 @@ class KVCache:
         device: torch.device,
         dtype: torch.dtype,
         rows: int = 1,
-        positions: int = 0,
+        positions: int = FIRST_POSITIONS,
     ) -> None:
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, positions, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
@@ -75,9 +78,7 @@ class KVCache:
         end = self.length + new
         # One position more than is used: every slice is then non-contiguous, and compiled code fits all of them.
         if end + 1 > self.keys.shape[3]:
-            # Room for a prompt and one frame, and then twice as much each time. So the first growth is in the second
-            # frame, when torch.compile learns that lengths change: it takes strides for any number from then on.
-            self.grow(max(end + 2, 2 * self.keys.shape[3]))
+            self.grow(max(end + 1, 2 * self.keys.shape[3]))
         for keys, values in zip(self.keys, self.values, strict=True):
             yield LayerCache(keys[:, :, :end], values[:, :, :end])
 
