@@ -34,6 +34,7 @@ def decompile_talker(talker: TalkerForConditionalGeneration) -> None:
     """Undo `compile_talker`."""
     for module in _compiled_modules(talker):
         module._compiled_call_impl = None
+    talker.acceleration = replace(talker.acceleration, compiled=False)
 
 
 def _compiled_modules(talker: TalkerForConditionalGeneration) -> Iterator[nn.Module]:
