@@ -92,7 +92,7 @@ class RenderOptions:
             metavar="COLUMN",
         ),
     ] = None
-    top: Annotated[int | None, _Help("Maximum number of rows.", "table", minimum=1)] = None
+    top: Annotated[int | None, _Help("Maximum number of rows; 20 by default where a table is printed.", "table", minimum=1)] = None
 
     def __post_init__(self) -> None:
         for option in OPTIONS.values():

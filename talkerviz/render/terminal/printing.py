@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from talkerviz.render.diff import Comparison
 
 
+DEFAULT_ROWS = 20
+"""Rows of a printed table, which fill a screen; files have all of them."""
+
+
 def check_show_options(options: RenderOptions, runs: bool, ranks: bool, naming: Naming = option_name) -> None:
     """Reject options of a table that do not go together.
 
@@ -60,9 +64,10 @@ def print_table(to: Console, trace: TraceRecord, options: RenderOptions, runs: b
 
         table = run_stats(selected, by)
         title = f"{table_title(options)} over {table.attrs['runs']} runs"
-        to.print(render_table(table, by, options.top, to.width, title))
+        to.print(render_table(table, by, options.top or DEFAULT_ROWS, to.width, title))
         return
-    to.print(render_table(table_of(selected, options), by, options.top, to.width, table_title(options)))
+    top = options.top or DEFAULT_ROWS
+    to.print(render_table(table_of(selected, options), by, top, to.width, table_title(options)))
     if by == "frame":
         print_headline(to, selected)
     print_notes(to, selected)
@@ -80,7 +85,7 @@ def print_ranks(to: Console, trace: TraceRecord, options: RenderOptions) -> None
     waits = stragglers(selected)
     to.print(render_table(waits.ranks, "rank", None, to.width, "Ranks"))
     title = "Collectives, mean wait of each rank"
-    to.print(render_table(waits.collectives, "collective", options.top, to.width, title))
+    to.print(render_table(waits.collectives, "collective", options.top or DEFAULT_ROWS, to.width, title))
     to.print(Text(waits.sentence, style="bold"), soft_wrap=True)
     _print_lines(to, (*waits.notes, *notes_on(selected)))
 

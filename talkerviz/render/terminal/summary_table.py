@@ -14,7 +14,7 @@ from rich.text import Text
 
 from talkerviz.render.column_formats import is_number, quantity, shown_columns
 from talkerviz.render.escape import visible
-from talkerviz.render.terminal.console import COLUMN_GAP, fitting_columns, plain_table
+from talkerviz.render.terminal.console import COLUMN_GAP, break_name, fitting_columns, plain_table
 
 # Columns that are left out if there is no room, in this order.
 _OPTIONAL_COLUMNS = (
@@ -62,6 +62,10 @@ def render_table(
     # The column of the rows' names always stays.
     names = fitting_columns(widths, unneeded, width, lambda name: "" if name == by else _measure(name))
     columns = {name: columns[name] for name in names}
+    if "module" in columns:
+        others = sum(widths[name] + COLUMN_GAP for name in names if name != "module")
+        room = max(_MIN_PATH_CHARACTERS, width - others - COLUMN_GAP)
+        columns["module"] = [(break_name(text, room), style) for text, style in columns["module"]]
     unfolded = _unfolded_widths(columns) if len(shown) else {}
     fits = bool(unfolded) and sum(unfolded.values()) + COLUMN_GAP * len(names) <= width
     table = plain_table(f"{title or f'Time by {by}'}{sampled}", None if fits else more)
