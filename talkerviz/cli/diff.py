@@ -15,8 +15,8 @@ from talkerviz.cli.app import app
 from talkerviz.cli.options import TracePath, format_help, format_of, with_render_options
 from talkerviz.cli.output import check_no_terminal, check_stdout, check_writable, write
 from talkerviz.cli.streams import print_message
-from talkerviz.render.diff import DEFAULT_ROWS, DIFF_FORMATS, DIFF_TABLES, compare_runs, render_comparison_as
-from talkerviz.render.options import RenderOptions
+from talkerviz.render.diff import DIFF_FORMATS, DIFF_TABLES, compare_runs, render_comparison_as
+from talkerviz.render.options import DEFAULT_ROWS, RenderOptions
 from talkerviz.render.registry import BINARY, CHARTS
 from talkerviz.render.terminal.comparison import interval_text, percent_text
 from talkerviz.render.terminal.console import console

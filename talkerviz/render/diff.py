@@ -13,6 +13,7 @@ from talkerviz.analysis.structure import StructureDiff, structure_diff
 from talkerviz.flowchart.diff import collapse_unchanged, diff_graph
 from talkerviz.flowchart.model import MAX_BOXES, Edges, Graph
 from talkerviz.render.charts.graphviz import RenderError
+from talkerviz.render.options import DEFAULT_ROWS
 from talkerviz.render.registry import CHARTS, render_graph
 from talkerviz.render.tables.writers import csv_table, html_tables, json_table, markdown_table
 from talkerviz.render.terminal.comparison import (
@@ -23,9 +24,6 @@ from talkerviz.render.terminal.comparison import (
     put_together,
 )
 from talkerviz.trace.trace import TraceRecord
-
-DEFAULT_ROWS = 20
-"""Rows below those of the phases, which fill a screen."""
 
 DIFF_TABLES = ("markdown", "html", "csv", "json")
 DIFF_FORMATS = (*DIFF_TABLES, *CHARTS)

@@ -21,6 +21,9 @@ Style = Literal["nested", "flat", "source"]
 Scope = Literal["all", "chart", "nested", "table"]
 """Formats that an option applies to: all, charts, charts in style `nested`, or tables."""
 
+DEFAULT_ROWS = 20
+"""Rows of a printed table, which fill a screen; files have all of them."""
+
 
 @dataclass(frozen=True)
 class _Help:
@@ -92,7 +95,9 @@ class RenderOptions:
             metavar="COLUMN",
         ),
     ] = None
-    top: Annotated[int | None, _Help("Maximum number of rows; 20 by default where a table is printed.", "table", minimum=1)] = None
+    top: Annotated[
+        int | None, _Help(f"Maximum number of rows; {DEFAULT_ROWS} where a table is printed.", "table", minimum=1)
+    ] = None
 
     def __post_init__(self) -> None:
         for option in OPTIONS.values():

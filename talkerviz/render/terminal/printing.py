@@ -14,7 +14,7 @@ from rich.text import Text
 
 from talkerviz.analysis.frame_latency import frame_summary
 from talkerviz.render.notes import headline, notes_on
-from talkerviz.render.options import OPTIONS, Naming, RenderOptions, option_name
+from talkerviz.render.options import DEFAULT_ROWS, OPTIONS, Naming, RenderOptions, option_name
 from talkerviz.render.registry import select
 from talkerviz.render.tables.summary import rows_by, table_of, table_title
 from talkerviz.render.terminal.summary_table import render_table
@@ -22,10 +22,6 @@ from talkerviz.trace import TraceRecord
 
 if TYPE_CHECKING:
     from talkerviz.render.diff import Comparison
-
-
-DEFAULT_ROWS = 20
-"""Rows of a printed table, which fill a screen; files have all of them."""
 
 
 def check_show_options(options: RenderOptions, runs: bool, ranks: bool, naming: Naming = option_name) -> None:
