@@ -96,7 +96,7 @@ class RenderOptions:
         ),
     ] = None
     top: Annotated[
-        int | None, _Help(f"Maximum number of rows; {DEFAULT_ROWS} where a table is printed.", "table", minimum=1)
+        int | None, _Help(f"Maximum number of rows; {DEFAULT_ROWS} in a printed table.", "table", minimum=1)
     ] = None
 
     def __post_init__(self) -> None:
