@@ -22,7 +22,7 @@ from speaking import native_talker, need_cuda, replayed
 
 import talkerviz as tv
 from talkerviz.recorder.phases.talker import TalkerPhases
-from talkerviz.talker import run
+from talkerviz.talker import generate_scenario
 from talkerviz.talker.generation.cuda_graphs import WARM_UPS
 from talkerviz.talker.generation.scenario import Scenario
 
@@ -37,7 +37,7 @@ def ms_of_a_frame(talker: Any, config: Any, clock: str | None, scenario: Scenari
 
     phases = partial(TalkerPhases, warm_ups=WARM_UPS)
     with tv.recording(talker, "talker", phases, clock) if clock else nullcontext():
-        run(talker, "native", scenario, config, on_frame=on_frame)
+        generate_scenario(talker, "native", scenario, config, on_frame=on_frame)
     return statistics.median(later - before for before, later in pairwise(times[2:])) * 1e3
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     times: dict[str, list[float]] = {"unrecorded": [], "cpu": [], "cuda": []}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with replayed(talker):
-        run(talker, "native", scenario, config)  # libraries load
+        generate_scenario(talker, "native", scenario, config)  # libraries load
         for _ in range(options.rounds):
             for name, found in times.items():
                 found.append(ms_of_a_frame(talker, config, None if name == "unrecorded" else name, scenario))

@@ -240,15 +240,15 @@ def test_compares_what_the_command_does(tmp_path: Path, monkeypatch: pytest.Monk
     trace.save(tmp_path / "run.parquet")
     assert talkerviz(monkeypatch, "diff", tmp_path / "run.parquet", tmp_path / "run.parquet") == 0
     printed = capsys.readouterr().out
-    assert "Time of a frame" in printed
+    assert "Time of a typical frame" in printed
     tv.diff(trace, trace)
     assert capsys.readouterr().out == printed
     assert "| phase" in tv.diff(trace, trace, "markdown", by="class")
     assert tv.diff(trace, trace, "dot").startswith("digraph")
     for wrong, says in (
         (lambda: tv.diff(trace, "run.parquet"), "diff: after is a str, not a trace; open a file with Trace.load"),  # type: ignore[call-overload]
-        (lambda: tv.diff(trace, trace, "csv"), "diff: unknown format 'csv'; choose from markdown, html"),
-        (lambda: tv.diff(trace, trace, by="call"), "by: unknown value 'call'; choose from module"),  # type: ignore[call-overload]
+        (lambda: tv.diff(trace, trace, "latex"), "diff: unknown format 'latex'; choose from markdown, html"),
+        (lambda: tv.diff(trace, trace, by="call"), "by: unknown value 'call'; choose from pattern, module"),  # type: ignore[call-overload]
     ):
         with pytest.raises(ValueError, match=re.escape(says)):
             wrong()

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter_ns
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -87,10 +88,11 @@ class _ForwardCalls:
 class TrainingSteps:
     """Rows of the parts of a training loop that are no module's.
 
-    The loop begins with the first batch or pass in training mode once the program has made an optimizer, or else with
-    its first backward pass, and is that thread's. From then on its time is in rows without a
-    gap. A frame is a step: from one update of the weights to the next, beginning with the loader where there is one.
-    Forward passes that share an update, in gradient accumulation, are numbered by `step`.
+    The loop begins with the first batch once the program has made an optimizer, with the first pass in training
+    mode of a model whose parameters an optimizer has, or else with the first backward pass, and is that thread's.
+    From then on its time is in rows without a gap. A frame is a step: from one update of the weights to the next,
+    beginning with the loader where there is one. Forward passes that share an update, in gradient accumulation, are
+    numbered by `step`.
 
     Args:
         add_row: function from a path to the number of its rows, for what is no module.
@@ -123,6 +125,7 @@ class TrainingSteps:
         self._validates = False
         self._backward_depth = 0
         self._has_stamps = False
+        self._known: WeakSet[Optimizer] = WeakSet()
         self._elsewhere: list[tuple[int, list[int], int]] = []  # when engine threads entered which modules
         self._optimizers: dict[int, str] = {}
         self._first_optimizer = 0
@@ -141,7 +144,9 @@ class TrainingSteps:
             undo: functions that undo it, appended to.
         """
         self._events, self._stamp, self._has_stamps, self._undo = events, stamp, has_stamps, undo
-        self._uses_optimizer = any(issubclass(type(value), Optimizer) for value in gc.get_objects())
+        gc.collect()  # optimizers of loops that have ended are no longer those of the program
+        self._known = WeakSet(value for value in gc.get_objects() if issubclass(type(value), Optimizer))
+        self._uses_optimizer = bool(self._known)
         patch_method(Optimizer, "__init__", self._wrap_init, undo)
         patch_method(torch.autograd, "_engine_run_backward", self._wrap_backward, undo)
         patch_method(_BaseDataLoaderIter, "__next__", self._wrap_next, undo)
@@ -220,7 +225,7 @@ class TrainingSteps:
 
     def on_pass(self, module: nn.Module) -> bool:
         """Mark a pass of the loop, and return whether it was one; other passes have their own phases."""
-        if not self.began and self._uses_optimizer and module.training and torch.is_grad_enabled():
+        if not self.began and module.training and torch.is_grad_enabled() and self._is_optimised(module):
             self._begin_loop(self._frame_after_last())
         if not self.began or not self._is_here():
             return False
@@ -242,6 +247,12 @@ class TrainingSteps:
             self._has_gradients = False
         self._mark(FORWARD)
         return True
+
+    def _is_optimised(self, module: nn.Module) -> bool:
+        """Return whether an optimizer of the program has a parameter of a model."""
+        groups = (group for optimizer in self._known for group in getattr(optimizer, "param_groups", ()))
+        optimised = {id(parameter) for group in groups for parameter in group["params"]}
+        return any(id(parameter) in optimised for parameter in module.parameters())
 
     # The loader.
 
@@ -403,6 +414,7 @@ class TrainingSteps:
     def _wrap_init(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def init(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
             self._uses_optimizer = True
+            self._known.add(optimizer)
             original(optimizer, *args, **kwargs)
 
         return init

@@ -168,7 +168,7 @@ def test_h_is_help(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Captur
         ("talkerviz trace ", {"talker", "code2wav", "model", "call"}),
         ("talkerviz trace --pre", {"--preset"}),
         ("talkerviz trace model llama --max", {"--max-new-tokens"}),
-        ("talkerviz trace --clock cu", {"cuda"}),
+        ("talkerviz trace --clock cu", {"cuda", "cuda-all"}),
     ],
 )
 def test_the_shell_completes_commands_and_options(

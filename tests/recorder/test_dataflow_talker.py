@@ -133,7 +133,7 @@ def test_the_talker_s_loops(native: Trace) -> None:
     first = next(
         i
         for i in range(frames[0], frames[1])
-        if where[i] == "model.layers.0.input_layernorm.pow" and ops["frame"][i] == 1
+        if where[i] == "model.layers.0.input_layernorm.rms_norm" and ops["frame"][i] == 1
     )
     codes = above(first, "add", "sum", "cat")
     assert [where[i] for i in sources[above(first, "add")]] == ["cat", "sum"]  # of the prompt's parts
@@ -145,7 +145,7 @@ def test_the_talker_s_loops(native: Trace) -> None:
     for group, embedding in enumerate(residual):
         logits = above(embedding, "argmax", f"code_predictor.lm_head.{group}.linear")
         assert (ops["frame"][logits], ops["step"][logits]) == (0, group)
-        norms = [i for i in range(len(ops)) if where[i] == "code_predictor.model.layers.0.input_layernorm.pow"]
+        norms = [i for i in range(len(ops)) if where[i] == "code_predictor.model.layers.0.input_layernorm.rms_norm"]
         assert any(sources[i] == [embedding] and ops["step"][i] == group + 1 for i in norms)
     # The talker's hidden state and the first code's embedding are what the code predictor begins with.
     pair = next(i for i, from_ in sources.items() if start in from_ and where[i] == "cat")

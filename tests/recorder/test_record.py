@@ -98,7 +98,9 @@ def test_without_a_clock_times_are_empty():
 
 
 def test_unknown_clock():
-    with pytest.raises(ValueError, match="unknown clock 'sundial': choose from cpu, cuda, none"):
+    with pytest.raises(
+        ValueError, match="unknown clock 'sundial': choose from cpu, cuda, cuda-all, device, device-all, none"
+    ):
         tv.record(nn.ReLU(), lambda: None, clock="sundial")
 
 

@@ -20,7 +20,7 @@ from talkerviz.api import Trace
 from talkerviz.recorder.phases.talker import TalkerPhases
 from talkerviz.talker import GREEDY, Sampling, build_talker, generate
 from talkerviz.talker.generation import compile_choice
-from talkerviz.talker.generation.compile import compile_talker, decompile_talker, is_compiled
+from talkerviz.talker.generation.compile import compile_talker, decompile_talker
 from talkerviz.talker.generation.compile_choice import keep_faster_layers
 from talkerviz.talker.model.cache import LayerCache
 
@@ -176,7 +176,7 @@ def test_the_faster_of_compiled_and_eager_is_kept(
 ) -> None:
     model, speed = choose(monkeypatch, eager_seconds)
     assert speed == pytest.approx(eager_seconds)
-    assert is_compiled(model) is is_kept
+    assert model.acceleration.compiled is is_kept
     prompt = tiny_prompt(model, None, prompt_tokens=4, text_tokens=9, seed=0)
     expected = generate(talker("tiny", "native"), prompt, 4, ignore_eos=True)
     assert torch.equal(generate(model, prompt, 4, ignore_eos=True), expected)
@@ -187,7 +187,7 @@ def test_no_choice_where_the_first_frames_do_not_fit() -> None:
     compile_talker(model)  # type: ignore[arg-type]
     prompt = tiny_prompt(model, None, prompt_tokens=12, text_tokens=9, seed=0)
     assert keep_faster_layers(model, prompt) is None  # type: ignore[arg-type]
-    assert is_compiled(model)  # type: ignore[arg-type]
+    assert model.acceleration.compiled
 
 
 @pytest.mark.usefixtures("compiled")

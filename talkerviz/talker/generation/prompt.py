@@ -55,7 +55,9 @@ class Prompt:
     @property
     def next_position(self) -> int:
         """Position of the first frame after the prompt, the same in time, height and width."""
-        return self.inputs_embeds.shape[1] if self.positions is None else int(self.positions.max()) + 1
+        if self.positions is None or self.positions.is_meta:  # the meta device has no values, and shapes need none
+            return self.inputs_embeds.shape[1]
+        return int(self.positions.max()) + 1
 
 
 @torch.no_grad()
