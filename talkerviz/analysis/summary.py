@@ -44,8 +44,9 @@ def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -
         - the columns of `frame_latencies` for frames, means over runs;
         - `calls`, number of calls; `total_ns`, time inside them, nested calls of one row counted once; `self_ns`,
           without child calls; `mean_ns`, `p50_ns`, `p95_ns`, `p99_ns` of a call; `share` of all self time, 0 to 1;
-        - `device_ns` and `busy_ns`, device time and kernel time of the calls in `total_ns`; `flops`; `bytes` read and
-          written;
+        - `device_ns` and `busy_ns`, device time and kernel time of the calls in `total_ns`; `flops`, and
+          `uncounted`, calls of operators of unknown arithmetic that they leave out, so that they are a lower bound;
+          `bytes` read and written;
         - `intensity`, `of_peak` and `bound`, see `roofline`; `memory_peak_bytes`, the maximum;
         - `shapes`, the commonest shapes and the number of others; of a single call also the number of further tensors,
           `1x20x1024 +2 → 1x20x2048`.
@@ -93,6 +94,7 @@ def summarise(trace: TraceRecord, by: str = "module", sort: str | None = None) -
     summary["device_ns"] = estimated_totals(trace, codes, outer)
     summary["busy_ns"] = _total(calls["busy_ns"], codes, outer)
     summary["flops"] = _total(calls["flops"], codes, outer)
+    summary["uncounted"] = _total(calls["uncounted_operators"], codes, outer)
     summary["bytes"] = _total(calls["bytes_read"] + calls["bytes_written"], codes, outer)
     on_device = summary["device_ns"].notna().any()
     limits = roofline(

@@ -57,6 +57,7 @@ _QUANTITIES: Mapping[str, Quantity] = {
     "device_ns": _time("device"),
     "busy_ns": _time("busy"),
     "flops": Quantity("FLOP", amount_text, (*AMOUNTS, (1.0, "")), 3),
+    "uncounted": Quantity("not counted", "{:,}".format),
     "bytes": Quantity("bytes", size_text, _SIZES, 3),
     "intensity": Quantity("FLOP/byte", "{:,.2f}".format, decimals=2),
     "of_peak": Quantity("of peak", share_text, ((0.01, "%"),), 1),
@@ -72,6 +73,7 @@ _QUANTITIES: Mapping[str, Quantity] = {
 
 _UNMEASURED_LEFT_OUT = {*_QUANTITIES, "bound"}
 _NEVER_SHOWN = {"parameter_bytes"}
+_ONLY_IF_ANY = {"uncounted"}  # left out if all are 0
 # Columns without a meaning for such rows: of a single call they are 1 or the total again; a frame mixes all calls.
 _MEANINGLESS = {
     "call": {"calls", "mean_ns", "p50_ns", "p95_ns", "p99_ns"},
@@ -106,5 +108,7 @@ def shown_columns(summary: pd.DataFrame, by: str) -> list[str]:
         name
         for name in summary.columns
         # An unmeasured column would be empty from top to bottom.
-        if name not in omitted and not (name.rpartition(".")[2] in _UNMEASURED_LEFT_OUT and summary[name].isna().all())
+        if name not in omitted
+        and not (name.rpartition(".")[2] in _ONLY_IF_ANY and not summary[name].fillna(0).any())
+        and not (name.rpartition(".")[2] in _UNMEASURED_LEFT_OUT and summary[name].isna().all())
     ]

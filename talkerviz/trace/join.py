@@ -16,7 +16,10 @@ from talkerviz.trace.trace import RecordT, TraceRecord
 _SAME_CALLS = ("path", "depth")
 _SAME_TENSORS = ("inputs", "outputs")
 # Of a captured call these are those of its replays.
-_OF_CAPTURED = ("busy_ns", "flops", "bytes_read", "bytes_written", "memory_peak_bytes", "memory_delta_bytes")
+_OF_CAPTURED = (
+    *("busy_ns", "flops", "uncounted_operators", "bytes_read", "bytes_written", "memory_peak_bytes"),
+    "memory_delta_bytes",
+)
 
 
 def join(trace: RecordT, other: TraceRecord) -> RecordT:

@@ -116,7 +116,9 @@ CALLS = pa.schema(
         pa.field("device_ns", pa.int64()),  # between the call's events on its stream
         pa.field("device_self_ns", pa.int64()),
         pa.field("busy_ns", pa.int64()),  # its kernels' run time; null without `--busy`
-        pa.field("flops", pa.int64()),  # null without `--cost`, and where an operation is unknown
+        # Null without `--cost`, and where other threads did some of the work; with uncounted operators a lower bound.
+        pa.field("flops", pa.int64()),
+        pa.field("uncounted_operators", pa.int64()),  # calls of operators whose arithmetic is unknown, in the call
         pa.field("bytes_read", pa.int64()),  # from outside the call, each byte once
         pa.field("bytes_written", pa.int64()),  # read outside the call
         pa.field("memory_peak_bytes", pa.int64()),  # above the allocation at its start; null without `--memory`

@@ -33,7 +33,7 @@ _MAX_VALUE_CHARS = 60  # of a value in a message of one line
 
 _NON_NEGATIVE = (
     *("host_start_ns", "host_ns", "device_ns", "busy_ns"),
-    *("flops", "bytes_read", "bytes_written", "memory_peak_bytes"),
+    *("flops", "uncounted_operators", "bytes_read", "bytes_written", "memory_peak_bytes"),
 )
 _ANY_SIGN = ("host_self_ns", "device_start_ns", "device_self_ns", "memory_delta_bytes")
 _TOGETHER = (("host_start_ns", "host_ns", "host_self_ns"), ("device_start_ns", "device_ns"))

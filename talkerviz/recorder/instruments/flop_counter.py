@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from math import prod
 from typing import Any
 
@@ -20,28 +19,27 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from talkerviz.recorder.dataflow.meta_cache import MetaCache
-from talkerviz.recorder.dataflow.op_rules import name_of
-from talkerviz.recorder.dataflow.torch_modes import ActiveModes, OperatorMode, run_higher_order
+from talkerviz.recorder.dataflow.op_rules import name_of, rule_of, tensors_of
+from talkerviz.recorder.dataflow.torch_modes import ActiveModes, OperatorMode, is_plain, run_higher_order
 from talkerviz.recorder.instruments.base import Instrument, Readings, RunContext, Undo
-from talkerviz.recorder.instruments.flop_formulas import EMBEDDING_BAGS, GROUPED, flops_of, is_view
+from talkerviz.recorder.instruments.flop_formulas import EMBEDDING_BAGS, GROUPED, elements_put, flops_of, is_view
+from talkerviz.recorder.method_patch import hidden_modules
 
 # Operators that read, or write, only some rows of their first tensor; and those that do not read what they write.
 _READS_ROWS = frozenset(("embedding", "index", "gather", "index_select", *EMBEDDING_BAGS))
 _WRITES_ROWS = frozenset(("index_put_", "index_copy_", "scatter_"))
 _ONLY_WRITES = frozenset(("copy_", "fill_", "zero_", "normal_", "uniform_", "index_put_", "index_copy_", "scatter_"))
+_CONTROL_FLOW = frozenset(("cond", "while_loop", "map_impl", "scan", "associative_scan"))
 _MAX_STORAGES = 100_000  # known by address, before those that are freed are dropped
 
 _Part = tuple[int, Any, int]
 """Number of a storage, key of the part of it, bytes of the part."""
-
-
-class _NoSizesError(Exception):
-    """A nested tensor, whose rows differ in size."""
 
 
 @dataclass
@@ -76,19 +74,40 @@ class FlopCounter(OperatorMode, Instrument):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and count it."""
         kwargs = kwargs or {}
+        if any(map(_dispatches, types)):
+            return NotImplemented  # a wrapper subclass runs operators on the tensors that it holds, and these are counted
+        if _infers_shapes(args):
+            return func(*args, **kwargs)
         takes_functions = isinstance(func, HigherOrderOperator)
+        if takes_functions and func.name() in _CONTROL_FLOW:
+            with hidden_modules():
+                return func(*map(self._counted, args), **kwargs)
+        if not takes_functions and rule_of(func).composite and all(map(is_plain, tensors_of([*args, *kwargs.values()]))):
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = run_higher_order(func, args, kwargs) if takes_functions else self._meta.run(func, args, kwargs)
         try:
             if takes_functions:
                 self._note_higher_order(func, args, kwargs, out)
             elif not is_view(func):
                 self._note(func, args, kwargs, out)
-        except _NoSizesError:
-            self._note_unmeasured(func)
         except Exception as error:
             self._note_unmeasured(func)
             self._fault(error)
         return out
+
+    def _counted(self, value: Any) -> Any:
+        """Wrap a function in a higher-order operator's arguments so that its operators are counted."""
+        if not callable(value) or isinstance(value, Tensor):
+            return value
+
+        def run(*args: Any) -> Any:
+            with self:
+                return value(*args)
+
+        return run
 
     def attach(self, undo: Undo) -> None:
         """Count this thread's operators."""
@@ -173,8 +192,6 @@ class FlopCounter(OperatorMode, Instrument):
         self._unmeasured.append(unmeasured)
 
     def _part(self, tensor: Tensor, born: int) -> _Part:
-        if tensor.is_nested:
-            raise _NoSizesError
         storage = tensor.untyped_storage()
         number = self._numbers.get(storage._cdata)
         if number is None:
@@ -186,6 +203,8 @@ class FlopCounter(OperatorMode, Instrument):
             self._storages.append(_Storage(born, storage.nbytes(), reference))
             if born >= 0:
                 self._created[-1].append(number)
+        if tensor.is_nested:  # rows differ in size
+            return number, ("nested", tensor.storage_offset()), tensor.numel() * tensor.element_size()
         sizes, strides = tensor.shape, tensor.stride()
         # A dimension of stride 0 is a single row, repeated.
         elements = 1
@@ -227,15 +246,16 @@ class FlopCounter(OperatorMode, Instrument):
         others = [np.searchsorted(np.sort(self._elsewhere), edge[name], side="right") for name in ("begin", "end")]
         unmeasured = np.cumsum([0, *self._unmeasured])
         unseen[rows] = (others[0] != others[1]) | (unmeasured[end] != unmeasured[begin])
-        missing = np.ones(len(calls), dtype=bool)
-        missing[rows] = (others[0] != others[1]) | (unknown[end] != unknown[begin])
+        delegated = np.ones(len(calls), dtype=bool)
+        delegated[rows] = others[0] != others[1]
+        uncounted = np.zeros(len(calls), dtype=np.int64)
+        uncounted[rows] = unknown[end] - unknown[begin]
         columns = {
-            "flops": pd.arrays.IntegerArray(cost[:, 0].copy(), missing),
+            "flops": pd.arrays.IntegerArray(cost[:, 0].copy(), delegated),
+            "uncounted_operators": pd.arrays.IntegerArray(uncounted, delegated.copy()),
             "bytes_read": pd.arrays.IntegerArray(cost[:, 1].copy(), unseen.copy()),
             "bytes_written": pd.arrays.IntegerArray(cost[:, 2].copy(), unseen.copy()),
         }
-        if not self._unknown:
-            return Readings(columns)
         counts: Counter[str] = Counter()
         for (name, _), count in self._unknown.items():
             counts[name] += count
@@ -284,6 +304,16 @@ class FlopCounter(OperatorMode, Instrument):
         return sum(min(self._storages[number].bytes, sum(sizes.values())) for number, sizes in parts.items())
 
 
+def _dispatches(kind: type) -> bool:
+    """Return whether a tensor subclass runs other operators for its own, as those of quantised weights and DTensor."""
+    return not issubclass(kind, FakeTensor) and kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+
+
+def _infers_shapes(args: Any) -> bool:
+    """Return whether an operator runs inside one on fake tensors, for its shape alone, as DTensor does."""
+    return any(isinstance(leaf, FakeTensor) and leaf.fake_mode.in_kernel_invocation for leaf in tensors_of(list(args)))
+
+
 def _with_storage(value: Any) -> list[Tensor]:
     """Return the tensors in a value whose bytes are known; a sparse tensor is made of others."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
@@ -301,14 +331,9 @@ def _groups_hit(a: Tensor, b: Tensor, ends: Tensor) -> Sequence[int]:
     return range(min(len(ends), len(a) if b.dim() == 3 else b.shape[-1]))
 
 
-def _elements_written(name: str, args: Sequence[Any]) -> int | None:
-    """Return the number of elements that an operator of `_WRITES_ROWS` writes; None if a mask selects them."""
+def _elements_written(name: str, args: Sequence[Any]) -> int:
+    """Return the number of elements that an operator of `_WRITES_ROWS` writes."""
     if name != "index_put_":
         source: Tensor = args[2 if name == "scatter_" else 3]  # the index of a scatter has an item an element
         return source.numel()
-    tensor, indices = args[:2]
-    given = [index for index in indices if index is not None]
-    if any(index.dtype in (torch.bool, torch.uint8) for index in given):
-        return None
-    whole = [size for size, index in zip_longest(tensor.shape, indices) if index is None]
-    return int(prod(torch.broadcast_shapes(*(index.shape for index in given))) * prod(whole))
+    return elements_put(*args[:2])

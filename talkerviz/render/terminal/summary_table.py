@@ -34,6 +34,7 @@ _OPTIONAL_COLUMNS = (
     "predictor_ns",
     "talker_ns",
     "codes_per_second",
+    "uncounted",
     "flops",
     "calls",
     "bound",

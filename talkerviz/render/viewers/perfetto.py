@@ -34,6 +34,7 @@ _FIGURES = (
     "device_self_ns",
     "busy_ns",
     "flops",
+    "uncounted_operators",
     "bytes_read",
     "bytes_written",
     "memory_peak_bytes",
