@@ -20,7 +20,8 @@ def collective_waits(trace: TraceRecord) -> pd.DataFrame:
 
     Returns:
         The columns of `collective_parts`; `last_ns`, when the last of the traces' ranks began the collective; `last`,
-        that rank; `last_call`, the call with which it began; `wait_ns`, the time of this part before `last_ns`;
+        that rank; `last_call`, the call with which it began; `wait_ns`, the time of this part before `last_ns`, but not
+        before that rank recorded;
         `transfer_ns`, the time of this part after it; `lag_ns`, an upper bound of the wait that no part shows: the time
         from an `unseen` part's start to `last_ns`, as far as no earlier part covers it.
 
@@ -53,14 +54,17 @@ def collective_waits(trace: TraceRecord) -> pd.DataFrame:
     last_ns = lasts["start_ns"].to_numpy()
     start, end = parts["start_ns"].to_numpy(), parts["end_ns"].to_numpy()
     known = np.isfinite(last_ns)
+    # Until the last rank recorded, it was held up by the recorder itself.
+    recorded_from = lasts["rank"].map(_recorded_from(trace)).fillna(-np.inf).to_numpy(float)
+    waits_from = np.maximum(start, np.minimum(recorded_from, last_ns))
     waits: pd.DataFrame = parts.assign(
         last_ns=last_ns,
         last=lasts["rank"].to_numpy(),
         last_call=lasts["call"].to_numpy(),
-        wait_ns=np.where(parts["unseen"], 0, np.clip(np.minimum(end, last_ns) - start, 0, None)),
+        wait_ns=np.where(parts["unseen"], 0, np.clip(np.minimum(end, last_ns) - waits_from, 0, None)),
         transfer_ns=np.where(parts["unseen"], 0, np.clip(end - np.maximum(start, last_ns), 0, None)),
     )[known]
-    waits = waits.assign(lag_ns=_lags(waits)).astype(dict.fromkeys(_WHOLE_NUMBERS, "int64"))
+    waits = waits.assign(lag_ns=_lags(waits, waits_from[known])).astype(dict.fromkeys(_WHOLE_NUMBERS, "int64"))
     waits.attrs |= numbers
     return waits
 
@@ -78,12 +82,27 @@ def _mispaired(trace: TraceRecord, parts: pd.DataFrame) -> pd.DataFrame:
     return parts_too_early(parts.assign(host=parts["rank"].map(host)))
 
 
-def _lags(waits: pd.DataFrame) -> np.ndarray:
-    """Return for each unseen part the time until the last rank comes that no earlier part of its rank covers."""
-    ordered = waits.sort_values(["rank", "start_ns"], kind="stable")
-    until = ordered["last_ns"].where(ordered["unseen"], ordered["start_ns"] + ordered["wait_ns"])
+def _recorded_from(trace: TraceRecord) -> dict[int, float]:
+    """Return the time from which each rank's calls are recorded, where it is known."""
+    shifts = trace.facts.get("clocks", {}).get("shift_ns", ())
+    return {
+        process["rank"]: shift + process["hooked_ns"]
+        for process, shift in zip(trace.facts.get("processes", ()), shifts, strict=False)
+        if "hooked_ns" in process
+    }
+
+
+def _lags(waits: pd.DataFrame, waits_from: np.ndarray) -> np.ndarray:
+    """Return for each unseen part the time until the last rank comes that no earlier part of its rank covers.
+
+    Args:
+        waits: parts, with their `last_ns` and `wait_ns`.
+        waits_from: time from which each part counts as waiting.
+    """
+    ordered = waits.assign(waits_from=waits_from).sort_values(["rank", "start_ns"], kind="stable")
+    until = ordered["last_ns"].where(ordered["unseen"], ordered["waits_from"] + ordered["wait_ns"])
     covered = until.groupby(ordered["rank"]).cummax().groupby(ordered["rank"]).shift(fill_value=-np.inf)
-    lag = (until - np.maximum(ordered["start_ns"], covered)).clip(lower=0).where(ordered["unseen"], 0)
+    lag = (until - np.maximum(ordered["waits_from"], covered)).clip(lower=0).where(ordered["unseen"], 0)
     return lag.reindex(waits.index).to_numpy()
 
 

@@ -248,7 +248,7 @@ def _wait_columns(by_rank: pd.Series, ranks: list[int]) -> dict[str, pd.Series]:
 def _straggler(ranks: pd.DataFrame) -> int | None:
     """Return the rank that causes most of the waiting, if its share is well above an equal share."""
     caused = ranks["caused_ns"].to_numpy(float)
-    if caused.sum() < _MIN_WAIT_SHARE * ranks["time_ns"].to_numpy(float).sum():
+    if not caused.sum() or caused.sum() < _MIN_WAIT_SHARE * ranks["time_ns"].to_numpy(float).sum():
         return None
     most = int(np.argmax(caused))
     return int(ranks["rank"][most]) if caused[most] / caused.sum() >= (1 + 1 / len(ranks)) / 2 else None

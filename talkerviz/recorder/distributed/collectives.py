@@ -24,6 +24,7 @@ from torch import Tensor
 
 from talkerviz.recorder.dataflow.op_rules import tensors_of
 from talkerviz.recorder.method_patch import patch_method
+from talkerviz.recorder.tap import not_compiled
 
 Tensors = tuple[Tensor, ...]
 
@@ -158,8 +159,7 @@ def _add_kernels() -> None:
         for name in names:
             operator = getattr(getattr(torch.ops, namespace), name).default
             kernel = _kernel(operator, _operator(operator, _KINDS[name])) if name in _KINDS else _wait_kernel(operator)
-            # Between the pieces of a compiled region Dynamo looks at all Python code that runs.
-            library.impl(name, torch.compiler.disable(kernel), "BackendSelect", with_keyset=True)
+            library.impl(name, not_compiled(kernel), "BackendSelect", with_keyset=True)
     patch_method(dist.Work, "wait", _wrap_wait, _undo)
 
 
@@ -250,8 +250,7 @@ def _wrap_wait(original: Callable[..., Any]) -> Callable[..., Any]:
             _forget(_take_blocking())
             _end(collective, error)
 
-    wrapper: Callable[..., Any] = torch.compiler.disable(wait)  # as the kernels
-    return wrapper
+    return not_compiled(wait)
 
 
 def _wait_for(collective: _Collective, wait: Callable[[], Any]) -> Any:
