@@ -166,6 +166,24 @@ class Trace(TraceRecord):
         else:
             print_table(console(), self, options, runs)
 
+    def ranks(self, by: str = "rank") -> pd.DataFrame:
+        """Tell how the ranks of a merged trace wait for each other in collectives, as `talkerviz show --ranks` does.
+
+        Args:
+            by: rows of the table: `rank`; or `module`, `layer`, `frame` or `call` for collectives by their modules,
+                layers, frames or each of them.
+
+        Returns:
+            Columns of [`Stragglers`][talkerviz.analysis.stragglers.Stragglers]; times are nanoseconds. Its `attrs` have
+            the `sentence` that names the rank that others wait for, and `notes`.
+
+        Raises:
+            ValueError: the trace has fewer than two ranks, or no times; unknown `by`.
+        """
+        from talkerviz.analysis.stragglers import rank_table
+
+        return rank_table(self, by)
+
     def tree(
         self,
         depth: int | None = None,

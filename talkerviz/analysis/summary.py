@@ -169,15 +169,16 @@ def _keys(trace: TraceRecord, by: str) -> pd.Series:
     if by == "part":
         return call_parts(trace)
     if by == "layer":
-        layer_of = {path: _layer(path) for path in trace.calls["path"].cat.categories}
-        layers: pd.Series = trace.calls["path"].astype(object).map(layer_of)
+        names = {path: layer_of(path) for path in trace.calls["path"].cat.categories}
+        layers: pd.Series = trace.calls["path"].astype(object).map(names)
         return layers
     keys: pd.Series = trace.calls[{"module": "path"}.get(by, by)]
     # Calls without a phase or frame, such as the talker's setup, are a row as well.
     return keys.astype(object).where(keys.notna(), None) if keys.dtype == "category" else keys
 
 
-def _layer(path: str) -> str:
+def layer_of(path: str) -> str:
+    """Return a module path down to its first number, `model.layers.3`; one without a number stays as it is."""
     match = _LAYER.match(path)
     return match[1] if match else path
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,7 +15,7 @@ from talkerviz.cli.options import TracePath, with_render_options
 from talkerviz.render.escape import visible
 from talkerviz.render.options import RenderOptions, option_flag
 from talkerviz.render.terminal.console import console
-from talkerviz.render.terminal.printing import check_show_options, print_ranks, print_table, print_tree
+from talkerviz.render.terminal.printing import check_show_options, print_ranks, print_table, print_tree, write_ranks
 from talkerviz.trace.late_frames import late_frame_of
 
 
@@ -32,14 +33,21 @@ def show(
     ranks: Annotated[
         bool, typer.Option("--ranks", help="Waits of the ranks of a merged trace for each other, instead of times.")
     ] = False,
+    format: Annotated[
+        Literal["csv", "json"] | None, typer.Option("-f", "--format", help="Write the table of --ranks for programs.")
+    ] = None,
 ) -> None:
     """Print a latency table."""
     check_show_options(options, runs, ranks, option_flag)
+    if format and not ranks:
+        raise ValueError("--format: only with --ranks; `talkerviz render` writes other tables in any format")
     if late:
         _print_late(path)
         return
     trace = Trace.load(path)
-    if ranks:
+    if ranks and format:
+        sys.stdout.write(write_ranks(trace, options, format).decode())
+    elif ranks:
         print_ranks(console(), trace, options)
     else:
         print_table(console(), trace, options, runs)

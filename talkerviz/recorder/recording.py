@@ -320,6 +320,7 @@ class Recording(Generic[RecordT]):
             self._steps.attach(self._events, self._stamp_collective, bool(self._collective_stamps), self._undo)
         self._attach_instruments(inside_tap=False)
         self._scope.attach(self._events, self._undo)
+        self._facts.add_process_hooked(perf_counter_ns() - self._origin_ns)
 
     def _attach_instruments(self, inside_tap: bool) -> None:
         for instrument in self._instruments:

@@ -47,6 +47,11 @@ class RunFacts:
             start = {"origin_ns": origin_ns, "unix_ns": time_ns() - (perf_counter_ns() - origin_ns)}
             self.add(process={**self.values["process"], **start})
 
+    def add_process_hooked(self, ns: int) -> None:
+        """Add to `process` how long after the start calls began to be recorded: others may have waited meanwhile."""
+        if "process" in self.values:
+            self.add(process={**self.values["process"], "hooked_ns": ns})
+
     def add_run_end(self, frame: int | None, ns: int) -> None:
         """Add the end of one of several runs to `run_ends`."""
         self._append("run_ends", {"frame": frame, "ns": ns})

@@ -122,10 +122,10 @@ def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     set_eval_frame = torch._C._dynamo.eval_frame.set_eval_frame
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         before = set_eval_frame(None)
         try:
-            return function(*args)
+            return function(*args, **kwargs)
         finally:
             set_eval_frame(before)
 

@@ -66,6 +66,8 @@ _QUANTITIES: Mapping[str, Quantity] = {
     "collective_ns": _time("collectives"),
     "wait_ns": _time("waits"),
     "wait_share": Quantity("of its time", share_text, ((0.01, "%"),), 1),
+    "lag_ns": _time("ahead"),
+    "gbytes_per_s": Quantity("GB/s", "{:,.2f}".format, decimals=2),
     "last_share": Quantity("comes last", share_text, ((0.01, "%"),), 1),
     "caused_ns": _time("others wait"),
     "transfer_ns": _time("transfer"),

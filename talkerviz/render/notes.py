@@ -12,6 +12,7 @@ from talkerviz.trace import TraceRecord
 from talkerviz.trace.event_log import DEVICE_CLOCKS
 from talkerviz.trace.labels import format_count
 
+_MAX_DRIFT_NS = 1_000_000_000  # no clock drifts by more during a recording
 _MIN_OUTSIDE_SHARE = 0.05  # of the time since the first call; less is not worth a line
 _MIN_COLLECTED_SHARE = 0.001  # of the calls' time; less is not worth a line
 
@@ -157,8 +158,18 @@ def _on_ranks(processes: Sequence[Mapping[str, Any]], clocks: Mapping[str, Any])
         told = " and ".join(clocks["by"])
         notes.append(f"Clocks of different hosts are put together to within {time_text(max(known))}, by {told}.")
     # Each of two clocks may be off by the error.
-    if clocks["early_ns"] > 2 * max(known, default=0):
+    if clocks["early_ns"] > _MAX_DRIFT_NS:
+        notes.append(
+            f"Collectives contradict the clocks of their hosts by {time_text(clocks['early_ns'])}: they do not belong"
+            " together."
+        )
+    elif clocks["early_ns"] > 2 * max(known, default=0):
         notes.append(f"Clocks drifted: by up to {time_text(clocks['early_ns'])} a collective is over too early.")
+    if clocks.get("mispaired"):
+        notes.append(
+            f"{format_count(clocks['mispaired'], 'collective')} end on one rank before they begin on another of its"
+            " host: they do not belong together."
+        )
     return notes
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from talkerviz.trace.collectives import KEY, collective_parts, is_barrier_like
+from talkerviz.trace.collectives import KEY, collective_parts, is_barrier_like, parts_too_early
 from talkerviz.trace.trace import TraceRecord
 
 HOST, EXCHANGE, COLLECTIVES, WALL = "one host's clock", "exchange", "collectives", "wall clocks"
@@ -35,13 +35,17 @@ class Alignment:
         shift_ns: what to add to each trace's times, so that 0 is the start of the first recording.
         error_ns: bound of each shift's error against rank 0; None if unknown.
         by: sources of information that were used: of `HOST`, `EXCHANGE`, `COLLECTIVES`, `WALL`.
-        early_ns: the most by which a collective still ends before it has begun on all ranks: a measure of clock drift.
+        early_ns: the most by which a collective still ends before it has begun on all ranks of other hosts: a measure
+            of clock drift, or of collectives that do not belong together.
+        mispaired: number of collectives that end on one rank before they have begun on another of its host, and so do
+            not belong together.
     """
 
     shift_ns: tuple[int, ...]
     error_ns: tuple[int | None, ...]
     by: tuple[str, ...]
     early_ns: int
+    mispaired: int
 
 
 def align(traces: Sequence[TraceRecord]) -> Alignment:
@@ -52,7 +56,11 @@ def align(traces: Sequence[TraceRecord]) -> Alignment:
     """
     processes = [trace.facts["process"] for trace in traces]
     origin = np.array([process["origin_ns"] for process in processes], dtype=float)
-    most_ahead = _bounds_of_collectives(traces, origin)
+    parts = [
+        collective_parts(trace.calls).assign(host=process["boot"])
+        for trace, process in zip(traces, processes, strict=True)
+    ]
+    most_ahead = _bounds_of_collectives(parts, origin)
     middle, error, by = _pairwise_offsets(processes, most_ahead)
 
     # Shortest paths from rank 0 (Dijkstra), with errors as lengths.
@@ -79,20 +87,27 @@ def align(traces: Sequence[TraceRecord]) -> Alignment:
         wall = [process["unix_ns"] - process["origin_ns"] for process in processes]
         offset[~reached] = np.array([ns - wall[0] for ns in wall])[~reached]
     began = origin + offset
-    early = float(-(most_ahead - (offset[None, :] - offset[:, None])).min(initial=0.0))
+    shift = np.rint(began - began.min())
+    slack = most_ahead - (offset[None, :] - offset[:, None])
+    boots = np.array([process["boot"] for process in processes], dtype=object)
+    early = -float(slack[boots[:, None] != boots[None, :]].min(initial=0.0))
+    on_one_line = [
+        table.assign(start_ns=table["start_ns"] + ns, end_ns=table["end_ns"] + ns)
+        for table, ns in zip(parts, shift, strict=True)
+    ]
     return Alignment(
-        tuple(int(shift) for shift in np.rint(began - began.min())),
+        tuple(int(ns) for ns in shift),
         tuple(int(ns) if known else None for ns, known in zip(total_error, reached, strict=True)),
         tuple(sorted(used)),
         round(max(early, 0.0)),
+        len(parts_too_early(pd.concat(on_one_line))),
     )
 
 
-def _bounds_of_collectives(traces: Sequence[TraceRecord], origin: np.ndarray) -> np.ndarray:
+def _bounds_of_collectives(parts_of: Sequence[pd.DataFrame], origin: np.ndarray) -> np.ndarray:
     """Return upper bounds of the offset of clock [column] less the offset of clock [row]; infinite without one."""
     tables = []
-    for number, (trace, began) in enumerate(zip(traces, origin, strict=True)):
-        parts = collective_parts(trace.calls)
+    for number, (parts, began) in enumerate(zip(parts_of, origin, strict=True)):
         start = parts["start_ns"].where(parts["begins"])
         is_bound = parts["done"] & (parts["class"].map(is_barrier_like) | (parts["class"] == "recv"))
         ends = parts.assign(start=start + began, end=parts["end_ns"].where(is_bound) + began, trace=number)
@@ -101,7 +116,7 @@ def _bounds_of_collectives(traces: Sequence[TraceRecord], origin: np.ndarray) ->
     kinds = rows["class"].replace({"recv": "send"})
     rows = rows[kinds.groupby([rows[name] for name in KEY]).transform("nunique") == 1]
     numbers = rows.groupby(KEY).ngroup()
-    count = len(traces)
+    count = len(parts_of)
     start, end = (np.full((numbers.max() + 1 if len(rows) else 0, count), np.inf * sign) for sign in (-1, 1))
     cells = numbers.to_numpy(), rows["trace"].to_numpy()
     # The start of a message bounds nothing at its receiver, nor does its end at its sender.

@@ -47,6 +47,8 @@ def merge(traces: Sequence[RecordT]) -> RecordT:
         raise ValueError(f"merge: rank {duplicates[0]} occurs twice; give one trace of each rank")
     if len(sizes := sorted({trace.facts["process"]["world_size"] for trace in traces})) > 1:
         raise ValueError(f"merge: ranks of different runs, one of {sizes[0]} and one of {sizes[1]} processes")
+    if len({trace.facts["process"].get("run_id") or "" for trace in traces} - {""}) > 1:
+        raise ValueError("merge: ranks of different runs, or from before and after a restart; give those of one run")
 
     alignment = align(traces)
     first_call = np.cumsum([0, *(int(trace.calls["call"].max()) + 2 if len(trace.calls) else 1 for trace in traces)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -21,6 +23,7 @@ from talkerviz.recorder.distributed.clock_sync import exchange_clocks
 
 folder = Path(sys.argv[1])
 AHEAD_NS = 5_000_000_000
+LATE_SECONDS = 0.05
 
 
 class Inner(nn.Module):
@@ -111,6 +114,55 @@ with tv.recording(kinds, file=folder / "written.parquet"):
     kinds(torch.ones(4))
     kinds(torch.ones(4))
     shutil.copy(folder / f"written.rank{rank}.parquet.partial", folder / f"half.rank{rank}.parquet.partial")
+
+
+class Groups(nn.Module):
+    """Begins a collective in each of two groups of the same ranks, in the other order on rank 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups = [dist.new_group([0, 1]), dist.new_group([0, 1])]
+
+    def forward(self, x: Tensor) -> Tensor:
+        works = [dist.all_reduce(x.clone(), group=group, async_op=True) for group in self.groups[:: 1 - 2 * rank]]
+        for work in works:
+            assert work is not None
+            work.wait()
+        return x
+
+
+class Layer(nn.Linear):
+    """A layer that is slow on the second rank."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(LATE_SECONDS * rank)
+        return super().forward(x)
+
+
+groups = Groups()
+with tv.recording(groups, file=folder / "groups.parquet"):
+    for _ in range(3):
+        groups(torch.ones(4))
+
+# The second rank begins to record two collectives later, and ends one earlier; then both record again.
+inner = Inner()
+with tv.recording(inner, file=folder / "late.parquet") if rank == 0 else nullcontext():
+    for _ in range(2):
+        inner(torch.ones(4))
+    with tv.recording(inner, file=folder / "late.parquet") if rank == 1 else nullcontext():
+        for _ in range(3):
+            inner(torch.ones(4))
+    inner(torch.ones(4))
+began = time.monotonic()
+with tv.recording(inner, file=folder / "late.parquet") if rank == 0 else nullcontext() as alone:
+    inner(torch.ones(4))
+said["seconds alone"] = time.monotonic() - began
+said["again"] = alone and alone.file.name
+
+ddp = nn.parallel.DistributedDataParallel(nn.Sequential(Layer(8, 8), nn.Linear(8, 8)))
+with tv.recording(ddp, file=folder / "ddp.parquet"):
+    for _ in range(3):
+        ddp(torch.ones(2, 8)).sum().backward()
 
 store = dist.distributed_c10d._get_default_store()
 said["clocks"] = [exchange_clocks(store, rank, 2, lambda: perf_counter_ns() + rank * AHEAD_NS) for _ in range(2)]

@@ -20,12 +20,13 @@ from repo_paths import HELPERS, ROOT
 from torch import nn
 
 from talkerviz.analysis.collective_waits import collective_waits, waits_by_rank
+from talkerviz.analysis.stragglers import stragglers
 from talkerviz.api import Trace
 from talkerviz.recorder.distributed.clock_sync import exchange_clocks
 from talkerviz.recorder.distributed.collectives import ranges_text
 from talkerviz.recorder.distributed.process import Process, file_of_rank, this_process
 from talkerviz.recorder.record import record
-from talkerviz.trace.collectives import ranks_among
+from talkerviz.trace.collectives import ranks_in
 from talkerviz.trace.merge import merge
 
 if not dist.is_available() or not dist.is_gloo_available():
@@ -71,8 +72,11 @@ def said(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def rows(trace: Trace) -> list[tuple[str, str, int]]:
+    """List a trace's collectives: path, ranks without the name of their group, number since the recording began."""
     found = trace.calls[trace.calls["peers"].notna()]
-    return list(zip(found["path"], found["peers"], found["collective"], strict=True))
+    numbers = found["collective"] - found.groupby("peers", observed=True)["collective"].transform("min")
+    peers = found["peers"].astype(object).str.replace(r" group \S+", "", regex=True)
+    return list(zip(found["path"], peers, numbers, strict=True))
 
 
 EVERY = [
@@ -118,8 +122,10 @@ def test_every_kind(two: Path) -> None:
 def test_tensors_of_collectives(two: Path) -> None:
     calls = loaded(two, "kinds")[0].calls
 
+    first = calls["collective"][calls["peers"] == "0-1"].min()
+
     def shapes(path: str, number: int, name: str) -> list[str]:
-        found = calls[(calls["path"] == path) & (calls["collective"] == number) & (calls["peers"] == "0-1")]
+        found = calls[(calls["path"] == path) & (calls["collective"] == first + number) & (calls["peers"] == "0-1")]
         return [f"{tensor.name} {tensor.shape_text}" for tensor in found[name].iloc[0]]
 
     assert shapes("model.all_gather", 1, "inputs") == ["0 4"]
@@ -196,6 +202,7 @@ def test_tensor_parallel(name: str, two: Path) -> None:
         "error_ns": [0, 0],
         "by": ["one host's clock"],
         "early_ns": 0,
+        "mispaired": 0,
     }
 
 
@@ -230,8 +237,44 @@ def test_facts_and_files(two: Path) -> None:
         assert process["backend"] == "gloo"
         assert process["host"]
         assert said(two, rank)["file"] == f"kinds.rank{rank}.parquet"
-        assert abs(process["offset_ns"]) <= process["offset_error_ns"]
-    assert "offset_ns" not in Trace.load(two / "plainflow.rank0.parquet").facts["process"]  # it has no times
+        assert "offset_ns" not in process  # on one host there is nothing to ask
+    assert len({trace.facts["process"]["run_id"] for trace in loaded(two, "kinds") + loaded(two, "plain")}) == 1
+
+
+def test_two_groups_over_the_same_ranks(two: Path) -> None:
+    traces = loaded(two, "groups")
+    in_order = [list(dict.fromkeys(trace.calls["peers"].dropna())) for trace in traces]
+    assert len(in_order[0]) == 2
+    assert in_order[0] == in_order[1][::-1]
+    found = collective_waits(merge(traces))
+    assert (found.attrs["left_out"], found.attrs["mispaired"], found.attrs["unseen"]) == (0, 0, 0)
+    assert len(waits_by_rank(found)) == 2 * 2 * 3
+
+
+def test_ranks_that_begin_and_end_at_other_places_are_matched(two: Path) -> None:
+    first, second = loaded(two, "late")
+    numbers = first.calls["collective"].dropna().tolist()
+    assert len(numbers) == 6
+    assert second.calls["collective"].dropna().tolist() == numbers[2:5]
+    merged = merge([first, second])
+    found = collective_waits(merged)
+    assert (found.attrs["left_out"], found.attrs["mispaired"]) == (3, 0)
+    assert (merged.facts["clocks"]["early_ns"], merged.facts["clocks"]["mispaired"]) == (0, 0)
+
+
+def test_a_rank_that_does_not_record_is_not_waited_for(two: Path) -> None:
+    assert said(two, 0)["seconds alone"] < 5
+    # Nor is the first file of this name overwritten.
+    assert said(two, 0)["again"] == "late.2.rank0.parquet"
+    assert len(Trace.load(two / "late.2.rank0.parquet").calls) == 2
+
+
+def test_waits_of_ddp_are_told_by_arrival(two: Path) -> None:
+    found = stragglers(merge(loaded(two, "ddp")))
+    assert found.straggler == 1
+    assert found.sentence.startswith("Rank 1 is the straggler")
+    assert found.ranks["lag_ns"][0] >= 3 * 50_000_000 * 0.8
+    assert any("so do DDP's" in note for note in found.notes)
 
 
 def test_the_exchange_finds_a_clock_that_is_ahead(two: Path) -> None:
@@ -308,9 +351,13 @@ def test_process_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert this_process() is None
 
 
-def test_names_of_files() -> None:
+def test_names_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     assert file_of_rank(Path("a/run.parquet"), Process(2, 4, None)) == Path("a/run.rank2.parquet")
+    assert file_of_rank(Path("a/run.parquet"), Process(2, 4, None)) == Path("a/run.2.rank2.parquet")
     assert file_of_rank(Path("a/run"), Process(0, 4, None)) == Path("a/run.rank0")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert file_of_rank(Path("b/run.parquet"), Process(2, 4, None)) == Path("b/run.restart1.rank2.parquet")
     assert file_of_rank(Path("a/run.parquet"), None) == Path("a/run.parquet")
 
 
@@ -320,8 +367,8 @@ def test_names_of_files() -> None:
 def test_peers(ranks: list[int], text: str) -> None:
     assert ranges_text(ranks) == text
     if ranks:
-        assert ranks_among(text) == len(ranks)
-    assert (ranks_among("0>1"), ranks_among("12>3 tag 7"), ranks_among("*>3")) == (2, 2, 0)
+        assert ranks_in(text) == ranks_in(f"{text} group 5") == sorted(ranks)
+    assert (ranks_in("0>1"), ranks_in("12>3 group 2 tag 7"), ranks_in("*>3")) == ([0, 1], [12, 3], [])
 
 
 def test_one_process_has_none_of_it() -> None:

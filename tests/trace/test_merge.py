@@ -22,7 +22,7 @@ from sample_trace import call, make_trace, sample_trace
 
 from talkerviz.analysis.collective_waits import collective_waits, waits_by_rank
 from talkerviz.analysis.frame_latency import frame_latencies
-from talkerviz.analysis.stragglers import stragglers
+from talkerviz.analysis.stragglers import missing_ranks, stragglers
 from talkerviz.api import Trace
 from talkerviz.flowchart.builder import build_graph
 from talkerviz.render.notes import notes_on
@@ -114,7 +114,13 @@ def test_ranks_that_never_meet_have_wall_clocks() -> None:
     traces = rank_traces([], [5, 70])
     process = {**traces[1].facts["process"], "unix_ns": traces[0].facts["process"]["unix_ns"] + 400}
     merged = merge([traces[0], replace(traces[1], facts={**traces[1].facts, "process": process})])
-    assert merged.facts["clocks"] == {"shift_ns": [0, 400], "error_ns": [0, None], "by": ["wall clocks"], "early_ns": 0}
+    assert merged.facts["clocks"] == {
+        "shift_ns": [0, 400],
+        "error_ns": [0, None],
+        "by": ["wall clocks"],
+        "early_ns": 0,
+        "mispaired": 0,
+    }
     assert "wall clocks alone" in " ".join(notes_on(merged))
 
 
@@ -193,13 +199,145 @@ def test_what_cannot_be_merged() -> None:
             merge(given_traces)
 
 
-def test_ranks_that_are_missing_are_told() -> None:
-    merged = merge(rank_traces(late(0, 4), [0] * 4, hosts=["a"] * 4)[1:3])
+def test_waits_among_the_ranks_present_are_a_lower_bound() -> None:
+    merged = merge(rank_traces(late(2, 4), [0] * 4, hosts=["a"] * 4)[1:3])
     found = stragglers(merged)
-    assert found.notes == ("6 collectives are not in the traces of all their ranks, and left out.",)
-    assert found.collectives.empty
-    assert found.sentence == "There are no collectives in which ranks could wait for each other."
+    assert found.notes == (
+        "6 collectives are not in the traces of all their ranks: waits among those present, a lower bound.",
+    )
+    assert found.straggler == 2
+    assert found.ranks["caused_ns"].tolist() == [0, 6 * 3_990]
     assert "2 of 4 ranks: " in " ".join(notes_on(merged))
+    even = merge(rank_traces(late(0, 4), [0] * 4, hosts=["a"] * 4)[1:3])
+    assert stragglers(even).sentence.startswith("Ranks wait 0.")
+
+
+def with_calls(trace: Trace, **columns: Any) -> Trace:
+    """Return a trace with some columns of its calls replaced."""
+    return replace(trace, calls=calls_frame(trace.calls.assign(**columns)))
+
+
+def test_an_arrival_before_its_call_withholds_the_sentence() -> None:
+    traces = rank_traces(late(1, 2), [0, 0], hosts=["a", "a"])
+    moved = with_calls(traces[1], collective=traces[1].calls["collective"] + 1)
+    merged = merge([traces[0], moved])
+    found = stragglers(merged)
+    assert found.straggler is None
+    assert found.sentence == (
+        "Waits cannot be told: 5 collectives end on one rank before they begin on another of its host, so the ranks'"
+        " collectives do not belong together."
+    )
+    assert collective_waits(merged).empty
+    assert any("5 collectives end on one rank before" in note for note in notes_on(merged))
+    # On hosts with clocks of their own the same is a contradiction of their exchange.
+    slow = late(1, 2)
+    seconds = [Meeting(tuple(t * 10**6 for t in one.came), tuple(t * 10**6 for t in one.left)) for one in slow]
+    traces = rank_traces(seconds, [0, 0], errors=[0, 50])
+    merged = merge([traces[0], with_calls(traces[1], collective=traces[1].calls["collective"] + 1)])
+    assert merged.facts["clocks"]["mispaired"] == 0
+    assert stragglers(merged).sentence.startswith("Waits cannot be told: by the clocks of their hosts, collectives end")
+    assert any(note.startswith("Collectives contradict the clocks of their hosts by") for note in notes_on(merged))
+
+
+def test_groups_over_the_same_ranks_are_told_apart() -> None:
+    """Rank 1 begins its second collective in another group: numbers are equal, groups are not."""
+    traces = []
+    for trace, groups in zip(
+        rank_traces(late(1, 2, 2), [0, 0], hosts=["a", "a"]),
+        ((" group 1", " group 2"), (" group 2", " group 1")),
+        strict=True,
+    ):
+        rows = trace.calls["peers"].notna()
+        peers = trace.calls["peers"].astype(object)
+        peers[rows] = [f"0-1{group}" for group in groups]
+        traces.append(with_calls(trace, peers=peers, collective=trace.calls["collective"].where(~rows, 5)))
+    found = stragglers(merge(traces))
+    # Each group's collective is begun by a rank whose other one is over: no pair can be right.
+    assert found.straggler is None
+    assert found.sentence.startswith("Waits cannot be told: 2 collectives end")
+
+
+def test_waits_that_no_call_shows_are_told_by_arrival() -> None:
+    """Collectives are begun and never waited for, as DDP does: two overlap, and a time counts once."""
+    meetings = [Meeting((1_000, 9_000), (1_050, 9_050)), Meeting((2_000, 10_000), (2_050, 10_050))]
+    traces = [
+        with_calls(trace, outputs=[()] * len(trace.calls), outputs_id=0)
+        for trace in rank_traces(meetings, [0, 0], hosts=["a", "a"])
+    ]
+    found = stragglers(merge(traces))
+    assert found.straggler == 1
+    assert found.ranks["wait_ns"].tolist() == [0, 0]
+    assert found.ranks["lag_ns"].tolist() == [9_000, 0]
+    assert found.ranks["caused_ns"].tolist() == [0, 9_000]
+    assert "the others wait at most" in found.sentence
+    assert found.notes[0].startswith("Waits in 2 collectives cannot be seen")
+    even = [
+        with_calls(trace, outputs=[()] * len(trace.calls), outputs_id=0)
+        for trace in rank_traces([meeting([10_000] * 2, 300)], [0, 0], hosts=["a", "a"])
+    ]
+    assert stragglers(merge(even)).sentence == (
+        "Ranks begin their collectives together: they wait at most 0.0 % of their time for each other."
+    )
+
+
+def test_no_wait_counts_before_the_last_rank_recorded() -> None:
+    traces = rank_traces(late(1, 2), [0, 0], hosts=["a", "a"])
+    process = {**traces[1].facts["process"], "hooked_ns": 13_900}  # it comes to its first collective at 14,000
+    found = stragglers(merge([traces[0], replace(traces[1], facts={**traces[1].facts, "process": process})]))
+    assert found.ranks["wait_ns"].tolist() == [100 + 5 * 4_000, 0]
+
+
+def test_who_never_came_is_told() -> None:
+    traces = rank_traces(late(1, 3, 3), [0, 0, 0], hosts=["a"] * 3)
+    stopped = []
+    for trace in traces[:2]:
+        error = [None] * len(trace.calls)
+        error[-1] = "unfinished"
+        stopped.append(with_calls(trace, error=error))
+    gone = with_calls(traces[2]).select(frame=0)
+    assert missing_ranks(merge([*stopped, gone])) == (
+        "Rank 2 never came to net.layers.0.all_reduce, collective 2 among 0-2, in which Ranks 0, 1 ended with an error"
+        " or was stopped.",
+    )
+    assert missing_ranks(merge(stopped))[0].endswith("; of Rank 2 there is no trace.")
+
+
+def test_ranks_of_different_runs_are_refused() -> None:
+    traces = [
+        replace(trace, facts={**trace.facts, "process": {**trace.facts["process"], "run_id": run}})
+        for trace, run in zip(rank_traces(late(1, 2), [0, 0]), ("a", "b"), strict=True)
+    ]
+    with pytest.raises(ValueError, match="ranks of different runs"):
+        merge(traces)
+
+
+def test_ranks_without_calls_or_collectives_are_told() -> None:
+    traces = rank_traces([], [0, 0], hosts=["a", "a"])
+    one = rank_traces(late(1, 2), [0, 0], hosts=["a", "a"])[0]
+    assert stragglers(merge(traces)).sentence.startswith("There are no collectives")
+    found = stragglers(merge([one, traces[1]]))
+    assert found.sentence == "No collective is in the traces of two ranks, so their waits for each other are not known."
+    assert found.ranks["rank"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("by", "rows", "name"),
+    [("module", 1, "net.layers.*"), ("layer", 2, "net.layers.1"), ("frame", 6, 5), ("call", 6, 5)],
+)
+def test_tables_of_waits(by: str, rows: int, name: object) -> None:
+    meetings = [replace(one, place=f"net.layers.{n % 2}") for n, one in enumerate(late(1, 2))]
+    trace = merge(rank_traces(meetings, [0, 0], hosts=["a", "a"]))
+    table = trace.ranks(by)
+    assert len(table) == rows
+    column = {"module": "module", "layer": "module", "frame": "frame", "call": "collective"}[by]
+    assert name in table[column].tolist()
+    assert (table["rank 0.wait_ns"] == 4_000).all()
+    assert (table["last"] == "rank 1, 100 %").all()
+    assert table["gbytes_per_s"].tolist() == pytest.approx([32 / 300] * rows)
+    assert table["wait_ns"].sum() == trace.ranks()["caused_ns"].sum() == 24_000
+    assert table.attrs["sentence"] == stragglers(trace).sentence
+    with pytest.raises(ValueError, match="by phase: not for ranks"):
+        trace.ranks("phase")
 
 
 def test_ranks_that_are_out_of_step_are_told() -> None:
@@ -423,7 +561,7 @@ def test_very_many_narrow_calls_are_few_boxes() -> None:
 
 
 def test_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    for rank, trace in enumerate(rank_traces(late(1, 2), [0, SECOND], hosts=["a", "a"])):
+    for rank, trace in enumerate(rank_traces(late(1, 2), [0, 0], hosts=["a", "a"])):
         trace.save(tmp_path / f"run.rank{rank}.parquet")
     names = [tmp_path / f"run.rank{rank}.parquet" for rank in range(2)]
     monkeypatch.setenv("COLUMNS", "160")
@@ -433,6 +571,16 @@ def test_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -
     shown = capsys.readouterr().out
     for part in ("Ranks", "comes last", "net.layers.*", "rank 1, 100 %", "Rank 1 is the straggler", "2 ranks: times"):
         assert part in shown
+    assert talkerviz(monkeypatch, "show", tmp_path / "all.parquet", "--ranks", "-f", "csv") == 0
+    assert capsys.readouterr().out.startswith('"rank","host","time_ns",')
+    assert talkerviz(monkeypatch, "show", tmp_path / "all.parquet", "--ranks", "--by", "call", "-f", "json") == 0
+    assert [row["collective"] for row in json.loads(capsys.readouterr().out)] == list(range(6))
+    assert talkerviz(monkeypatch, "show", tmp_path / "all.parquet", "-f", "json") == 2
+    assert "only with --ranks" in capsys.readouterr().err
+    empty = tmp_path / "run.rank2.parquet.partial"
+    empty.touch()
+    assert talkerviz(monkeypatch, "merge", *names, empty, "-o", tmp_path / "two.parquet") == 0
+    assert "rank2.parquet.partial: left out" in capsys.readouterr().err.replace("\n", "")
     assert talkerviz(monkeypatch, "show", tmp_path / "all.parquet", "--rank", 1, "--by", "class") == 0
     assert "all_reduce" in capsys.readouterr().out
     for command in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ class OpenCollective(NamedTuple):
     Attributes:
         event: number of its kind among events.
         peers: number of its ranks in `Names.peers`.
-        number: its number among the collectives of these ranks, equal on all of them.
+        number: its number among the collectives of its group, equal on all ranks.
         results: number of its results' description.
     """
 
@@ -54,16 +53,24 @@ class CollectiveLog:
         self._all_peers = peers
         self._now = perf_counter_ns if timed else lambda: -1
         self._peers: dict[str, int] = {}
-        self._count: Counter[str] = Counter()
+        self._next: dict[str, int] = {}  # number of the next collective of each group
 
-    def begin(self, kind: str, peers: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> OpenCollective:
+    def begin(
+        self,
+        kind: str,
+        peers: str,
+        begun: Callable[[], int],
+        inputs: tuple[Tensor, ...],
+        outputs: tuple[Tensor, ...],
+    ) -> OpenCollective:
         """Log that a collective begins, with its tensors; `kind` is one of `SPECIAL_CALLS`."""
         results = self._events.describe_output(outputs[0] if len(outputs) == 1 else outputs)
-        number = self._count[peers]
-        self._count[peers] += 1
         if peers not in self._peers:
             self._all_peers.append(peers)
             self._peers[peers] = len(self._all_peers) - 1
+            self._next[peers] = begun()
+        number = self._next[peers]
+        self._next[peers] = number + 1
         collective = OpenCollective(self._kinds[kind], self._peers[peers], number, results)
         self._log(collective, self._events.describe(tuple(inputs), {}))
         return collective

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from talkerviz.recorder.dataflow.op_rules import tensors_of
 from talkerviz.recorder.method_patch import patch_method
+from talkerviz.recorder.tap import not_compiled
 
 Tensors = tuple[Tensor, ...]
 
@@ -51,12 +52,13 @@ _ANY_RANK = "*"
 class Listener(Protocol):
     """Listener for collectives, called on the threads that they run on."""
 
-    def begin(self, kind: str, peers: str, inputs: Tensors, outputs: Tensors) -> Any:
+    def begin(self, kind: str, peers: str, begun: Callable[[], int], inputs: Tensors, outputs: Tensors) -> Any:
         """Note that a collective begins.
 
         Args:
             kind: one of `event_log.SPECIAL_CALLS`.
-            peers: its ranks, such as `0-3`, or `0>1` for a message.
+            peers: its group of ranks, see `trace.schema.CALLS`.
+            begun: returns the number of collectives that this group has begun before; 0 for messages.
             inputs: tensors that it reads.
             outputs: tensors that it writes.
 
@@ -125,7 +127,7 @@ _listeners: list[Listener] = []
 _undo: list[Callable[[], None]] = []
 _pending: dict[int, _Collective] = {}  # by the identity of its work
 _by_storage: dict[int, _Collective] = {}
-_groups: dict[tuple[str, int], tuple[Sequence[int], str]] = {}
+_groups: dict[tuple[str, int], tuple[Sequence[int], str]] = {}  # ranks of a group, and their text
 
 
 def watch_collectives(listener: Listener, undo: list[Callable[[], None]]) -> None:
@@ -157,8 +159,7 @@ def _add_kernels() -> None:
         for name in names:
             operator = getattr(getattr(torch.ops, namespace), name).default
             kernel = _kernel(operator, _operator(operator, _KINDS[name])) if name in _KINDS else _wait_kernel(operator)
-            # Between the pieces of a compiled region Dynamo looks at all Python code that runs.
-            library.impl(name, torch.compiler.disable(kernel), "BackendSelect", with_keyset=True)
+            library.impl(name, not_compiled(kernel), "BackendSelect", with_keyset=True)
     patch_method(dist.Work, "wait", _wrap_wait, _undo)
 
 
@@ -194,9 +195,9 @@ def _kernel(operator: Any, signature: _Operator) -> Callable[..., Any]:
         inputs = tuple(tensors_of([args[index] for index in signature.inputs]))
         in_place = signature.outputs == signature.inputs
         outputs = inputs if in_place else tuple(tensors_of([args[index] for index in signature.outputs]))
-        peers = _peers(signature, args)
+        peers, begun = _peers(signature, args)
         collective = _Collective(
-            [(listener, listener.begin(signature.kind, peers, inputs, outputs)) for listener in _listeners]
+            [(listener, listener.begin(signature.kind, peers, begun, inputs, outputs)) for listener in _listeners]
         )
         _thread.inside = True
         try:
@@ -249,8 +250,7 @@ def _wrap_wait(original: Callable[..., Any]) -> Callable[..., Any]:
             _forget(_take_blocking())
             _end(collective, error)
 
-    wrapper: Callable[..., Any] = torch.compiler.disable(wait)  # as the kernels
-    return wrapper
+    return not_compiled(wait)
 
 
 def _wait_for(collective: _Collective, wait: Callable[[], Any]) -> Any:
@@ -305,21 +305,39 @@ def _forget(collective: _Collective) -> None:
     _thread.latest = None
 
 
-def _peers(signature: _Operator, args: Sequence[Any]) -> str:
+def _peers(signature: _Operator, args: Sequence[Any]) -> tuple[str, Callable[[], int]]:
+    """Return the text of a collective's or message's ranks, and the function that counts those begun before it."""
     group = dist.ProcessGroup.unbox(args[signature.group])
     key = group.group_name, group.size()
     if key not in _groups:
         ranks: Sequence[int] = range(group.size())
         with suppress(KeyError, ValueError):  # a group that was not made by torch.distributed
             ranks = dist.get_process_group_ranks(group)
-        _groups[key] = ranks, ranges_text(ranks)
+        is_default = dist.group.WORLD is not None and key[0] == dist.group.WORLD.group_name
+        # Several groups may have the same ranks; a group's name is equal on all of them.
+        _groups[key] = ranks, ranges_text(ranks) + ("" if is_default else f" group {key[0]}")
     ranks, text = _groups[key]
     if signature.tag < 0:
-        return text
+        return text, lambda: _sequence_number(group)
     own = ranks[group.rank()]
     other = ranks[args[signature.peer]] if signature.peer >= 0 else _ANY_RANK
     tag = f" tag {args[signature.tag]}" if args[signature.tag] else ""
-    return f"{own}>{other}{tag}" if signature.kind == "send" else f"{other}>{own}{tag}"
+    ends = f"{own}>{other}" if signature.kind == "send" else f"{other}>{own}"
+    return ends + text.removeprefix(ranges_text(ranks)) + tag, lambda: 0
+
+
+def _sequence_number(group: Any) -> int:
+    """Return the number of collectives that a group's backends have begun; 0 where none of them counts.
+
+    It is equal on all ranks that begin the same collective, whenever they began to record. Gloo counts a rank's
+    messages as well: where those differ between ranks, `trace.collective_matching` has to find it out.
+    """
+    backends = {id(backend): backend for backend in map(group._get_backend, group._device_types)}
+    total = 0
+    for backend in backends.values():
+        with suppress(RuntimeError):  # this backend does not count
+            total += int(backend._get_sequence_number_for_group())
+    return total
 
 
 def ranges_text(numbers: Sequence[int]) -> str:

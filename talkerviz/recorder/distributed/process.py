@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import time
+import uuid
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch.distributed as dist
 
 from talkerviz.recorder.distributed.clock_sync import exchange_clocks
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -31,6 +35,9 @@ class Process:
     local_rank: int | None
 
 
+_files_begun: Counter[Path] = Counter()  # recordings of this process, by the path they were given
+
+
 def this_process() -> Process | None:
     """Return this process, by the process group or else `torchrun`'s environment; None if it is the only one."""
     if _has_group():
@@ -44,30 +51,66 @@ def this_process() -> Process | None:
 
 
 def file_of_rank(path: Path, process: Process | None) -> Path:
-    """Return the path of a process's own file: `run.rank0.parquet` for `run.parquet`."""
-    return path if process is None else path.with_name(f"{path.stem}.rank{process.rank}{path.suffix}")
+    """Return the path of a process's own file: `run.rank0.parquet` for `run.parquet`.
+
+    A further recording of the process to the same path has `run.2.rank0.parquet`, and one after an elastic restart
+    `run.restart1.rank0.parquet`, so that none overwrites another of the same run.
+    """
+    if process is None:
+        return path
+    _files_begun[path.absolute()] += 1
+    restarts, number = _environment_number("TORCHELASTIC_RESTART_COUNT"), _files_begun[path.absolute()]
+    restart = f".restart{restarts}" if restarts else ""
+    again = f".{number}" if number > 1 else ""
+    return path.with_name(f"{path.stem}{restart}{again}.rank{process.rank}{path.suffix}")
 
 
 def process_facts(process: Process, timed: bool) -> dict[str, Any]:
-    """Return the fact `process`: rank, host, and the offset of its clock from that of rank 0.
+    """Return the fact `process`: rank, run, host, and the offset of its clock from that of rank 0.
 
-    With a process group and `timed` all ranks must call it within some seconds of each other; see `exchange_clocks`.
+    With a process group of several hosts and `timed` all ranks should call it within a second; see `exchange_clocks`.
     """
     facts: dict[str, Any] = {
         "rank": process.rank,
         "world_size": process.world_size,
         "local_rank": process.local_rank,
+        "run_id": _run_id(),
         "host": socket.gethostname(),
         # Processes with the same boot id share a monotonic clock.
         "boot": _BOOT.read_text().strip() if _BOOT.exists() else socket.gethostname(),
         "backend": dist.get_backend() if _has_group() else None,
     }
-    if timed and _has_group():
-        store = dist.distributed_c10d._get_default_store()  # torch has no public name for it
-        offset = exchange_clocks(store, process.rank, process.world_size, time.perf_counter_ns)
+    if timed and _has_group() and not _all_on_one_host(process):
+        offset = exchange_clocks(_store(), process.rank, process.world_size, time.perf_counter_ns)
         if offset is not None:
             facts["offset_ns"], facts["offset_error_ns"] = offset
     return facts
+
+
+def _run_id() -> str | None:
+    """Return an identifier that all ranks of this run share, and no other run has; None where nothing gives one."""
+    if _has_group():
+        with suppress(RuntimeError):  # the store is gone, or cannot compare
+            # Whoever comes first sets it, so that no rank waits for another.
+            return _store().compare_set("talkerviz/run", "", uuid.uuid4().hex).decode()
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # `none` is torchrun's default
+    return None if name == "none" else f"{name}/{restarts}"
+
+
+def _all_on_one_host(process: Process) -> bool:
+    """Return whether all ranks are known to run on this host, and so to share its clock."""
+    if _environment_number("LOCAL_WORLD_SIZE") == process.world_size:
+        return True
+    store = _store()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    # Ranks that reach each other's store by the loopback interface are on one host.
+    return getattr(store, "host", None) in _LOOPBACK
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()  # torch has no public name for it
 
 
 def _has_group() -> bool:

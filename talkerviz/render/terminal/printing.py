@@ -28,9 +28,9 @@ def check_show_options(options: RenderOptions, runs: bool, ranks: bool, naming: 
     """Reject options of a table that do not go together.
 
     Raises:
-        ValueError: `runs` with `across` or `sort`; `ranks` with `runs`, `by`, `across`, `sort` or `rank`.
+        ValueError: `runs` with `across` or `sort`; `ranks` with `runs`, `across`, `sort` or `rank`.
     """
-    for table, names in (("runs", ("across", "sort")), ("ranks", ("by", "across", "sort", "rank"))):
+    for table, names in (("runs", ("across", "sort")), ("ranks", ("across", "sort", "rank"))):
         if not {"runs": runs, "ranks": ranks}[table]:
             continue
         switch = table if naming is option_name else f"--{table}"
@@ -73,17 +73,33 @@ def print_ranks(to: Console, trace: TraceRecord, options: RenderOptions) -> None
     """Print how the ranks of a merged trace wait for each other.
 
     Raises:
-        ValueError: the trace has a single rank, or as `select`.
+        ValueError: the trace has a single rank, no such rows of collectives, or as `select`.
     """
-    from talkerviz.analysis.stragglers import stragglers
+    from talkerviz.analysis.stragglers import stragglers, wait_rows
 
     selected = select(trace, options)
-    waits = stragglers(selected)
+    waits = stragglers(selected, wait_rows(rows_by(options)))
     to.print(render_table(waits.ranks, "rank", None, to.width, "Ranks"))
-    title = "Collectives, mean wait of each rank"
-    to.print(render_table(waits.collectives, "collective", options.top or DEFAULT_ROWS, to.width, title))
+    if len(waits.collectives):
+        title = "Collectives, mean wait of each rank"
+        to.print(render_table(waits.collectives, "collective", options.top or DEFAULT_ROWS, to.width, title))
     to.print(Text(waits.sentence, style="bold"), soft_wrap=True)
     _print_lines(to, (*waits.notes, *notes_on(selected)))
+
+
+def write_ranks(trace: TraceRecord, options: RenderOptions, format: str) -> bytes:
+    """Return a table of how the ranks of a merged trace wait for each other, `csv` or `json`, in base units.
+
+    Rows are ranks, or with `by` collectives.
+
+    Raises:
+        ValueError: as `print_ranks`.
+    """
+    from talkerviz.analysis.stragglers import rank_table
+    from talkerviz.render.tables.writers import csv_table, json_table
+
+    table = rank_table(select(trace, options), options.by or "rank")
+    return (csv_table if format == "csv" else json_table)(table if options.top is None else table.head(options.top))
 
 
 def print_tree(to: Console, trace: TraceRecord, options: RenderOptions) -> None:
