@@ -55,12 +55,13 @@ def begin_in_interpreter() -> None:
     options["frames"] = options["frames"] and tuple(options["frames"])
     recorder = ProgramRecorder(RunOptions(**options), child=True)
     follow_children(recorder)
-    atexit.register(finish_child)
 
 
 def _start() -> None:
     assert _recorder is not None
     _recorder.start()
+    if _recorder.child:
+        atexit.register(finish_child)  # now, so that it runs before the exit handlers of what the recorder has imported
 
 
 def _begin_in_fork() -> None:

@@ -26,7 +26,7 @@ def merge_command(
         "merged.parquet"
     ),
 ) -> None:
-    """Merge the traces of several ranks, align their clocks, and name the rank that others wait for."""
+    """Merge the traces of several ranks or processes, align their clocks, and name the rank that others wait for."""
     check_writable(output)
     check_name(output)
     if output in paths:
@@ -34,7 +34,9 @@ def merge_command(
     traces = [Trace.load(path) for path in paths]
     for path, trace in zip(paths, traces, strict=True):
         if "process" not in trace.facts:
-            raise ValueError(f"{path}: it belongs to no rank; record several processes, as under torchrun")
+            raise ValueError(
+                f"{path}: it belongs to no rank; record several processes, as under torchrun or with run --follow"
+            )
     merged = merge(traces)
     merged.save(output)
     terminal = console()

@@ -135,7 +135,10 @@ def _on_missing_calls(facts: Mapping[str, Any]) -> list[str]:
             ' records, and what is recorded with only="here", is its own.'
         )
     if processes := facts.get("processes_begun"):
-        notes.append(f"Processes that began meanwhile: {processes:,}. What they called is in no row.")
+        # Only a run that follows its processes notes its own number.
+        followed = "pid" in facts.get("process", {}) or "pid" in facts.get("processes", [{}])[0]
+        where = "Those that called a module have traces of their own" if followed else "What they called is in no row"
+        notes.append(f"Processes that began meanwhile: {processes:,}. {where}.")
     return notes
 
 
