@@ -28,7 +28,7 @@ def merge_command(
         "merged.parquet"
     ),
 ) -> None:
-    """Merge the traces of several ranks, align their clocks, and name the rank that others wait for."""
+    """Merge the traces of several ranks or processes, align their clocks, and name the rank that others wait for."""
     check_writable(output)
     check_name(output)
     if output in paths:
@@ -40,7 +40,9 @@ def merge_command(
             continue
         trace = Trace.load(path)
         if "process" not in trace.facts:
-            raise ValueError(f"{path}: it belongs to no rank; record several processes, as under torchrun")
+            raise ValueError(
+                f"{path}: it belongs to no rank; record several processes, as under torchrun or with run --follow"
+            )
         traces.append(trace)
     merged = merge(traces)
     merged.save(output)

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shlex
+import signal
 import sys
-import warnings
-from contextlib import AbstractContextManager, suppress
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from talkerviz.atomic_file import is_special
 from talkerviz.cli.app import app
-from talkerviz.cli.program import Program, module_program, run_program, script_program, when_imported
-from talkerviz.cli.streams import print_message
-from talkerviz.cli.trace_options import OUTPUT_PANEL, SCOPE_PANEL, Via
+from talkerviz.cli.follow import finish_child, follow_children
+from talkerviz.cli.program import module_program, run_program, script_program, when_imported
+from talkerviz.cli.program_recorder import ProgramRecorder, RunOptions
+from talkerviz.cli.trace_options import MEASURES_PANEL, OUTPUT_PANEL, SCOPE_PANEL, Clock, Via
 
-if TYPE_CHECKING:
-    from talkerviz.api import Trace
-    from talkerviz.recorder.recording import Recording
-
-_logger = logging.getLogger("talkerviz")
-_EXIT_BAD_INPUT = 2
-_MAX_NAMES = 8  # models named in an error message
+_WHEN_PANEL = "When to record"
+_FATAL_SIGNALS = ("SIGKILL", "SIGSTOP")
 
 
 class _ProgramCommand(TyperCommand):
@@ -77,6 +70,46 @@ def run(
             help="Intercept calls at nn.Module.__call__ (tap) or with forward hooks; auto is tap.",
         ),
     ] = "auto",
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            metavar="",
+            rich_help_panel=SCOPE_PANEL,
+            help="Record the processes that the program starts too, each in a file of its own.",
+        ),
+    ] = False,
+    clock: Annotated[
+        Clock,
+        typer.Option(
+            rich_help_panel=MEASURES_PANEL,
+            help="Clock that times calls: cpu is the host's; cuda, or device on any accelerator, the device's as well;"
+            " none records shapes only.",
+        ),
+    ] = "cpu",
+    frames: Annotated[
+        str | None,
+        typer.Option(metavar="A:B", rich_help_panel=_WHEN_PANEL, help="Record frames A to B-1 only, such as 100:110."),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", rich_help_panel=_WHEN_PANEL, help="Begin this long after the import of torch, such as 30s."
+        ),
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", rich_help_panel=_WHEN_PANEL, help="Record for this long, such as 5s."),
+    ] = None,
+    on_signal: Annotated[
+        str | None,
+        typer.Option(
+            "--signal",
+            metavar="NAME",
+            rich_help_panel=_WHEN_PANEL,
+            help="Begin and end recordings when this signal comes, such as USR2, and not before.",
+        ),
+    ] = None,
     deadline: Annotated[
         str | None,
         typer.Option(
@@ -107,121 +140,65 @@ def run(
 
     check_writable(output)
     check_name(Path(output))
-    limit = None if deadline is None else _milliseconds(deadline)
-    recorder = _Recorder(to_run, Path(output).absolute(), output, model or [], via, limit)
-    when_imported("torch", recorder.start)
+    if on_signal is not None and after is not None:
+        raise ValueError("--signal and --after: two ways to begin a recording; give one")
+    if deadline is not None and frames is not None:
+        raise ValueError("--deadline and --frames: the last frames are kept, or the first; give one")
+    options = RunOptions(
+        program=to_run.name,
+        command=shlex.join(["talkerviz", *sys.argv[1:]]),
+        file=str(Path(output).absolute()),
+        shown=output,
+        models=model or [],
+        via=via,
+        clock=clock,
+        deadline_ms=None if deadline is None else _seconds("--deadline", deadline) * 1_000,
+        frames=None if frames is None else _frame_range(frames),
+        after_s=None if after is None else _seconds("--after", after),
+        for_s=None if duration is None else _seconds("--for", duration),
+        signal=None if on_signal is None else _signal_name(on_signal),
+        follow=follow,
+    )
+    recorder = ProgramRecorder(options)
+    if follow:
+        follow_children(recorder)
+    else:
+        when_imported("torch", recorder.start)
     pid = os.getpid()
     code = run_program(to_run)
-    if os.getpid() == pid:  # and not in a process that the program has forked
+    if os.getpid() == pid:
         recorded = recorder.finish()
         code = code or recorded
+    else:  # in a process that the program has forked
+        finish_child()
     raise SystemExit(code)
 
 
-def _milliseconds(text: str) -> float:
-    """Parse a time such as `80ms` or `0.5s`."""
-    match = re.fullmatch(r"([0-9.]+) *(ms|s)", text)
+def _seconds(option: str, text: str) -> float:
+    """Parse a time such as `80ms`, `0.5s` or `2min`."""
+    match = re.fullmatch(r"([0-9.]+) *(ms|s|min)", text)
     try:
-        number = float(match[1]) * {"ms": 1, "s": 1_000}[match[2]] if match else 0.0
+        number = float(match[1]) * {"ms": 1e-3, "s": 1.0, "min": 60.0}[match[2]] if match else 0.0
     except ValueError:
         number = 0.0
     if number <= 0:
-        raise ValueError(f"--deadline {text!r}: not a time; write it as 80ms or 0.5s")
+        raise ValueError(f"{option} {text!r}: not a time; write it as 80ms or 0.5s")
     return number
 
 
-class _Lines(logging.Handler):
-    """Handler that prints lines about late frames on stderr, whatever the program's own logging does."""
+def _frame_range(text: str) -> tuple[int, int | None]:
+    """Parse a range of frames such as `100:110`, `100:` or `:10`."""
+    match = re.fullmatch(r"([0-9]*):([0-9]*)", text)
+    start, stop = (int(match[1] or 0), int(match[2]) if match[2] else None) if match else (0, 0)
+    if stop is not None and stop <= start:
+        raise ValueError(f"--frames {text!r}: no frames; write the first, and the one after the last, as 100:110")
+    return start, stop
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a line."""
-        print_message(record.getMessage())
 
-
-class _Recorder:
-    """Recording of a program, from its import of torch to its end."""
-
-    def __init__(
-        self, program: Program, file: Path, shown: str, models: list[str], via: str, deadline_ms: float | None
-    ) -> None:
-        self._deadline_ms, self._lines = deadline_ms, _Lines()
-        self._program, self._file, self._shown, self._models, self._via = program, file, shown, models, via
-        self._command = shlex.join(["talkerviz", *sys.argv[1:]])
-        self._context: AbstractContextManager[Recording[Trace]] | None = None
-        self._recording: Recording[Trace] | None = None
-
-    def start(self) -> None:
-        """Begin to record. A failure is a message: the program runs on."""
-        from talkerviz.api import flight_recorder, recording
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("default")
-                begin: Any = recording
-                if self._deadline_ms is not None:
-                    _logger.addHandler(self._lines)
-                    _logger.propagate = False
-                    begin = partial(flight_recorder, deadline_ms=self._deadline_ms)
-                context = begin(
-                    name=self._program.name,
-                    include=[pattern for name in self._models for pattern in (name, f"{name}.*")],
-                    facts={"command": self._command},
-                    file=self._file,
-                    via=self._via,
-                )
-                self._recording = context.__enter__()
-                self._context = context
-        except (OSError, ValueError) as error:
-            print_message(f"the program is not recorded: {error}")
-
-    def finish(self) -> int:
-        """End the recording, print the summary on stderr, and return the exit code of the recording's own part."""
-        if self._context is None or self._recording is None:
-            if "torch" not in sys.modules:
-                print_message(f"{self._program.name}: it never imported torch, so no module was called")
-            return _EXIT_BAD_INPUT
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._context.__exit__(None, None, None)
-        _logger.removeHandler(self._lines)
-        _logger.propagate = True
-        if self._recording.lost:
-            kept = f"what was recorded until then is in {self._recording.file}"
-            print_message(f"{self._shown}: {self._recording.lost}; {kept}")
-            return _EXIT_BAD_INPUT
-        trace = self._recording.trace
-        if trace.calls.empty:
-            if self._recording.file is not None:
-                self._recording.file.unlink(missing_ok=True)
-            print_message(self._why_empty())
-            return _EXIT_BAD_INPUT
-        with suppress(BrokenPipeError):  # nobody reads stderr: the exit code is the program's all the same
-            self._summarise(trace)
-        return 0
-
-    def _why_empty(self) -> str:
-        assert self._recording is not None
-        seen = sorted(self._recording.passed_over)
-        if seen:
-            names = ", ".join(seen[:_MAX_NAMES]) + (", ..." if len(seen) > _MAX_NAMES else "")
-            return f"--model {' '.join(self._models)}: no such model; {self._program.name} called {names}"
-        return f"{self._program.name}: it called no module"
-
-    def _summarise(self, trace: Trace) -> None:
-        from talkerviz.cli.output import console, print_summary
-        from talkerviz.trace.labels import format_count
-
-        assert self._recording is not None
-        if trace.facts.get("process", {}).get("rank", 0) != 0:
-            return
-        terminal = console(stderr=True)
-        print_summary(terminal, trace)
-        calls = format_count(len(trace.calls), "call")
-        if self._recording.file is None:  # the last frames alone are in memory
-            trace.save(self._file)
-            late = format_count(len(self._recording.late), "frame")
-            terminal.print(f"{late} later than {self._deadline_ms:g} ms", highlight=False, soft_wrap=True)
-            terminal.print(f"the last {calls} -> {self._shown}", highlight=False, soft_wrap=True)
-            return
-        file = Path(self._shown).with_name(self._recording.file.name)  # each rank has a file of its own
-        terminal.print(f"{calls} -> {file}", highlight=False, soft_wrap=True)
+def _signal_name(text: str) -> str:
+    """Check the name of a signal, such as `USR2` or `SIGUSR2`."""
+    name = text.upper().removeprefix("SIG")
+    names = [member.name.removeprefix("SIG") for member in signal.Signals if member.name not in _FATAL_SIGNALS]
+    if name not in names:
+        raise ValueError(f"--signal {text}: no signal that a program can handle; use USR2 or USR1")
+    return name

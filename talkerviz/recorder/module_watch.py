@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import partial
+from types import FrameType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -24,6 +26,7 @@ from talkerviz.recorder.run_facts import model_facts
 from talkerviz.trace.schema import ModuleInfo
 
 _MAX_CLASSES = 5  # named in the fact `strange_calls`
+_CALL_CODE = nn.Module._call_impl.__code__
 
 
 class ModuleWatch:
@@ -74,6 +77,8 @@ class ModuleWatch:
         self._selects = selects
         self._joined = joined
         self._unwatched: Counter[str] = Counter()  # classes of modules called inside watched calls
+        # Other threads that were inside a module's call as the recording began: what it calls is no model of its own.
+        self._in_earlier_call: set[int] = set()
         self._lock = threading.RLock()
         self._closed = False
 
@@ -93,6 +98,10 @@ class ModuleWatch:
         """
         self._events, self._marker, self._on_replica = events, marker, on_replica
         self._hooks: ForwardHooks | None = None
+        if self.finds:
+            frames = sys._current_frames()
+            frames.pop(threading.get_ident())
+            self._in_earlier_call = {thread for thread, frame in frames.items() if _is_in_call(frame)}
         layers = layers_of(self.modules)
         for number, (path, module) in enumerate(self.modules.items()):
             self._watch(module, path, number, layers[path])
@@ -211,6 +220,8 @@ class ModuleWatch:
 
         A model that takes the place of a deleted one of the same path and class has its rows.
         """
+        if self._in_earlier_call and self._is_in_earlier_call():
+            return
         with self._lock:
             if self._closed or id(module) in self.paths:
                 return
@@ -224,6 +235,13 @@ class ModuleWatch:
                 return
             self.found[path] = kind
             self._join(path, module, is_root=True)
+
+    def _is_in_earlier_call(self) -> bool:
+        """Return whether this thread is still inside a module's call that began before the recording."""
+        thread = threading.get_ident()
+        if thread in self._in_earlier_call and not _is_in_call(sys._getframe(1)):
+            self._in_earlier_call.discard(thread)
+        return thread in self._in_earlier_call
 
     def on_registration(self, parent: nn.Module, name: str, module: nn.Module | None) -> None:
         """Watch a module that is registered in one of the model, in torch's registration hook."""
@@ -300,6 +318,15 @@ class ModuleWatch:
             self._marker.add_compiled(module, self.modules[path])
             self._watch(module, path, number, layers_of(self.modules)[path])
             self.compiled.append(path)
+
+
+def _is_in_call(frame: FrameType | None) -> bool:
+    """Return whether a function runs inside a call of a module."""
+    while frame is not None:
+        if frame.f_code is _CALL_CODE:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _itself(module: nn.Module) -> nn.Module:

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import perf_counter_ns
@@ -44,7 +44,7 @@ from talkerviz.recorder.tap import Tap, choose_way, make_events, not_compiled
 from talkerviz.recorder.tensor_signatures import TensorKinds
 from talkerviz.recorder.trace_output import TraceOutput
 from talkerviz.recorder.training_steps import TrainingSteps
-from talkerviz.trace.event_log import NAMED, NO_TENSORS, Log, Names, read_log
+from talkerviz.trace.event_log import MARK, NAMED, NO_TENSORS, Log, Mark, Names, read_log
 from talkerviz.trace.late_frames import LateFrame
 from talkerviz.trace.log_tables import log_edges, log_frame
 from talkerviz.trace.parquet import check_name, write_log
@@ -52,6 +52,21 @@ from talkerviz.trace.trace import RecordT, TraceRecord
 from talkerviz.trace.validation import check_given_facts
 
 _BATCH = 1 << 15  # events: 16,384 calls, 768 KiB
+
+
+@dataclass(frozen=True)
+class FrameRange:
+    """Frames that are recorded of a run.
+
+    Attributes:
+        start: the first.
+        stop: the one after the last.
+        on_end: function called, in the run, when they are over.
+    """
+
+    start: int
+    stop: int
+    on_end: Callable[[], None]
 
 
 class Recording(Generic[RecordT]):
@@ -79,6 +94,8 @@ class Recording(Generic[RecordT]):
         only: str | None,
         trace_class: type[RecordT],
         deadline: Deadline | None,
+        frames: FrameRange | None,
+        whole_process: bool,
     ) -> None:
         self._trace_class = trace_class
         self._name, self._way = name, way
@@ -99,7 +116,7 @@ class Recording(Generic[RecordT]):
             self._modules.paths,
             self._names.phases,
             self._tokens,
-            not nvtx and deadline is None,
+            not nvtx and deadline is None and frames is None,
         )
         model = next(iter(roots.values())) if len(roots) == 1 else nn.ModuleList(roots.values())
         self._steps: TrainingSteps | None = None
@@ -108,7 +125,7 @@ class Recording(Generic[RecordT]):
                 self._modules.add_row, self._marker.set_mark, lambda: self._marker.last_frame, self._guarded
             )
             self._marker.on_pass = self._steps.on_pass
-        self._scope = RecordingScope(only is not None, self._tokens)
+        self._scope = RecordingScope(only is not None, whole_process, self._tokens)
         self._lock = threading.RLock()
         self._reported_fault = False
         self._origin_ns = perf_counter_ns()
@@ -151,6 +168,28 @@ class Recording(Generic[RecordT]):
             self._origin_ns,
             self._timed,
         )
+        if frames is not None and isinstance(self._output, TraceOutput):
+            self._output.discards = True
+            self._marker.listeners.append(partial(self._limit_to, frames, self._output))
+
+    def _limit_to(self, frames: FrameRange, output: TraceOutput, mark: Mark) -> None:
+        """Keep events while the run's last frame is one of these, and tell when they are over."""
+        last = self._marker.last_frame
+        is_over = last is not None and last >= frames.stop
+        discards = last is None or last < frames.start or is_over
+        with self._lock:
+            if discards == output.discards:
+                return
+            for thread in range(self._events.threads()):
+                output.write(self._events, thread)
+            output.discards = discards
+        if is_over:
+            frames.on_end()
+            return
+        # The mark itself went with the events before it.
+        frame, step = (-1 if number is None else number for number in (mark.frame, mark.step))
+        phase = self._marker.phase_number(mark.phase)
+        self._events.put(MARK, phase, self._stamped_now(), (frame + 1) << 24 | (step + 1))
 
     def _flight_recorder(self, deadline: Deadline) -> FlightRecorder:
         flight = FlightRecorder(
@@ -522,11 +561,14 @@ def recording(
     only: str | None = None,
     trace_class: type[RecordT] = TraceRecord,  # type: ignore[assignment]
     deadline: Deadline | None = None,
+    frames: FrameRange | None = None,
+    whole_process: bool = False,
 ) -> Iterator[Recording[RecordT]]:
     """Record every call of the model's modules made inside the `with` block: see `talkerviz.recording`.
 
-    Beside its arguments this has `trace_class`, the class of `Recording.trace`, and `deadline`, with which the last
-    frames alone are kept, and files of late ones.
+    Beside its arguments this has `trace_class`, the class of `Recording.trace`; `deadline`, with which the last frames
+    alone are kept, and files of late ones; `frames`, to which it is limited; and `whole_process`: whether it has the
+    calls of all threads whichever begins it.
     """
     if model is not None:
         check_model(model)
@@ -566,6 +608,8 @@ def recording(
         only,
         trace_class,
         deadline,
+        frames,
+        whole_process,
     )
     raised = True
     try:

@@ -30,6 +30,7 @@ class RecordingScope:
 
     Args:
         only_here: whether to record only calls of this thread or task, and of copies of its context.
+        whole_process: whether it has the calls of all threads, whichever begins it.
         tokens: context variables set on the thread that begins the recording, to be reset; appended to.
 
     Attributes:
@@ -37,12 +38,14 @@ class RecordingScope:
         processes: number of processes that were forked or started in the run.
     """
 
-    def __init__(self, only_here: bool, tokens: list[tuple[ContextVar[Any], Token[Any]]]) -> None:
+    def __init__(self, only_here: bool, whole_process: bool, tokens: list[tuple[ContextVar[Any], Token[Any]]]) -> None:
         self.here: ContextVar[bool] | None = ContextVar("here", default=False) if only_here else None
         self.processes = 0
         self._tokens = tokens
-        self._first_thread = threading.get_ident()
-        self._earlier_threads = _other_threads()
+        self._first_thread = threading.main_thread().ident if whole_process else threading.get_ident()
+        self._earlier_threads: weakref.WeakSet[threading.Thread] = (
+            weakref.WeakSet() if whole_process else _other_threads()
+        )
         self._process = os.getpid()
         self._events: Any = None
         self._closed = False

@@ -28,6 +28,7 @@ class TraceOutput:
         timed: whether events hold times.
 
     Attributes:
+        discards: whether events are dropped: a recording of some frames waits for the first of them.
         file: path of the trace file; None if the trace is in memory alone.
         lost: reason for which events are missing; None if there are all.
     """
@@ -44,6 +45,7 @@ class TraceOutput:
     ) -> None:
         self.file = path and path.absolute()  # the run may change the working directory
         self.lost: str | None = None
+        self.discards = False
         self._requested, self._folder = path, Path.cwd()
         self._names, self._parts = names, parts
         self._writer = EventWriter(self.file and partial_path(self.file), modules, facts, origin_ns, timed)
@@ -52,6 +54,8 @@ class TraceOutput:
         """Move a thread's events from the log to the file."""
         # Tensor rows after events: the rows that the events refer to are among them.
         batch, rows = events.take(thread), events.take_rows()
+        if self.discards:
+            batch = b""  # but later events refer to the same tensors
         if self.lost is not None:
             return
         self._names.parts += list(self._parts)[len(self._names.parts) :]

@@ -111,7 +111,8 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
     if facts.get("unknown_operators"):
         counts, places = facts["unknown_operators"], facts.get("unknown_operators_in", {})
         names = ", ".join(
-            f"{format_count(count, 'call')} of {name}{_module_text(places.get(name, ()))}" for name, count in counts.items()
+            f"{format_count(count, 'call')} of {name}{_module_text(places.get(name, ()))}"
+            for name, count in counts.items()
         )
         notes.append(f"FLOP are at least those in the table; not counted, since their arithmetic is unknown: {names}")
     if facts.get("unfinished"):
@@ -138,7 +139,10 @@ def _on_missing_calls(facts: Mapping[str, Any]) -> list[str]:
             ' records, and what is recorded with only="here", is its own.'
         )
     if processes := facts.get("processes_begun"):
-        notes.append(f"Processes that began meanwhile: {processes:,}. What they called is in no row.")
+        # Only a run that follows its processes notes its own number.
+        followed = "pid" in facts.get("process", {}) or "pid" in facts.get("processes", [{}])[0]
+        where = "Those that called a module have traces of their own" if followed else "What they called is in no row"
+        notes.append(f"Processes that began meanwhile: {processes:,}. {where}.")
     return notes
 
 

@@ -25,7 +25,8 @@ def merge(traces: Sequence[RecordT]) -> RecordT:
     `Alignment` of their clocks. `Trace.select(rank=...)` gives back a single rank.
 
     Args:
-        traces: a trace a rank, in any order. Ranks may be missing.
+        traces: a trace a rank, in any order. Ranks may be missing. Processes of a program that are no ranks, each of
+            one, become ranks in the order in which their recordings began.
 
     Returns:
         The merged trace.
@@ -41,6 +42,8 @@ def merge(traces: Sequence[RecordT]) -> RecordT:
             raise ValueError("merge: one of the traces is merged already; give those of single ranks")
         if "process" not in trace.facts:
             raise ValueError("merge: one of the traces is of no rank; record several processes, as under torchrun")
+    if all(trace.facts["process"]["world_size"] == 1 for trace in traces):
+        traces = _numbered(traces)
     traces = sorted(traces, key=_rank)
     ranks = [_rank(trace) for trace in traces]
     if duplicates := sorted({rank for rank in ranks if ranks.count(rank) > 1}):
@@ -69,6 +72,18 @@ def merge(traces: Sequence[RecordT]) -> RecordT:
         _facts(shifted) | {"clocks": {name: _json(value) for name, value in asdict(alignment).items()}},
         _joined_flow(recorded, first_call.tolist()) if len(recorded) == len(flows) else None,
     )
+
+
+def _numbered(traces: Sequence[RecordT]) -> list[RecordT]:
+    """Return traces of a program's processes as ranks."""
+    if len({trace.facts["process"].get("pid") for trace in traces}) < len(traces):
+        raise ValueError("merge: one process occurs twice; give one trace of each")
+    numbered = []
+    for rank, trace in enumerate(sorted(traces, key=lambda trace: trace.facts["process"]["unix_ns"])):
+        process = {**trace.facts["process"], "rank": rank, "world_size": len(traces)}
+        calls = trace.calls.assign(rank=np.full(len(trace.calls), rank, dtype=trace.calls["rank"].dtype))
+        numbered.append(replace(trace, calls=calls, facts={**trace.facts, "process": process}))
+    return numbered
 
 
 def _rank(trace: TraceRecord) -> int:

@@ -391,6 +391,7 @@ _PROCESS_OPTIONAL = {
     **dict.fromkeys(("host", "boot"), _is_text),
     "backend": _or_null(_is_text),
     "local_rank": _or_null(_is_size),
+    "pid": _is_size,
     **dict.fromkeys(("origin_ns", "unix_ns", "offset_ns", "offset_error_ns"), _is_ns),
 }
 _PROCESS = _with(_PROCESS_REQUIRED, _PROCESS_OPTIONAL)

@@ -15,6 +15,8 @@ from talkerviz.trace.event_log import FinalPhases, Log, Mark
 OUTSIDE = "other"
 """Phase of calls before the first pass."""
 
+_MIN_STEPS = 8  # of a loop, for a model with a pass less to be part of it: fewer passes may be of anything
+
 
 class RootPhases:
     """Phase rule of several models, by the generic rule of each.
@@ -84,18 +86,21 @@ class RootPhases:
         A single model's phases go without its name. Of several, those with fewer passes than another have no frames:
         a text encoder or a decoder of images is called once for many steps of a diffusion model.
 
+        A model may have a pass less than another, as a run can end inside a step.
+
         Args:
             log: the log of the run.
             trains: whether it is of a training loop, whose frames are its steps: all models have their part in each.
             keeps_frames: whether frames are the user's.
         """
         most = max(self.passes.values(), default=0)
+        enough = most - 1 if most >= _MIN_STEPS else most
         alone = self.main_root() if len(self.passes) == 1 and not self._names_alone else None
         final: dict[str, int] = {}
         numbers, has_frames = [], []
         for name in log.names.phases:
             root = next((path for path in self._rules if name.startswith(f"{path}.")), None)
-            has_frames.append(trains or keeps_frames or root is None or self.passes[root] == most)
+            has_frames.append(trains or keeps_frames or root is None or self.passes[root] >= enough)
             short = name.removeprefix(f"{root if trains else alone}.")
             numbers.append(final.setdefault(short, len(final)))
         names = replace(log.names, phases=list(final))
