@@ -110,7 +110,8 @@ def _on_facts(facts: Mapping[str, Any]) -> list[str]:
     if facts.get("unknown_operators"):
         counts, places = facts["unknown_operators"], facts.get("unknown_operators_in", {})
         names = ", ".join(
-            f"{format_count(count, 'call')} of {name}{_module_text(places.get(name, ()))}" for name, count in counts.items()
+            f"{format_count(count, 'call')} of {name}{_module_text(places.get(name, ()))}"
+            for name, count in counts.items()
         )
         notes.append(f"FLOP are at least those in the table; not counted, since their arithmetic is unknown: {names}")
     if facts.get("unfinished"):

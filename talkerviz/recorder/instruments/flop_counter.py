@@ -76,14 +76,20 @@ class FlopCounter(OperatorMode, Instrument):
         """Run the operator and count it."""
         kwargs = kwargs or {}
         if any(map(_dispatches, types)):
-            return NotImplemented  # a wrapper subclass runs operators on the tensors that it holds, and these are counted
+            return (
+                NotImplemented  # a wrapper subclass runs operators on the tensors that it holds, and these are counted
+            )
         if _infers_shapes(args):
             return func(*args, **kwargs)
         takes_functions = isinstance(func, HigherOrderOperator)
         if takes_functions and func.name() in _CONTROL_FLOW:
             with hidden_modules():
                 return func(*map(self._counted, args), **kwargs)
-        if not takes_functions and rule_of(func).composite and all(map(is_plain, tensors_of([*args, *kwargs.values()]))):
+        if (
+            not takes_functions
+            and rule_of(func).composite
+            and all(map(is_plain, tensors_of([*args, *kwargs.values()])))
+        ):
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:

@@ -48,7 +48,9 @@ _OPS_PER_INPUT: dict[str, int] = {
     **dict.fromkeys((f"max_pool{n}d_with_indices" for n in (2, 3)), 1),
     **dict.fromkeys((f"{kind}_pool{n}d" for kind in ("mkldnn_max", "quantized_max") for n in (1, 2, 3)), 1),
     "mkldnn_adaptive_avg_pool2d": 1,
-    **dict.fromkeys((f"{kind}_pool{n}d_backward" for kind in ("avg", "_adaptive_avg", "adaptive_avg") for n in (2, 3)), 1),
+    **dict.fromkeys(
+        (f"{kind}_pool{n}d_backward" for kind in ("avg", "_adaptive_avg", "adaptive_avg") for n in (2, 3)), 1
+    ),
     **dict.fromkeys((f"{kind}_pool{n}d_backward" for kind in ("adaptive_max", "fractional_max") for n in (2, 3)), 1),
     **dict.fromkeys((f"{kind}_pool{n}d_backward" for kind in ("max", "mkldnn_max") for n in (2, 3)), 1),
     **dict.fromkeys((f"max_pool{n}d_with_indices_backward" for n in (2, 3)), 1),
@@ -58,7 +60,9 @@ _OPS_PER_INPUT: dict[str, int] = {
     **dict.fromkeys((f"upsample_nearest{n}d_backward" for n in (1, 2, 3)), 1),
     **dict.fromkeys((f"_upsample_nearest_exact{n}d_backward" for n in (1, 2, 3)), 1),
     **dict.fromkeys(("embedding_dense_backward", "_embedding_bag_dense_backward", "unfold_backward", "col2im"), 1),
-    **dict.fromkeys(("_embedding_bag_backward", "_nested_sum_backward", "segment_reduce", "_segment_reduce_backward"), 1),
+    **dict.fromkeys(
+        ("_embedding_bag_backward", "_nested_sum_backward", "segment_reduce", "_segment_reduce_backward"), 1
+    ),
     **dict.fromkeys(("_coalesce", "_sparse_sum", "_sparse_csr_sum", "_sparse_csr_prod", "_sparse_sum_backward"), 1),
     "_embedding_bag_per_sample_weights_backward": 2,
     "upsample_linear1d_backward": 3,
@@ -90,7 +94,9 @@ _OPS_PER_OUTPUT: dict[str, int] = {
     **dict.fromkeys(("linalg_cross", "_compute_linear_combination"), 3),
     **dict.fromkeys(("bessel_i0", "bessel_i0e", "bessel_i1", "bessel_i1e", "bessel_j0", "bessel_j1", "cbrt"), 1),
     **dict.fromkeys(("erf_inv", "erfcx", "ndtri", "spherical_bessel_j0", "zeta", "rsqrt", "reciprocal"), 1),
-    **dict.fromkeys(("elu_backward", "glu_backward", "glu_backward_jvp", "hardshrink_backward", "softplus_backward"), 1),
+    **dict.fromkeys(
+        ("elu_backward", "glu_backward", "glu_backward_jvp", "hardshrink_backward", "softplus_backward"), 1
+    ),
     **dict.fromkeys(("hardsigmoid_backward", "hardswish_backward", "hardtanh_backward", "leaky_relu_backward"), 1),
     **dict.fromkeys(("log_sigmoid_backward", "rrelu_with_noise_backward", "softshrink_backward"), 1),
     "_prelu_kernel_backward": 1,
@@ -299,9 +305,7 @@ def _scatter(out: Tensor, x: Tensor, dim: int, index: Tensor, *_: Any, reduce: s
     return index.numel() if reduce and _floats(x) else 0
 
 
-def _put(
-    out: Tensor, x: Tensor, index: Any, values: Tensor, accumulate: bool = False, *_: Any, **__: Any
-) -> int:
+def _put(out: Tensor, x: Tensor, index: Any, values: Tensor, accumulate: bool = False, *_: Any, **__: Any) -> int:
     """Count one addition for each element that is added to one that was there."""
     if not accumulate or not _floats(x):
         return 0
@@ -602,6 +606,13 @@ def _cell_backward(out: Any, grad: Tensor | None, *_: Any, **__: Any) -> int:
     return 2 * _OPS_PER_UNIT[2] * _floats(grad)
 
 
+def _chunked_cross_entropy(out: Any, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """Count the products to logits, and for scalar losses, which give gradients too, the two of these."""
+    times = 3 if isinstance(out, tuple | list) else 1
+    logits = x.numel() // x.shape[-1] * weight.shape[0]
+    return times * 2 * logits * x.shape[-1] + _OPS_PER_INPUT["_log_softmax"] * logits
+
+
 def _renormalised_rows(out: Any, weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> int:
     """Count norm and scaling of each row that is read."""
     return 3 * indices.numel() * weight.shape[-1]
@@ -663,6 +674,10 @@ RULES: dict[str, Callable[..., int]] = {
     "_cdist_backward": _distances_backward,
     "_pdist_backward": _distances_backward,
     **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), _target_loss),
+    **dict.fromkeys(
+        ("_linear_cross_entropy_batch_chunked", "_linear_cross_entropy_batch_chunked_no_reduction"),
+        _chunked_cross_entropy,
+    ),
     **dict.fromkeys(("_ctc_loss", "_cudnn_ctc_loss", "miopen_ctc_loss"), _ctc_loss),
     "_ctc_loss_backward": _ctc_loss_backward,
     **dict.fromkeys(("cholesky", "linalg_cholesky_ex", "linalg_ldl_factor_ex"), _cubic(1 / 3)),
