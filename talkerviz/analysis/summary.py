@@ -184,19 +184,10 @@ def layer_of(path: str) -> str:
 
 
 def _parameters(trace: TraceRecord, paths: pd.Series) -> tuple[list[int], list[int]]:
-    """Sum the number and bytes of parameters over each module and its children."""
-    sums: dict[str, list[int]] = {}
-    for module in trace.modules:
-        path = module.path
-        while True:
-            path_sums = sums.setdefault(path, [0, 0])
-            path_sums[0] += module.parameters
-            path_sums[1] += module.parameter_bytes
-            if "." not in path:
-                break
-            path = path.rpartition(".")[0]
-    rows = [sums.get(path, [0, 0]) for path in paths]
-    return [number for number, _ in rows], [size for _, size in rows]
+    """Return the number and bytes of the parameters of each module with its children."""
+    sizes = {path: module for module in trace.modules for path in (module.path, *module.aliases)}
+    rows = [sizes.get(path) for path in paths]
+    return [row.parameters if row else 0 for row in rows], [row.parameter_bytes if row else 0 for row in rows]
 
 
 def _total(values: pd.Series, codes: np.ndarray, outer: np.ndarray) -> pd.api.extensions.ExtensionArray:

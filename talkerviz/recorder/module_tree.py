@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from talkerviz.trace.schema import ModuleInfo
 
@@ -73,19 +75,56 @@ def info_of(path: str, module: nn.Module, aliases: tuple[str, ...] = ()) -> Modu
         module: the module.
         aliases: its other paths.
     """
-    parameters = _sized_parameters(module)
-    return ModuleInfo(
-        path,
-        type(module).__name__,
-        sum(p.numel() for p in parameters),
-        sum(p.numel() * p.element_size() for p in parameters),
-        aliases,
-    )
+    return ModuleInfo(path, type(module).__name__, *parameter_sizes([module]), aliases)
 
 
-def _sized_parameters(module: nn.Module) -> list[nn.Parameter]:
-    # A lazy module's parameters have no sizes before its first call.
-    return [parameter for parameter in module.parameters(recurse=False) if not is_lazy(parameter)]
+def parameter_sizes(modules: Iterable[nn.Module]) -> tuple[int, int]:
+    """Return the number of elements of all distinct parameters in some modules and their children, and their bytes.
+
+    The bytes are those of the tensors that a parameter holds: of a wrapper subclass, such as torchao's quantised
+    weights, or a shard of a DTensor, its parts; of others with further tensors in their attributes, such as the scales
+    of bitsandbytes, both. Of lazy modules' parameters, which have no sizes yet, none.
+    """
+    distinct = {id(parameter): parameter for module in modules for parameter in module.parameters()}
+    sized = [parameter for parameter in distinct.values() if not is_lazy(parameter)]
+    return sum(parameter.numel() for parameter in sized), sum(map(_stored_bytes, sized))
+
+
+_MAX_HELD_DEPTH = 2  # objects from a weight to a tensor: scales of bitsandbytes have scales of their own
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    """Return the bytes that a tensor holds, with those of the tensors that it is made of."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor.numel() * tensor.element_size()
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_stored_bytes(getattr(tensor, name)) for name in names)
+    own = _address(tensor)
+    held: dict[int, Tensor] = {}
+    _add_held(vars(tensor), held, _MAX_HELD_DEPTH)
+    held.pop(own, None)
+    whole = 0 if held and not own else tensor.numel() * tensor.element_size()
+    return whole + sum(map(_stored_bytes, held.values()))
+
+
+def _address(tensor: Tensor) -> int:
+    """Return the address of a tensor's memory; 0 if it has none, as a wrapper of others."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def _add_held(attributes: Mapping[str, Any], held: dict[int, Tensor], depth: int) -> None:
+    """Add the tensors in public attributes, and in those of the objects there, by their address."""
+    for name, value in attributes.items():
+        if name.startswith("_") or name == "grad" or callable(value):
+            continue
+        if isinstance(value, Tensor):
+            held.setdefault(_address(value) or id(value), value)
+        elif depth and isinstance(inner := getattr(value, "__dict__", None), dict):
+            _add_held(inner, held, depth - 1)
 
 
 def select_modules(

@@ -150,8 +150,8 @@ class ModuleWatch:
         return {
             **model_facts(alive, first),
             "model": ", ".join(dict.fromkeys(self.found.values())),
-            "parameters": sum(info.parameters for info in self.infos),
-            "weights_bytes": sum(info.parameter_bytes for info in self.infos),
+            "parameters": sum(info.parameters for info in self.infos if info.path in self.found),
+            "weights_bytes": sum(info.parameter_bytes for info in self.infos if info.path in self.found),
         }
 
     def close(self) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from talkerviz.recorder.dataflow.offloaded_weights import parameter_devices
 from talkerviz.recorder.instruments.device_runtime import accelerator_name
 from talkerviz.recorder.instruments.memory import peak_bytes
-from talkerviz.recorder.module_tree import one_call_regions
+from talkerviz.recorder.module_tree import one_call_regions, parameter_sizes
 from talkerviz.version import __version__
 
 _MIN_CALLS_FOR_COST = 100  # the first calls cost many times more, as all tensors and names are new
@@ -106,12 +105,12 @@ def model_facts(roots: Mapping[str, nn.Module], name: str) -> dict[str, Any]:
         name: path of the first.
     """
     every = {id(parameter): parameter for model in roots.values() for parameter in model.parameters()}
-    parameters = [parameter for parameter in every.values() if not is_lazy(parameter)]
+    parameters, weights_bytes = parameter_sizes(roots.values())
     facts: dict[str, Any] = {
         "root": name,
         "model": ", ".join(type(model).__name__ for model in roots.values()),
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "weights_bytes": sum(parameter.nbytes for parameter in parameters),
+        "parameters": parameters,
+        "weights_bytes": weights_bytes,
     }
     if regions := one_call_regions(roots):
         facts["one_call"] = regions

@@ -49,9 +49,8 @@ class ModuleInfo(NamedTuple):
     Attributes:
         path: dotted path from the root, whose name the recorder sets.
         class_name: name of the Python class.
-        parameters: number of elements of its own parameters, without its children's; `Trace.table()["parameters"]` sums
-            over children.
-        parameter_bytes: size of its own parameters, in bytes.
+        parameters: number of elements of its own parameters and its children's; one that is shared counts once.
+        parameter_bytes: size of these as stored, in bytes: of quantised ones and shards, of the tensors they hold.
         aliases: further paths under which the same module object is registered.
     """
 

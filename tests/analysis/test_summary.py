@@ -15,6 +15,55 @@ import talkerviz as tv
 from talkerviz.analysis.summary import BY, summarise
 
 
+def test_parameters_are_distinct_ones_as_stored() -> None:
+    tied = nn.ModuleDict({"embedding": nn.Embedding(100, 16), "head": nn.Linear(16, 100, bias=False)})
+    tied["head"].weight = tied["embedding"].weight
+    shared = nn.Linear(10, 10)
+    model = nn.ModuleDict({"tied": tied, "a": nn.Sequential(shared), "b": nn.Sequential(shared)})
+
+    def run() -> None:
+        tied["head"](tied["embedding"](torch.tensor([1])))
+        for name in ("a", "b"):
+            model[name](torch.zeros(1, 10))
+
+    sizes = tv.record(model, run).table("module").set_index("module")["parameters"].to_dict()
+    assert sizes == {
+        "model.tied.embedding": 1600, "model.tied.head": 1600, "model.a": 110, "model.a.0": 110, "model.b": 110,
+    }  # fmt: skip
+    assert {info.path: info.parameters for info in tv.record(model, run).modules}["model"] == 1600 + 110
+
+
+class Int8Weight(torch.Tensor):
+    """A weight [out, in] in 8 bits with a scale for each row, which says that it is float32."""
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor, scale: torch.Tensor) -> Int8Weight:
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=scale.dtype)  # type: ignore[attr-defined]
+
+    def __init__(self, values: torch.Tensor, scale: torch.Tensor) -> None:
+        self.values_, self.scale = values, scale
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].values_, args[0].scale)
+        plain = [each.values_ * each.scale if isinstance(each, cls) else each for each in args]
+        return func(*plain, **(kwargs or {}))
+
+
+def test_quantised_weights_have_the_bytes_that_they_hold() -> None:
+    model = nn.Linear(64, 32, bias=False)
+    weight = Int8Weight(torch.ones(32, 64, dtype=torch.int8), torch.ones(32, 1))
+    model.weight = nn.Parameter(weight, requires_grad=False)
+    with torch.no_grad():
+        trace = tv.record(model, lambda: model(torch.zeros(1, 64)), measure="cost")
+    assert trace.facts["weights_bytes"] == 32 * 64 + 32 * 4
+    assert trace.table("module")["parameter_bytes"].tolist() == [32 * 64 + 32 * 4]
+    assert trace.table("module")["parameters"].tolist() == [32 * 64]
+    assert trace.calls["bytes_read"].tolist() == [32 * 64 + 32 * 4 + 64 * 4]
+    assert trace.calls["flops"].tolist() == [32 * 64 + 2 * 32 * 64]  # the weights times their scales, and the product
+
+
 def test_nested_calls_are_not_counted_twice() -> None:
     rows = [
         call(0, None, 0, "net", "Block", 100, 30),

@@ -33,6 +33,7 @@ from talkerviz.recorder.method_patch import hidden_modules
 
 # Operators that read, or write, only some rows of their first tensor; and those that do not read what they write.
 _READS_ROWS = frozenset(("embedding", "index", "gather", "index_select", *EMBEDDING_BAGS))
+_EMBEDDINGS = frozenset(("embedding", *EMBEDDING_BAGS))
 _WRITES_ROWS = frozenset(("index_put_", "index_copy_", "scatter_"))
 _ONLY_WRITES = frozenset(("copy_", "fill_", "zero_", "normal_", "uniform_", "index_put_", "index_copy_", "scatter_"))
 _CONTROL_FLOW = frozenset(("cond", "while_loop", "map_impl", "scan", "associative_scan"))
@@ -165,6 +166,9 @@ class FlopCounter(OperatorMode, Instrument):
                     if name in _WRITES_ROWS:
                         part = self._rows(part, operator, _elements_written(name, args))
                     writes.append(part)
+                elif position == 0 and name in _EMBEDDINGS and results and not args[1].is_meta:
+                    reads += self._embedding_rows(part, args[1])
+                    continue
                 elif position == 0 and name in _READS_ROWS and results:
                     part = self._rows(part, operator, _elements_read(name, args, results[0]))
                 elif name in GROUPED and tensor.dim() == 3 and (ends := named.get("offs")) is not None:
@@ -224,6 +228,11 @@ class FlopCounter(OperatorMode, Instrument):
         if elements is not None and (whole := prod(sizes)):
             size = min(size, elements * size // whole)
         return number, ("rows", operator), size
+
+    def _embedding_rows(self, part: _Part, indices: Tensor) -> list[_Part]:
+        """Return the rows of an embedding that are read, each once however often it is hit in a call."""
+        number, (_, sizes, _), size = part
+        return [(number, ("row", row), size // max(sizes[0], 1)) for row in indices.unique().tolist()]
 
     def _drop_freed(self) -> None:
         for address, number in list(self._numbers.items()):

@@ -606,6 +606,13 @@ def _cell_backward(out: Any, grad: Tensor | None, *_: Any, **__: Any) -> int:
     return 2 * _OPS_PER_UNIT[2] * _floats(grad)
 
 
+def _chunked_cross_entropy(out: Any, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """Count the products to logits, and for scalar losses, which give gradients too, the two of these."""
+    times = 3 if isinstance(out, tuple | list) else 1
+    logits = x.numel() // x.shape[-1] * weight.shape[0]
+    return times * 2 * logits * x.shape[-1] + _OPS_PER_INPUT["_log_softmax"] * logits
+
+
 def _renormalised_rows(out: Any, weight: Tensor, indices: Tensor, *_: Any, **__: Any) -> int:
     """Count norm and scaling of each row that is read."""
     return 3 * indices.numel() * weight.shape[-1]
@@ -630,7 +637,8 @@ RULES: dict[str, Callable[..., int]] = {
     **dict.fromkeys(("_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu"), _product(0)),
     **dict.fromkeys(("_weight_int4pack_mm_with_scales_and_zeros", "_dyn_quant_matmul_4bit"), _product(0)),
     **dict.fromkeys(("_mixed_dtypes_linear", "_sparse_semi_structured_linear"), _product(0)),
-    **dict.fromkeys(("_sparse_semi_structured_mm", "_sparse_sparse_matmul", "_sparse_mm_reduce_impl"), _product(0)),
+    **dict.fromkeys(("_sparse_semi_structured_mm", "_sparse_sparse_matmul"), _product(0)),
+    "_sparse_mm_reduce_impl": lambda out, a, b, *_: 2 * a._nnz() * b.shape[-1],
     **dict.fromkeys(("hspmm", "_euclidean_dist"), _product(0)),
     **dict.fromkeys(("addmv", "_addmm_activation", "_sparse_addmm", "sspaddmm", "sparse_sampled_addmm"), _product(1)),
     "_sparse_semi_structured_addmm": _product(1),
@@ -666,6 +674,10 @@ RULES: dict[str, Callable[..., int]] = {
     "_cdist_backward": _distances_backward,
     "_pdist_backward": _distances_backward,
     **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), _target_loss),
+    **dict.fromkeys(
+        ("_linear_cross_entropy_batch_chunked", "_linear_cross_entropy_batch_chunked_no_reduction"),
+        _chunked_cross_entropy,
+    ),
     **dict.fromkeys(("_ctc_loss", "_cudnn_ctc_loss", "miopen_ctc_loss"), _ctc_loss),
     "_ctc_loss_backward": _ctc_loss_backward,
     **dict.fromkeys(("cholesky", "linalg_cholesky_ex", "linalg_ldl_factor_ex"), _cubic(1 / 3)),
