@@ -259,7 +259,7 @@ def _sentence(ranks: pd.DataFrame, held: pd.DataFrame, straggler: int | None, nu
             return "No collective is in the traces of two ranks, so their waits for each other are not known."
         return "There are no collectives in which ranks could wait for each other."
     wait, time = float(held["cost_ns"].sum()), ranks["time_ns"].to_numpy(float)
-    share = wait / time.sum()
+    share = min(wait / time.sum(), 1.0)  # an upper bound may reach beyond a rank's last call
     at_most = "at most " if numbers["unseen"] else ""
     if straggler is None:
         if share < _MIN_WAIT_SHARE:
@@ -279,6 +279,7 @@ def _sentence(ranks: pd.DataFrame, held: pd.DataFrame, straggler: int | None, nu
     own = ranks[ranks["rank"] == straggler].iloc[0]
     for_it = held[(held["last"] == straggler) & (held["rank"] != straggler)]
     others = for_it["cost_ns"].sum() / time[(ranks["rank"] != straggler).to_numpy()].sum()
+    others = min(others, 1.0)  # as above
     at_most = "at most " if for_it["lag_ns"].any() else ""
     by_module = for_it.groupby(["class", for_it["module"].map(layer_pattern)])["cost_ns"].sum()
     kind, module = by_module.idxmax()
