@@ -103,7 +103,8 @@ def _lags(waits: pd.DataFrame, waits_from: np.ndarray) -> np.ndarray:
     until = ordered["last_ns"].where(ordered["unseen"], ordered["waits_from"] + ordered["wait_ns"])
     covered = until.groupby(ordered["rank"]).cummax().groupby(ordered["rank"]).shift(fill_value=-np.inf)
     lag = (until - np.maximum(ordered["waits_from"], covered)).clip(lower=0).where(ordered["unseen"], 0)
-    return lag.reindex(waits.index).to_numpy()
+    in_order: np.ndarray = lag.reindex(waits.index).to_numpy()
+    return in_order
 
 
 def waits_by_rank(waits: pd.DataFrame) -> pd.DataFrame:

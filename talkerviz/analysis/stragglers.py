@@ -75,7 +75,7 @@ def stragglers(trace: TraceRecord, by: WaitRows = "module") -> Stragglers:
     if contradiction := _contradiction(trace, parts.attrs["mispaired"]):
         return Stragglers(of_ranks, table, None, contradiction, _notes(trace, parts))
     straggler = _straggler(of_ranks)
-    sentence = _sentence(of_ranks, held, straggler, parts.attrs)
+    sentence = _sentence(of_ranks, held, straggler, {str(name): int(count) for name, count in parts.attrs.items()})
     return Stragglers(of_ranks, table, straggler, sentence, _notes(trace, parts))
 
 
@@ -209,10 +209,9 @@ def _by_collective(held: pd.DataFrame, ranks: list[int], by: WaitRows) -> pd.Dat
     keys = {"frame": ["frame", "class"], "call": ["class", "module", *KEY]}.get(by, ["class", "module"])
     groups = held.groupby(keys, sort=False, dropna=False)
     peers = groups["peers"].agg(["nunique", "first"])
-    # Each collective counts once, however many ranks have it.
-    lasts = (
-        held.drop_duplicates(KEY).groupby([*keys, "last"], sort=False, dropna=False).size().reset_index(name="times")
-    )
+    # Each collective counts once in a row, however many ranks have it.
+    each = held.drop_duplicates(list(dict.fromkeys([*keys, *KEY])))
+    lasts = each.groupby([*keys, "last"], sort=False, dropna=False).size().reset_index(name="times")
     usual = lasts.sort_values("times", ascending=False, kind="stable").drop_duplicates(keys).set_index(keys)
     share = usual["times"] / lasts.groupby(keys, sort=False, dropna=False)["times"].sum()
     table = pd.DataFrame(
@@ -260,7 +259,7 @@ def _sentence(ranks: pd.DataFrame, held: pd.DataFrame, straggler: int | None, nu
             return "No collective is in the traces of two ranks, so their waits for each other are not known."
         return "There are no collectives in which ranks could wait for each other."
     wait, time = float(held["cost_ns"].sum()), ranks["time_ns"].to_numpy(float)
-    share = wait / time.sum()
+    share = min(wait / time.sum(), 1.0)  # an upper bound may reach beyond a rank's last call
     at_most = "at most " if numbers["unseen"] else ""
     if straggler is None:
         if share < _MIN_WAIT_SHARE:
@@ -280,6 +279,7 @@ def _sentence(ranks: pd.DataFrame, held: pd.DataFrame, straggler: int | None, nu
     own = ranks[ranks["rank"] == straggler].iloc[0]
     for_it = held[(held["last"] == straggler) & (held["rank"] != straggler)]
     others = for_it["cost_ns"].sum() / time[(ranks["rank"] != straggler).to_numpy()].sum()
+    others = min(others, 1.0)  # as above
     at_most = "at most " if for_it["lag_ns"].any() else ""
     by_module = for_it.groupby(["class", for_it["module"].map(layer_pattern)])["cost_ns"].sum()
     kind, module = by_module.idxmax()

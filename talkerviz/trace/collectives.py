@@ -76,7 +76,9 @@ def collective_parts(calls: pd.DataFrame) -> pd.DataFrame:
     known = known.assign(done=known["done"] & ~begun_alone)
     is_done = known.groupby([*KEY, "rank"], sort=False)["done"].transform("any")
     failed = rows["error"].notna().loc[known.index]
-    return known.assign(unseen=known["begins"] & ~is_done & ~failed & known["class"].map(is_barrier_like).astype(bool))
+    waits_for_all = known["class"].map(is_barrier_like).astype(bool)
+    with_unseen: pd.DataFrame = known.assign(unseen=known["begins"] & ~is_done & ~failed & waits_for_all)
+    return with_unseen
 
 
 def parts_too_early(parts: pd.DataFrame) -> pd.DataFrame:

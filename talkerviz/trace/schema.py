@@ -99,8 +99,9 @@ CALLS = pa.schema(
         pa.field("request", pa.int64()),
         pa.field("run", pa.int32(), nullable=False),  # 0, 1, 2, ... under `--repeat`; frames begin anew in each
         pa.field("rank", pa.int32(), nullable=False),  # rank of the process; 0 for a single process
-        # Of a collective, or the wait for an asynchronous one: its group of ranks, `0-3`, or `0>1` for a message, and
-        # its number in that group, equal on all its ranks; null for modules.
+        # Of a collective, or the wait for an asynchronous one: its group of ranks, `0-3` for the default group and
+        # `0-3 group NAME` for another one, or `0>1 tag 7` for a message; and its number by the group's own count, equal
+        # on all its ranks. Messages are counted from the recording's start. Null for modules.
         pa.field("peers", NAME),
         pa.field("collective", pa.int64()),
         pa.field("inputs", _TENSORS, nullable=False),

@@ -92,7 +92,7 @@ def _run_id() -> str | None:
     if _has_group():
         with suppress(RuntimeError):  # the store is gone, or cannot compare
             # Whoever comes first sets it, so that no rank waits for another.
-            return _store().compare_set("talkerviz/run", "", uuid.uuid4().hex).decode()
+            return str(_store().compare_set("talkerviz/run", "", uuid.uuid4().hex), "ascii")
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # `none` is torchrun's default
     return None if name == "none" else f"{name}/{restarts}"
@@ -103,7 +103,7 @@ def _all_on_one_host(process: Process) -> bool:
     if _environment_number("LOCAL_WORLD_SIZE") == process.world_size:
         return True
     store = _store()
-    while isinstance(store, dist.PrefixStore):
+    while isinstance(store, dist.distributed_c10d.PrefixStore):
         store = store.underlying_store
     # Ranks that reach each other's store by the loopback interface are on one host.
     return getattr(store, "host", None) in _LOOPBACK
