@@ -50,7 +50,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_some_frames_of_two_models(program: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
     program.write_text(
-        f"{WAIT}\nencoder, body, head = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)\nx = encoder(x)\n"
+        f"{WAIT}\nencoder, body, head = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)\n"
+        "x = encoder(x)\n"
         "for _ in range(30):\n    x = head(body(x))\n"
         "wait_until(lambda: Path('run.parquet').exists())\n"
         "for _ in range(30):\n    x = head(body(x))\n"
