@@ -42,6 +42,10 @@ NOT_RUN = {
         "export OMP_NUM_THREADS=1": "of that shell; so it is here",
     },
     "guides/notebooks.md": {"marimo run app.py": STAYS, "jupyter lab examples/first_look.ipynb": STAYS},
+    "guides/servers.md": {
+        "talkerviz run --signal USR2 --for 5s -o server.parquet examples/server_program.py --port 8000 &": STAYS,
+        "kill -USR2 $!": "of that server",
+    },
     "guides/speak.md": {
         f"talkerviz speak --checkpoint Qwen3-Omni --inputs inputs.safetensors -o - | {reader}": "needs a checkpoint"
         for reader in ("aplay", "ffmpeg -i - speech.mp3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import multiprocessing.util
 import os
@@ -33,14 +34,33 @@ def follow_children(recorder: ProgramRecorder) -> None:
     global _recorder
     _recorder = recorder
     os.environ[VARIABLE] = json.dumps(asdict(recorder.options))
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if str(_STARTUP) not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(_STARTUP), *paths])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(_STARTUP), *_python_path()])
+    _watch_forks()
+    when_imported("torch", _start)
+
+
+def stop_following() -> None:
+    """Record no more processes."""
+    global _recorder
+    _recorder = None
+    os.environ.pop(VARIABLE, None)
+    if paths := _python_path():
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    else:
+        os.environ.pop("PYTHONPATH", None)
+
+
+def _python_path() -> list[str]:
+    """Return the environment's folders of modules, without our own."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(_STARTUP))]
+
+
+@functools.cache
+def _watch_forks() -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_begin_in_fork)
         # Called with the first argument, whose life is that of the registration.
         multiprocessing.util.register_after_fork(_finish_with_multiprocessing, _finish_with_multiprocessing)
-    when_imported("torch", _start)
 
 
 def finish_child() -> None:
@@ -58,7 +78,8 @@ def begin_in_interpreter() -> None:
 
 
 def _start() -> None:
-    assert _recorder is not None
+    if _recorder is None:
+        return
     _recorder.start()
     if _recorder.child:
         atexit.register(finish_child)  # now, so that it runs before the exit handlers of what the recorder has imported
@@ -66,7 +87,8 @@ def _start() -> None:
 
 def _begin_in_fork() -> None:
     global _recorder
-    assert _recorder is not None
+    if _recorder is None:
+        return
     before, _recorder = _recorder, ProgramRecorder(_recorder.options, child=True)
     before.abandon()
     if "torch" in sys.modules:  # else the watch of its import was inherited
@@ -75,4 +97,5 @@ def _begin_in_fork() -> None:
 
 def _finish_with_multiprocessing(registered: object) -> None:
     # Its processes run no exit handlers, but finalizers; those of the process they were forked from are dropped.
-    multiprocessing.util.Finalize(None, finish_child, exitpriority=_LAST)
+    if _recorder is not None:
+        multiprocessing.util.Finalize(None, finish_child, exitpriority=_LAST)

@@ -160,18 +160,24 @@ def when_imported(name: str, function: Callable[[], None]) -> None:
 class _ImportWatch(MetaPathFinder):
     def __init__(self, name: str, function: Callable[[], None]) -> None:
         self._name, self._function = name, function
+        self._finds = False
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         """Find the watched module by the other finders, and watch its execution."""
-        if fullname != self._name:
+        if fullname != self._name or self._finds:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._finds = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._finds = False
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
+            # Not sooner: programs ask for the spec to know whether the module is there.
+            sys.meta_path.remove(self)
             execute(module)
             self._function()
 

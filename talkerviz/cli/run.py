@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from talkerviz.atomic_file import is_special
 from talkerviz.cli.app import app
-from talkerviz.cli.follow import finish_child, follow_children
+from talkerviz.cli.follow import finish_child, follow_children, stop_following
 from talkerviz.cli.program import module_program, run_program, script_program, when_imported
 from talkerviz.cli.program_recorder import ProgramRecorder, RunOptions
 from talkerviz.cli.trace_options import MEASURES_PANEL, OUTPUT_PANEL, SCOPE_PANEL, Clock, Via
@@ -171,6 +171,8 @@ def run(
         code = code or recorded
     else:  # in a process that the program has forked
         finish_child()
+    if follow:
+        stop_following()
     raise SystemExit(code)
 
 

@@ -81,7 +81,7 @@ def _numbered(traces: Sequence[RecordT]) -> list[RecordT]:
     numbered = []
     for rank, trace in enumerate(sorted(traces, key=lambda trace: trace.facts["process"]["unix_ns"])):
         process = {**trace.facts["process"], "rank": rank, "world_size": len(traces)}
-        calls = trace.calls.assign(rank=np.full(len(trace.calls), rank, dtype=trace.calls["rank"].dtype))
+        calls = trace.calls.assign(rank=np.full(len(trace.calls), rank, dtype=np.int32))
         numbered.append(replace(trace, calls=calls, facts={**trace.facts, "process": process}))
     return numbered
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from command_line import Capture, talkerviz
-from pytest import MonkeyPatch
 
 from talkerviz.api import Trace
 
@@ -61,7 +61,7 @@ def called_roots(trace: Trace) -> list[str]:
     return [str(path) for path in trace.calls["path"] if "." not in path]
 
 
-def test_each_process_has_a_file(tmp_path: Path, monkeypatch: MonkeyPatch, capfd: Capture) -> None:
+def test_each_process_has_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     Path("program.py").write_text(PROGRAM)
     own = tmp_path / "environment"
@@ -95,7 +95,7 @@ def test_each_process_has_a_file(tmp_path: Path, monkeypatch: MonkeyPatch, capfd
     assert talkerviz(monkeypatch, "show", "merged.parquet", "--across", "rank", "--by", "class") == 0
 
 
-def test_a_program_that_calls_no_module_itself(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_a_program_that_calls_no_module_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("launch.py").write_text(
         "import subprocess, sys\n"

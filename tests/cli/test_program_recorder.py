@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import signal
-from collections.abc import Iterator
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import Capture, talkerviz
+from repo_paths import ROOT
 
 from talkerviz.api import Trace
 
@@ -50,7 +58,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_some_frames_of_two_models(program: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
     program.write_text(
-        f"{WAIT}\nencoder, body, head = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)\nx = encoder(x)\n"
+        f"{WAIT}\nencoder, body, head = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)\n"
+        "x = encoder(x)\n"
         "for _ in range(30):\n    x = head(body(x))\n"
         "wait_until(lambda: Path('run.parquet').exists())\n"
         "for _ in range(30):\n    x = head(body(x))\n"
@@ -150,3 +159,49 @@ def test_shapes_without_times(program: Path, monkeypatch: pytest.MonkeyPatch) ->
     calls = Trace.load("run.parquet").calls
     assert calls["host_ns"].isna().all()
     assert calls["inputs"][0][0].shape == (1, 4)
+
+
+def test_a_server_between_two_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    example = ROOT / "examples" / "server_program.py"
+    command = [sys.executable, "-m", "talkerviz", "run", "--signal", "USR2", str(example), "--port", str(port)]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def ask(length: int) -> int:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/generate/{length}", method="POST")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return len(json.load(answer)["tokens"])
+
+    def is_up() -> bool:
+        try:
+            return ask(1) == 1
+        except OSError:
+            assert server.poll() is None
+            return False
+
+    try:
+        wait_until(is_up)
+        server.send_signal(signal.SIGUSR2)
+        wait_until(lambda: any(Path().glob("*.partial")))
+        with ThreadPoolExecutor(4) as clients:
+            assert list(clients.map(ask, (3, 4, 5, 6))) == [3, 4, 5, 6]
+        server.send_signal(signal.SIGUSR2)
+        wait_until(lambda: Path("run.parquet").exists())
+        assert ask(2) == 2
+    finally:
+        server.send_signal(signal.SIGINT)
+        _, error = server.communicate()
+    calls = Trace.load("run.parquet").calls
+    assert (calls["path"] == "model").sum() == 3 + 4 + 5 + 6
+    assert calls["frame"].nunique() == 18
+    assert error.rstrip().endswith("-> run.parquet")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from pathlib import Path
@@ -76,25 +77,71 @@ def test_a_frame_of_the_program_is_late_outside_modules(tmp_path: Path) -> None:
     assert [(late.frame, late.module) for late in rec.late] == [(15, "the code outside modules")]
 
 
-def test_another_thread_that_holds_the_interpreter_is_found(tmp_path: Path) -> None:
-    net = nn.Linear(4, 4)
-    disturb, done = threading.Event(), threading.Event()
+class NeedsLock(nn.Module):
+    """Takes a lock of the program in each pass."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        super().__init__()
+        self.lock = lock
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.lock:
+            return x
+
+
+def test_a_module_that_waits_for_another_thread_is_found(tmp_path: Path) -> None:
+    lock = threading.Lock()
+    net = nn.Sequential(nn.Linear(4, 4), NeedsLock(lock), nn.Linear(4, 4))
+    disturb, holds = threading.Event(), threading.Event()
 
     def disturber() -> None:
         disturb.wait()
-        time.sleep(LATE_S)
-        done.set()
+        with lock:
+            holds.set()
+            time.sleep(LATE_S)
 
     thread = threading.Thread(target=disturber)
     thread.start()
-    with tv.flight_recorder(net, deadline_ms=LATE_S * 900, keep=1, file=tmp_path / "a.parquet") as rec:
+    with tv.flight_recorder(net, name="net", deadline_ms=LATE_S * 900, keep=1, file=tmp_path / "a.parquet") as rec:
         for frame in range(20):
-            net(X)
             if frame == 10:
                 disturb.set()
-                done.wait()
+                holds.wait()
+            net(X)
     thread.join()
-    assert [late.frame for late in rec.late] == [10]
+    assert [(late.frame, late.module) for late in rec.late] == [(10, "net.1")]
+
+
+def test_another_thread_that_holds_the_interpreter_is_found(tmp_path: Path) -> None:
+    # A regular expression runs in C and does not release the interpreter; this one backtracks for LATE_S or more.
+    length, took = 16, 0.0
+    while took < LATE_S:
+        length += 1
+        began = time.thread_time()  # on a loaded machine a frame takes longer, but not less
+        re.match(r"(a+)+b", "a" * length)
+        took = time.thread_time() - began
+    net = nn.Linear(4, 4)
+    disturb, begins, frames_before = threading.Event(), threading.Event(), 10
+
+    def disturber() -> None:
+        disturb.wait()
+        begins.set()
+        re.match(r"(a+)+b", "a" * length)
+
+    thread = threading.Thread(target=disturber)
+    thread.start()
+    with tv.flight_recorder(net, deadline_ms=took * 500, keep=1, file=tmp_path / "a.parquet") as rec:
+        for _ in range(frames_before):
+            net(X)
+        disturb.set()
+        begins.wait()
+        while thread.is_alive():  # the interpreter is taken in one of these frames
+            net(X)
+        for _ in range(3):
+            net(X)
+    assert len(rec.late) == 1
+    assert rec.late[0].frame >= frames_before - 1
+    assert rec.late[0].latency_ns > took * 5e8
 
 
 @pytest.mark.parametrize(

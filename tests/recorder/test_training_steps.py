@@ -284,3 +284,32 @@ def test_ranks_train_the_same_weights_by_ddp_and_fsdp2(tmp_path: Path) -> None:
         prefix = "net.module" if name.startswith("ddp") else "net"
         assert {f"{prefix}.{layer}" for layer in (0, 1, 2)} <= set(result["backward"])
         assert [path for path in result["optimizer"] if path == "AdamW"] == ["AdamW"] * 3
+
+
+def test_rows_of_a_loop_of_transformers_cover_its_time() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM, get_linear_schedule_with_warmup
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 256), num_hidden_layers=2, head_dim=64
+    )
+    model = LlamaForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    schedule = get_linear_schedule_with_warmup(optimizer, 2, 8)
+    batches = DataLoader([{"input_ids": torch.randint(256, (64,))} for _ in range(64)], batch_size=8)
+    logged: list[float] = []
+    with tv.recording() as rec:
+        began = time.perf_counter_ns()
+        for batch in batches:
+            loss = model(**batch, labels=batch["input_ids"]).loss
+            loss.backward()
+            logged.append(float(nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            logged.append(loss.item())
+        wall_ns = time.perf_counter_ns() - began
+    table = rec.trace.table("phase")
+    assert set(table["phase"]) == {"data", "forward", "backward", "optimizer", "other"}
+    covered = table["total_ns"].sum() / wall_ns
+    assert 0.95 <= covered <= 1.0
