@@ -206,6 +206,7 @@ def _by_collective(held: pd.DataFrame, ranks: list[int], by: WaitRows) -> pd.Dat
     names = {name: (layer_pattern(name) if by == "module" else layer_of(name)) for name in held["module"].unique()}
     if by in ("module", "layer"):
         held = held.assign(module=held["module"].map(names))
+    held = held.assign(frame=held["frame"].fillna(-1))  # a missing key is found in no index
     keys = {"frame": ["frame", "class"], "call": ["class", "module", *KEY]}.get(by, ["class", "module"])
     groups = held.groupby(keys, sort=False, dropna=False)
     peers = groups["peers"].agg(["nunique", "first"])
@@ -226,11 +227,14 @@ def _by_collective(held: pd.DataFrame, ranks: list[int], by: WaitRows) -> pd.Dat
         },
         index=groups.size().index,
     )
-    table["last"] = [f"rank {usual['last'][key]}, {_percent(share[key])}" for key in table.index]
+    often = zip(usual["last"].reindex(table.index), share.reindex(table.index), strict=True)
+    table["last"] = [f"rank {rank}, {_percent(times)}" for rank, times in often]
     seconds = groups["transfer_ns"].mean() / 1e9
     table["gbytes_per_s"] = (groups["bytes"].mean() / 1e9 / seconds.where(seconds > 0)).astype("Float64")
     whole = {str(name): "Int64" for name in table.columns if str(name).endswith("_ns") or name == "bytes"}
     rows = table.reset_index(level=keys if by != "call" else ["class", "module", "collective"])
+    if by == "frame":
+        rows["frame"] = rows["frame"].astype("Int64").where(rows["frame"] >= 0)
     ordered: pd.DataFrame = (
         rows.astype(whole).sort_values("wait_ns", ascending=False, kind="stable").reset_index(drop=True)
     )

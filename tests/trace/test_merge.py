@@ -336,6 +336,8 @@ def test_tables_of_waits(by: str, rows: int, name: object) -> None:
     assert table["gbytes_per_s"].tolist() == pytest.approx([32 / 300] * rows)
     assert table["wait_ns"].sum() == trace.ranks()["caused_ns"].sum() == 24_000
     assert table.attrs["sentence"] == stragglers(trace).sentence
+    outside = merge([with_calls(one, frame=None) for one in rank_traces(meetings, [0, 0], hosts=["a", "a"])])
+    assert outside.ranks("frame")["frame"].tolist() == [pd.NA]
     with pytest.raises(ValueError, match="by phase: not for ranks"):
         trace.ranks("phase")
 
