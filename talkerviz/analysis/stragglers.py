@@ -114,7 +114,7 @@ def _contradiction(trace: TraceRecord, mispaired: int) -> str | None:
     """Return the reason for which no rank can be named; None if waits can be told."""
     early_ns = trace.facts.get("clocks", {}).get("early_ns", 0)
     if mispaired:
-        which = f"{format_count(mispaired, 'collective')} end on one rank before they begin on another of its host"
+        which = f"{_collectives_are(mispaired)} over on one rank before they begin on another of its host"
     elif early_ns > _MAX_CLOCK_ERROR_NS:
         which = f"by the clocks of their hosts, collectives end up to {early_ns / 1e9:.1f} s before they have begun"
     else:
@@ -127,14 +127,14 @@ def _notes(trace: TraceRecord, parts: pd.DataFrame) -> tuple[str, ...]:
     notes = []
     if numbers["partial"]:
         notes.append(
-            f"{format_count(numbers['partial'], 'collective')} are not in the traces of all their ranks: waits among"
+            f"{_collectives_are(numbers['partial'])} not in the traces of all their ranks: waits among"
             " those present, a lower bound."
         )
     if numbers["left_out"]:
-        notes.append(f"{format_count(numbers['left_out'], 'collective')} are in one rank's trace alone, and left out.")
+        notes.append(f"{_collectives_are(numbers['left_out'])} in one rank's trace alone, and left out.")
     if numbers["out_of_step"]:
         notes.append(
-            f"{format_count(numbers['out_of_step'], 'collective')} are of one kind on some ranks and of another on"
+            f"{_collectives_are(numbers['out_of_step'])} of one kind on some ranks and of another on"
             " others, and left out."
         )
     if numbers["unseen"]:
@@ -164,10 +164,14 @@ def missing_ranks(trace: TraceRecord) -> tuple[str, ...]:
             unknown = sorted({*missing} - recorded)
             lines.append(
                 f"{_names(missing)} never came to {begun['path'].iloc[0]}, collective {number:,} among {peers}, in"
-                f" which {_names(sorted(set(failed['rank'])))} ended with an error or was stopped"
-                + (f"; of {_names(unknown)} there is no trace." if unknown else ".")
+                f" which {_names(sorted(set(failed['rank']))).lower()} ended with an error or was stopped"
+                + (f"; of {_names(unknown).lower()} there is no trace." if unknown else ".")
             )
     return tuple(lines)
+
+
+def _collectives_are(count: int) -> str:
+    return f"{format_count(count, 'collective')} {'is' if count == 1 else 'are'}"
 
 
 def _names(ranks: Sequence[int]) -> str:
@@ -206,6 +210,7 @@ def _by_collective(held: pd.DataFrame, ranks: list[int], by: WaitRows) -> pd.Dat
     names = {name: (layer_pattern(name) if by == "module" else layer_of(name)) for name in held["module"].unique()}
     if by in ("module", "layer"):
         held = held.assign(module=held["module"].map(names))
+    held = held.assign(frame=held["frame"].fillna(-1))  # a missing key is found in no index
     keys = {"frame": ["frame", "class"], "call": ["class", "module", *KEY]}.get(by, ["class", "module"])
     groups = held.groupby(keys, sort=False, dropna=False)
     peers = groups["peers"].agg(["nunique", "first"])
@@ -226,11 +231,14 @@ def _by_collective(held: pd.DataFrame, ranks: list[int], by: WaitRows) -> pd.Dat
         },
         index=groups.size().index,
     )
-    table["last"] = [f"rank {usual['last'][key]}, {_percent(share[key])}" for key in table.index]
+    often = zip(usual["last"].reindex(table.index), share.reindex(table.index), strict=True)
+    table["last"] = [f"rank {rank}, {_percent(times)}" for rank, times in often]
     seconds = groups["transfer_ns"].mean() / 1e9
     table["gbytes_per_s"] = (groups["bytes"].mean() / 1e9 / seconds.where(seconds > 0)).astype("Float64")
     whole = {str(name): "Int64" for name in table.columns if str(name).endswith("_ns") or name == "bytes"}
     rows = table.reset_index(level=keys if by != "call" else ["class", "module", "collective"])
+    if by == "frame":
+        rows["frame"] = rows["frame"].astype("Int64").where(rows["frame"] >= 0)
     ordered: pd.DataFrame = (
         rows.astype(whole).sort_values("wait_ns", ascending=False, kind="stable").reset_index(drop=True)
     )

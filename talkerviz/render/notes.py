@@ -171,8 +171,8 @@ def _on_ranks(processes: Sequence[Mapping[str, Any]], clocks: Mapping[str, Any])
         notes.append(f"Clocks drifted: by up to {time_text(clocks['early_ns'])} a collective is over too early.")
     if clocks.get("mispaired"):
         notes.append(
-            f"{format_count(clocks['mispaired'], 'collective')} end on one rank before they begin on another of its"
-            " host: they do not belong together."
+            "Over on one rank before they begin on another of its host:"
+            f" {format_count(clocks['mispaired'], 'collective')}, which do not belong together."
         )
     return notes
 

@@ -224,11 +224,11 @@ def test_an_arrival_before_its_call_withholds_the_sentence() -> None:
     found = stragglers(merged)
     assert found.straggler is None
     assert found.sentence == (
-        "Waits cannot be told: 5 collectives end on one rank before they begin on another of its host, so the ranks'"
-        " collectives do not belong together."
+        "Waits cannot be told: 5 collectives are over on one rank before they begin on another of its host, so the"
+        " ranks' collectives do not belong together."
     )
     assert collective_waits(merged).empty
-    assert any("5 collectives end on one rank before" in note for note in notes_on(merged))
+    assert any("another of its host: 5 collectives" in note for note in notes_on(merged))
     # On hosts with clocks of their own the same is a contradiction of their exchange.
     slow = late(1, 2)
     seconds = [Meeting(tuple(t * 10**6 for t in one.came), tuple(t * 10**6 for t in one.left)) for one in slow]
@@ -254,7 +254,7 @@ def test_groups_over_the_same_ranks_are_told_apart() -> None:
     found = stragglers(merge(traces))
     # Each group's collective is begun by a rank whose other one is over: no pair can be right.
     assert found.straggler is None
-    assert found.sentence.startswith("Waits cannot be told: 2 collectives end")
+    assert found.sentence.startswith("Waits cannot be told: 2 collectives are over")
 
 
 def test_waits_that_no_call_shows_are_told_by_arrival() -> None:
@@ -296,10 +296,10 @@ def test_who_never_came_is_told() -> None:
         stopped.append(with_calls(trace, error=error))
     gone = with_calls(traces[2]).select(frame=0)
     assert missing_ranks(merge([*stopped, gone])) == (
-        "Rank 2 never came to net.layers.0.all_reduce, collective 2 among 0-2, in which Ranks 0, 1 ended with an error"
+        "Rank 2 never came to net.layers.0.all_reduce, collective 2 among 0-2, in which ranks 0, 1 ended with an error"
         " or was stopped.",
     )
-    assert missing_ranks(merge(stopped))[0].endswith("; of Rank 2 there is no trace.")
+    assert missing_ranks(merge(stopped))[0].endswith("; of rank 2 there is no trace.")
 
 
 def test_ranks_of_different_runs_are_refused() -> None:
@@ -336,6 +336,8 @@ def test_tables_of_waits(by: str, rows: int, name: object) -> None:
     assert table["gbytes_per_s"].tolist() == pytest.approx([32 / 300] * rows)
     assert table["wait_ns"].sum() == trace.ranks()["caused_ns"].sum() == 24_000
     assert table.attrs["sentence"] == stragglers(trace).sentence
+    outside = merge([with_calls(one, frame=None) for one in rank_traces(meetings, [0, 0], hosts=["a", "a"])])
+    assert outside.ranks("frame")["frame"].tolist() == [pd.NA]
     with pytest.raises(ValueError, match="by phase: not for ranks"):
         trace.ranks("phase")
 
