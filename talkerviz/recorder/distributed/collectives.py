@@ -330,7 +330,7 @@ def _sequence_number(group: Any) -> int:
     """Return the number of collectives that a group's backends have begun; 0 where none of them counts.
 
     It is equal on all ranks that begin the same collective, whenever they began to record. Gloo counts a rank's
-    messages as well: where those differ between ranks, `trace.collective_matching` has to find it out.
+    messages as well: where those differ between ranks, wrong pairs are found by their times when traces are merged.
     """
     backends = {id(backend): backend for backend in map(group._get_backend, group._device_types)}
     total = 0
