@@ -318,7 +318,8 @@ def _masked_put(out: Tensor, x: Tensor, mask: Tensor, indices: Any, values: Tens
 
 def elements_put(x: Tensor, indices: Sequence[Tensor | None]) -> int:
     """Return the number of elements that indices select; on the meta device a mask selects all."""
-    shapes, axis, left = [], 0, list(x.shape)
+    shapes: list[tuple[int, ...]] = []
+    axis, left = 0, list(x.shape)
     for index in indices:
         if index is None:
             axis += 1
@@ -332,7 +333,7 @@ def elements_put(x: Tensor, indices: Sequence[Tensor | None]) -> int:
             shapes.append(tuple(index.shape))
         for each in axes:
             left[each] = 1
-    return int(prod(torch.broadcast_shapes(*shapes)) * prod(left))
+    return int(prod(torch.broadcast_shapes(*shapes)) * prod(left))  # type: ignore[no-untyped-call]
 
 
 def _distances(out: Tensor, x: Tensor, *_: Any, **__: Any) -> int:
