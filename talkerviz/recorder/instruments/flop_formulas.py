@@ -226,7 +226,7 @@ def _floats(value: Any) -> int:
 def _foreach(name: str, args: Sequence[Any]) -> int | None:
     """Count an operator of lists as those of their tensors; the in-place forms return nothing."""
     if name == "mm":
-        return sum(2 * a.numel() * b.shape[-1] for a, b in zip(*args[:2], strict=True))
+        return sum(2 * int(a.numel() * b.shape[-1]) for a, b in zip(*args[:2], strict=True))
     if name in _ONLY_MOVES:
         return 0
     return _OPS_PER_INPUT.get(name, 1) * _floats(args[0])
@@ -241,7 +241,7 @@ def _quantized(name: str, args: Sequence[Any], out: Any) -> int | None:
         return 2 * x.numel() * out.shape[-1]
     if name.startswith("conv"):
         weight = args[1].weight()
-        return 2 * (x if "transpose" in name else out).numel() * prod(weight.shape[1:])
+        return 2 * (x if "transpose" in name else out).numel() * int(prod(weight.shape[1:]))
     return out.numel()
 
 
@@ -415,7 +415,7 @@ def _solution(factored: float, matrix: int, right: int) -> Callable[..., int]:
     def count(out: Any, *args: Any, **_: Any) -> int:
         a, b = args[matrix], args[right]
         solution = (1 if factored < 0 else 2) * a.shape[-1] * b.numel()
-        return round(max(factored, 0) * prod(a.shape) * a.shape[-1] + solution)
+        return int(round(max(factored, 0) * prod(a.shape) * a.shape[-1] + solution))
 
     return count
 
