@@ -153,7 +153,7 @@ _ONLY_MOVES = {
     *("as_strided_scatter", "broadcast_in_dim", "collapse", "collapse_view", "convert_element_type", "copy_strided"),
     *("copy_to", "device_put", "iota", "rev", "reshape", "split_dim", "view_of", "view_of_dtype", "_uniform_helper"),
     *("maximum_value", "minimum_value", "_histogramdd_from_bin_cts", "_histogramdd_from_bin_tensors"),
-    *("_histogramdd_bin_edges", "_dyn_quant_pack_4bit_weight", "nonzero_static", "_transform_bias_rescale_qkv_copy"),
+    *("_histogramdd_bin_edges", "_dyn_quant_pack_4bit_weight", "nonzero_static"),
 }
 
 # Views that their schemas do not declare as such.
@@ -415,7 +415,7 @@ def _solution(factored: float, matrix: int, right: int) -> Callable[..., int]:
     def count(out: Any, *args: Any, **_: Any) -> int:
         a, b = args[matrix], args[right]
         solution = (1 if factored < 0 else 2) * a.shape[-1] * b.numel()
-        return int(round(max(factored, 0) * prod(a.shape) * a.shape[-1] + solution))
+        return int(max(factored, 0) * prod(a.shape) * a.shape[-1] + solution + 0.5)
 
     return count
 
