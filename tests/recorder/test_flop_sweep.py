@@ -1,4 +1,4 @@
-"""FLOP of the layers, losses and operators in torch's own test databases; `benchmarks/flop_sweep.py` runs all inputs."""
+"""FLOP of layers, losses and operators in torch's own test databases; `benchmarks/flop_sweep.py` runs all inputs."""
 
 from __future__ import annotations
 

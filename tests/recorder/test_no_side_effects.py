@@ -872,17 +872,17 @@ def test_figures_of_operators_that_take_functions() -> None:
     model, run = PROGRAMS["loops of operators"]()
     with tv.recording(model, measure="cost") as rec:
         run()
-    assert rec.trace.calls["flops"].isna().tolist() == [True, False]
-    assert [name.startswith("while_loop") for name in rec.trace.facts["unknown_operators"]] == [True]
+    assert rec.trace.calls["uncounted_operators"].tolist() == [0, 0]
+    assert not rec.trace.facts["unknown_operators"]
 
 
-def test_figures_of_nested_tensors_are_empty() -> None:
+def test_figures_of_nested_tensors() -> None:
     for name in ("strided nested tensors", "jagged nested tensors", "a padding mask"):
         model, run = PROGRAMS[name]()
         with torch.no_grad(), tv.recording(model, measure="cost") as rec:
             run()
-        assert rec.trace.calls["bytes_read"].isna().iloc[0]
-        assert rec.trace.facts["unknown_operators"]
+        assert rec.trace.calls["bytes_read"].iloc[0] > 0
+        assert rec.trace.calls["flops"].iloc[0] > 0
 
 
 def test_a_fault_of_the_recorder_s_own_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ _READS_ROWS = frozenset(("embedding", "index", "gather", "index_select", *EMBEDD
 _EMBEDDINGS = frozenset(("embedding", *EMBEDDING_BAGS))
 _WRITES_ROWS = frozenset(("index_put_", "index_copy_", "scatter_"))
 _ONLY_WRITES = frozenset(("copy_", "fill_", "zero_", "normal_", "uniform_", "index_put_", "index_copy_", "scatter_"))
-_CONTROL_FLOW = frozenset(("cond", "while_loop", "map_impl", "scan", "associative_scan"))
+_CONTROL_FLOW = frozenset(("cond", "while_loop", "while_loop_stack_output", "map_impl", "scan", "associative_scan"))
 _MAX_STORAGES = 100_000  # known by address, before those that are freed are dropped
 
 _Part = tuple[int, Any, int]
@@ -76,9 +76,7 @@ class FlopCounter(OperatorMode, Instrument):
         """Run the operator and count it."""
         kwargs = kwargs or {}
         if any(map(_dispatches, types)):
-            return (
-                NotImplemented  # a wrapper subclass runs operators on the tensors that it holds, and these are counted
-            )
+            return NotImplemented  # it runs operators on the tensors that it holds, and these are counted
         if _infers_shapes(args):
             return func(*args, **kwargs)
         takes_functions = isinstance(func, HigherOrderOperator)
@@ -147,7 +145,12 @@ class FlopCounter(OperatorMode, Instrument):
 
     def _note(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         name = func._overloadpacket.__name__
-        flops = flops_of(func, args, kwargs, out)
+        try:
+            flops = flops_of(func, args, kwargs, out)
+        except RuntimeError:
+            if not any(tensor.is_nested for tensor in tensors_of([*args, *kwargs.values()])):
+                raise
+            flops = None  # its formula needs sizes that a nested tensor does not have
         operator = len(self._flops)
         results = _with_storage(out)
         reads, writes = [], []
@@ -214,7 +217,7 @@ class FlopCounter(OperatorMode, Instrument):
             if born >= 0:
                 self._created[-1].append(number)
         if tensor.is_nested:  # rows differ in size
-            return number, ("nested", tensor.storage_offset()), tensor.numel() * tensor.element_size()
+            return number, (0, (tensor.numel(),), ()), tensor.numel() * tensor.element_size()
         sizes, strides = tensor.shape, tensor.stride()
         # A dimension of stride 0 is a single row, repeated.
         elements = 1
@@ -319,7 +322,7 @@ class FlopCounter(OperatorMode, Instrument):
         return sum(min(self._storages[number].bytes, sum(sizes.values())) for number, sizes in parts.items())
 
 
-def _dispatches(kind: type) -> bool:
+def _dispatches(kind: Any) -> bool:
     """Return whether a tensor subclass runs other operators for its own, as those of quantised weights and DTensor."""
     return not issubclass(kind, FakeTensor) and kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
 

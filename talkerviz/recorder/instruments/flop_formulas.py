@@ -153,7 +153,7 @@ _ONLY_MOVES = {
     *("as_strided_scatter", "broadcast_in_dim", "collapse", "collapse_view", "convert_element_type", "copy_strided"),
     *("copy_to", "device_put", "iota", "rev", "reshape", "split_dim", "view_of", "view_of_dtype", "_uniform_helper"),
     *("maximum_value", "minimum_value", "_histogramdd_from_bin_cts", "_histogramdd_from_bin_tensors"),
-    *("_histogramdd_bin_edges", "_dyn_quant_pack_4bit_weight", "nonzero_static", "_transform_bias_rescale_qkv_copy"),
+    *("_histogramdd_bin_edges", "_dyn_quant_pack_4bit_weight", "nonzero_static"),
 }
 
 # Views that their schemas do not declare as such.
@@ -226,7 +226,7 @@ def _floats(value: Any) -> int:
 def _foreach(name: str, args: Sequence[Any]) -> int | None:
     """Count an operator of lists as those of their tensors; the in-place forms return nothing."""
     if name == "mm":
-        return sum(2 * a.numel() * b.shape[-1] for a, b in zip(*args[:2], strict=True))
+        return sum(2 * int(a.numel() * b.shape[-1]) for a, b in zip(*args[:2], strict=True))
     if name in _ONLY_MOVES:
         return 0
     return _OPS_PER_INPUT.get(name, 1) * _floats(args[0])
@@ -241,7 +241,7 @@ def _quantized(name: str, args: Sequence[Any], out: Any) -> int | None:
         return 2 * x.numel() * out.shape[-1]
     if name.startswith("conv"):
         weight = args[1].weight()
-        return 2 * (x if "transpose" in name else out).numel() * prod(weight.shape[1:])
+        return 2 * (x if "transpose" in name else out).numel() * int(prod(weight.shape[1:]))
     return out.numel()
 
 
@@ -318,7 +318,8 @@ def _masked_put(out: Tensor, x: Tensor, mask: Tensor, indices: Any, values: Tens
 
 def elements_put(x: Tensor, indices: Sequence[Tensor | None]) -> int:
     """Return the number of elements that indices select; on the meta device a mask selects all."""
-    shapes, axis, left = [], 0, list(x.shape)
+    shapes: list[tuple[int, ...]] = []
+    axis, left = 0, list(x.shape)
     for index in indices:
         if index is None:
             axis += 1
@@ -332,7 +333,7 @@ def elements_put(x: Tensor, indices: Sequence[Tensor | None]) -> int:
             shapes.append(tuple(index.shape))
         for each in axes:
             left[each] = 1
-    return int(prod(torch.broadcast_shapes(*shapes)) * prod(left))
+    return int(prod(torch.broadcast_shapes(*shapes)) * prod(left))  # type: ignore[no-untyped-call]
 
 
 def _distances(out: Tensor, x: Tensor, *_: Any, **__: Any) -> int:
@@ -414,7 +415,7 @@ def _solution(factored: float, matrix: int, right: int) -> Callable[..., int]:
     def count(out: Any, *args: Any, **_: Any) -> int:
         a, b = args[matrix], args[right]
         solution = (1 if factored < 0 else 2) * a.shape[-1] * b.numel()
-        return round(max(factored, 0) * prod(a.shape) * a.shape[-1] + solution)
+        return int(max(factored, 0) * prod(a.shape) * a.shape[-1] + solution + 0.5)
 
     return count
 
