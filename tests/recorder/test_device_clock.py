@@ -31,7 +31,7 @@ from talkerviz.render.terminal.summary_table import render_table
 from talkerviz.trace.event_log import DEVICE_CLOCKS
 from talkerviz.trace.join import join
 
-both_stamps = pytest.mark.parametrize("stamps_class", {DeviceStamps, PythonDeviceStamps})
+both_stamps = pytest.mark.parametrize("stamps_class", [*dict.fromkeys((DeviceStamps, PythonDeviceStamps))])
 
 
 def rounded(calls: Any, name: str = "device_ns") -> list[float]:
