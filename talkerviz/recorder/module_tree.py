@@ -87,10 +87,18 @@ def parameter_sizes(modules: Iterable[nn.Module]) -> tuple[int, int]:
     """
     distinct = {id(parameter): parameter for module in modules for parameter in module.parameters()}
     sized = [parameter for parameter in distinct.values() if not is_lazy(parameter)]
-    return sum(parameter.numel() for parameter in sized), sum(map(_stored_bytes, sized))
+    return sum(parameter.numel() for parameter in sized), sum(map(_bytes_of, sized))
 
 
 _MAX_HELD_DEPTH = 2  # objects from a weight to a tensor: scales of bitsandbytes have scales of their own
+
+
+def _bytes_of(parameter: Tensor) -> int:
+    """Return the bytes that a parameter holds; those of its elements where a subclass does not say what it holds."""
+    try:
+        return _stored_bytes(parameter)
+    except Exception:  # code of the subclass
+        return parameter.numel() * parameter.element_size()
 
 
 def _stored_bytes(tensor: Tensor) -> int:
@@ -99,7 +107,8 @@ def _stored_bytes(tensor: Tensor) -> int:
         return tensor.numel() * tensor.element_size()
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
-        return sum(_stored_bytes(getattr(tensor, name)) for name in names)
+        parts = [getattr(tensor, name) for name in names]
+        return sum(_stored_bytes(part) for part in parts if isinstance(part, Tensor))  # a DTensor has its mesh too
     own = _address(tensor)
     held: dict[int, Tensor] = {}
     _add_held(vars(tensor), held, _MAX_HELD_DEPTH)
