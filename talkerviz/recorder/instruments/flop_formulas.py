@@ -183,7 +183,8 @@ def flops_of(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -
     if func.namespace == "quantized":
         return _quantized(name, args, out)
     if functional in _OPS_PER_INPUT:
-        return _OPS_PER_INPUT[functional] * _floats(args[0])
+        # Sums of floats into integers are bookkeeping, as transformers' offsets of the tokens of each expert.
+        return 0 if isinstance(out, Tensor) and not _floats(out) else _OPS_PER_INPUT[functional] * _floats(args[0])
     if is_view(func) or functional in _ONLY_MOVES or func.namespace in COLLECTIVE or not _floats(out):
         return 0
     if torch.Tag.view_copy in func.tags:

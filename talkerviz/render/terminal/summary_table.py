@@ -65,7 +65,7 @@ def render_table(
     columns = {name: columns[name] for name in names}
     if "module" in columns:
         others = sum(widths[name] + COLUMN_GAP for name in names if name != "module")
-        room = max(_MIN_PATH_CHARACTERS, width - others - COLUMN_GAP)
+        room = max(_MIN_PATH_CHARACTERS, width - others - 1)
         columns["module"] = [(break_name(text, room), style) for text, style in columns["module"]]
     unfolded = _unfolded_widths(columns) if len(shown) else {}
     fits = bool(unfolded) and sum(unfolded.values()) + COLUMN_GAP * len(names) <= width
