@@ -146,7 +146,6 @@ class TrainingSteps:
         self._events, self._stamp, self._has_stamps, self._undo = events, stamp, has_stamps, undo
         gc.collect()  # optimizers of loops that have ended are no longer those of the program
         self._known = WeakSet(value for value in gc.get_objects() if issubclass(type(value), Optimizer))
-        self._uses_optimizer = bool(self._known)
         patch_method(Optimizer, "__init__", self._wrap_init, undo)
         patch_method(torch.autograd, "_engine_run_backward", self._wrap_backward, undo)
         patch_method(_BaseDataLoaderIter, "__next__", self._wrap_next, undo)
@@ -225,7 +224,9 @@ class TrainingSteps:
 
     def on_pass(self, module: nn.Module) -> bool:
         """Mark a pass of the loop, and return whether it was one; other passes have their own phases."""
-        if not self.began and module.training and torch.is_grad_enabled() and self._is_optimised(module):
+        if not self._uses_optimizer and module.training and torch.is_grad_enabled():
+            self._uses_optimizer = self._is_optimised(module)
+        if not self.began and self._uses_optimizer and module.training and torch.is_grad_enabled():
             self._begin_loop(self._frame_after_last())
         if not self.began or not self._is_here():
             return False
@@ -269,7 +270,7 @@ class TrainingSteps:
         return next_batch
 
     def _on_data(self) -> None:
-        if not self.began and self._uses_optimizer and torch.is_grad_enabled():
+        if not self.began and self._known and torch.is_grad_enabled():
             self._begin_loop(self._frame_after_last())
         if not self.began or not self._is_here() or self._open:
             return

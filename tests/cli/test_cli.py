@@ -92,7 +92,7 @@ def test_show(by: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capt
 
 
 def test_side_by_side(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    assert talkerviz(monkeypatch, "show", tiny, "--across", "phase") == 0
+    assert talkerviz(monkeypatch, "show", tiny, "--across", "phase", "--top", 500) == 0
     shown = capsys.readouterr().out
     assert "Time by module, phases side by side" in shown
     assert "talker.model.layers.*.self_attn.q_proj" in shown

@@ -42,8 +42,11 @@ def switch():
     os.kill(os.getpid(), signal.SIGUSR2)
 
 
+plain_call = nn.Module.__call__
+
+
 def is_recorded():
-    return any(Path().glob("*.partial"))
+    return nn.Module.__call__ is not plain_call
 """
 
 

@@ -93,9 +93,9 @@ class Moves(nn.Module):
 
 
 moves = Moves()
-for device in (0, 1):
-    library.made_up_work(device, 60 * MS)
 with tv.recording(moves, clock="device-all") as rec:
+    for device in (0, 1):
+        library.made_up_work(device, 60 * MS)
     moves(x)
 seen["devices"], seen["several_devices"] = times(rec.trace), rec.trace.facts["several_devices"]
 seen["current"] = torch.accelerator.current_device_index()

@@ -331,5 +331,5 @@ def test_modules_that_do_not_know_their_size_yet(any_tap: str) -> None:
         found = model(x)
     assert torch.equal(found, model(x))
     assert tree(rec.trace) == ["", " 0", " 1"]
-    assert [module.parameters for module in rec.trace.modules] == [0, 10, 0]
+    assert [module.parameters for module in rec.trace.modules] == [10, 10, 0]  # of a module and all in it
     assert rec.trace.calls["class"].tolist() == ["Sequential", "Linear", "ReLU"]

@@ -62,6 +62,7 @@ class FlopCounter(OperatorMode, Instrument):
         self._reads: list[list[_Part]] = []
         self._writes: list[list[_Part]] = []
         self._unmeasured: list[bool] = []  # whether its bytes are unknown
+        self._faulty: list[int] = []  # operators at which the recorder itself failed, ascending
         self._stamps: list[int] = []  # number of operators at each entry or exit of a call
         self._elsewhere: list[int] = []  # number of stamps at each stamp of another thread
         self._open: list[int] = [-1]  # stamps at the entries of open calls, outermost first
@@ -100,6 +101,7 @@ class FlopCounter(OperatorMode, Instrument):
                 self._note(func, args, kwargs, out)
         except Exception as error:
             self._note_unmeasured(func)
+            self._faulty.append(len(self._flops) - 1)
             self._fault(error)
         return out
 
@@ -265,7 +267,9 @@ class FlopCounter(OperatorMode, Instrument):
         unmeasured = np.cumsum([0, *self._unmeasured])
         unseen[rows] = (others[0] != others[1]) | (unmeasured[end] != unmeasured[begin])
         delegated = np.ones(len(calls), dtype=bool)
-        delegated[rows] = others[0] != others[1]
+        # What was not counted by a fault is no lower bound that a note explains.
+        faulty = [np.searchsorted(self._faulty, each, side="left") for each in (begin, end)]
+        delegated[rows] = (others[0] != others[1]) | (faulty[0] != faulty[1])
         uncounted = np.zeros(len(calls), dtype=np.int64)
         uncounted[rows] = unknown[end] - unknown[begin]
         columns = {
