@@ -90,7 +90,7 @@ def compare(before: TraceRecord, after: TraceRecord, by: str = "module") -> pd.D
     # Phases are few and all looked at; of many modules some differ by chance.
     few = [chance < 1 - CONFIDENCE for chance in chances.values()]
     for at, is_certain in zip(chances, few if by == "phase" else certain_of([*chances.values()]), strict=True):
-        rows[at]["significant"] = is_certain and _clear(rows[at])
+        rows[at]["significant"] = is_certain and is_beyond_noise(rows[at])
     named = {
         "pattern": ["module", "class"],
         "module": ["module", "class"],
@@ -208,7 +208,7 @@ def _compared(one: _Row | None, two: _Row | None) -> dict[str, Any]:
     return row | {"status": "same" if same else "changed"}
 
 
-def _clear(row: Mapping[str, Any]) -> bool:
+def is_beyond_noise(row: Mapping[str, Any]) -> bool:
     """Return whether all of a row's interval is a change, and not one that equal processes have too."""
     return bool(row["low"] > PROCESS_NOISE or row["high"] < -PROCESS_NOISE)
 

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from talkerviz.analysis.compare import PROCESS_NOISE
+from talkerviz.analysis.compare import PROCESS_NOISE, is_beyond_noise
 from talkerviz.analysis.structure import StructureDiff
 from talkerviz.render.charts.label_text import CHANGE_MARKS
 from talkerviz.render.escape import visible
@@ -141,8 +141,7 @@ def _verdict(row: dict[Any, Any]) -> str:
     if pd.isna(row["low"]):
         return "one frame"
     if not row["significant"]:
-        clear = row["low"] > PROCESS_NOISE or row["high"] < -PROCESS_NOISE
-        return "too few frames" if clear else "within noise"
+        return "too few frames" if is_beyond_noise(row) else "within noise"
     return "slower" if row["change"] > 0 else "faster"
 
 
